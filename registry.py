@@ -1,0 +1,33 @@
+"""Names for classes, so that a config can choose them: networks, predictors, correctors."""
+from errors import UserError
+
+
+class Registry:
+    """A table from names to classes that answers an unknown name with the known ones.
+
+    Used as a decorator, plain (`@register`, the class's own name) or with a name (`@register(name='ddpm')`).
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._classes = {}
+
+    def register(self, cls=None, *, name=None):
+        """Enters `cls` under `name` (its own name where none is given) and returns it; ValueError where the name is taken."""
+        if cls is None:
+            return lambda cls: self.register(cls, name=name)
+        key = name or cls.__name__
+        if self._classes.get(key, cls) is not cls:
+            raise ValueError(f'the {self.kind} name {key!r} is taken by {self._classes[key].__module__}.{self._classes[key].__qualname__}')
+        self._classes[key] = cls
+        return cls
+
+    def get(self, name: str):
+        """The class called `name`; UserError with the known names where there is none."""
+        if name not in self._classes:
+            raise UserError(f'unknown {self.kind} {name!r}: known are {", ".join(self.names())}')
+        return self._classes[name]
+
+    def names(self) -> list[str]:
+        """The known names, sorted."""
+        return sorted(self._classes)
