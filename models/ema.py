@@ -1,0 +1,63 @@
+"""An exponential moving average of parameters (Polyak & Juditsky 1992), whose copy is what one samples from."""
+import torch
+
+
+class ExponentialMovingAverage:
+    """shadow <- d shadow + (1 - d) parameter at each `update`.
+
+    d is `decay`, or with `use_num_updates` the smaller of it and (1 + n) / (10 + n) at the n-th update, so that the average
+    forgets its start. `shadow_params` has the order of `parameters`, of those that require a gradient.
+    """
+
+    def __init__(self, parameters, decay: float, use_num_updates: bool = True):
+        if not 0 <= decay <= 1:
+            raise ValueError(f'decay must lie in [0, 1], got {decay}')
+        self.decay = decay
+        self.num_updates = 0 if use_num_updates else None
+        self.shadow_params = [p.detach().clone() for p in parameters if p.requires_grad]
+        self.collected_params = []
+
+    def _paired(self, parameters, own):
+        theirs = [p for p in parameters if p.requires_grad]
+        if [p.shape for p in theirs] != [s.shape for s in own]:
+            raise ValueError(f'the average is of {len(own)} tensors, which are not those of the {len(theirs)} parameters given: '
+                             'their numbers or shapes differ')
+        return theirs
+
+    @torch.no_grad()
+    def update(self, parameters):
+        """One step of the average towards `parameters`."""
+        decay = self.decay
+        if self.num_updates is not None:
+            self.num_updates += 1
+            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(self.shadow_params, self._paired(parameters, self.shadow_params), 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, parameters):
+        """Overwrites `parameters` with the average."""
+        torch._foreach_copy_(self._paired(parameters, self.shadow_params), self.shadow_params)
+
+    def store(self, parameters):
+        """Keeps a copy of `parameters`, to come back with `restore`."""
+        self.collected_params = [p.detach().clone() for p in parameters if p.requires_grad]
+
+    @torch.no_grad()
+    def restore(self, parameters):
+        """Brings back what `store` kept."""
+        torch._foreach_copy_(self._paired(parameters, self.collected_params), self.collected_params)
+        self.collected_params = []
+
+    def state_dict(self) -> dict:
+        return dict(decay=self.decay, num_updates=self.num_updates, shadow_params=self.shadow_params)
+
+    def load_state_dict(self, state_dict: dict):
+        """Takes over an average of the same parameters; ValueError, before anything changes, where numbers or shapes differ."""
+        loaded = [torch.as_tensor(p) for p in state_dict['shadow_params']]
+        for i, (own, new) in enumerate(zip(self.shadow_params, loaded)):
+            if own.shape != new.shape:
+                raise ValueError(f'the moving average in the state has shape {tuple(new.shape)} at position {i}, not {tuple(own.shape)}')
+        if len(loaded) != len(self.shadow_params):
+            raise ValueError(f'the moving average in the state has {len(loaded)} tensors, this network {len(self.shadow_params)}')
+        self.decay, self.num_updates = state_dict['decay'], state_dict['num_updates']
+        self.shadow_params = [new.to(own, copy=True) for own, new in zip(self.shadow_params, loaded)]

@@ -1,0 +1,177 @@
+"""Blocks of DDPM's U-Net (Ho et al. 2020), on which NCSN++ and DDPM++ build too. Feature maps are (B, C, H, W), embeddings (B, D).
+
+Attributes such as `GroupNorm_0` are the names of the published checkpoints.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from errors import UserError
+
+ACTIVATIONS = {'elu': F.elu, 'relu': F.relu, 'lrelu': lambda x: F.leaky_relu(x, 0.2), 'swish': F.silu}
+
+
+def get_act(config):
+    """The activation function that `config.model.nonlinearity` names."""
+    name = config.model.nonlinearity.lower()
+    if name not in ACTIVATIONS:
+        raise UserError(f'config.model.nonlinearity is {config.model.nonlinearity!r}: known are {", ".join(ACTIVATIONS)}')
+    return ACTIVATIONS[name]
+
+
+def default_init(scale: float = 1.0):
+    """shape -> a tensor, uniform with variance scale / fan_avg (Glorot & Bengio 2010); scale 0 stands for 1e-10.
+
+    Shapes are (out, in, ...) or, for matrices, either way round: the average of the fans is symmetric.
+    """
+    def init(shape):
+        taps = math.prod(shape[2:])
+        fan_avg = (shape[0] + shape[1]) * taps / 2
+        return (2 * torch.rand(*shape) - 1) * math.sqrt(3 * (scale or 1e-10) / fan_avg)
+    return init
+
+
+def _initialized(layer, init_scale: float):
+    with torch.no_grad():
+        layer.weight.copy_(default_init(init_scale)(layer.weight.shape))
+        if layer.bias is not None:
+            layer.bias.zero_()
+    return layer
+
+
+def dense(in_dim: int, out_dim: int) -> nn.Linear:
+    return _initialized(nn.Linear(in_dim, out_dim), 1.0)
+
+
+def conv1x1(in_planes, out_planes, stride=1, bias=True, init_scale=1.0, padding=0):
+    return _initialized(nn.Conv2d(in_planes, out_planes, 1, stride, padding, bias=bias), init_scale)
+
+
+def conv3x3(in_planes, out_planes, stride=1, bias=True, dilation=1, init_scale=1.0, padding=1):
+    return _initialized(nn.Conv2d(in_planes, out_planes, 3, stride, padding, dilation, bias=bias), init_scale)
+
+
+def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
+    """Group normalization; without `groups`, of at least four channels each and at most 32 groups, as in NCSN++."""
+    groups = groups or min(channels // 4, 32)
+    if groups == 0 or channels % groups:
+        raise UserError(f'{channels} channels do not divide into {groups or "groups of four"}'
+                        f'{" groups" if groups else ""}: change config.model.nf or ch_mult')
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def merge(x, h, rescale: bool):
+    """The sum of two branches, scaled to keep its variance where `rescale`."""
+    return (x + h) / math.sqrt(2) if rescale else x + h
+
+
+def get_timestep_embedding(timesteps, embedding_dim: int, max_positions: int = 10000):
+    """Sines and cosines of `timesteps` (B,) at `embedding_dim` / 2 geometric frequencies from 1 to 1/max_positions: (B, embedding_dim).
+
+    Vaswani et al. 2017, Sec. 3.5, with all sines before all cosines; an odd dimension ends with a zero.
+    """
+    if timesteps.ndim != 1:
+        raise ValueError(f'timesteps must have shape (batch,), got {tuple(timesteps.shape)}')
+    timesteps = timesteps if timesteps.is_floating_point() else timesteps.float()
+    half = embedding_dim // 2
+    steps = torch.arange(half, dtype=timesteps.dtype, device=timesteps.device)
+    angles = timesteps[:, None] * torch.exp(steps * (-math.log(max_positions) / max(half - 1, 1)))
+    return F.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, embedding_dim % 2))
+
+
+class NIN(nn.Module):
+    """A 1x1 convolution, kept as a matrix W (in, out) and a bias b (Lin et al. 2013, "network in network")."""
+
+    def __init__(self, in_dim, num_units, init_scale=0.1):
+        super().__init__()
+        self.W = nn.Parameter(default_init(init_scale)((in_dim, num_units)))
+        self.b = nn.Parameter(torch.zeros(num_units))
+
+    def forward(self, x):
+        return F.conv2d(x, self.W.t()[..., None, None], self.b)
+
+
+class AttnBlock(nn.Module):
+    """Self-attention with one head over all pixels, added to its input."""
+
+    def __init__(self, channels, skip_rescale=False, init_scale=0.0, groups=32):
+        super().__init__()
+        self.GroupNorm_0 = group_norm(channels, groups)
+        for i in range(3):  # queries, keys, values
+            self.add_module(f'NIN_{i}', NIN(channels, channels))
+        self.NIN_3 = NIN(channels, channels, init_scale)
+        self.skip_rescale = skip_rescale
+
+    def forward(self, x):
+        h = self.GroupNorm_0(x)
+        q, k, v = (project(h).flatten(2).transpose(1, 2)[:, None] for project in (self.NIN_0, self.NIN_1, self.NIN_2))
+        h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
+        return merge(x, self.NIN_3(h), self.skip_rescale)
+
+
+class Upsample(nn.Module):
+    """Twice the size by repeating pixels, then a 3x3 convolution if `with_conv`."""
+
+    def __init__(self, channels, with_conv=False):
+        super().__init__()
+        if with_conv:
+            self.Conv_0 = conv3x3(channels, channels)
+        self.with_conv = with_conv
+
+    def forward(self, x, temb=None):
+        x = F.interpolate(x, scale_factor=2, mode='nearest')
+        return self.Conv_0(x) if self.with_conv else x
+
+
+class Downsample(nn.Module):
+    """Half the size by a 3x3 convolution of stride 2 if `with_conv`, else by averaging."""
+
+    def __init__(self, channels, with_conv=False):
+        super().__init__()
+        if with_conv:
+            self.Conv_0 = conv3x3(channels, channels, stride=2, padding=0)
+        self.with_conv = with_conv
+
+    def forward(self, x, temb=None):
+        return self.Conv_0(F.pad(x, (0, 1, 0, 1))) if self.with_conv else F.avg_pool2d(x, 2)
+
+
+class ResnetBlock(nn.Module):
+    """norm, act, conv, + time, norm, act, dropout, conv; added to its input. Subclasses say how the input gets its new shape."""
+
+    projection = None  # the name of the layer that brings the input to the output's shape, where they differ
+
+    def __init__(self, act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, groups):
+        super().__init__()
+        self.GroupNorm_0 = group_norm(in_ch, groups)
+        self.Conv_0 = conv3x3(in_ch, out_ch)
+        self.Dense_0 = dense(temb_dim, out_ch) if temb_dim is not None else None
+        self.GroupNorm_1 = group_norm(out_ch, groups)
+        self.Dropout_0 = nn.Dropout(dropout)
+        self.Conv_1 = conv3x3(out_ch, out_ch, init_scale=init_scale)
+        self.act, self.skip_rescale = act, skip_rescale
+
+    def resample(self, x):
+        return x
+
+    def forward(self, x, temb=None):
+        h = self.act(self.GroupNorm_0(x))
+        x, h = self.resample(x), self.Conv_0(self.resample(h))
+        if temb is not None:
+            h = h + self.Dense_0(self.act(temb))[..., None, None]
+        h = self.Conv_1(self.Dropout_0(self.act(self.GroupNorm_1(h))))
+        return merge(getattr(self, self.projection)(x) if self.projection else x, h, self.skip_rescale)
+
+
+class ResnetBlockDDPM(ResnetBlock):
+    """The residual block of DDPM."""
+
+    def __init__(self, act, in_ch, out_ch=None, temb_dim=None, conv_shortcut=False, dropout=0.1, skip_rescale=False, init_scale=0.0,
+                 groups=32):
+        out_ch = out_ch or in_ch
+        super().__init__(act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, groups)
+        if in_ch != out_ch:
+            self.projection = 'Conv_2' if conv_shortcut else 'NIN_0'
+            self.add_module(self.projection, conv3x3(in_ch, out_ch) if conv_shortcut else NIN(in_ch, out_ch))

@@ -1,0 +1,92 @@
+"""Blocks of NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.1 and Appendix H): FIR resampling, BigGAN blocks, rescaled skips."""
+import functools
+import math
+
+import torch
+from torch import nn
+
+from .layers import NIN, AttnBlock, ResnetBlock, ResnetBlockDDPM, conv1x1, conv3x3  # noqa: F401 (NIN: notebooks)
+from .up_or_down_sampling import Conv2d, downsample_2d, naive_downsample_2d, naive_upsample_2d, upsample_2d
+
+# The blocks of DDPM with NCSN++'s normalization, whose number of groups follows the number of channels.
+AttnBlockpp = functools.partial(AttnBlock, groups=None)
+ResnetBlockDDPMpp = functools.partial(ResnetBlockDDPM, groups=None)
+
+
+class GaussianFourierProjection(nn.Module):
+    """Sines and cosines of x (B,) at random, fixed frequencies with standard deviation `scale`: (B, 2 embedding_size)."""
+
+    def __init__(self, embedding_size=256, scale=1.0):
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(embedding_size) * scale, requires_grad=False)
+
+    def forward(self, x):
+        angles = x[:, None] * self.W * (2 * math.pi)  # in this order: large angles round as published
+        return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+class Combine(nn.Module):
+    """Joins x, brought to the channels of y by a 1x1 convolution, with y: their sum (`method='sum'`) or both ('cat')."""
+
+    def __init__(self, dim1, dim2, method='cat'):
+        super().__init__()
+        if method not in ('cat', 'sum'):
+            raise ValueError(f"method must be 'cat' or 'sum', got {method!r}")
+        self.Conv_0 = conv1x1(dim1, dim2)
+        self.method = method
+
+    def forward(self, x, y):
+        h = self.Conv_0(x)
+        return torch.cat([h, y], 1) if self.method == 'cat' else h + y
+
+
+class Upsample(nn.Module):
+    """Twice the size, by FIR filtering or by repetition, with a 3x3 convolution if `with_conv`."""
+
+    def __init__(self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)):
+        super().__init__()
+        self.fir_kernel, self.conv = fir_kernel if fir else None, None
+        if with_conv:
+            self.conv = 'Conv2d_0' if fir else 'Conv_0'
+            out_ch = out_ch or in_ch
+            self.add_module(self.conv, Conv2d(in_ch, out_ch, 3, up=True, resample_kernel=fir_kernel) if fir else conv3x3(in_ch, out_ch))
+
+    def forward(self, x, temb=None):
+        if self.fir_kernel and self.conv:
+            return self.Conv2d_0(x)
+        x = upsample_2d(x, self.fir_kernel) if self.fir_kernel else naive_upsample_2d(x)
+        return self.Conv_0(x) if self.conv else x
+
+
+class Downsample(nn.Module):
+    """Half the size, by FIR filtering or by averaging (by a strided 3x3 convolution if `with_conv`)."""
+
+    def __init__(self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)):
+        super().__init__()
+        self.fir_kernel, self.conv = fir_kernel if fir else None, None
+        if with_conv:
+            self.conv = 'Conv2d_0' if fir else 'Conv_0'
+            out_ch = out_ch or in_ch
+            self.add_module(self.conv, Conv2d(in_ch, out_ch, 3, down=True, resample_kernel=fir_kernel) if fir
+                            else conv3x3(in_ch, out_ch, stride=2, padding=0))
+
+    def forward(self, x, temb=None):
+        if self.conv:
+            return self.Conv2d_0(x) if self.fir_kernel else self.Conv_0(nn.functional.pad(x, (0, 1, 0, 1)))
+        return downsample_2d(x, self.fir_kernel) if self.fir_kernel else naive_downsample_2d(x)
+
+
+class ResnetBlockBigGANpp(ResnetBlock):
+    """The residual block of BigGAN (Brock et al. 2019), which may resample on the way."""
+
+    def __init__(self, act, in_ch, out_ch=None, temb_dim=None, up=False, down=False, dropout=0.1, fir=False, fir_kernel=(1, 3, 3, 1),
+                 skip_rescale=True, init_scale=0.0):
+        out_ch = out_ch or in_ch
+        super().__init__(act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, groups=None)
+        if in_ch != out_ch or up or down:
+            self.projection = 'Conv_2'
+            self.Conv_2 = conv1x1(in_ch, out_ch)
+        self.resampler = (Upsample if up else Downsample)(fir=fir, fir_kernel=fir_kernel) if up or down else None
+
+    def resample(self, x):
+        return x if self.resampler is None else self.resampler(x)

@@ -1,0 +1,135 @@
+"""NCSN (Song & Ermon 2019) and NCSNv2 (Song & Ermon 2020) for images of about 64, 128 and 256 pixels: RefineNets of the score.
+
+The encoder's stages and the decoder's refinements are tables; channels are multiples of `model.nf`. NCSN is told the noise level
+by its normalization, its output is the score; NCSNv2 is not told, and divides its output by sigma (Technique 3).
+"""
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from errors import UserError
+
+from .layers import get_act
+from .normalization import get_normalization
+from .refinenet import RefineBlock, ResidualBlock, _conv
+from .utils import accept, get_sigmas, register_model
+
+
+class Stage(NamedTuple):
+    """Two residual blocks that make `width` x nf channels, the first of which goes down (in size, or in dilation)."""
+    name: str
+    width: int
+    down: bool = True
+    dilation: int = 1
+
+
+class RefineNet(nn.Module):
+    """(x (B, C, H, W), labels (B,)) -> (B, C, H, W)."""
+
+    stages: list[Stage]  # from fine to coarse
+    refinements: list[tuple[str, int]]  # name and width, from coarse to fine
+    conditional = False
+
+    def __init__(self, config):
+        super().__init__()
+        model, norm, act = config.model, get_normalization(config, self.conditional), get_act(config)
+        nf, inner_norm = model.nf, norm if self.conditional else None
+        self.centered, self.act = config.data.centered, act
+        self.begin_conv = _conv(config.data.num_channels, nf)
+        self.normalizer = norm(nf)
+        self.end_conv = _conv(nf, config.data.num_channels)
+
+        width, widths = 1, []
+        for stage in self.stages:
+            make = functools.partial(ResidualBlock, act=act, norm=norm, dilation=stage.dilation)
+            self.add_module(stage.name, nn.ModuleList([make(width * nf, stage.width * nf, stage.down),
+                                                       make(stage.width * nf, stage.width * nf, False)]))
+            width = stage.width
+            widths.append(width)
+        coarser = []
+        for i, (name, width) in enumerate(self.refinements):
+            in_planes = [w * nf for w in [widths.pop(), *coarser]]
+            self.add_module(name, RefineBlock(in_planes, width * nf, act, model.interpolation, inner_norm,
+                                              end=i == len(self.refinements) - 1))
+            coarser = [width]
+
+    def features(self, x, labels):
+        h = self.begin_conv(x if self.centered else 2 * x - 1)
+        kept = []
+        for stage in self.stages:
+            for block in getattr(self, stage.name):
+                h = block(h, labels)
+            kept.append(h)
+        coarser = []
+        for name, _ in self.refinements:
+            coarser = [getattr(self, name)([kept.pop(), *coarser], labels)]
+        return self.end_conv(self.act(self.normalizer(coarser[0], labels)))
+
+    def forward(self, x, labels):
+        return self.features(x, labels)
+
+
+@register_model(name='ncsn')
+class NCSN(RefineNet):
+    """The score at the noise level `labels`, integers counting from the largest sigma down."""
+
+    stages = [Stage('res1', 1, down=False), Stage('res2', 2), Stage('res3', 2, dilation=2), Stage('res4', 2, dilation=4)]
+    refinements = [('refine1', 2), ('refine2', 2), ('refine3', 1), ('refine4', 1)]
+    conditional = True
+
+    def __init__(self, config):
+        accept(config, 'model.scale_by_sigma', False)
+        accept(config, 'training.continuous', False, why='it knows only the noise levels it was built with')
+        super().__init__(config)
+
+    def forward(self, x, labels):
+        return self.features(x, labels.long())
+
+
+@register_model(name='ncsnv2_64')
+class NCSNv2(RefineNet):
+    """The score at the noise level `labels`: integers count from the largest sigma down, real numbers are sigma itself."""
+
+    stages = NCSN.stages
+    refinements = NCSN.refinements
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32))
+        self.scale_by_sigma = config.model.scale_by_sigma
+
+    def forward(self, x, labels):
+        h = self.features(x, None)
+        if not self.scale_by_sigma:
+            return h
+        sigma = labels if labels.is_floating_point() else self.sigmas[labels]
+        return h / sigma[:, None, None, None].to(h)
+
+
+@register_model(name='ncsnv2_128')
+class NCSNv2_128(NCSNv2):
+    stages = [Stage('res1', 1, down=False), Stage('res2', 2), Stage('res3', 2), Stage('res4', 4, dilation=2), Stage('res5', 4, dilation=4)]
+    refinements = [('refine1', 4), ('refine2', 2), ('refine3', 2), ('refine4', 1), ('refine5', 1)]
+
+
+@register_model(name='ncsnv2_256')
+class NCSNv2_256(NCSNv2):
+    stages = [Stage('res1', 1, down=False), Stage('res2', 2), Stage('res3', 2), Stage('res31', 2), Stage('res4', 4, dilation=2),
+              Stage('res5', 4, dilation=4)]
+    refinements = [('refine1', 4), ('refine2', 2), ('refine3', 2), ('refine31', 2), ('refine4', 1), ('refine5', 1)]
+
+
+def get_network(config):
+    """() -> the NCSNv2 network that fits `data.image_size`, up to 256."""
+    size = config.data.image_size
+    for cls, largest in ((NCSNv2, 95), (NCSNv2_128, 128), (NCSNv2_256, 256)):
+        if size <= largest:
+            return functools.partial(cls, config)
+    raise UserError(f'config.data.image_size is {size}: NCSNv2 networks exist up to 256 pixels')
+
+
+@register_model(name='ncsnv2')
+def _by_image_size(config):
+    return get_network(config)()

@@ -1,0 +1,83 @@
+"""Normalizations of NCSN and NCSNv2: instance normalization that keeps what it removes, the channels' means, as a second signal.
+
+InstanceNorm++ (Song & Ermon 2019, Appendix A):  z_c = gamma_c (x_c - mu_c)/sigma_c + beta_c + alpha_c (mu_c - m)/v, where m and v
+are the mean and standard deviation of the channels' means mu_c. Every normalization is called with (x, labels) and may ignore the
+labels; x is (B, C, H, W), labels (B,).
+"""
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from errors import UserError
+
+
+def _instance_norm_plus(x, gamma, alpha, beta):
+    means = x.mean((2, 3))
+    means = (means - means.mean(1, keepdim=True)) / torch.sqrt(means.var(1, keepdim=True) + 1e-5)
+    gamma, alpha, beta = (v.reshape(-1, x.shape[1], 1, 1) for v in (gamma, alpha, beta))
+    return gamma * (F.instance_norm(x) + means[..., None, None] * alpha) + beta
+
+
+class InstanceNorm2dPlus(nn.Module):
+    """InstanceNorm++ with one gamma, alpha and beta for all noise levels."""
+
+    def __init__(self, num_features):
+        super().__init__()
+        self.alpha = nn.Parameter(1 + 0.02 * torch.randn(num_features))
+        self.gamma = nn.Parameter(1 + 0.02 * torch.randn(num_features))
+        self.beta = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x, labels=None):
+        return _instance_norm_plus(x, self.gamma, self.alpha, self.beta)
+
+
+class ConditionalInstanceNorm2dPlus(nn.Module):
+    """InstanceNorm++ with a gamma, alpha and beta for each noise level."""
+
+    def __init__(self, num_features, num_classes):
+        super().__init__()
+        self.embed = nn.Embedding(num_classes, 3 * num_features)
+        with torch.no_grad():
+            self.embed.weight[:, :2 * num_features].normal_(1, 0.02)
+            self.embed.weight[:, 2 * num_features:].zero_()
+
+    def forward(self, x, labels):
+        return _instance_norm_plus(x, *self.embed(labels).chunk(3, 1))
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """Instance normalization with learned scale and offset."""
+
+    def __init__(self, num_features):
+        super().__init__(num_features, affine=True)
+
+    def forward(self, x, labels=None):
+        return super().forward(x)
+
+
+class VarianceNorm2d(nn.Module):
+    """Division by each channel's standard deviation, means kept, with a learned scale."""
+
+    def __init__(self, num_features):
+        super().__init__()
+        self.alpha = nn.Parameter(1 + 0.02 * torch.randn(num_features))
+
+    def forward(self, x, labels=None):
+        return self.alpha[:, None, None] * x / torch.sqrt(x.var((2, 3), keepdim=True) + 1e-5)
+
+
+NORMALIZATIONS = {'InstanceNorm++': InstanceNorm2dPlus, 'InstanceNorm': InstanceNorm2d, 'VarianceNorm': VarianceNorm2d}
+
+
+def get_normalization(config, conditional: bool = False):
+    """channels -> the normalization that `config.model.normalization` names, per noise level where `conditional`."""
+    name = config.model.normalization
+    if conditional and name != 'InstanceNorm++':
+        raise UserError(f"config.model.normalization is {name!r}: {config.model.name} accepts 'InstanceNorm++'")
+    if conditional:
+        return functools.partial(ConditionalInstanceNorm2dPlus, num_classes=config.model.num_scales)
+    if name not in NORMALIZATIONS:
+        raise UserError(f'config.model.normalization is {name!r}: {config.model.name} accepts {", ".join(NORMALIZATIONS)}')
+    return NORMALIZATIONS[name]

@@ -1,0 +1,117 @@
+"""Blocks of RefineNet (Lin et al. 2017) as NCSN (Song & Ermon 2019) and NCSNv2 (2020) use them.
+
+`norm` makes a normalization for a number of channels, called with (x, labels). NCSN normalizes in front of every convolution of
+the refinement; NCSNv2 does not: there `norm` is None. Attribute names are those of the authors' checkpoints.
+"""
+import torch.nn.functional as F
+from torch import nn
+
+
+def _conv(in_planes, out_planes, kernel=3, bias=True, dilation=1):
+    return nn.Conv2d(in_planes, out_planes, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=bias)
+
+
+class ConvMeanPool(nn.Module):
+    """A convolution, then the mean over 2x2 tiles."""
+
+    def __init__(self, in_planes, out_planes, kernel):
+        super().__init__()
+        self.conv = _conv(in_planes, out_planes, kernel)
+
+    def forward(self, x):
+        return F.avg_pool2d(self.conv(x), 2)
+
+
+class ResidualBlock(nn.Module):
+    """norm, act, conv, norm, act, conv; added to its input. `down` halves the size, or with a `dilation` above 1 widens the view instead."""
+
+    def __init__(self, in_planes, out_planes, down, act, norm, dilation=1):
+        super().__init__()
+        pool = down and dilation == 1
+        middle = in_planes if down else out_planes
+        self.conv1 = _conv(in_planes, middle, dilation=dilation)
+        self.normalize2 = norm(middle)
+        self.conv2 = ConvMeanPool(middle, out_planes, 3) if pool else _conv(middle, out_planes, dilation=dilation)
+        self.shortcut = None
+        if down or in_planes != out_planes:
+            self.shortcut = ConvMeanPool(in_planes, out_planes, 1) if pool else _conv(in_planes, out_planes, dilation=dilation)
+        self.normalize1 = norm(in_planes)
+        self.act = act
+
+    def forward(self, x, labels):
+        h = self.conv1(self.act(self.normalize1(x, labels)))
+        h = self.conv2(self.act(self.normalize2(h, labels)))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class RCUBlock(nn.Module):
+    """Residual convolution units: `n_blocks` sums of x and `n_stages` convolutions of it."""
+
+    def __init__(self, planes, n_blocks, n_stages, act, norm=None):
+        super().__init__()
+        self.names = [[f'{i}_{j}' for j in range(1, n_stages + 1)] for i in range(1, n_blocks + 1)]
+        for name in sum(self.names, []):
+            if norm:
+                self.add_module(f'{name}_norm', norm(planes))
+            self.add_module(f'{name}_conv', _conv(planes, planes, bias=False))
+        self.act, self.normalized = act, norm is not None
+
+    def forward(self, x, labels):
+        for stages in self.names:
+            h = x
+            for name in stages:
+                if self.normalized:
+                    h = getattr(self, f'{name}_norm')(h, labels)
+                h = getattr(self, f'{name}_conv')(self.act(h))
+            x = x + h
+        return x
+
+
+class MSFBlock(nn.Module):
+    """Multi-resolution fusion: the sum of all inputs, convolved and brought to one size."""
+
+    def __init__(self, in_planes, features, interpolation, norm=None):
+        super().__init__()
+        self.convs = nn.ModuleList(_conv(planes, features) for planes in in_planes)
+        self.norms = nn.ModuleList(norm(planes) for planes in in_planes) if norm else None
+        self.mode = dict(mode=interpolation, align_corners=True if interpolation in ('bilinear', 'bicubic') else None)
+
+    def forward(self, inputs, labels, size):
+        if self.norms:
+            inputs = [norm(x, labels) for norm, x in zip(self.norms, inputs)]
+        return sum(F.interpolate(conv(x), size=size, **self.mode) for conv, x in zip(self.convs, inputs))
+
+
+class CRPBlock(nn.Module):
+    """Chained residual pooling: x plus a chain of poolings and convolutions of it. Pools by means with `norm`, by maxima without."""
+
+    def __init__(self, features, n_stages, act, norm=None):
+        super().__init__()
+        self.convs = nn.ModuleList(_conv(features, features, bias=False) for _ in range(n_stages))
+        self.norms = nn.ModuleList(norm(features) for _ in range(n_stages)) if norm else None
+        self.act = act
+
+    def forward(self, x, labels):
+        x = path = self.act(x)
+        for i, conv in enumerate(self.convs):
+            path = F.avg_pool2d(self.norms[i](path, labels), 5, 1, 2) if self.norms else F.max_pool2d(path, 5, 1, 2)
+            path = conv(path)
+            x = x + path
+        return x
+
+
+class RefineBlock(nn.Module):
+    """Joins a level of the encoder with the coarser refinement before it, of sizes `in_planes`, into `features` channels."""
+
+    def __init__(self, in_planes, features, act, interpolation, norm=None, end=False):
+        super().__init__()
+        self.adapt_convs = nn.ModuleList(RCUBlock(planes, 2, 2, act, norm) for planes in in_planes)
+        self.output_convs = RCUBlock(features, 3 if end else 1, 2, act, norm)
+        self.msf = MSFBlock(in_planes, features, interpolation, norm) if len(in_planes) > 1 else None
+        self.crp = CRPBlock(features, 2, act, norm)
+
+    def forward(self, inputs, labels):
+        """`inputs`: the encoder's level, whose size the result has, then the coarser refinement where there is one."""
+        adapted = [adapt(x, labels) for adapt, x in zip(self.adapt_convs, inputs)]
+        h = adapted[0] if self.msf is None else self.msf(adapted, labels, inputs[0].shape[2:])
+        return self.output_convs(self.crp(h, labels), labels)

@@ -1,0 +1,196 @@
+"""The U-Net of DDPM, DDPM++ and NCSN++, with NCSN++'s optional pyramids (Song et al. 2021, Appendix H, Fig. 9).
+
+    labels -> embedding -> temb
+    x -> stem -> down level 0 -> ... -> down level L-1 -> bottom -> up level L-1 -> ... -> up level 0 -> head -> output
+
+Each level is `num_res_blocks` residual blocks (one more on the way up), attention behind them at the resolutions that ask for it,
+and a resampling to the next level; what a down level makes is kept for the up level of the same size. A progressive input feeds
+shrunken copies of x to the down levels; a progressive output sums up images, or features, made at every up level.
+
+The position of every block in `all_modules` is written down once, when it is built; `all_modules` stays the sole owner, so that
+the parameters have the names and the order of the published checkpoints.
+"""
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from errors import UserError
+
+from .layers import conv3x3, dense, get_timestep_embedding, group_norm, merge
+from .layerspp import Combine, Downsample, GaussianFourierProjection, Upsample
+from .utils import get_sigmas
+
+
+class DownLevel(NamedTuple):
+    """Positions: of residual blocks, each with the attention behind it or None; of the resampling and of the joint with the input pyramid."""
+    blocks: list[tuple[int, int | None]]
+    resample: int | None
+    pyramid: int | None
+
+
+class UpLevel(NamedTuple):
+    """Positions: of residual blocks; of the attention; of the output pyramid's layers; of the resampling."""
+    blocks: list[int]
+    attention: int | None
+    pyramid: list[int]
+    resample: int | None
+
+
+class UNet(nn.Module):
+    """(x (B, C, H, W), labels (B,)) -> (B, C, H, W). Height and width must be multiples of 2^(levels - 1).
+
+    `config` gives the sizes (`data.image_size`, `data.num_channels`, `model.nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions`).
+    `block(in_ch, out_ch)`, `attention(channels)`, `upsample(channels)` and `downsample(channels)` make the parts; the last two are
+    called as blocks are, with (h, temb). `groups` is the number of groups of the other normalizations (None: by their channels).
+    """
+
+    def __init__(self, config, act, *, block, attention, upsample, downsample, groups=None, embedding='positional', fourier_scale=16.0,
+                 progressive='none', progressive_input='none', progressive_combine='sum', pyramid=None, skip_rescale=False, init_scale=0.0):
+        super().__init__()
+        model, data = config.model, config.data
+        self.act, self.embedding, self.conditional = act, embedding, model.conditional
+        self.nf, self.skip_rescale, self.scale_by_sigma, self.centered = model.nf, skip_rescale, model.scale_by_sigma, data.centered
+        self.progressive, self.progressive_input = progressive, progressive_input
+        self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32))
+        self.all_modules = nn.ModuleList()
+        add = self._add
+
+        self.fourier = add(GaussianFourierProjection(self.nf, fourier_scale)) if embedding == 'fourier' else None
+        if self.conditional:
+            embedding_dim = 2 * self.nf if embedding == 'fourier' else self.nf
+            self.embedding_layers = add(dense(embedding_dim, 4 * self.nf)), add(dense(4 * self.nf, 4 * self.nf))
+
+        channels, last = data.num_channels, len(model.ch_mult) - 1
+        widths = [self.nf * mult for mult in model.ch_mult]
+        attends = [data.image_size // 2 ** i in model.attn_resolutions for i in range(last + 1)]
+        pyramid = pyramid or {}
+        self.pyramid_down = Downsample(**pyramid) if progressive_input == 'input_skip' else None
+        self.pyramid_up = Upsample(**pyramid) if progressive == 'output_skip' else None
+
+        self.stem = add(conv3x3(channels, self.nf))
+        kept, width, pyramid_width = [self.nf], self.nf, channels
+        self.down_levels = []
+        for i, out in enumerate(widths):
+            blocks = []
+            for _ in range(model.num_res_blocks):
+                blocks.append((add(block(width, out)), add(attention(out)) if attends[i] else None))
+                width = out
+                kept.append(width)
+            resample = joint = None
+            if i < last:
+                resample = add(downsample(width))
+                if progressive_input == 'input_skip':
+                    joint = add(Combine(pyramid_width, width, progressive_combine))
+                    width *= 2 if progressive_combine == 'cat' else 1
+                elif progressive_input == 'residual':
+                    joint = add(Downsample(pyramid_width, width, with_conv=True, **pyramid))
+                    pyramid_width = width
+                kept.append(width)
+            self.down_levels.append(DownLevel(blocks, resample, joint))
+
+        self.bottom = add(block(width, width)), add(attention(width)), add(block(width, width))
+
+        self.up_levels, pyramid_width = [], None
+        for i, out in reversed(list(enumerate(widths))):
+            blocks = []
+            for _ in range(model.num_res_blocks + 1):
+                blocks.append(add(block(width + kept.pop(), out)))
+                width = out
+            attend = add(attention(width)) if attends[i] else None
+            layers = []
+            if progressive == 'output_skip':
+                layers = [add(group_norm(width)), add(conv3x3(width, channels, init_scale=init_scale))]
+            elif progressive == 'residual' and i == last:
+                layers = [add(group_norm(width)), add(conv3x3(width, width))]
+            elif progressive == 'residual':
+                layers = [add(Upsample(pyramid_width, width, with_conv=True, **pyramid))]
+            pyramid_width = width
+            self.up_levels.append(UpLevel(blocks, attend, layers, add(upsample(width)) if i > 0 else None))
+        assert not kept, 'every feature map that was kept is used once'
+
+        if progressive != 'output_skip':
+            self.head = add(group_norm(width, groups)), add(conv3x3(width, channels, init_scale=init_scale))
+
+    def _add(self, module: nn.Module) -> int:
+        self.all_modules.append(module)
+        return len(self.all_modules) - 1
+
+    def _norm_act_conv(self, positions, h):
+        norm, conv = positions
+        return self.all_modules[conv](self.act(self.all_modules[norm](h)))
+
+    def _embed(self, labels):
+        """temb (B, 4 nf), or None for a network that is not told the time."""
+        if not self.conditional:
+            return None
+        first, second = (self.all_modules[i] for i in self.embedding_layers)
+        dtype = first.weight.dtype
+        labels = labels.to(dtype)
+        features = self.all_modules[self.fourier](labels.log()) if self.embedding == 'fourier' else get_timestep_embedding(labels, self.nf)
+        return second(self.act(first(features)))
+
+    def _join_input(self, position, h, pyramid):
+        """h with the next smaller copy of the input in it, and that copy."""
+        if self.progressive_input == 'input_skip':
+            pyramid = self.pyramid_down(pyramid)
+            return self.all_modules[position](pyramid, h), pyramid
+        pyramid = merge(self.all_modules[position](pyramid), h, self.skip_rescale)
+        return pyramid, pyramid
+
+    def _join_output(self, positions, h, pyramid):
+        """h, and the output pyramid with what this level adds."""
+        if pyramid is None:
+            return h, self._norm_act_conv(positions, h)
+        if self.progressive == 'output_skip':
+            return h, self.pyramid_up(pyramid) + self._norm_act_conv(positions, h)
+        pyramid = merge(self.all_modules[positions[0]](pyramid), h, self.skip_rescale)
+        return pyramid, pyramid
+
+    def _check(self, x, labels):
+        factor = 2 ** (len(self.down_levels) - 1)
+        if x.ndim != 4 or x.shape[2] % factor or x.shape[3] % factor:
+            raise UserError(f'x must have shape (batch, channels, height, width) with height and width multiples of {factor}, '
+                            f'got {tuple(x.shape)}')
+        if labels.shape != x.shape[:1]:
+            raise UserError(f'labels must have shape (batch,) = ({len(x)},), got {tuple(labels.shape)}')
+
+    def forward(self, x, labels):
+        self._check(x, labels)
+        modules, temb = self.all_modules, self._embed(labels)
+        pyramid = x if self.centered else 2 * x - 1
+
+        h = modules[self.stem](pyramid)
+        kept = [h]
+        for level in self.down_levels:
+            for block, attention in level.blocks:
+                h = modules[block](h, temb)
+                if attention is not None:
+                    h = modules[attention](h)
+                kept.append(h)
+            if level.resample is not None:
+                h = modules[level.resample](h, temb)
+                if level.pyramid is not None:
+                    h, pyramid = self._join_input(level.pyramid, h, pyramid)
+                kept.append(h)
+
+        first, attention, second = self.bottom
+        h = modules[second](modules[attention](modules[first](h, temb)), temb)
+
+        pyramid = None
+        for level in self.up_levels:
+            for block in level.blocks:
+                h = modules[block](torch.cat([h, kept.pop()], 1), temb)
+            if level.attention is not None:
+                h = modules[level.attention](h)
+            if level.pyramid:
+                h, pyramid = self._join_output(level.pyramid, h, pyramid)
+            if level.resample is not None:
+                h = modules[level.resample](h, temb)
+
+        h = pyramid if self.progressive == 'output_skip' else self._norm_act_conv(self.head, h)
+        return h / self._sigma(labels)[:, None, None, None] if self.scale_by_sigma else h
+
+    def _sigma(self, labels):
+        """The noise level of each label: the label itself for Fourier features, else an index into the table, largest first."""
+        return labels if self.embedding == 'fourier' else self.sigmas[labels.long()]

@@ -1,0 +1,118 @@
+"""Networks by name, and what stands between a network and an SDE: the score function and the plain functions made from it."""
+import numpy as np
+import torch
+from torch import nn
+
+from errors import UserError
+from registry import Registry
+
+MODELS = Registry('network (config.model.name)')
+register_model = MODELS.register
+
+
+def get_model(name: str):
+    """The network class registered under `name`."""
+    from . import ddpm, ncsnpp, ncsnv2  # noqa: F401 (they register their networks)
+    return MODELS.get(name)
+
+
+def accept(config, key: str, *values, why: str = ''):
+    """Refuses, naming the key, a config whose `key` ('section.name') has none of `values`; a missing key passes."""
+    section, name = key.split('.')
+    got = config[section].get(name, values[0])
+    if (got.lower() if isinstance(got, str) else got) not in [v.lower() if isinstance(v, str) else v for v in values]:
+        accepted = ' or '.join(repr(v) for v in values)
+        raise UserError(f'config.{key} is {got!r}: {config.model.name} accepts {accepted}{" (" + why + ")" if why else ""}')
+
+
+def get_sigmas(config) -> np.ndarray:
+    """The `model.num_scales` noise levels of SMLD, geometric, the largest first; float64."""
+    model = config.model
+    return np.exp(np.linspace(np.log(model.sigma_max), np.log(model.sigma_min), model.num_scales))
+
+
+def get_ddpm_params(config) -> dict:
+    """The constants of DDPM's chain as float64 arrays of length `num_diffusion_timesteps` (Ho et al. 2020, Sec. 2)."""
+    n = config.model.num_scales
+    betas = np.linspace(config.model.beta_min / n, config.model.beta_max / n, n)
+    alphas_cumprod = np.cumprod(1 - betas)
+    return dict(betas=betas, alphas=1 - betas, alphas_cumprod=alphas_cumprod, sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),
+                sqrt_1m_alphas_cumprod=np.sqrt(1 - alphas_cumprod), beta_min=config.model.beta_min, beta_max=config.model.beta_max,
+                num_diffusion_timesteps=n)
+
+
+class Undivided(nn.Module):
+    """Stands where published code has a DataParallel: holds the network as `module`, so that parameters keep their 'module.' prefix."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+def create_model(config) -> nn.Module:
+    """The network that `config` describes, on `config.device`, wrapped as published checkpoints name its parameters."""
+    return Undivided(get_model(config.model.name)(config)).to(config.device)
+
+
+def get_model_fn(model, train: bool = False):
+    """(x, labels) -> the network's output, with dropout and the like switched on or off as `train` says."""
+    def model_fn(x, labels):
+        if isinstance(model, nn.Module):
+            model.train(train)
+        return model(x, labels)
+    return model_fn
+
+
+def _number_of_scales(model):
+    """How many noise levels a discrete network was built with, or None where it does not say."""
+    sigmas = getattr(getattr(model, 'module', model), 'sigmas', None)
+    return None if sigmas is None else len(sigmas)
+
+
+def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
+    """(x (B, ...), t (B,)) -> the score grad_x log p_t(x), shape of x, from a network trained for `sde`.
+
+    `continuous`: whether it was trained with continuous time. A discrete network's labels count the noise levels it was built
+    with, whatever `sde.N` is. The network's output is the score itself (VE) or minus the noise (VP, sub-VP): see the SDE.
+    """
+    model_fn, scales = get_model_fn(model, train), _number_of_scales(model)
+
+    def score_fn(x, t):
+        output = model_fn(x, sde.network_label(t, continuous, scales))
+        return sde.score_from_output(output, t, continuous, scales)
+    return score_fn
+
+
+def _times(x, t):
+    return torch.full((len(x),), t, dtype=x.dtype, device=x.device) if isinstance(t, (int, float)) else t
+
+
+@torch.no_grad()
+def score(sde, model, x, t, continuous: bool = True):
+    """grad_x log p_t(x), shape of x, at the time t: a number or (B,)."""
+    return get_score_fn(sde, model, continuous=continuous)(x, _times(x, t))
+
+
+@torch.no_grad()
+def denoise(sde, model, x, t, continuous: bool = True):
+    """The denoised estimate E[x_0 | x_t = x], shape of x, at the time t: a number or (B,)."""
+    t = _times(x, t)
+    return sde.denoise(x, t, get_score_fn(sde, model, continuous=continuous)(x, t))
+
+
+def add_noise(sde, x, t, noise=None):
+    """A draw of x_t given x_0 = x, at the time t: a number or (B,)."""
+    return sde.perturb(x, _times(x, t), noise)
+
+
+def to_flattened_numpy(x: torch.Tensor) -> np.ndarray:
+    """All values of `x` as a vector on the host."""
+    return x.detach().cpu().numpy().reshape(-1)
+
+
+def from_flattened_numpy(x: np.ndarray, shape) -> torch.Tensor:
+    """The tensor of the given shape that `to_flattened_numpy` flattened."""
+    return torch.from_numpy(x.reshape(shape))
