@@ -1,0 +1,115 @@
+"""Log-likelihoods by the probability flow (Song et al. 2021, Sec. 4.3, Appendix D.2).
+
+Along the ODE dx/dt = F(x, t) the density obeys the instantaneous change of variables (Chen et al. 2018)
+
+    log p_0(x_0) = log p_T(x_T) + integral over [0, T] of div F(x_t, t) dt,
+
+with div F = E[e^T (dF/dx) e] over probes e of mean 0 and covariance I (Hutchinson 1990), or exactly, by one derivative per dimension.
+
+Units. A network sees y = scaler(x), where x are the data in [0, 1]. `nats` is log p(x), the density of the data themselves; `bpd` is
+the negative log2 of the probability of an image on a grid of `levels` grey levels, per dimension:
+bpd = log2(levels) - log p(x) / (D log 2). That is an upper bound on average if the data are uniformly dequantised (Theis et al. 2016).
+"""
+import math
+from typing import NamedTuple
+
+import torch
+
+import ode_lib
+from models.utils import get_score_fn
+
+PROBES = {'Rademacher': lambda x: torch.randint_like(x, low=0, high=2) * 2 - 1, 'Gaussian': torch.randn_like}
+
+
+class Likelihood(NamedTuple):
+    """Of B images: log p(x) and bits/dim, each (B,) with the standard error of Hutchinson's estimator (0 where exact, NaN for a single
+    probe), the latent codes x_T (shape of the data), and the number of evaluations of the ODE."""
+    nats: torch.Tensor
+    nats_stderr: torch.Tensor
+    bpd: torch.Tensor
+    bpd_stderr: torch.Tensor
+    z: torch.Tensor
+    nfe: int
+
+
+def _value_and_products(fn, x, t, probes):
+    """fn(x, t), and for each probe e the product e^T (dfn/dx) e, (K, B): one forward pass and one backward pass per probe."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = fn(x, t)
+        grads = [torch.autograd.grad((value * e).sum(), x, retain_graph=i < len(probes) - 1)[0] for i, e in enumerate(probes)]
+    return value.detach(), torch.stack([(grad * e).flatten(1).sum(1) for grad, e in zip(grads, probes)])
+
+
+def get_div_fn(fn):
+    """(x (B, ...), t (B,), eps) -> Hutchinson's estimate (B,) of the divergence of fn(x, t) with the probe `eps`, shape of x."""
+    return lambda x, t, eps: _value_and_products(fn, x, t, [eps])[1][0]
+
+
+def _basis(x):
+    """The D unit vectors, each in the shape of x."""
+    basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    return [e.reshape(1, *x.shape[1:]).expand_as(x) for e in basis]
+
+
+def _log_jacobian(inverse_scaler, y):
+    """log |det d inverse_scaler / dy|, (B,), of a function that acts on each value alone."""
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        slope = torch.autograd.grad(inverse_scaler(y).sum(), y)[0]
+    return slope.abs().log().flatten(1).sum(1)
+
+
+def get_log_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', rtol=1e-5, atol=1e-5, method='RK45', eps=1e-5, *, probes=1,
+                          levels=256, scaler=None, dequantize=False, continuous=True):
+    """-> fn(model, data) -> Likelihood, for data (B, ...) scaled as the network sees them.
+
+    `inverse_scaler`: from there to [0, 1], value by value; its slope gives the units. `hutchinson_type`: 'Rademacher', 'Gaussian' or
+    'exact' (D backward passes: for small dimensions). `probes`: estimates averaged. `levels`: grey levels of the data. `dequantize`:
+    add the uniform noise here, to data on the grid k / (levels - 1); needs `scaler`. `rtol`, `atol`, `method`: see `ode_lib.solve`.
+    `eps`: the flow starts there. `continuous`: how the network was trained.
+    """
+    if hutchinson_type not in (*PROBES, 'exact'):
+        raise ValueError(f"hutchinson_type must be 'Rademacher', 'Gaussian' or 'exact', got {hutchinson_type!r}")
+    if probes < 1:
+        raise ValueError(f'at least one probe is needed, got probes={probes}')
+    if dequantize and scaler is None:
+        raise ValueError('dequantize=True moves the data in [0, 1] and needs the way back: pass scaler=')
+
+    def likelihood_fn(model, data):
+        if dequantize:
+            x = inverse_scaler(data)
+            data = scaler(((levels - 1) * x + torch.rand_like(x)) / levels)
+        with torch.no_grad():
+            exact = hutchinson_type == 'exact'
+            directions = _basis(data) if exact else [PROBES[hutchinson_type](data) for _ in range(probes)]
+            flow = sde.reverse(get_score_fn(sde, model, train=False, continuous=continuous), probability_flow=True)
+
+            def drift(x, t):
+                return flow.sde(x, t)[0]
+
+            def derivative(t, x, log_ratio):
+                times = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+                value, products = _value_and_products(drift, x, times, directions)
+                return value, products.sum(0, keepdim=True) if exact else products
+
+            start = data.new_zeros(1 if exact else probes, len(data))
+            (z, log_ratio), nfe = ode_lib.solve(derivative, (data, start), eps, sde.T, rtol, atol, method)
+            nats = sde.prior_logp(z) + log_ratio - _log_jacobian(inverse_scaler, data)
+            stderr = torch.zeros_like(nats[0]) if exact else nats.std(0) / math.sqrt(probes) if probes > 1 else nats[0] * math.nan
+            per_dim = 1 / (data[0].numel() * math.log(2))
+            nats = nats.mean(0)
+            return Likelihood(nats, stderr, math.log2(levels) - nats * per_dim, stderr * per_dim, z, nfe)
+
+    return likelihood_fn
+
+
+def get_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', rtol=1e-5, atol=1e-5, method='RK45', eps=1e-5, **settings):
+    """-> likelihood_fn(model, data) -> (bits/dim (B,), latent codes, nfe): `get_log_likelihood_fn`, as published."""
+    log_likelihood_fn = get_log_likelihood_fn(sde, inverse_scaler, hutchinson_type, rtol, atol, method, eps, **settings)
+
+    def likelihood_fn(model, data):
+        result = log_likelihood_fn(model, data)
+        return result.bpd, result.z, result.nfe
+
+    return likelihood_fn

@@ -1,0 +1,130 @@
+"""Denoising score matching, in continuous time (Song et al. 2021, Eq. 7) and on discrete noise levels (SMLD, DDPM), and its optimization.
+
+Every loss draws x_t = m(t) x_0 + std(t) z and asks the network for the score -z / std(t) of that draw. With score s, the residual
+is  std s + z,  weighted equally at all times ("variance weighting"), or  (s + z/std) g(t)  ("likelihood weighting", Song et al.
+2021b). A training state is a dict: `model`, `optimizer`, `ema`, `step`.
+"""
+import torch
+
+from errors import UserError
+from models.utils import get_model_fn, get_score_fn
+from sde_lib import VESDE, VPSDE, expand
+
+
+def get_optimizer(config, params) -> torch.optim.Optimizer:
+    """Adam over `params` with the settings of `config.optim`."""
+    optim = config.optim
+    if optim.optimizer.lower() != 'adam':
+        raise UserError(f"config.optim.optimizer is {optim.optimizer!r}: known is 'Adam'")
+    return torch.optim.Adam(params, lr=optim.lr, betas=(optim.beta1, 0.999), eps=optim.eps, weight_decay=optim.weight_decay,
+                            amsgrad=optim.get('amsgrad', False))
+
+
+def optimization_manager(config):
+    """-> optimize_fn(optimizer, params, step, lr, warmup, grad_clip): one update with linear warm-up and clipping by the norm.
+
+    It returns the norm of the gradient before clipping. Where that is not finite nothing is updated: an overflow costs a step,
+    not the run.
+    """
+    def optimize_fn(optimizer, params, step, lr=config.optim.lr, warmup=config.optim.warmup, grad_clip=config.optim.grad_clip):
+        for group in optimizer.param_groups:
+            group['lr'] = float(lr * min(step / warmup, 1.0)) if warmup > 0 else float(lr)
+        norm = torch.nn.utils.clip_grad_norm_(list(params), max_norm=grad_clip if grad_clip >= 0 else float('inf'))
+        if torch.isfinite(norm):
+            optimizer.step()
+        return norm
+
+    return optimize_fn
+
+
+def _mean_loss(losses, reduce_mean: bool):
+    """The batch's mean of each image's loss: the mean over its values, or half their sum."""
+    losses = losses.flatten(1)
+    return (losses.mean(1) if reduce_mean else 0.5 * losses.sum(1)).mean()
+
+
+def get_sde_loss_fn(sde, train, reduce_mean=True, continuous=True, likelihood_weighting=True, eps=1e-5):
+    """-> loss_fn(model, batch (B, ...)): Eq. 7 with t uniform in [eps, T].
+
+    `train`: dropout and the like are on. `reduce_mean`: mean over values instead of half the sum. `continuous`: what the network
+    is told of the time, see `get_score_fn`. `likelihood_weighting`: weights g(t)^2 instead of std(t)^2.
+    """
+    def loss_fn(model, batch):
+        score_fn = get_score_fn(sde, model, train=train, continuous=continuous)
+        t = torch.rand(len(batch), device=batch.device, dtype=batch.dtype) * (sde.T - eps) + eps
+        z = torch.randn_like(batch)
+        score = score_fn(sde.perturb(batch, t, z), t)
+        std = expand(sde.marginal_prob(torch.zeros_like(batch), t)[1], batch)
+        if not likelihood_weighting:
+            return _mean_loss((std * score + z) ** 2, reduce_mean)
+        diffusion = expand(sde.sde(torch.zeros_like(batch), t)[1], batch)
+        return _mean_loss(((score + z / std) * diffusion) ** 2, reduce_mean)
+
+    return loss_fn
+
+
+def _get_discrete_loss_fn(sde, train, reduce_mean):
+    sde.discrete_level(torch.zeros(1, dtype=torch.long))  # refuses at once an SDE without discrete levels
+
+    def loss_fn(model, batch):
+        labels = torch.randint(0, sde.N, (len(batch),), device=batch.device)
+        z = torch.randn_like(batch)
+        m, std = sde.discrete_level(labels)
+        output = get_model_fn(model, train)(expand(m, batch) * batch + expand(std, batch) * z, labels)
+        return _mean_loss(sde.discrete_residual(output, z, std) ** 2, reduce_mean)
+
+    return loss_fn
+
+
+def get_smld_loss_fn(vesde, train, reduce_mean=False):
+    """-> loss_fn(model, batch): SMLD's loss over the N noise levels of a VESDE, weighted by sigma^2 (Song & Ermon 2019, Eq. 5)."""
+    if not isinstance(vesde, VESDE):
+        raise UserError(f'the SMLD loss is defined for VESDE, got {type(vesde).__name__}')
+    return _get_discrete_loss_fn(vesde, train, reduce_mean)
+
+
+def get_ddpm_loss_fn(vpsde, train, reduce_mean=True):
+    """-> loss_fn(model, batch): DDPM's simple loss over the N steps of a VPSDE (Ho et al. 2020, Eq. 14)."""
+    if not isinstance(vpsde, VPSDE):
+        raise UserError(f'the DDPM loss is defined for VPSDE, got {type(vpsde).__name__}')
+    return _get_discrete_loss_fn(vpsde, train, reduce_mean)
+
+
+def get_step_fn(sde, train, optimize_fn=None, reduce_mean=False, continuous=True, likelihood_weighting=False):
+    """-> step_fn(state, batch, metrics=None) -> loss, one step of training, or with `train=False` the loss of the averaged weights.
+
+    Training changes `state` in place: optimizer, parameters, moving average, step. A dict given as `metrics` gets the gradient's
+    norm as 'grad_norm'.
+    """
+    if continuous:
+        loss_fn = get_sde_loss_fn(sde, train, reduce_mean, continuous=True, likelihood_weighting=likelihood_weighting)
+    elif likelihood_weighting:
+        raise UserError('likelihood weighting is defined for continuous training: '
+                        'set training.continuous=True or training.likelihood_weighting=False')
+    else:
+        loss_fn = _get_discrete_loss_fn(sde, train, reduce_mean)
+
+    def train_step(state, batch, metrics=None):
+        model, optimizer = state['model'], state['optimizer']
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        loss.backward()
+        grad_norm = optimize_fn(optimizer, model.parameters(), step=state['step'])
+        if grad_norm is None or torch.isfinite(grad_norm):
+            state['ema'].update(model.parameters())
+        state['step'] += 1
+        if metrics is not None:
+            metrics['grad_norm'] = grad_norm
+        return loss
+
+    @torch.no_grad()
+    def eval_step(state, batch, metrics=None):
+        model, ema = state['model'], state['ema']
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+        try:
+            return loss_fn(model, batch)
+        finally:
+            ema.restore(model.parameters())
+
+    return train_step if train else eval_step
