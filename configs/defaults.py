@@ -1,0 +1,335 @@
+"""Settings that the configs of this package share, and what every key means.
+
+A config starts from a data set, takes an SDE (with the sampler published for it), then a network, and ends with what is special in it:
+
+    config = cifar10()                            # data, length of training, evaluation
+    ve(config, continuous=True)                   # SDE, objective, sampler
+    ncsnpp(config, num_res_blocks=8)              # network
+    config.training.n_iters = 950001              # the exception
+
+Each function changes `config` in place and returns it. Every key can also be set on the command line: `--config.model.sigma_max=7.5`,
+`--config.model.ch_mult="(1,2,2)"`. Sampling during evaluation needs `--config.eval.enable_sampling=True` where that is off.
+References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); Song & Ermon 2019 (1907.05600) and 2020 (2006.09011).
+
+seed, device              random seed; a device by name ('cuda:0', 'cpu')
+
+data.
+  dataset                 CIFAR10, CELEBA, LSUN, FFHQ, CelebAHQ, or what `datasets.py` adds to them
+  image_size              side of the square images, in pixels;  num_channels: 3 for RGB
+  random_flip             mirror half of the training images at random
+  centered                networks see pixels in [-1, 1] (VP, sub-VP) rather than in [0, 1] (VE)
+  uniform_dequantization  pixels are (level + U[0, 1)) / 256 rather than level / 255: a density where there were levels
+  tfds_dir                folder of TensorFlow Datasets; '' is that package's own default
+  category                LSUN only: 'bedroom', 'church_outdoor'
+  tfrecords_path          FFHQ and CelebAHQ only: one TFRecord file of the resolution to train on; put yours in place of the published path
+
+training.
+  sde                     'vesde', 'vpsde' or 'subvpsde'
+  continuous              True: t uniform in (eps, T], Eq. 7. False: the num_scales noise levels of SMLD or DDPM
+  likelihood_weighting    weight the loss with g(t)^2 instead of std(t)^2: better bits/dim, worse FID; continuous training only
+  reduce_mean             loss of an image: mean over its pixels (True) or half their sum (False)
+  batch_size              images a step, over all GPUs together
+  n_iters                 optimizer steps; one past a multiple of snapshot_freq, so that the last snapshot is written
+  snapshot_freq           steps between the numbered checkpoints, which are kept: checkpoint_7 is step 7 * snapshot_freq
+  snapshot_freq_for_preemption   steps between rewrites of the one checkpoint from which an interrupted run resumes
+  snapshot_sampling       draw a batch of samples at each numbered checkpoint
+  log_freq, eval_freq     steps between logged training losses; between losses of one evaluation batch
+
+optim.
+  optimizer               'Adam': lr (peak learning rate), beta1, eps, weight_decay (L2), amsgrad
+  warmup                  steps over which the learning rate rises linearly from 0; 0: none
+  grad_clip               largest norm of the whole gradient; negative: no clipping
+
+model.
+  name                    'ncsnpp', 'ddpm', 'ncsn', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256'
+  ema_rate                decay a step of the averaged weights that sampling uses; 0.0: no averaging
+  sigma_min, sigma_max    VE: std of the noise at t = 0 and t = 1, in units of data in [0, 1]. sigma_max should be near the largest
+                          Euclidean distance between two training images (Song & Ermon 2020, Technique 1)
+  beta_min, beta_max      VP, sub-VP: noise rate beta(t) at t = 0 and t = 1
+  num_scales              N, the noise levels of discrete training and the steps of a predictor-corrector sampler
+  dropout                 probability of dropping an activation in training
+  scale_by_sigma          divide the output by sigma: the network then predicts noise of unit size (VE)
+  conditional             tell the network the noise level
+  embedding_type          of that level: 'fourier' (random features of log sigma; fourier_scale: std of their frequencies) or 'positional'
+  nf, ch_mult             channels at full resolution; their factor at each resolution, halving from one to the next
+  num_res_blocks          residual blocks at each resolution;  attn_resolutions: sides, in pixels, at which attention follows them
+  normalization           'GroupNorm' or 'InstanceNorm++';  nonlinearity: 'swish', 'elu', 'relu', 'lrelu'
+  resamp_with_conv        a convolution goes with each change of resolution
+  fir, fir_kernel         NCSN++: resample with this anti-aliasing filter, instead of by nearest neighbours and means
+  skip_rescale            NCSN++: divide the sum of each skip connection by sqrt(2)
+  resblock_type           NCSN++: 'biggan' (resampling inside the blocks) or 'ddpm' (layers of their own)
+  progressive             NCSN++: output built up over the resolutions: 'none', 'output_skip', 'residual'
+  progressive_input       NCSN++: image fed in at each resolution: 'none', 'input_skip', 'residual'
+  progressive_combine     NCSN++: how 'input_skip' joins: 'sum' or 'cat'
+  init_scale              NCSN++: scale of the initial weights of each block's last layer; 0.0: blocks begin as identities
+  interpolation           NCSN, NCSNv2: how the decoder enlarges maps: 'bilinear'
+  attention_type, conv_size   only 'ddpm' and 3 were ever implemented
+
+sampling.
+  method                  'pc' (predictor-corrector) or 'ode' (probability flow, adaptive solver)
+  predictor               'euler_maruyama', 'reverse_diffusion', 'ancestral_sampling' or 'none': one step to the next noise level
+  corrector               'langevin' (Algorithms 4, 5), 'ald' (annealed Langevin dynamics, step 2 (snr sigma)^2) or 'none'
+  n_steps_each            corrector steps at each noise level
+  snr                     r, the signal-to-noise ratio that sets a corrector's step size; without effect where there is none
+  probability_flow        the predictor follows the ODE, without noise
+  noise_removal           return the mean of the last step, without its noise
+
+eval.
+  begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate;  batch_size: images at a time
+  enable_loss             loss over the test set
+  enable_sampling         draw num_samples images, then IS, FID and KID from them
+  enable_bpd              likelihood, in bits/dim, of bpd_dataset ('train' or 'test')
+  bpd_repeats             passes over that set, each with new dequantisation noise
+  bpd_probes              random vectors averaged in each estimate of the divergence; more: less variance, more time
+  metrics_backend         'pixels': take features from pixels where there is no Inception, which tests a pipeline and is comparable with no
+                          published number; 'none': never
+"""
+
+import torch
+from ml_collections import ConfigDict
+
+# Data sets -----------------------------------------------------------------------------------------------------------------
+
+
+def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
+    """What all configs have in common, with the schedule of a 32-pixel data set. The SDE and the network come after it."""
+    return ConfigDict(
+        dict(
+            seed=42,
+            device='cuda:0' if torch.cuda.is_available() else 'cpu',
+            data=dict(
+                dataset=dataset,
+                image_size=image_size,
+                num_channels=3,
+                random_flip=True,
+                centered=False,
+                uniform_dequantization=False,
+                tfds_dir='',
+            ),
+            training=dict(
+                sde='vesde',
+                continuous=False,
+                likelihood_weighting=False,
+                reduce_mean=False,
+                batch_size=128,
+                n_iters=1300001,
+                snapshot_freq=50000,
+                snapshot_freq_for_preemption=10000,
+                snapshot_sampling=True,
+                log_freq=50,
+                eval_freq=100,
+            ),
+            optim=dict(
+                optimizer='Adam',
+                lr=2e-4,
+                beta1=0.9,
+                eps=1e-8,
+                weight_decay=0.0,
+                amsgrad=False,
+                warmup=5000,
+                grad_clip=1.0,
+            ),
+            model=dict(
+                name='',
+                ema_rate=0.9999,
+                sigma_min=0.01,
+                sigma_max=50.0,
+                beta_min=0.1,
+                beta_max=20.0,
+                num_scales=1000,
+                nf=128,
+                dropout=0.1,
+                normalization='GroupNorm',
+                nonlinearity='swish',
+                embedding_type='fourier',
+                scale_by_sigma=False,
+            ),
+            sampling=dict(
+                method='pc',
+                predictor='none',
+                corrector='none',
+                n_steps_each=1,
+                snr=0.16,
+                probability_flow=False,
+                noise_removal=True,
+            ),
+            eval=dict(
+                begin_ckpt=9,
+                end_ckpt=26,
+                batch_size=1024,
+                num_samples=50000,
+                enable_loss=True,
+                enable_sampling=False,
+                enable_bpd=False,
+                bpd_dataset='test',
+                bpd_repeats=5,
+                bpd_probes=1,
+                metrics_backend='none',
+            ),
+        )
+    )
+
+
+def cifar10() -> ConfigDict:
+    """CIFAR-10 at 32 pixels."""
+    return base('CIFAR10', 32)
+
+
+def celeba() -> ConfigDict:
+    """CelebA, cropped and reduced to 64 pixels."""
+    config = base('CELEBA', 64)
+    config.model.sigma_max = 90.0
+    config.eval.update(begin_ckpt=1, enable_sampling=True)
+    return config
+
+
+def lsun(category: str, size: int = 256) -> ConfigDict:
+    """One LSUN category ('bedroom', 'church_outdoor'), cropped and reduced to `size` pixels."""
+    config = _long_schedule(base('LSUN', size))
+    config.data.category = category
+    return config
+
+
+def celebahq(size: int, path: str) -> ConfigDict:
+    """CelebA-HQ at 256 or 1024 pixels, from the TFRecord file at `path`."""
+    return _tfrecords('CelebAHQ', size, path)
+
+
+def ffhq(size: int, path: str) -> ConfigDict:
+    """FFHQ at 256 or 1024 pixels, from the TFRecord file at `path`."""
+    return _tfrecords('FFHQ', size, path)
+
+
+def _tfrecords(dataset: str, size: int, path: str) -> ConfigDict:
+    config = _long_schedule(base(dataset, size))
+    config.data.tfrecords_path = path
+    if size == 1024:
+        config.training.batch_size = 8
+        config.eval.update(begin_ckpt=1, batch_size=1024, enable_sampling=False)
+        config.sampling.snr = 0.15
+    return config
+
+
+def _long_schedule(config: ConfigDict) -> ConfigDict:
+    """The schedule and noise range of large images: 2.4 million steps with half the batch and no dropout."""
+    config.training.update(batch_size=64, n_iters=2400001, snapshot_freq_for_preemption=5000)
+    config.model.update(sigma_max=378.0, dropout=0.0)
+    config.sampling.snr = 0.075
+    config.eval.update(begin_ckpt=50, end_ckpt=96, batch_size=512, enable_sampling=True)
+    return config
+
+
+# SDEs ----------------------------------------------------------------------------------------------------------------------
+
+
+def ve(config: ConfigDict, continuous: bool) -> ConfigDict:
+    """The VE SDE of Song et al. 2021, Eq. 9; reverse diffusion with a Langevin corrector."""
+    config.data.centered = False
+    config.training.update(sde='vesde', continuous=continuous, reduce_mean=False)
+    config.model.update(scale_by_sigma=True, ema_rate=0.999)
+    config.sampling.update(predictor='reverse_diffusion', corrector='langevin')
+    return config
+
+
+def vp(config: ConfigDict, continuous: bool) -> ConfigDict:
+    """The VP SDE of Song et al. 2021, Eq. 11; Euler-Maruyama, or ancestral sampling for discrete training, without a corrector."""
+    config.data.centered = True
+    config.training.update(sde='vpsde', continuous=continuous, reduce_mean=True)
+    config.model.update(scale_by_sigma=False, ema_rate=0.9999)
+    config.sampling.update(predictor='euler_maruyama' if continuous else 'ancestral_sampling', corrector='none')
+    return config
+
+
+def subvp(config: ConfigDict) -> ConfigDict:
+    """The sub-VP SDE of Song et al. 2021, Eq. 12: `vp` with another diffusion. It has continuous training only."""
+    vp(config, continuous=True)
+    config.training.sde = 'subvpsde'
+    return config
+
+
+# Networks ------------------------------------------------------------------------------------------------------------------
+
+
+def ddpm(config: ConfigDict) -> ConfigDict:
+    """The U-Net of Ho et al. 2020, as they use it on CIFAR-10."""
+    config.model.update(
+        name='ddpm',
+        ch_mult=(1, 2, 2, 2),
+        num_res_blocks=2,
+        attn_resolutions=(16,),
+        resamp_with_conv=True,
+        conditional=True,
+    )
+    return config
+
+
+def ncsnpp(config: ConfigDict, embedding_type: str = 'fourier', num_res_blocks: int = 4) -> ConfigDict:
+    """NCSN++ of Song et al. 2021, Section 4.4. 'fourier' is for the labels of the continuous VE SDE, 'positional' for all others."""
+    ddpm(config)
+    config.model.update(
+        name='ncsnpp',
+        num_res_blocks=num_res_blocks,
+        embedding_type=embedding_type,
+        fourier_scale=16.0,
+        fir=True,
+        fir_kernel=[1, 3, 3, 1],
+        skip_rescale=True,
+        resblock_type='biggan',
+        progressive='none',
+        progressive_input='residual',
+        progressive_combine='sum',
+        attention_type='ddpm',
+        init_scale=0.0,
+        conv_size=3,
+    )
+    return config
+
+
+def ncsnpp_256(config: ConfigDict) -> ConfigDict:
+    """NCSN++ for 256 pixels: seven resolutions, with input and output skips, and 2000 noise levels."""
+    ncsnpp(config, num_res_blocks=2)
+    config.model.update(ch_mult=(1, 1, 2, 2, 2, 2, 2), progressive='output_skip', progressive_input='input_skip', num_scales=2000)
+    return config
+
+
+def ncsnpp_1024(config: ConfigDict) -> ConfigDict:
+    """NCSN++ for 1024 pixels: eight resolutions, narrow at the top, and averaged over more steps."""
+    ncsnpp_256(config)
+    config.model.update(nf=16, ch_mult=(1, 2, 4, 8, 16, 32, 32, 32), num_res_blocks=1, ema_rate=0.9999)
+    return config
+
+
+def ddpmpp(config: ConfigDict, num_res_blocks: int = 4) -> ConfigDict:
+    """DDPM++ of Song et al. 2021, Section 4.4: NCSN++ without the anti-aliasing filter and the progressive input."""
+    ncsnpp(config, 'positional', num_res_blocks)
+    config.model.update(fir=False, progressive_input='none')
+    return config
+
+
+# NCSN and NCSNv2: papers that define network, noise levels, optimizer and sampler together --------------------------------------
+
+
+def ncsn(config: ConfigDict) -> ConfigDict:
+    """NCSN of Song & Ermon 2019: ten noise levels from 1 to 0.01, annealed Langevin dynamics of 100 steps at each."""
+    ve(config, continuous=False)
+    config.model.update(
+        name='ncsn',
+        sigma_max=1.0,
+        num_scales=10,
+        ema_rate=0.0,
+        scale_by_sigma=False,
+        normalization='InstanceNorm++',
+        nonlinearity='elu',
+        interpolation='bilinear',
+    )
+    config.optim.update(lr=1e-3, warmup=0, grad_clip=-1.0)
+    config.sampling.update(predictor='none', corrector='ald', n_steps_each=100, snr=0.316)
+    return config
+
+
+def ncsnv2(config: ConfigDict, name: str = 'ncsnv2_64') -> ConfigDict:
+    """NCSNv2 of Song & Ermon 2020. The noise levels and the Langevin steps (Techniques 1, 2, 4) depend on the data: set them after it."""
+    ncsn(config)
+    config.model.update(name=name, scale_by_sigma=True, ema_rate=0.999)
+    config.optim.lr = 1e-4
+    return config

@@ -1,0 +1,15 @@
+"""NCSN++ on CIFAR-10, trained with the sub-VP SDE.
+
+    python main.py --config configs/subvp/cifar10_ncsnpp_continuous.py --workdir runs/subvp/cifar10_ncsnpp_continuous --mode train
+
+Expect: no published number.
+"""
+
+from configs.defaults import cifar10, ncsnpp, subvp
+
+
+def get_config():
+    config = cifar10()
+    subvp(config)
+    ncsnpp(config, embedding_type='positional')
+    return config

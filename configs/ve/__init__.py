@@ -1,0 +1,1 @@
+"""Models of the VE SDE and of its discrete form, SMLD."""

@@ -1,0 +1,16 @@
+"""NCSN++ on LSUN bedrooms at 256 pixels, trained with the continuous VE SDE.
+
+    python main.py --config configs/ve/bedroom_ncsnpp_continuous.py --workdir runs/ve/bedroom_ncsnpp_continuous --mode train
+
+Expect: samples only in the paper, no number.
+"""
+
+from configs.defaults import lsun, ncsnpp_256, ve
+
+
+def get_config():
+    config = lsun('bedroom')
+    ve(config, continuous=True)
+    ncsnpp_256(config)
+    config.model.sigma_max = 378.0
+    return config

@@ -1,0 +1,18 @@
+"""NCSN++ on FFHQ at 256 pixels, trained with the continuous VE SDE.
+
+The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`.
+
+    python main.py --config configs/ve/ffhq_256_ncsnpp_continuous.py --workdir runs/ve/ffhq_256_ncsnpp_continuous --mode train
+
+Expect: samples only in the paper, no number.
+"""
+
+from configs.defaults import ffhq, ncsnpp_256, ve
+
+
+def get_config():
+    config = ffhq(256, '/home/yangsong/ncsc/ffhq/ffhq-r08.tfrecords')
+    ve(config, continuous=True)
+    ncsnpp_256(config)
+    config.model.sigma_max = 348.0
+    return config

@@ -1,0 +1,1 @@
+"""Models of the VP SDE and of its discrete form, DDPM."""

@@ -1,0 +1,17 @@
+"""DDPM++ with twice the depth on CIFAR-10, trained with the continuous VP SDE ("DDPM++ cont. (deep, VP)" in Song et al. 2021).
+
+    python main.py --config configs/vp/cifar10_ddpmpp_deep_continuous.py --workdir runs/vp/cifar10_ddpmpp_deep_continuous --mode train
+
+Expect: FID 2.41, IS 9.68 (Song et al. 2021, Table 3), best of the numbered checkpoints. FID 3.08 and 3.13 bits/dim with the ODE sampler
+        (Song et al. 2021, Table 2), last checkpoint.
+"""
+
+from configs.defaults import cifar10, ddpmpp, vp
+
+
+def get_config():
+    config = cifar10()
+    vp(config, continuous=True)
+    ddpmpp(config, num_res_blocks=8)
+    config.training.n_iters = 950001
+    return config

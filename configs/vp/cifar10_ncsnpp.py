@@ -1,0 +1,16 @@
+"""NCSN++ on CIFAR-10, trained with the 1000 discrete steps of DDPM.
+
+    python main.py --config configs/vp/cifar10_ncsnpp.py --workdir runs/vp/cifar10_ncsnpp --mode train
+
+Expect: no published number.
+"""
+
+from configs.defaults import cifar10, ncsnpp, vp
+
+
+def get_config():
+    config = cifar10()
+    vp(config, continuous=False)
+    ncsnpp(config, embedding_type='positional')
+    config.sampling.predictor = 'reverse_diffusion'
+    return config

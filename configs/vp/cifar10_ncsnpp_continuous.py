@@ -1,0 +1,15 @@
+"""NCSN++ on CIFAR-10, trained with the continuous VP SDE.
+
+    python main.py --config configs/vp/cifar10_ncsnpp_continuous.py --workdir runs/vp/cifar10_ncsnpp_continuous --mode train
+
+Expect: no published number.
+"""
+
+from configs.defaults import cifar10, ncsnpp, vp
+
+
+def get_config():
+    config = cifar10()
+    vp(config, continuous=True)
+    ncsnpp(config, embedding_type='positional')
+    return config

@@ -1,0 +1,16 @@
+"""NCSN++ with twice the depth on CIFAR-10, trained with the continuous VP SDE.
+
+    python main.py --config configs/vp/cifar10_ncsnpp_deep_continuous.py --workdir runs/vp/cifar10_ncsnpp_deep_continuous --mode train
+
+Expect: no published number.
+"""
+
+from configs.defaults import cifar10, ncsnpp, vp
+
+
+def get_config():
+    config = cifar10()
+    vp(config, continuous=True)
+    ncsnpp(config, embedding_type='positional', num_res_blocks=8)
+    config.training.n_iters = 950001
+    return config

@@ -1,0 +1,17 @@
+"""The U-Net of Ho et al. 2020 on LSUN bedrooms at 256 pixels, trained with their 1000 discrete steps.
+
+    python main.py --config configs/vp/ddpm/bedroom.py --workdir runs/vp/ddpm/bedroom --mode train
+
+Expect: no published number for this code and schedule; Ho et al. 2020 report FID 6.36 for their own.
+"""
+
+from configs.defaults import ddpm, lsun, vp
+
+
+def get_config():
+    config = lsun('bedroom')
+    vp(config, continuous=False)
+    ddpm(config)
+    config.model.ch_mult = (1, 1, 2, 2, 4, 4)
+    config.optim.lr = 2e-5
+    return config

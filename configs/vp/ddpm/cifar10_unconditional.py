@@ -1,0 +1,16 @@
+"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with their 1000 discrete steps, and not told which step it is at.
+
+    python main.py --config configs/vp/ddpm/cifar10_unconditional.py --workdir runs/vp/ddpm/cifar10_unconditional --mode train
+
+Expect: no published number.
+"""
+
+from configs.defaults import cifar10, ddpm, vp
+
+
+def get_config():
+    config = cifar10()
+    vp(config, continuous=False)
+    ddpm(config)
+    config.model.conditional = False
+    return config
