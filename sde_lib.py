@@ -230,7 +230,7 @@ class VPSDE(_LinearBetaSDE):
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20, N: int = 1000):
         super().__init__(beta_min, beta_max, N)
-        self.discrete_betas  # refuses too few steps here rather than in the middle of a run
+        _linear_betas(beta_min, beta_max, N, torch.float32, torch.device('cpu'))  # refuses here an N that is too small
 
     def sde(self, x, t):
         beta = self._beta(t)

@@ -23,7 +23,7 @@ class ConvMeanPool(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, act, conv, norm, act, conv; added to its input. `down` halves the size, or with a `dilation` above 1 widens the view instead."""
+    """norm, act, conv, norm, act, conv; added to its input. `down` halves the size, or with a `dilation` above 1 widens the view."""
 
     def __init__(self, in_planes, out_planes, down, act, norm, dilation=1):
         super().__init__()

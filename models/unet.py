@@ -23,7 +23,7 @@ from .utils import get_sigmas
 
 
 class DownLevel(NamedTuple):
-    """Positions: of residual blocks, each with the attention behind it or None; of the resampling and of the joint with the input pyramid."""
+    """Positions: of residual blocks, each with the attention behind it or None; of the resampling; of the input pyramid's joint."""
     blocks: list[tuple[int, int | None]]
     resample: int | None
     pyramid: int | None

@@ -46,7 +46,7 @@ def naive_downsample_2d(x, factor: int = 2):
 
 
 def upsample_conv_2d(x, w, k=None, factor: int = 2, gain: float = 1):
-    """`x` with zeros between its pixels, cross-correlated with `w` (out, in, r, r), then filtered: `upsample_2d`, then a convolution, in one."""
+    """`x` with zeros between its pixels, cross-correlated with `w` (out, in, r, r), then filtered: `upsample_2d` and a convolution."""
     k = _filter(k, factor, gain * factor ** 2)
     spare = len(k) - factor - (w.shape[-1] - 1)
     x = F.conv_transpose2d(x, w.flip(2, 3).transpose(0, 1), stride=factor)
