@@ -90,19 +90,23 @@ def get_ddpm_loss_fn(vpsde, train, reduce_mean=True):
     return _get_discrete_loss_fn(vpsde, train, reduce_mean)
 
 
+def get_loss_fn(sde, train, reduce_mean=False, continuous=True, likelihood_weighting=False):
+    """-> loss_fn(model, batch): the loss that a network is trained with, in continuous time or on the SDE's discrete noise levels."""
+    if continuous:
+        return get_sde_loss_fn(sde, train, reduce_mean, continuous=True, likelihood_weighting=likelihood_weighting)
+    if likelihood_weighting:
+        raise UserError('likelihood weighting is defined for continuous training: '
+                        'set training.continuous=True or training.likelihood_weighting=False')
+    return _get_discrete_loss_fn(sde, train, reduce_mean)
+
+
 def get_step_fn(sde, train, optimize_fn=None, reduce_mean=False, continuous=True, likelihood_weighting=False):
     """-> step_fn(state, batch, metrics=None) -> loss, one step of training, or with `train=False` the loss of the averaged weights.
 
     Training changes `state` in place: optimizer, parameters, moving average, step. A dict given as `metrics` gets the gradient's
     norm as 'grad_norm'.
     """
-    if continuous:
-        loss_fn = get_sde_loss_fn(sde, train, reduce_mean, continuous=True, likelihood_weighting=likelihood_weighting)
-    elif likelihood_weighting:
-        raise UserError('likelihood weighting is defined for continuous training: '
-                        'set training.continuous=True or training.likelihood_weighting=False')
-    else:
-        loss_fn = _get_discrete_loss_fn(sde, train, reduce_mean)
+    loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting)
 
     def train_step(state, batch, metrics=None):
         model, optimizer = state['model'], state['optimizer']
@@ -119,12 +123,7 @@ def get_step_fn(sde, train, optimize_fn=None, reduce_mean=False, continuous=True
 
     @torch.no_grad()
     def eval_step(state, batch, metrics=None):
-        model, ema = state['model'], state['ema']
-        ema.store(model.parameters())
-        ema.copy_to(model.parameters())
-        try:
-            return loss_fn(model, batch)
-        finally:
-            ema.restore(model.parameters())
+        with state['ema'].applied_to(state['model'].parameters()):
+            return loss_fn(state['model'], batch)
 
     return train_step if train else eval_step

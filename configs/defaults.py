@@ -14,7 +14,7 @@ References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); So
 seed, device              random seed; a device by name ('cuda:0', 'cpu')
 
 data.
-  dataset                 CIFAR10, CELEBA, LSUN, FFHQ, CelebAHQ, or what `datasets.py` adds to them
+  dataset                 CIFAR10 or DIGITS; the configs of CELEBA, LSUN, FFHQ and CelebAHQ serve to sample from their checkpoints
   image_size              side of the square images, in pixels;  num_channels: 3 for RGB
   random_flip             mirror half of the training images at random
   centered                networks see pixels in [-1, 1] (VP, sub-VP) rather than in [0, 1] (VE)
@@ -77,12 +77,12 @@ sampling.
 eval.
   begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate;  batch_size: images at a time
   enable_loss             loss over the test set
-  enable_sampling         draw num_samples images, then IS, FID and KID from them
+  enable_sampling         draw num_samples images, and measure them as metrics_backend says
   enable_bpd              likelihood, in bits/dim, of bpd_dataset ('train' or 'test')
   bpd_repeats             passes over that set, each with new dequantisation noise
   bpd_probes              random vectors averaged in each estimate of the divergence; more: less variance, more time
-  metrics_backend         'pixels': take features from pixels where there is no Inception, which tests a pipeline and is comparable with no
-                          published number; 'none': never
+  bpd_rtol, bpd_atol      tolerances of the ODE solver behind it
+  metrics_backend         'pixels': Frechet distance between the samples' pixels and those of real images, for small data; 'none'
 """
 
 import torch
@@ -164,6 +164,8 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 bpd_dataset='test',
                 bpd_repeats=5,
                 bpd_probes=1,
+                bpd_rtol=1e-5,
+                bpd_atol=1e-5,
                 metrics_backend='none',
             ),
         )
@@ -173,6 +175,17 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
 def cifar10() -> ConfigDict:
     """CIFAR-10 at 32 pixels."""
     return base('CIFAR10', 32)
+
+
+def digits() -> ConfigDict:
+    """Scikit-learn's handwritten digits at 8 pixels, with one channel, and the schedule of a few minutes on two processor cores."""
+    config = base('DIGITS', 8)
+    config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True)
+    config.training.update(batch_size=128, n_iters=5001, snapshot_freq=5000, snapshot_freq_for_preemption=1000, log_freq=250, eval_freq=250)
+    config.optim.update(lr=1e-3, warmup=250)
+    config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=500, num_samples=500, enable_sampling=True, enable_bpd=True, bpd_repeats=1,
+                       metrics_backend='pixels')
+    return config
 
 
 def celeba() -> ConfigDict:
@@ -303,6 +316,12 @@ def ddpmpp(config: ConfigDict, num_res_blocks: int = 4) -> ConfigDict:
     """DDPM++ of Song et al. 2021, Section 4.4: NCSN++ without the anti-aliasing filter and the progressive input."""
     ncsnpp(config, 'positional', num_res_blocks)
     config.model.update(fir=False, progressive_input='none')
+    return config
+
+
+def small(config: ConfigDict) -> ConfigDict:
+    """The network before it, made small enough for 8-pixel images on a processor: two resolutions, attention at the lower one."""
+    config.model.update(nf=32, ch_mult=(1, 2), num_res_blocks=2, attn_resolutions=(4,), dropout=0.0, ema_rate=0.999)
     return config
 
 

@@ -1,4 +1,6 @@
 """An exponential moving average of parameters (Polyak & Juditsky 1992), whose copy is what one samples from."""
+import contextlib
+
 import torch
 
 
@@ -47,6 +49,17 @@ class ExponentialMovingAverage:
         """Brings back what `store` kept."""
         torch._foreach_copy_(self._paired(parameters, self.collected_params), self.collected_params)
         self.collected_params = []
+
+    @contextlib.contextmanager
+    def applied_to(self, parameters):
+        """The average in place of `parameters`, for as long as the block lasts."""
+        parameters = list(parameters)
+        self.store(parameters)
+        self.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.restore(parameters)
 
     def state_dict(self) -> dict:
         return dict(decay=self.decay, num_updates=self.num_updates, shadow_params=self.shadow_params)

@@ -1,0 +1,21 @@
+# `make quickstart` trains, evaluates and samples a small model; `make test` checks everything. Both need Python >= 3.10 and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+QUICKSTART := --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/quickstart
+
+.PHONY: quickstart test
+
+quickstart: .venv/installed
+	$(BIN)/python main.py $(QUICKSTART) --mode train
+	$(BIN)/python main.py $(QUICKSTART) --mode eval
+	@echo "Samples: runs/quickstart/eval/ckpt_1/samples.png   Curves: $(BIN)/tensorboard --logdir runs/quickstart/tensorboard"
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@

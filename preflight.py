@@ -1,0 +1,130 @@
+"""What can be told before any work starts: every fault of a config, a mode and a work directory, each in one sentence."""
+import os
+import pathlib
+import tempfile
+
+import torch
+from ml_collections import ConfigDict
+
+import checkpoints
+import datasets
+import evaluation
+import losses
+import sampling
+import sde_lib
+from errors import UserError
+from models import utils as mutils
+
+POSITIVE = ('training.batch_size', 'training.n_iters', 'training.snapshot_freq', 'training.snapshot_freq_for_preemption',
+            'training.log_freq', 'training.eval_freq', 'eval.batch_size', 'eval.num_samples', 'optim.lr', 'model.num_scales', 'model.nf')
+SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
+
+
+def check(config: ConfigDict, workdir, mode: str, numbers=()):
+    """Passes, or raises UserError with one line for each fault.
+
+    `mode`: 'train', 'eval' or 'sample'; `numbers`: the snapshots that must be there.
+    """
+    for section in SECTIONS:
+        if section not in config:
+            raise UserError(f'the config has no section {section!r}: start from configs/defaults.py')
+    checks = [lambda: _device(config), lambda: _numbers(config), lambda: _network(config), lambda: _sampler(config),
+              lambda: _workdir(workdir)]
+    if mode == 'train':
+        checks += [lambda: datasets.get_source(config), lambda: _training(config)]
+    if mode == 'eval':
+        checks += [lambda: datasets.get_source(config), lambda: _evaluation(config), lambda: _snapshots(workdir, numbers)]
+    faults = []
+    for run in checks:
+        try:
+            run()
+        except (UserError, NotImplementedError) as fault:
+            faults += [line for line in str(fault).splitlines() if line not in faults]
+        except (AttributeError, KeyError) as fault:
+            if not _is_missing_key(fault):
+                raise
+            faults.append(f'the config lacks a key: {str(fault).splitlines()[0]}')
+    if faults:
+        raise UserError('\n'.join(faults))
+
+
+def _is_missing_key(fault) -> bool:
+    """Whether the error was raised by a ConfigDict."""
+    trace = fault.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return 'ml_collections' in trace.tb_frame.f_code.co_filename
+
+
+def _device(config):
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise UserError(f"config.device is {config.device!r}: expected a device such as 'cpu', 'cuda' or 'cuda:0'") from error
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise UserError(f"config.device is {str(config.device)!r}, but PyTorch finds no CUDA device here: use --config.device=cpu")
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'config.device is {str(config.device)!r}, but there are only {torch.cuda.device_count()} CUDA devices, from 0')
+
+
+def _numbers(config):
+    faults = []
+    for key in POSITIVE:
+        section, name = key.split('.')
+        if not config[section][name] > 0:
+            faults.append(f'config.{key} is {config[section][name]!r}: it must be above 0')
+    if not 0 <= config.model.ema_rate <= 1:
+        faults.append(f'config.model.ema_rate is {config.model.ema_rate!r}: it must lie in [0, 1]')
+    if not 0 <= config.model.dropout < 1:
+        faults.append(f'config.model.dropout is {config.model.dropout!r}: it must lie in [0, 1)')
+    if faults:
+        raise UserError('\n'.join(faults))
+
+
+def _network(config):
+    """Builds the network without its numbers, and runs one image through its shapes."""
+    size, channels = config.data.image_size, config.data.num_channels
+    if (config.model.get('scale_by_sigma') and config.training.continuous and config.model.name.lower() in ('ncsnpp', 'ddpmpp', 'ddpm')
+            and config.model.get('embedding_type') == 'positional'):
+        raise UserError("config.model.scale_by_sigma=True needs training.continuous=False or model.embedding_type='fourier': "
+                        "a 'positional' network looks sigma up by an index, which continuous time does not have")
+    with torch.device('meta'):
+        network = mutils.get_model(config.model.name)(config)
+        network(torch.zeros(1, channels, size, size), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
+
+
+def _sampler(config):
+    shape = (1, config.data.num_channels, config.data.image_size, config.data.image_size)
+    sde = sde_lib.get_sde(config)
+    sampling.get_sampling_fn(config, sde, shape, lambda x: x, sde.sampling_eps)
+
+
+def _training(config):
+    training = config.training
+    losses.get_optimizer(config, [torch.zeros(1, requires_grad=True)])
+    losses.get_step_fn(sde_lib.get_sde(config), True, None, training.reduce_mean, training.continuous, training.likelihood_weighting)
+
+
+def _evaluation(config):
+    settings = config.eval
+    if settings.bpd_dataset.lower() not in ('train', 'test'):
+        raise UserError(f"config.eval.bpd_dataset is {settings.bpd_dataset!r}: known are 'train' and 'test'")
+    if settings.get('metrics_backend', 'none') not in evaluation.METRICS_BACKENDS:
+        raise UserError(f'config.eval.metrics_backend is {settings.metrics_backend!r}: known are {", ".join(evaluation.METRICS_BACKENDS)}')
+    if settings.begin_ckpt > settings.end_ckpt:
+        raise UserError(f'config.eval.begin_ckpt={settings.begin_ckpt} lies behind end_ckpt={settings.end_ckpt}')
+
+
+def _snapshots(workdir, numbers):
+    missing = [str(path) for path in (checkpoints.snapshot_path(workdir, k) for k in numbers) if not path.is_file()]
+    if missing:
+        raise UserError(f'{len(missing)} of the checkpoints config.eval.begin_ckpt to end_ckpt are missing, first {missing[0]}')
+
+
+def _workdir(workdir):
+    try:
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(f'--workdir={os.fspath(workdir)} cannot be written: {error.strerror}') from error
