@@ -9,6 +9,7 @@ Any value of the config can be set on the command line: --config.training.batch_
 import logging
 import os
 import pathlib
+import runpy
 import sys
 
 from absl import app, flags
@@ -43,7 +44,8 @@ def parse_flags(argv):
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError) as error:
-        unknown = next((key for key in _config_keys(argv) if not _has(FLAGS['config'].value, key)), None)
+        config = runpy.run_path(path)['get_config']()
+        unknown = next((key for key in _config_keys(argv) if not _has(config, key)), None)
         if unknown is None:
             raise
         raise SystemExit(f'error: the config has no key {unknown}: {path} and configs/defaults.py show those it has') from error

@@ -181,10 +181,11 @@ def digits() -> ConfigDict:
     """Scikit-learn's handwritten digits at 8 pixels, with one channel, and the schedule of a few minutes on two processor cores."""
     config = base('DIGITS', 8)
     config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True)
-    config.training.update(batch_size=128, n_iters=5001, snapshot_freq=5000, snapshot_freq_for_preemption=1000, log_freq=250, eval_freq=250)
-    config.optim.update(lr=1e-3, warmup=250)
+    config.training.update(batch_size=64, n_iters=3001, snapshot_freq=3000, snapshot_freq_for_preemption=500, log_freq=100, eval_freq=500)
+    config.optim.update(lr=2e-3, warmup=100)
     config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=500, num_samples=500, enable_sampling=True, enable_bpd=True, bpd_repeats=1,
-                       metrics_backend='pixels')
+                       bpd_rtol=1e-3, bpd_atol=1e-3, metrics_backend='pixels')
+    config.sampling.predictor = 'reverse_diffusion'
     return config
 
 
@@ -321,7 +322,7 @@ def ddpmpp(config: ConfigDict, num_res_blocks: int = 4) -> ConfigDict:
 
 def small(config: ConfigDict) -> ConfigDict:
     """The network before it, made small enough for 8-pixel images on a processor: two resolutions, attention at the lower one."""
-    config.model.update(nf=32, ch_mult=(1, 2), num_res_blocks=2, attn_resolutions=(4,), dropout=0.0, ema_rate=0.999)
+    config.model.update(nf=24, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0, ema_rate=0.995, num_scales=200)
     return config
 
 

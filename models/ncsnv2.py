@@ -83,6 +83,7 @@ class NCSN(RefineNet):
         accept(config, 'model.scale_by_sigma', False)
         accept(config, 'training.continuous', False, why='it knows only the noise levels it was built with')
         super().__init__(config)
+        self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32), persistent=False)
 
     def forward(self, x, labels):
         return self.features(x, labels.long())

@@ -62,6 +62,7 @@ class UNet(nn.Module):
             self.embedding_layers = add(dense(embedding_dim, 4 * self.nf)), add(dense(4 * self.nf, 4 * self.nf))
 
         channels, last = data.num_channels, len(model.ch_mult) - 1
+        self.channels = channels
         widths = [self.nf * mult for mult in model.ch_mult]
         attends = [data.image_size // 2 ** i in model.attn_resolutions for i in range(last + 1)]
         pyramid = pyramid or {}
@@ -149,8 +150,8 @@ class UNet(nn.Module):
 
     def _check(self, x, labels):
         factor = 2 ** (len(self.down_levels) - 1)
-        if x.ndim != 4 or x.shape[2] % factor or x.shape[3] % factor:
-            raise UserError(f'x must have shape (batch, channels, height, width) with height and width multiples of {factor}, '
+        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % factor or x.shape[3] % factor:
+            raise UserError(f'x must have shape (batch, {self.channels}, height, width) with height and width multiples of {factor}, '
                             f'got {tuple(x.shape)}')
         if labels.shape != x.shape[:1]:
             raise UserError(f'labels must have shape (batch,) = ({len(x)},), got {tuple(labels.shape)}')
@@ -189,7 +190,7 @@ class UNet(nn.Module):
                 h = modules[level.resample](h, temb)
 
         h = pyramid if self.progressive == 'output_skip' else self._norm_act_conv(self.head, h)
-        return h / self._sigma(labels)[:, None, None, None] if self.scale_by_sigma else h
+        return h / self._sigma(labels).to(h)[:, None, None, None] if self.scale_by_sigma else h
 
     def _sigma(self, labels):
         """The noise level of each label: the label itself for Fourier features, else an index into the table, largest first."""

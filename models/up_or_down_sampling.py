@@ -50,7 +50,7 @@ def upsample_conv_2d(x, w, k=None, factor: int = 2, gain: float = 1):
     k = _filter(k, factor, gain * factor ** 2)
     spare = len(k) - factor - (w.shape[-1] - 1)
     x = F.conv_transpose2d(x, w.flip(2, 3).transpose(0, 1), stride=factor)
-    return upfirdn2d(x, k, pad=((spare + 1) // 2 + factor - 1, spare // 2 + 1))
+    return upfirdn2d(x, k, pad=((spare + 1) // 2 + factor - 1, spare // 2 + factor - 1))
 
 
 def conv_downsample_2d(x, w, k=None, factor: int = 2, gain: float = 1):

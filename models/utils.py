@@ -67,7 +67,7 @@ def get_model_fn(model, train: bool = False):
 
 
 def _number_of_scales(model):
-    """How many noise levels a discrete network was built with, or None where it does not say."""
+    """How many noise levels a discrete network was built with (the length of its `sigmas`), or None where it does not say."""
     sigmas = getattr(getattr(model, 'module', model), 'sigmas', None)
     return None if sigmas is None else len(sigmas)
 

@@ -1,0 +1,42 @@
+"""What the tests share: the library on the path, one thread, a fixed seed, the reference numbers and a measure of distance to them."""
+import importlib
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = pathlib.Path(__file__).parents[1]
+DATA = pathlib.Path(__file__).parent / 'data'
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)  # sums are then added in one order everywhere, and small tensors are fastest
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Every test draws the same random numbers, alone or behind others."""
+    torch.manual_seed(0)
+
+
+def parity(name: str) -> dict:
+    """The arrays of a reference file in tests/data, by key."""
+    with np.load(DATA / f'{name}.npz') as file:
+        return dict(file)
+
+
+def relative_error(value, reference) -> float:
+    """The largest absolute error over the largest reference value (or over 1 where the reference is zero); shapes must agree."""
+    value, reference = (np.asarray(v.detach() if isinstance(v, torch.Tensor) else v, np.float64) for v in (value, reference))
+    assert value.shape == reference.shape, f'shape {value.shape}, expected {reference.shape}'
+    return float(np.abs(value - reference).max() / (np.abs(reference).max() or 1))
+
+
+def load_config(module: str, data=(), **model):
+    """The config of a module such as 'configs.ve.cifar10_ncsnpp', on the CPU, with other values of `data` (a dict) and `model`."""
+    config = importlib.import_module(module).get_config()
+    config.device = 'cpu'
+    with config.unlocked(), config.ignore_type():
+        config.data.update(dict(data))
+        config.model.update(model)
+    return config

@@ -1,0 +1,111 @@
+"""A target whose density, score and samples are exact at every time of every SDE: a Gaussian mixture.
+
+If x_0 ~ sum_k w_k N(mu_k, C_k) and x_t | x_0 ~ N(m x_0, std^2 I), then x_t ~ sum_k w_k N(m mu_k, m^2 C_k + std^2 I). With
+C_k = U_k diag(v_k) U_k^T the covariance at any level (m, std) is U_k diag(m^2 v_k + std^2) U_k^T: one eigendecomposition serves all.
+Everything is computed in float64, whatever comes in.
+"""
+import math
+
+import torch
+from torch import nn
+
+from sde_lib import VESDE, expand
+
+
+def level(sde, t):
+    """The mean coefficient m(t) and std(t) of x_t given x_0, each (B,) in float64."""
+    t = t.double()
+    m, std = sde.marginal_prob(torch.ones_like(t)[:, None], t)
+    return m[:, 0], std
+
+
+class GaussianMixture(nn.Module):
+    """sum_k w_k N(mu_k, C_k) of weights (K,), means (K, D) and covariances (K, D, D), over points of `shape` ((D,) unless given).
+
+    `log_prob` and `score` answer at a level (m, std), by default that of the data themselves. A module, so that it moves to a device.
+    """
+
+    def __init__(self, weights, means, covariances, shape=None):
+        super().__init__()
+        weights, means, covariances = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, covariances))
+        variances, axes = torch.linalg.eigh(covariances)
+        for name, value in dict(weights=weights / weights.sum(), means=means, covariances=covariances, variances=variances,
+                                axes=axes).items():
+            self.register_buffer(name, value)
+        self.shape = tuple(shape or means.shape[1:])
+
+    @property
+    def mean(self):
+        return self.weights @ self.means
+
+    @property
+    def covariance(self):
+        offsets = self.means - self.mean
+        return torch.einsum('k,kde->de', self.weights, self.covariances + offsets[:, :, None] * offsets[:, None])
+
+    def sample(self, n: int, seed: int = 0):
+        """n exact draws, (n, *shape), that share nothing with those of torch.manual_seed(seed)."""
+        generator = torch.Generator(self.means.device).manual_seed(2 ** 32 - 1 - seed)
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.means.shape[1], dtype=torch.float64, device=self.means.device, generator=generator)
+        return (self.means[k] + torch.einsum('nde,ne->nd', self.axes[k], self.variances[k].sqrt() * z)).reshape(n, *self.shape)
+
+    def _components(self, x, m, std):
+        """In the eigenbasis of each component: x - m mu and the variances, (B, K, D); and log(w_k N_k(x)), (B, K)."""
+        m, std = (torch.as_tensor(v, dtype=torch.float64, device=x.device).reshape(-1, 1, 1) for v in (m, std))
+        offset = torch.einsum('kde,bkd->bke', self.axes, x.double().flatten(1)[:, None] - m * self.means)
+        variance = m ** 2 * self.variances + std ** 2
+        log_density = -0.5 * (offset ** 2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
+        return offset, variance, self.weights.log() + log_density
+
+    def log_prob(self, x, m=1.0, std=0.0):
+        """log p(x) in nats, (B,)."""
+        return self._components(x, m, std)[2].logsumexp(1)
+
+    def score(self, x, m=1.0, std=0.0):
+        """grad_x log p(x), shape of x."""
+        offset, variance, log_joint = self._components(x, m, std)
+        return torch.einsum('bk,kde,bke->bd', log_joint.softmax(1), self.axes, -offset / variance).reshape(x.shape)
+
+
+class ExactNetwork(nn.Module):
+    """The perfectly trained network: `models.utils.get_score_fn(sde, network, continuous=continuous)` is the score of `target`.
+
+    Its label and output are those of the SDE's networks, written down here a second time. `calls` counts the forward passes.
+    """
+
+    def __init__(self, sde, target: GaussianMixture, continuous: bool = True):
+        super().__init__()
+        self.sde, self.target, self.continuous, self.N, self.calls = sde, target, continuous, sde.N, 0
+        if not continuous:
+            self.sigmas = torch.zeros(sde.N)  # its length is how a discrete network says how many levels it knows
+
+    def level(self, labels):
+        """The (m, std), each (B,), that a label stands for."""
+        ve = isinstance(self.sde, VESDE)
+        if ve and self.continuous:  # the label is sigma
+            return level(self.sde, torch.log(labels / self.sde.sigma_min) / math.log(self.sde.sigma_max / self.sde.sigma_min))
+        if ve:  # an index, from the largest sigma down
+            return level(self.sde, 1 - labels / (self.N - 1))
+        if self.continuous:
+            return level(self.sde, labels / 999)
+        betas = torch.linspace(self.sde.beta_0, self.sde.beta_1, self.N, dtype=torch.float64, device=labels.device) / self.N
+        alphabar = torch.cumprod(1 - betas, 0)[labels.long()]
+        return alphabar.sqrt(), (1 - alphabar).sqrt()
+
+    def forward(self, x, labels):
+        self.calls += 1
+        m, std = self.level(labels.double())
+        score = self.target.score(x, m, std)
+        return (score if isinstance(self.sde, VESDE) else -score * expand(std, score)).to(x.dtype)
+
+
+def planar_mixture():
+    """Three correlated Gaussians of unequal weights in the plane: mean and covariance of the whole are of order one."""
+    return GaussianMixture([0.5, 0.3, 0.2], [[-1.0, 0.5], [1.2, 1.0], [0.5, -1.5]],
+                           [[[0.20, 0.08], [0.08, 0.10]], [[0.10, -0.06], [-0.06, 0.20]], [[0.15, 0.0], [0.0, 0.05]]])
+
+
+def gaussian(mean, variances, shape=None):
+    """N(mean, diag(variances)), of sequences of D numbers."""
+    return GaussianMixture([1.0], [list(mean)], torch.diag(torch.as_tensor(list(variances), dtype=torch.float64))[None], shape)

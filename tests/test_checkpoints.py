@@ -1,0 +1,135 @@
+"""Checkpoints: what is written comes back, whole or not at all."""
+import numpy as np
+import pytest
+import torch
+
+import checkpoints
+import run_lib
+import utils
+from configs.vp import digits_ddpmpp_continuous
+
+
+def tiny(nf=8, **model):
+    config = digits_ddpmpp_continuous.get_config()
+    config.device = 'cpu'
+    config.model.update(nf=nf, num_res_blocks=1, num_scales=30, **model)
+    return config
+
+
+@pytest.fixture
+def state():
+    """A state some steps in: every tensor of it differs from a fresh one's."""
+    torch.manual_seed(0)
+    state = run_lib.create_state(tiny())
+    for parameter in state['model'].parameters():
+        parameter.grad = torch.randn_like(parameter)
+    state['optimizer'].step()
+    state['ema'].update(state['model'].parameters())
+    return state | dict(step=7)
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def contents(state):
+    return {key: value.state_dict() if hasattr(value, 'state_dict') else value for key, value in state.items()}
+
+
+def test_round_trip(state, tmp_path):
+    utils.save_checkpoint(tmp_path / 'deep' / 'a.pth', state)
+    fresh = run_lib.create_state(tiny())
+    assert not equal(contents(state), contents(fresh))
+    restored = utils.restore_checkpoint(tmp_path / 'deep' / 'a.pth', fresh, 'cpu')
+    assert restored is fresh and equal(contents(state), contents(fresh))
+    assert [path.name for path in (tmp_path / 'deep').iterdir()] == ['a.pth']  # nothing partial is left
+
+
+def test_prefix_of_a_data_parallel_is_optional(state, tmp_path):
+    bare = {key.removeprefix('module.'): value for key, value in state['model'].state_dict().items()}
+    torch.save(contents(state) | dict(model=bare), tmp_path / 'bare.pth')
+    fresh = run_lib.create_state(tiny())
+    checkpoints.restore(tmp_path / 'bare.pth', fresh)
+    assert equal(contents(state), contents(fresh))
+
+
+def test_numpy_scalars_of_published_files_are_read(state, tmp_path):
+    for group in state['optimizer'].param_groups:
+        group['lr'] = np.float64(2e-4)
+    torch.save(contents(state), tmp_path / 'published.pth')
+    assert checkpoints.load(tmp_path / 'published.pth')['optimizer']['param_groups'][0]['lr'] == 2e-4
+
+
+def test_a_file_with_code_in_it_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / 'sprung'), 'w')
+    torch.save({'model': Trap()}, tmp_path / 'trap.pth')
+    with pytest.raises(checkpoints.CheckpointError):
+        checkpoints.load(tmp_path / 'trap.pth')
+    assert not (tmp_path / 'sprung').exists()
+
+
+@pytest.mark.parametrize('part', [0, 1, 8, 15])
+def test_truncated_file_is_refused_and_nothing_changes(state, tmp_path, part):
+    checkpoints.save(tmp_path / 'a.pth', state)
+    content = (tmp_path / 'a.pth').read_bytes()
+    (tmp_path / 'a.pth').write_bytes(content[:len(content) * part // 16])
+    fresh = run_lib.create_state(tiny())
+    before = {key: value.clone() for key, value in fresh['model'].state_dict().items()}
+    with pytest.raises(checkpoints.CheckpointError, match='a.pth') as caught:
+        checkpoints.restore(tmp_path / 'a.pth', fresh)
+    assert '\n' not in str(caught.value) and equal(before, fresh['model'].state_dict())
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(checkpoints.CheckpointError, match='there is no checkpoint .*none.pth'):
+        checkpoints.load(tmp_path / 'none.pth')
+    with pytest.raises(checkpoints.CheckpointError, match='train first'):
+        checkpoints.latest(tmp_path)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda content: content['model'].pop('module.all_modules.0.weight'), 'lacks module.all_modules.0.weight'),
+    (lambda content: content['model'].update(extra=torch.zeros(1)), 'beyond the network, module.extra'),
+    (lambda content: content['model'].update({'module.sigmas': torch.zeros(3)}), r'module.sigmas: \(3,\) in the file, \(30,\)'),
+    (lambda content: content.pop('ema'), 'lacks ema'),
+    (lambda content: content['ema']['shadow_params'].pop(), 'moving average'),
+    (lambda content: content['optimizer']['param_groups'][0]['params'].pop(), 'optimizer'),
+])
+def test_what_does_not_fit_is_named_and_nothing_changes(state, tmp_path, change, message):
+    content = contents(state)
+    content['model'] = dict(content['model'])
+    content['ema']['shadow_params'] = list(content['ema']['shadow_params'])
+    change(content)
+    torch.save(content, tmp_path / 'a.pth')
+    fresh = run_lib.create_state(tiny())
+    before = {key: value.clone() for key, value in fresh['model'].state_dict().items()}
+    with pytest.raises(checkpoints.CheckpointError, match=message):
+        checkpoints.restore(tmp_path / 'a.pth', fresh)
+    assert equal(before, fresh['model'].state_dict())
+
+
+def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
+    checkpoints.save(tmp_path / 'a.pth', state)
+    before = (tmp_path / 'a.pth').read_bytes()
+
+    def broken(content, file):
+        file.write(b'half')
+        raise OSError('disk full')
+    monkeypatch.setattr(torch, 'save', broken)
+    with pytest.raises(OSError, match='disk full'):
+        checkpoints.save(tmp_path / 'a.pth', state)
+    assert (tmp_path / 'a.pth').read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_latest_is_the_largest_number(tmp_path):
+    for k in (2, 10, 9):
+        checkpoints.save(checkpoints.snapshot_path(tmp_path, k), {'model': {}})
+    assert checkpoints.latest(tmp_path).name == 'checkpoint_10.pth'

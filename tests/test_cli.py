@@ -1,0 +1,172 @@
+"""The command line from end to end on the embedded digits, in its own process, and what it says to bad input."""
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import run_lib
+from configs.vp import digits_ddpmpp_continuous
+from errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = {sde: f'configs/{sde}/digits_{network}_continuous.py'
+           for sde, network in (('vp', 'ddpmpp'), ('subvp', 'ddpmpp'), ('ve', 'ncsnpp'))}
+TINY = ['--config.model.nf=8', '--config.model.num_res_blocks=1', '--config.model.num_scales=25', '--config.training.batch_size=16',
+        '--config.training.n_iters=5', '--config.training.snapshot_freq=4', '--config.training.snapshot_freq_for_preemption=2',
+        '--config.training.log_freq=1', '--config.training.eval_freq=2', '--config.device=cpu']
+QUICK = ['--config.eval.num_samples=70', '--config.eval.batch_size=40', '--config.eval.bpd_rtol=0.1', '--config.eval.bpd_atol=0.1']
+
+
+def run(workdir, mode, *arguments, config=CONFIGS['vp']):
+    return subprocess.run([sys.executable, 'main.py', '--config', config, '--workdir', str(workdir), '--mode', mode, *arguments], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300, env=os.environ | {'OMP_NUM_THREADS': '1'})
+
+
+def check(result):
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize('sde', CONFIGS)
+def test_train_evaluate_sample(tmp_path, sde):
+    log = check(run(tmp_path, 'train', *TINY, config=CONFIGS[sde]))
+    assert 'step: 4, training_loss' in log and 'step: 4, eval_loss' in log
+    assert '\r' not in log  # no progress bar where there is no terminal
+    assert 'tensorflow' not in log.lower()
+    assert (tmp_path / 'checkpoints' / 'checkpoint_1.pth').is_file() and (tmp_path / 'checkpoints-meta' / 'checkpoint.pth').is_file()
+    assert np.load(tmp_path / 'samples' / 'iter_4' / 'sample.np').shape == (16, 8, 8, 1)
+    assert (tmp_path / 'samples' / 'iter_4' / 'sample.png').is_file()
+
+    log = check(run(tmp_path, 'eval', *TINY, *QUICK, config=CONFIGS[sde]))
+    results = tmp_path / 'eval'
+    assert np.isfinite(np.load(results / 'ckpt_1_loss.npz')['mean_loss'])
+    bpd = np.concatenate([np.load(path)['bpd'] for path in results.glob('test_ckpt_1_bpd_*.npz')])
+    assert len(bpd) == 359 and np.isfinite(bpd).all()
+    samples = [np.load(path)['samples'] for path in sorted((results / 'ckpt_1').glob('samples_*.npz'))]
+    assert [len(part) for part in samples] == [40, 30] and samples[0].dtype == np.uint8 and samples[0].shape[1:] == (8, 8, 1)
+    report = np.load(results / 'report_1.npz')
+    assert report['n_samples'] == 70 and report['pixel_frechet'] > report['pixel_frechet_halves'] > 0
+    for quantity in ('loss', 'bits/dim', 'pixel Frechet distance', 'real to real'):
+        assert quantity in log
+
+    check(run(tmp_path, 'sample', *TINY, '--num_samples=3', f'--output={tmp_path / "out"}', config=CONFIGS[sde]))
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['00000.png', '00001.png', '00002.png', 'grid.png', 'samples.npz']
+    assert np.load(tmp_path / 'out' / 'samples.npz')['samples'].shape == (3, 8, 8, 1)
+
+
+def config_for(n_iters):
+    config = digits_ddpmpp_continuous.get_config()
+    config.device = 'cpu'
+    config.model.update(nf=8, num_res_blocks=1, num_scales=25, dropout=0.1)
+    config.training.update(batch_size=16, n_iters=n_iters, snapshot_freq=100, snapshot_freq_for_preemption=100, log_freq=1, eval_freq=2,
+                           snapshot_sampling=False)
+    return config
+
+
+def final_state(workdir):
+    content = torch.load(workdir / 'checkpoints-meta' / 'checkpoint.pth', weights_only=True)
+    return [*content['model'].values(), *content['ema']['shadow_params'], content['rng']['cpu'], torch.tensor(content['step'])]
+
+
+def test_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
+    run_lib.train(config_for(7), tmp_path / 'whole')
+    run_lib.train(config_for(3), tmp_path / 'parts')
+    run_lib.train(config_for(7), tmp_path / 'parts')
+    assert all(torch.equal(a, b) for a, b in zip(final_state(tmp_path / 'whole'), final_state(tmp_path / 'parts')))
+
+
+def test_the_seed_decides(tmp_path):
+    for name, seed in (('a', 1), ('b', 1), ('c', 2)):
+        config = config_for(2)
+        config.seed = seed
+        run_lib.train(config, tmp_path / name)
+    a, b, c = (final_state(tmp_path / name) for name in 'abc')
+    assert all(map(torch.equal, a, b)) and not all(map(torch.equal, a, c))
+
+
+def test_log_goes_on_and_finished_training_stays_as_it_is(tmp_path):
+    check(run(tmp_path, 'train', *TINY))
+    checkpoint = tmp_path / 'checkpoints' / 'checkpoint_1.pth'
+    before = checkpoint.read_bytes()
+    check(run(tmp_path, 'train', *TINY))
+    log = (tmp_path / 'stdout.txt').read_text()
+    assert log.count('step: 0, training_loss') == 1 and 'Going on from step 5' in log
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'sampling.predictor': 'eulr'}, ['config.sampling.predictor', 'eulr', 'euler_maruyama']),
+    ({'sampling.corrector': 'x'}, ['config.sampling.corrector', 'langevin']),
+    ({'sampling.method': 'x'}, ['config.sampling.method', 'ode']),
+    ({'sampling.predictor': 'none', 'sampling.corrector': 'none'}, ['sampling.predictor', 'sampling.corrector', 'none']),
+    ({'sampling.predictor': 'ancestral_sampling', 'sampling.probability_flow': True}, ['ancestral', 'probability flow']),
+    ({'model.name': 'unet'}, ['config.model.name', 'unet', 'ncsnpp']),
+    ({'model.normalization': 'BatchNorm'}, ['config.model.normalization', 'GroupNorm']),
+    ({'model.nonlinearity': 'gelu'}, ['config.model.nonlinearity', 'swish']),
+    ({'model.nf': 30}, ['channels', 'model.nf']),
+    ({'model.ch_mult': (1, 1, 1, 1, 1)}, ['multiples of 16']),
+    ({'model.num_scales': 10}, ['N must be at least 21']),
+    ({'model.embedding_type': 'fourier', 'training.continuous': False}, ['config.training.continuous', 'fourier']),
+    ({'model.scale_by_sigma': True}, ['config.model.scale_by_sigma', 'training.continuous=False']),
+    ({'data.dataset': 'MNIST'}, ['config.data.dataset', 'DIGITS']),
+    ({'data.image_size': 16}, ['config.data.image_size', '8x8']),
+    ({'training.sde': 'xsde'}, ['config.training.sde', 'subvpsde']),
+    ({'training.sde': 'subvpsde', 'training.continuous': False}, ['subVPSDE', 'training.continuous=True']),
+    ({'training.continuous': False, 'training.likelihood_weighting': True}, ['likelihood']),
+    ({'training.batch_size': 0}, ['config.training.batch_size', 'above 0']),
+    ({'model.ema_rate': 2.0}, ['config.model.ema_rate', '[0, 1]']),
+    ({'optim.optimizer': 'SGD'}, ['config.optim.optimizer', 'Adam']),
+    ({'device': 'gpu9'}, ['config.device', 'gpu9']),
+    pytest.param({'device': 'cuda'}, ['config.device', '--config.device=cpu'],
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device here')),
+])
+def test_bad_config_is_one_sentence_that_names_the_key(tmp_path, changes, words):
+    config = digits_ddpmpp_continuous.get_config()
+    config.device = 'cpu'
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError) as caught:
+        run_lib.train(config, tmp_path / 'w')
+    complaint = str(caught.value)
+    assert '\n' not in complaint and all(word in complaint for word in words), complaint
+    assert not list((tmp_path / 'w').glob('*'))
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--config.model.foo=1'], ['model.foo', 'no key']),
+    (['--config.sampling.predictor=eulr'], ['config.sampling.predictor', 'eulr', 'euler_maruyama']),
+    (['--config.training.batch_size=5000'], ['config.training.batch_size', '1438']),
+    (['stray'], ['stray']),
+])
+def test_bad_arguments_are_one_line_before_any_work(tmp_path, arguments, words):
+    result = run(tmp_path / 'w', 'train', *TINY, *arguments)
+    assert result.returncode != 0 and 'Traceback' not in result.stderr
+    complaints = [line for line in result.stderr.splitlines() if line.startswith('error:')]
+    assert len(complaints) == 1 and all(word in complaints[0] for word in words), result.stderr
+    assert not (tmp_path / 'w' / 'checkpoints').exists() and not (tmp_path / 'w' / 'tensorboard').exists()
+
+
+def test_bad_files_are_told_in_one_line_and_nothing_is_overwritten(tmp_path):
+    def complaint(result):
+        assert result.returncode != 0 and 'Traceback' not in result.stderr
+        return result.stderr.strip().splitlines()[-1]
+
+    assert 'no such file' in complaint(run(tmp_path / 'w', 'train', config='configs/none.py'))
+    (tmp_path / 'file').write_text('')
+    assert '--workdir' in complaint(run(tmp_path / 'file', 'train', *TINY))
+    assert 'checkpoint_1.pth' in complaint(run(tmp_path / 'w', 'eval', *TINY))
+    assert 'train first' in complaint(run(tmp_path / 'w', 'sample', *TINY))
+    resume = tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.pth'
+    resume.parent.mkdir(parents=True)
+    resume.write_bytes(b'PK half a checkpoint')
+    assert str(resume) in complaint(run(tmp_path / 'w', 'train', *TINY))
+    assert resume.read_bytes() == b'PK half a checkpoint' and not (tmp_path / 'w' / 'checkpoints').exists()
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    result = run(tmp_path, 'train', '--config.model.name=unet', '--config.data.dataset=MNIST', '--config.device=nowhere')
+    assert result.stderr.count('error:') == 3

@@ -1,0 +1,145 @@
+"""Data sets: what batches hold, what they are a function of, and the way to and from 8 bits."""
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import datasets
+from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
+from errors import UserError
+
+
+@pytest.fixture
+def config():
+    config = digits_ddpmpp_continuous.get_config()
+    config.device = 'cpu'
+    return config
+
+
+def numbered(n, levels=256):
+    """n images, the k-th of which is constant k: a batch then tells which images it holds."""
+    return datasets.Images(np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8), np.arange(n), levels)
+
+
+def test_digits_are_the_real_ones_split_without_overlap(config):
+    train, test, _ = datasets.get_source(config).load(config)
+    assert (len(train.images), len(test.images)) == (1438, 359)
+    assert train.images.shape[1:] == (8, 8, 1) and train.images.max() == 16
+    from sklearn.datasets import load_digits
+    theirs = {tuple(row) for row in load_digits().images.reshape(1797, -1).astype(int)}
+    ours = [tuple(row) for row in np.concatenate([train.images, test.images]).reshape(1797, -1).astype(int)]
+    assert set(ours) == theirs and len(ours) == 1797
+    assert set(test.labels) == set(range(10))
+
+
+def test_training_sees_every_image_once_an_epoch_in_a_new_order():
+    batches = datasets.Batches(numbered(20), 8, seed=3, endless=True, shuffle=True)
+    labels = np.concatenate([batches.batch(i)['label'] for i in range(5)])
+    first, second = labels[:20], labels[20:]
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert list(first) != list(second)
+
+
+def test_batches_follow_from_seed_and_step_alone():
+    def make(seed, start):
+        return datasets.Batches(numbered(20), 8, seed=seed, endless=True, shuffle=True, random_flip=True, dequantize=True, start=start)
+
+    whole = [batch['image'] for _, batch in zip(range(6), make(1, 0))]
+    resumed = [batch['image'] for _, batch in zip(range(3), make(1, 3))]
+    assert all(np.array_equal(a, b) for a, b in zip(whole[3:], resumed))
+    assert not np.array_equal(whole[0], make(2, 0).batch(0)['image'])
+
+
+def test_evaluation_is_one_pass_in_order_with_the_tail():
+    batches = list(datasets.Batches(numbered(20), 8))
+    assert [len(batch['image']) for batch in batches] == [8, 8, 4]
+    assert list(np.concatenate([batch['label'] for batch in batches])) == list(range(20))
+
+
+def test_evaluation_data_are_never_flipped_and_training_data_are(config):
+    config.data.dataset, config.data.random_flip = 'digits', True  # names in any case
+    train_ds, eval_ds, _ = datasets.get_dataset(config)
+    test = datasets.get_source(config).load(config)[1]
+    batch = next(iter(eval_ds))
+    assert np.array_equal(batch['image'], test.images[:len(batch['image'])].astype(np.float32) / 16)
+    original = {tuple(image.ravel()) for image in datasets.get_source(config).load(config)[0].images}
+    images = np.round(next(iter(train_ds))['image'] * 16).astype(np.uint8)
+    unflipped = sum(tuple(image.ravel()) in original for image in images)
+    assert 0.3 < unflipped / len(images) < 0.7  # 128 fair coins: 0.5 +- 0.044
+
+
+def test_values_and_dequantisation():
+    images = numbered(17, levels=17)
+    plain = next(iter(datasets.Batches(images, 17)))['image']
+    assert plain.dtype == np.float32 and plain.min() == 0 and plain.max() == 1
+    noisy_batches = datasets.Batches(images, 17, dequantize=True)
+    noisy, again = next(iter(noisy_batches))['image'], next(iter(noisy_batches))['image']
+    assert np.array_equal(np.floor(noisy * 17), images.images) and not np.array_equal(noisy, again)
+    assert np.array_equal(datasets.to_uint8(noisy, 17, dequantized=True), datasets.to_uint8(plain + 1e-6, 17))
+
+
+def test_eight_bits_are_truncated_as_published():
+    x = np.array([-0.1, 0.0, 0.999 / 255, 1 / 255 + 1e-6, 0.5, 1.0, 1.2])
+    assert list(datasets.to_uint8(x)) == [0, 0, 0, 1, 127, 255, 255]
+
+
+def test_batch_answers_as_a_tensorflow_tensor_does(config):
+    image = next(iter(datasets.get_dataset(config, uniform_dequantization=True, evaluation=True)[1]))['image']
+    assert type(image._numpy()) is np.ndarray and torch.from_numpy(image._numpy()).shape == (359, 8, 8, 1)
+
+
+@pytest.mark.parametrize('centered', [True, False])
+def test_scalers_are_inverse(config, centered):
+    config.data.centered = centered
+    x = torch.rand(5)
+    y = datasets.get_data_scaler(config)(x)
+    assert torch.allclose(datasets.get_data_inverse_scaler(config)(y), x, atol=1e-7)
+    assert torch.allclose(y, 2 * x - 1 if centered else x)
+
+
+def test_errors_name_the_key(config):
+    config.data.dataset = 'MNIST'
+    with pytest.raises(UserError, match='config.data.dataset.*MNIST.*CIFAR10, DIGITS'):
+        datasets.get_source(config)
+    config.data.dataset, config.data.image_size = 'DIGITS', 32
+    with pytest.raises(UserError, match='config.data.image_size=32.*8x8'):
+        datasets.get_source(config)
+    config.data.image_size, config.training.batch_size = 8, 2000
+    with pytest.raises(UserError, match='batch_size is 2000.*1438'):
+        datasets.get_dataset(config)
+
+
+def test_unprepared_tfds_data_set_is_told_in_one_sentence(tmp_path, monkeypatch):
+    """TFDS itself is stood in for: what matters is that whatever it raises names the key and the folder."""
+    def builder(name, data_dir):
+        raise ConnectionError(f'no way to {name}\nsecond line')
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', types.SimpleNamespace(builder=builder))
+    monkeypatch.setattr(datasets, '_tensorflow', lambda: None)
+    config = cifar10_ddpmpp_continuous.get_config()
+    config.data.tfds_dir = str(tmp_path)
+    with pytest.raises(UserError) as caught:
+        datasets.get_dataset(config)
+    assert str(tmp_path) in str(caught.value) and 'no way to cifar10' in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_cifar10_is_read_through_tfds(tmp_path):
+    """A data set of 30 and 20 images in TFDS's own format."""
+    tf = pytest.importorskip('tensorflow')
+    tfds = pytest.importorskip('tensorflow_datasets')
+    rng = np.random.default_rng(0)
+    images = {'train': rng.integers(0, 256, (30, 32, 32, 3), np.uint8), 'test': rng.integers(0, 256, (20, 32, 32, 3), np.uint8)}
+    features = tfds.features.FeaturesDict({'id': tfds.features.Text(), 'image': tfds.features.Image(shape=(32, 32, 3)),
+                                           'label': tfds.features.ClassLabel(num_classes=10)})
+    splits = {name: tf.data.Dataset.from_tensor_slices({'id': [f'{name}{i}' for i in range(len(x))], 'image': x,
+                                                        'label': np.arange(len(x), dtype=np.int64) % 10}) for name, x in images.items()}
+    tfds.dataset_builders.store_as_tfds_dataset(name='cifar10', version='3.0.2', data_dir=str(tmp_path), features=features,
+                                                split_datasets=splits)
+    config = cifar10_ddpmpp_continuous.get_config()
+    config.data.tfds_dir, config.eval.batch_size = str(tmp_path), 8
+    train_ds, test_ds, builder = datasets.get_dataset(config, evaluation=True)
+    assert builder.info.splits['train'].num_examples == 30
+    for ds, name in ((train_ds, 'train'), (test_ds, 'test')):
+        got = np.round(np.concatenate([batch['image'] for batch in ds]) * 255).astype(np.uint8)
+        assert sorted(image.tobytes() for image in got) == sorted(image.tobytes() for image in images[name])

@@ -1,0 +1,408 @@
+"""The losses against their exact minima, and a step of training against what it says it does."""
+import copy
+import math
+
+import ml_collections
+import numpy as np
+import pytest
+import torch
+from oracles import ExactNetwork, gaussian, level
+from scipy.integrate import quad
+from torch import nn
+
+import losses
+from losses import get_ddpm_loss_fn, get_loss_fn, get_optimizer, get_sde_loss_fn, get_smld_loss_fn, get_step_fn, optimization_manager
+from models.ema import ExponentialMovingAverage
+from sde_lib import VESDE, VPSDE, subVPSDE
+
+SDES = dict(ve=lambda: VESDE(0.01, 20), vp=VPSDE, subvp=subVPSDE)
+VARIANCES = torch.tensor([0.4, 1.5], dtype=torch.float64)
+EPS = 1e-2  # where times start here: likelihood weights grow like 1/t, and so does the scatter of a Monte Carlo mean
+
+
+@pytest.fixture(params=SDES)
+def sde(request):
+    return SDES[request.param]()
+
+
+@pytest.fixture(scope='module')
+def target():
+    return gaussian([0.7, -0.5], VARIANCES)
+
+
+def average(fn, start=EPS, end=1.0):
+    """The mean of fn(t) over [start, end], by quadrature."""
+    return quad(lambda t: fn(torch.tensor([t], dtype=torch.float64)), start, end, epsabs=1e-10, epsrel=1e-8, limit=200)[0] / (end - start)
+
+
+def weight(sde, t, likelihood_weighting):
+    """What the squared residual std s + z is multiplied with: 1, or g^2 / std^2."""
+    return (sde.sde(torch.zeros_like(t), t)[1] / level(sde, t)[1]).square().item() if likelihood_weighting else 1.0
+
+
+def smallest_residual(m, std):
+    """The mean square of std s + z, of each dimension, for the exact score of N(mu, c). With V = m^2 c + std^2 and
+    x_t - m mu = m sqrt(c) u + std z it is z (1 - std^2/V) - u m sqrt(c) std/V, of variance m^2 c / V."""
+    return m ** 2 * VARIANCES / (m ** 2 * VARIANCES + std ** 2)
+
+
+def over_dimensions(values, reduce_mean):
+    return (values.mean() if reduce_mean else 0.5 * values.sum()).item()
+
+
+class Changed(nn.Module):
+    """A network whose std * score is `factor` times another's, plus `shift`, in continuous time."""
+
+    def __init__(self, network, factor=1.0, shift=0.0):
+        super().__init__()
+        self.network, self.factor, self.shift = network, factor, shift
+
+    def forward(self, x, labels):
+        output = self.factor * self.network(x, labels)
+        return output + self.shift / labels[:, None] if isinstance(self.network.sde, VESDE) else output - self.shift
+
+
+def estimates(loss_fn, network, target, batches=20, size=5000):
+    return torch.stack([loss_fn(network, target.sample(size, seed=i)) for i in range(batches)])
+
+
+@pytest.mark.parametrize('likelihood_weighting', [False, True], ids=['variance', 'likelihood'])
+@pytest.mark.parametrize('reduce_mean', [False, True], ids=['sum', 'mean'])
+def test_the_minimum_is_at_the_exact_score(sde, target, reduce_mean, likelihood_weighting):
+    """The exact score has the loss computed by quadrature; other networks lie above it by the weighted square of what they change:
+    shift^2, or (factor - 1)^2 std^2 / V."""
+    loss_fn = get_sde_loss_fn(sde, train=False, reduce_mean=reduce_mean, likelihood_weighting=likelihood_weighting, eps=EPS)
+    network = ExactNetwork(sde, target)
+
+    def exactly(residual):
+        return average(lambda t: weight(sde, t, likelihood_weighting) * over_dimensions(residual(*level(sde, t)), reduce_mean))
+
+    torch.manual_seed(0)
+    smallest = estimates(loss_fn, network, target)
+    exact = exactly(smallest_residual)
+    error = (smallest.std() / math.sqrt(len(smallest))).item()
+    assert error < 0.01 * exact  # so that 4 % would be seen
+    assert abs(smallest.mean() - exact) < 4 * error
+    for factor, shift in [(1, 0.2), (1, -0.2), (0.8, 0), (1.2, 0)]:
+        torch.manual_seed(0)  # the same times and noise, so that differences are small in scatter
+        excess = estimates(loss_fn, Changed(network, factor, shift), target) - smallest
+        exact = exactly(lambda m, std, a=factor, b=shift: (a - 1) ** 2 * std ** 2 / (m ** 2 * VARIANCES + std ** 2) + b ** 2)
+        assert excess.mean() > 0
+        assert abs(excess.mean() - exact) < 4 * excess.std() / math.sqrt(len(excess))
+
+
+def test_times_reach_down_to_eps(sde, target):
+    """Uniform in [eps, T], by default from 1e-5: the labels that a network is told, whose ends miss eps and T by some 1/n of the range."""
+    seen = []
+
+    def network(x, labels):
+        seen.append(labels)
+        return torch.zeros_like(x)
+
+    n = 20000
+    for eps in (None, 0.5):
+        seen.clear()
+        torch.manual_seed(0)
+        get_sde_loss_fn(sde, train=False, **({} if eps is None else dict(eps=eps)))(network, target.sample(n))
+        t = torch.log(seen[0] / sde.sigma_min) / math.log(sde.sigma_max / sde.sigma_min) if isinstance(sde, VESDE) else seen[0] / 999
+        low = eps or 1e-5
+        assert t.min() >= low * (1 - 1e-9) and t.min() < low + 10 / n and 1 - 10 / n < t.max() <= 1
+        assert abs(t.mean() - (low + 1) / 2) < 4 * (1 - low) / math.sqrt(12 * n)  # four standard errors
+
+
+def test_published_defaults(sde, target):
+    """get_loss_fn: half the sum over values, variance weights. get_sde_loss_fn: mean, likelihood weights."""
+    x, network = target.sample(8), ExactNetwork(sde, target)
+
+    def run(loss_fn):
+        torch.manual_seed(0)
+        return loss_fn(network, x)
+
+    for default, chosen in [(get_loss_fn, dict(reduce_mean=False, likelihood_weighting=False)),
+                            (get_sde_loss_fn, dict(reduce_mean=True, likelihood_weighting=True))]:
+        assert torch.equal(run(default(sde, train=False)), run(get_sde_loss_fn(sde, train=False, continuous=True, **chosen)))
+    assert torch.equal(run(get_loss_fn(sde, False, reduce_mean=True, likelihood_weighting=True)), run(get_sde_loss_fn(sde, train=False)))
+
+
+# Discrete noise levels
+
+class Toy(nn.Module):
+    """A small network that uses everything it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.slope = nn.Parameter(torch.tensor([0.5, -0.3])), nn.Parameter(torch.tensor(0.01))
+        self.in_training = None
+
+    def forward(self, x, labels):
+        self.in_training = self.training
+        return self.scale * torch.tanh(x) + self.slope * labels.to(x.dtype)[:, None]
+
+
+@pytest.mark.parametrize('reduce_mean', [False, True])
+def test_smld_is_its_formula(reduce_mean):
+    """sigma^2 |s(x + sigma z, i) + z / sigma|^2 with sigma_0 the largest; labels are drawn before noise."""
+    sde, network, x, n = VESDE(0.01, 50, N=100), Toy(), torch.linspace(-1, 1, 64).reshape(32, 2), 100
+    torch.manual_seed(0)
+    loss = get_smld_loss_fn(sde, train=False, reduce_mean=reduce_mean)(network, x)
+    torch.manual_seed(0)
+    labels, z = torch.randint(0, n, (32,)), torch.randn(32, 2)
+    sigma = (50 * (0.01 / 50) ** (labels / (n - 1)))[:, None]
+    squares = sigma ** 2 * (network(x + sigma * z, labels) + z / sigma) ** 2
+    # a table in float32, whose sigmas know 1e-6
+    torch.testing.assert_close(loss, squares.mean() if reduce_mean else squares.sum(1).mean() / 2, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize('reduce_mean', [False, True])
+def test_ddpm_is_its_formula(reduce_mean):
+    """|e(sqrt(alphabar_i) x + sqrt(1 - alphabar_i) z, i) - z|^2; labels are drawn before noise."""
+    sde, network, x, n = VPSDE(N=100), Toy(), torch.linspace(-1, 1, 64).reshape(32, 2), 100
+    torch.manual_seed(0)
+    loss = get_ddpm_loss_fn(sde, train=False, reduce_mean=reduce_mean)(network, x)
+    torch.manual_seed(0)
+    labels, z = torch.randint(0, n, (32,)), torch.randn(32, 2)
+    alphabar = torch.from_numpy(np.cumprod(1 - np.linspace(0.1 / n, 20 / n, n)))[labels, None].float()
+    squares = (network(alphabar.sqrt() * x + (1 - alphabar).sqrt() * z, labels) - z) ** 2
+    torch.testing.assert_close(loss, squares.mean() if reduce_mean else squares.sum(1).mean() / 2, rtol=1e-5, atol=0)  # float32
+
+
+@pytest.mark.parametrize('name', ['ve', 'vp'])
+def test_discrete_minimum_is_at_the_exact_score(name, target):
+    """As in continuous time, the mean over levels of m^2 c / V; and get_loss_fn with continuous=False is that loss."""
+    sde = SDES[name]()
+    sde.N = 100
+    network = ExactNetwork(sde, target, continuous=False)
+    i = torch.arange(100, dtype=torch.float64)
+    m, std = network.level(i)
+    exact = over_dimensions(smallest_residual(m[:, None], std[:, None]).mean(0), reduce_mean=False)
+    loss_fn = get_loss_fn(sde, train=False, reduce_mean=False, continuous=False)
+    torch.manual_seed(0)
+    smallest = estimates(loss_fn, network, target)
+    assert abs(smallest.mean() - exact) < 4 * smallest.std() / math.sqrt(len(smallest))
+    torch.manual_seed(0)
+    excess = estimates(loss_fn, lambda x, labels: 1.2 * network(x, labels), target) - smallest
+    exact = over_dimensions((0.04 * std[:, None] ** 2 / (m[:, None] ** 2 * VARIANCES + std[:, None] ** 2)).mean(0), reduce_mean=False)
+    assert abs(excess.mean() - exact) < 4 * excess.std() / math.sqrt(len(excess))
+
+
+def test_losses_without_a_definition_are_refused():
+    with pytest.raises(NotImplementedError, match='subVPSDE.*continuous=True'):
+        get_loss_fn(subVPSDE(), train=True, continuous=False)
+    for name in ('ve', 'vp'):
+        with pytest.raises(ValueError, match='likelihood weighting.*continuous'):
+            get_loss_fn(SDES[name](), train=True, continuous=False, likelihood_weighting=True)
+    with pytest.raises(ValueError, match='VESDE.*VPSDE'):
+        get_smld_loss_fn(VPSDE(), train=True)
+    with pytest.raises(ValueError, match='VPSDE.*VESDE'):
+        get_ddpm_loss_fn(VESDE(), train=True)
+
+
+@pytest.mark.parametrize('continuous', [True, False])
+def test_dropout_is_on_in_training_only(continuous):
+    network = Toy()
+    for train in (True, False):
+        get_loss_fn(VPSDE(), train=train, continuous=continuous)(network, torch.zeros(4, 2))
+        assert network.in_training is train
+
+
+# Steps of training
+
+def config(**optim):
+    settings = dict(optimizer='Adam', lr=2e-2, beta1=0.9, eps=1e-8, weight_decay=0.0, warmup=0, grad_clip=-1.0)
+    return ml_collections.ConfigDict(dict(optim=dict(settings, **optim)))
+
+
+def new_state(settings, optimizer=None, decay=0.9):
+    model = Toy()
+    return dict(model=model, optimizer=optimizer(model) if optimizer else get_optimizer(settings, model.parameters()),
+                ema=ExponentialMovingAverage(model.parameters(), decay=decay), step=0)
+
+
+def plain(lr=1.0):
+    """Plain gradient descent, whose update shows the gradient that it was given."""
+    return lambda model: torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def parameters(state):
+    return torch.cat([p.detach().reshape(-1).clone() for p in state['model'].parameters()])
+
+
+def averages(state):
+    return torch.cat([p.reshape(-1).clone() for p in state['ema'].shadow_params])
+
+
+def train(settings, state, steps=1, batch=None, metrics=None):
+    step_fn = get_step_fn(VPSDE(), train=True, optimize_fn=optimization_manager(settings), reduce_mean=True)
+    for _ in range(steps):
+        loss = step_fn(state, torch.ones(16, 2) if batch is None else batch, metrics)
+    return loss
+
+
+def test_a_step_follows_the_gradient():
+    """theta - lr grad, the gradient that of the same loss taken by hand; the norm of it is reported."""
+    settings, metrics = config(lr=0.5), {}
+    state = new_state(settings, plain())
+    twin, before = copy.deepcopy(state['model']), parameters(state)
+    torch.manual_seed(0)
+    loss = train(settings, state, metrics=metrics)
+    torch.manual_seed(0)
+    expected = get_loss_fn(VPSDE(), train=True, reduce_mean=True)(twin, torch.ones(16, 2))
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(expected, twin.parameters())])
+    assert torch.equal(loss, expected)
+    torch.testing.assert_close(parameters(state), before - 0.5 * gradient, rtol=1e-6, atol=1e-7)  # float32
+    torch.testing.assert_close(metrics['grad_norm'], gradient.norm(), rtol=1e-6, atol=0)
+
+
+def test_gradients_do_not_accumulate():
+    """Two steps are two updates with a gradient each: with a learning rate of 0 the norm of the same draws stays."""
+    settings, norms = config(lr=0.0), []
+    state = new_state(settings, plain())
+    for _ in range(2):
+        torch.manual_seed(0)
+        metrics = {}
+        train(settings, state, metrics=metrics)
+        norms.append(metrics['grad_norm'])
+    assert torch.equal(*norms)
+
+
+def test_training_lowers_the_loss():
+    settings = config()
+    state, evaluate = new_state(settings), get_step_fn(VPSDE(), train=False, reduce_mean=True)
+
+    def loss():
+        torch.manual_seed(1)
+        return evaluate(state, torch.ones(2000, 2))
+
+    before = loss()
+    torch.manual_seed(0)
+    train(settings, state, steps=100)
+    assert loss() < 0.5 * before  # slope * label of up to 10 is most of the loss at the start
+
+
+def test_the_step_is_counted():
+    settings = config()
+    state = new_state(settings)
+    train(settings, state, steps=3)
+    assert state['step'] == 3
+    get_step_fn(VPSDE(), train=False)(state, torch.ones(4, 2))
+    assert state['step'] == 3
+
+
+def test_warm_up():
+    """lr min(step / warmup, 1), from 0 at the first step: as a plain number in the optimizer."""
+    settings, rates = config(lr=0.4, warmup=4), []
+    state = new_state(settings)
+    start = parameters(state)
+    for i in range(7):
+        train(settings, state)
+        rates.append(state['optimizer'].param_groups[0]['lr'])
+        assert torch.equal(parameters(state), start) == (i == 0)
+    assert all(type(rate) is float for rate in rates)
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4], rtol=1e-12)
+    state = new_state(config(lr=0.4))  # without warm-up, the whole from the start
+    train(config(lr=0.4), state)
+    assert state['optimizer'].param_groups[0]['lr'] == 0.4
+
+
+@pytest.mark.parametrize('grad_clip', [-1.0, 0.01, 1e6])
+def test_clipping(grad_clip):
+    """An update along the gradient, no longer than grad_clip; negative means no clipping; the norm reported is that before."""
+    settings, metrics = config(lr=1.0, grad_clip=grad_clip), {}
+    state = new_state(settings, plain())
+    before = parameters(state)
+    train(settings, state, metrics=metrics)
+    length, norm = (parameters(state) - before).norm(), metrics['grad_norm']
+    assert norm > 0.1
+    torch.testing.assert_close(length, torch.tensor(0.01) if grad_clip == 0.01 else norm, rtol=1e-3, atol=0)  # float32, clipped to 1e-4
+
+
+def test_the_average_follows_the_parameters():
+    """After k steps: shadow <- d shadow + (1 - d) theta, with d the smaller of the decay and (1 + n) / (10 + n) at the n-th."""
+    settings = config(lr=0.1)
+    state = new_state(settings, decay=0.3)
+    shadow = parameters(state).double()
+    for n in range(1, 6):
+        train(settings, state)
+        d = min(0.3, (1 + n) / (10 + n))
+        shadow = d * shadow + (1 - d) * parameters(state).double()
+    torch.testing.assert_close(averages(state).double(), shadow, rtol=1e-5, atol=1e-7)  # float32
+    assert (averages(state) - parameters(state)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, 1e30], ids=str)
+@pytest.mark.parametrize('grad_clip', [-1.0, 1.0])
+def test_a_gradient_that_is_not_finite_changes_nothing(value, grad_clip):
+    """Parameters, Adam's moments and the average stay bit by bit; the next good step is taken."""
+    settings, metrics = config(grad_clip=grad_clip), {}
+    state = new_state(settings)
+    torch.manual_seed(0)
+    train(settings, state, steps=3)
+    before = parameters(state), averages(state), state['ema'].num_updates
+    moments = copy.deepcopy(state['optimizer'].state_dict()['state'])
+    bad = get_step_fn(VPSDE(), train=True, optimize_fn=optimization_manager(settings))
+
+    class Overflowing(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, labels):
+            return self.network(x, labels) * value
+
+    bad(dict(state, model=Overflowing(state['model'])), torch.ones(4, 2), metrics)
+    assert not torch.isfinite(metrics['grad_norm'])
+    assert torch.equal(parameters(state), before[0]) and torch.equal(averages(state), before[1])
+    assert state['ema'].num_updates == before[2]
+    after = state['optimizer'].state_dict()['state']
+    assert moments and all(torch.equal(torch.as_tensor(v), torch.as_tensor(after[i][k])) for i in moments for k, v in moments[i].items())
+    assert torch.isfinite(train(settings, state))
+    assert torch.isfinite(parameters(state)).all() and not torch.equal(parameters(state), before[0])
+
+
+def test_evaluation_uses_the_averaged_weights_and_gives_them_back():
+    settings = config(lr=0.1)
+    state = new_state(settings, decay=0.9)
+    torch.manual_seed(0)
+    train(settings, state, steps=5)
+    weights, shadow, moments = parameters(state), averages(state), copy.deepcopy(state['optimizer'].state_dict()['state'])
+    averaged = Toy()
+    averaged.scale.data, averaged.slope.data = (p.clone() for p in state['ema'].shadow_params)
+    results = []
+    for run in (lambda: get_step_fn(VPSDE(), train=False)(state, torch.ones(64, 2)),
+                lambda: get_loss_fn(VPSDE(), train=False)(averaged, torch.ones(64, 2)),
+                lambda: get_loss_fn(VPSDE(), train=False)(state['model'], torch.ones(64, 2))):
+        torch.manual_seed(1)
+        results.append(run())
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    assert not results[0].requires_grad and state['model'].in_training is False
+    assert torch.equal(parameters(state), weights) and torch.equal(averages(state), shadow) and state['step'] == 5
+    after = state['optimizer'].state_dict()['state']
+    assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(after[i][k])) for i in moments for k, v in moments[i].items())
+
+
+def test_evaluation_gives_the_weights_back_after_an_error():
+    settings = config(lr=0.1)
+    state = new_state(settings)
+    train(settings, state, steps=2)
+    weights = parameters(state)
+    with pytest.raises(RuntimeError):
+        get_step_fn(VPSDE(), train=False)(state, torch.ones(4, 3))  # Toy is of two dimensions
+    assert torch.equal(parameters(state), weights)
+
+
+def test_the_optimizer_takes_its_settings():
+    settings = config(beta1=0.8, eps=1e-6, weight_decay=0.1)
+    group = get_optimizer(settings, Toy().parameters()).param_groups[0]
+    assert (group['lr'], group['betas'], group['eps'], group['weight_decay']) == (2e-2, (0.8, 0.999), 1e-6, 0.1)
+    with pytest.raises(ValueError, match="config.optim.optimizer.*'SGD'.*Adam"):
+        get_optimizer(config(optimizer='SGD'), Toy().parameters())
+
+
+def test_the_loss_takes_images_and_volumes(sde):
+    """Mean and half sum differ by half the number of values, whatever the shape."""
+    for shape in [(3,), (1, 4, 4), (2, 3, 3, 3)]:
+        values = []
+        for reduce_mean in (True, False):
+            torch.manual_seed(0)
+            values.append(losses.get_loss_fn(sde, train=False, reduce_mean=reduce_mean)(lambda x, labels: -x, torch.ones(4, *shape)))
+        torch.testing.assert_close(values[1] / values[0], torch.tensor(math.prod(shape) / 2), rtol=1e-4, atol=0)  # float32

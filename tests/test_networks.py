@@ -1,0 +1,451 @@
+"""Networks: what they accept and refuse, every combination of their settings, dtypes, noise levels; the moving average of their weights."""
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import load_config
+
+import sampling
+from models import layers, layerspp, ncsnv2
+from models import utils as mutils
+from models.ema import ExponentialMovingAverage
+from sde_lib import VESDE, VPSDE
+
+UNETS = ('ddpm', 'ddpmpp', 'ncsnpp')
+REFINENETS = ('ncsn', 'ncsnv2', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256')
+NETWORKS = UNETS + REFINENETS
+MODULES = {'ddpm': 'configs.vp.ddpm.cifar10', 'ddpmpp': 'configs.vp.cifar10_ddpmpp_continuous',
+           'ncsnpp': 'configs.ve.cifar10_ncsnpp_continuous', 'ncsn': 'configs.ve.ncsn.cifar10'}
+TINY = dict(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0, init_scale=0.7)
+
+
+def tiny_config(name, data=(), module=None, **model):
+    """The published settings of a network, small: two resolutions, 8 pixels."""
+    settings = dict(nf=8) if name in REFINENETS else TINY | (dict(nf=32) if name == 'ddpm' else {})
+    size = 16 if name in REFINENETS else 8
+    return load_config(module or MODULES.get(name, 'configs.ve.ncsnv2.cifar10'), dict(image_size=size) | dict(data),
+                       **settings | dict(name=name) | model)
+
+
+def build(config):
+    """The network in evaluation mode, its weights moved away from their start, where the last layers of most networks are nearly zero."""
+    network = mutils.get_model(config.model.name)(config).eval()
+    with torch.no_grad():
+        for p in network.parameters():
+            if p.requires_grad:
+                p.add_(0.05 * torch.randn_like(p))
+    return network
+
+
+def labels_for(name, n, dtype=torch.float32):
+    """Times, noise levels or indices that every network understands."""
+    return torch.arange(n) + 1 if name in REFINENETS else torch.arange(1, n + 1, dtype=dtype)
+
+
+def test_every_registered_network_is_tested_here():
+    mutils.get_model('ncsnpp')
+    published = [name for name in mutils.MODELS.names() if mutils.MODELS.get(name).__module__.startswith('models.')]
+    assert sorted(NETWORKS) == published
+
+
+# Sizes ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('size', [(8, 8), (16, 16), (8, 12), (20, 8)], ids=str)
+@pytest.mark.parametrize('name', NETWORKS)
+def test_other_sizes(name, size, channels):
+    """Convolutions do not mind the size they were built for, nor that images be square."""
+    if name in REFINENETS:
+        size = (2 * size[0], 2 * size[1])  # the deepest of them halve the size three times, and need some pixels left
+    network = build(tiny_config(name, dict(num_channels=channels)))
+    x = torch.rand(2, channels, *size)
+    out = network(x, labels_for(name, 2))
+    assert out.shape == x.shape
+    assert out.isfinite().all() and out.std() > 0
+
+
+@pytest.mark.parametrize('name', UNETS)
+@pytest.mark.parametrize('size', [(8, 10), (6, 8), (7, 7)], ids=str)
+def test_sizes_that_do_not_halve_are_refused(name, size):
+    network = build(tiny_config(name, ch_mult=(1, 1, 1)))
+    with pytest.raises(ValueError, match='multiples of 4') as error:
+        network(torch.rand(2, 3, *size), labels_for(name, 2))
+    message = str(error.value)
+    assert str((2, 3, *size)) in message and '\n' not in message
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_labels_of_another_shape_are_refused(name):
+    network = build(tiny_config(name))
+    for labels in (torch.ones(1), torch.ones(3), torch.ones(2, 1), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match='labels must have shape'):
+            network(torch.rand(2, 3, 8, 8), labels)
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_unconditional(name):
+    """A network that is not told the time embeds no labels and answers the same at all times; told the time, it does not."""
+    told, untold = (build(tiny_config(name, scale_by_sigma=False, conditional=conditional)) for conditional in (True, False))
+    assert not any(isinstance(module, torch.nn.Linear) for module in untold.all_modules)
+    x, early, late = torch.rand(2, 3, 8, 8), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 30.0])
+    torch.testing.assert_close(untold(x, early), untold(x, late))
+    assert not torch.allclose(told(x, early), told(x, late), rtol=1e-3)
+
+    untold(x, early).square().mean().backward()
+    unused = [key for key, p in untold.named_parameters() if p.requires_grad and p.grad is None]
+    assert all('.Dense_0.' in key for key in unused)  # blocks may keep, as published, the layer that would take the embedding
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_attention_stays_where_it_was_built(name):
+    """At the level that has 8 pixels at the size of the config, whatever the size of an input."""
+    network = build(tiny_config(name, dict(image_size=16), attn_resolutions=(8,), ch_mult=(1, 1, 1)))
+    seen = []
+    for layer in network.modules():
+        if isinstance(layer, layers.AttnBlock):
+            layer.register_forward_pre_hook(lambda layer, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    for size, middle, bottom in (((16, 16), (8, 8), (4, 4)), ((32, 32), (16, 16), (8, 8)), ((8, 16), (4, 8), (2, 4))):
+        seen.clear()
+        network(torch.rand(1, 3, *size), torch.ones(1))
+        assert seen == [middle, bottom, middle]  # on the way down, at the bottom, on the way up
+
+
+def test_networks_see_data_of_either_scaling_alike():
+    """Data in [0, 1] are brought to [-1, 1] inside, unless the config says that they are there."""
+    x = torch.rand(2, 3, 16, 16)
+    for name in NETWORKS:
+        inside, outside = (build(tiny_config(name, dict(centered=centered))) for centered in (False, True))
+        outside.load_state_dict(inside.state_dict())
+        torch.testing.assert_close(inside(x, labels_for(name, 2)), outside(2 * x - 1, labels_for(name, 2)), msg=name)
+
+
+# Settings of NCSN++ --------------------------------------------------------------------------------------------------------------------
+
+
+COMBINATIONS = [dict(zip(('resblock_type', 'progressive', 'progressive_input', 'progressive_combine', 'fir', 'skip_rescale',
+                          'resamp_with_conv'), values))
+                for values in itertools.product(('biggan', 'ddpm'), ('none', 'output_skip', 'residual'),
+                                                ('none', 'input_skip', 'residual'), ('sum', 'cat'), *[(False, True)] * 3)]
+
+
+def _combination_id(settings):
+    return '-'.join(value if isinstance(value, str) else key if value else f'no_{key}' for key, value in settings.items())
+
+
+@pytest.mark.parametrize('settings', COMBINATIONS, ids=_combination_id)
+def test_every_combination_trains(settings):
+    """Three widths, so that a block in the wrong place would not fit; a gradient reaches every parameter."""
+    network = build(tiny_config('ncsnpp', ch_mult=(1, 2, 3), **settings)).train()
+    x = torch.rand(2, 3, 8, 8)
+    out = network(x, torch.tensor([0.3, 5.0]))
+    assert out.shape == x.shape and out.dtype == x.dtype
+    out.square().mean().backward()
+    gradients = {key: p.grad for key, p in network.named_parameters() if p.requires_grad}
+    assert [key for key, gradient in gradients.items() if gradient is None] == []
+    assert [key for key, gradient in gradients.items() if not gradient.isfinite().all()] == []
+    assert [key for key, gradient in gradients.items() if key.endswith(('.weight', '.W')) and not gradient.any()] == []
+
+
+def test_settings_change_the_network():
+    """No setting is without effect, wherever it is defined: each gives other parameters or, with the same ones, another output."""
+    x, labels = torch.rand(2, 3, 8, 8), torch.tensor([0.3, 5.0])
+    base = dict(resblock_type='biggan', progressive='none', progressive_input='input_skip', progressive_combine='sum', fir=True,
+                skip_rescale=True)
+    reference = build(tiny_config('ncsnpp', **base))
+    for change in (dict(resblock_type='ddpm'), dict(progressive='output_skip'), dict(progressive='residual'),
+                   dict(progressive_input='none'), dict(progressive_input='residual'), dict(progressive_combine='cat'), dict(fir=False),
+                   dict(skip_rescale=False), dict(nonlinearity='elu'), dict(fir_kernel=(1, 2, 2, 1))):
+        other = build(tiny_config('ncsnpp', **base | change))
+        shapes = [{key: v.shape for key, v in network.state_dict().items()} for network in (reference, other)]
+        if shapes[0] == shapes[1]:
+            other.load_state_dict(reference.state_dict())
+            assert not torch.allclose(other(x, labels), reference(x, labels), atol=1e-4), change
+
+
+@pytest.mark.parametrize('name, key, value', [
+    ('ncsnpp', 'conv_size', 5), ('ncsnpp', 'attention_type', 'x'), ('ncsnpp', 'normalization', 'BatchNorm'),
+    ('ddpmpp', 'conv_size', 5), ('ddpmpp', 'attention_type', 'x'), ('ddpmpp', 'normalization', 'BatchNorm'),
+    ('ddpm', 'normalization', 'BatchNorm'), ('ncsn', 'normalization', 'BatchNorm'), ('ncsnv2_64', 'normalization', 'BatchNorm'),
+    ('ncsnpp', 'resblock_type', 'x'), ('ncsnpp', 'embedding_type', 'x'), ('ncsnpp', 'progressive', 'x'),
+    ('ncsnpp', 'progressive_input', 'x'), ('ncsnpp', 'progressive_combine', 'x'), ('ncsnpp', 'nonlinearity', 'x'),
+    ('ncsn', 'scale_by_sigma', True)])
+def test_values_without_a_meaning_are_refused(name, key, value):
+    config = tiny_config(name, **{key: value})
+    with pytest.raises(ValueError, match=f'config.model.{key}') as error:
+        build(config)
+    assert repr(value) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_unknown_network():
+    with pytest.raises(ValueError, match="'ncsnpq'") as error:
+        mutils.get_model('ncsnpq')
+    for name in NETWORKS:
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize('size, expected', [(32, ncsnv2.NCSNv2), (64, ncsnv2.NCSNv2), (95, ncsnv2.NCSNv2), (96, ncsnv2.NCSNv2_128),
+                                            (128, ncsnv2.NCSNv2_128), (129, ncsnv2.NCSNv2_256), (256, ncsnv2.NCSNv2_256)])
+def test_ncsnv2_by_image_size(size, expected):
+    config = tiny_config('ncsnv2', dict(image_size=size))
+    with torch.device('meta'):
+        assert type(mutils.get_model('ncsnv2')(config)) is expected
+        assert type(ncsnv2.get_network(config)()) is expected
+
+
+def test_ncsnv2_has_a_largest_image_size():
+    with pytest.raises(ValueError, match='image_size is 257'):
+        ncsnv2.get_network(tiny_config('ncsnv2', dict(image_size=257)))
+
+
+# Dtypes -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_float64_throughout(name):
+    """Float64 in, float64 out, and nothing of float32 on the way: finite differences see derivatives to eight digits."""
+    network = build(tiny_config(name, dict(num_channels=1))).double()
+    size = 16 if name in REFINENETS else 8
+    x = torch.rand(1, 1, size, size, dtype=torch.float64).requires_grad_()
+    labels = labels_for(name, 1, torch.float64)
+    assert network(x, labels).dtype == torch.float64
+    weights = torch.randn(1, 1, size, size, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: (network(x, labels) * weights).sum(), x, eps=1e-6, atol=1e-7, rtol=1e-5, fast_mode=True)
+
+
+@pytest.mark.parametrize('labels', [torch.tensor([1, 2]), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0], dtype=torch.float64)],
+                         ids=lambda labels: str(labels.dtype))
+@pytest.mark.parametrize('name, module', [(name, None) for name in NETWORKS] + [
+    ('ncsnpp', 'configs.ve.cifar10_ncsnpp'), ('ddpm', 'configs.ve.cifar10_ddpm')])
+def test_float32_throughout(name, module, labels):
+    """The output has the dtype of the image, whatever the labels are: tables and times of float64 do not spill over."""
+    network = build(tiny_config(name, module=module))
+    assert {buffer.dtype for buffer in network.buffers()} <= {torch.float32}
+    assert network(torch.rand(2, 3, 16, 16), labels).dtype == torch.float32
+
+
+# Noise levels -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name, module', [('ncsnpp', 'configs.ve.cifar10_ncsnpp'), ('ddpm', 'configs.ve.cifar10_ddpm'),
+                                          ('ncsnv2_64', None)])
+def test_discrete_labels_are_indices_from_the_largest_sigma_down(name, module):
+    config = tiny_config(name, module=module, scale_by_sigma=True)
+    network, model = build(config), config.model
+    x, n = torch.rand(4, 3, 16, 16), model.num_scales
+    labels = torch.tensor([0, 1, n // 2, n - 1])
+    scaled = network(x, labels)
+    network.scale_by_sigma = False
+    sigma = model.sigma_max * (model.sigma_min / model.sigma_max) ** (labels.double() / (n - 1))
+    torch.testing.assert_close(scaled * sigma.float()[:, None, None, None], network(x, labels), rtol=1e-5, atol=1e-6)
+
+
+def test_continuous_labels_are_sigma():
+    network = build(tiny_config('ncsnpp'))
+    x, sigma = torch.rand(4, 3, 8, 8), torch.tensor([0.01, 0.3, 1.0, 50.0])
+    scaled = network(x, sigma)
+    network.scale_by_sigma = False
+    torch.testing.assert_close(scaled * sigma[:, None, None, None], network(x, sigma))
+
+
+def recorded_labels(network):
+    """A list to which every call of the network adds its labels."""
+    labels = []
+    network.register_forward_pre_hook(lambda network, inputs: labels.append(inputs[1]))
+    return labels
+
+
+@pytest.mark.parametrize('steps', [10, 100, 2000])
+@pytest.mark.parametrize('name, module, levels', [('ncsnpp', 'configs.ve.cifar10_ncsnpp', 1000), ('ddpm', 'configs.ve.cifar10_ddpm', 1000),
+                                                  ('ncsnv2_64', None, 1000), ('ncsn', None, 1000), ('ncsn', None, 10)])
+def test_a_discrete_network_meets_its_own_noise_levels(name, module, levels, steps):
+    """With an SDE of more or fewer steps: at every time the network is told the level, of those it was built with, nearest to sigma(t)."""
+    config = tiny_config(name, module=module, num_scales=levels, sigma_min=0.01, sigma_max=50.0)
+    model, sde = mutils.create_model(config), VESDE(0.01, 50.0, N=steps)
+    seen = recorded_labels(model)
+    t = torch.linspace(1, 1e-5, steps)
+    score_fn = mutils.get_score_fn(sde, model, continuous=False)
+    with torch.no_grad():
+        for part in t.split(500):
+            score_fn(torch.zeros(len(part), 3, 16, 16)[..., :8, :8] if name in UNETS else torch.zeros(len(part), 3, 8, 8), part)
+    labels = torch.cat(seen)
+    assert not labels.is_floating_point() and 0 <= labels.min() and labels.max() < levels
+    log_ratio = torch.tensor(mutils.get_sigmas(config))[labels].log() - sde.marginal_prob(t, t)[1].double().log()
+    assert log_ratio.abs().max() < 0.501 * math.log(5000) / (levels - 1)  # half the distance between two levels
+
+
+@pytest.mark.parametrize('steps', [100, 2000])
+def test_a_discrete_vp_network_meets_its_own_noise_levels(steps):
+    """The label is a place in the chain of 1000 steps, and minus the output is divided by the std of that chain there."""
+    config = tiny_config('ddpm', num_scales=1000)
+    model, sde = mutils.create_model(config), VPSDE(N=steps)
+    seen, outputs = recorded_labels(model), []
+    model.register_forward_hook(lambda model, inputs, output: outputs.append(output))
+    t = torch.linspace(1, 1e-3, 200)
+    with torch.no_grad():
+        score = mutils.get_score_fn(sde, model, continuous=False)(torch.zeros(200, 3, 4, 4), t)
+    labels = torch.cat(seen)
+    torch.testing.assert_close(labels, 999 * t)
+    std = torch.tensor(mutils.get_ddpm_params(config)['sqrt_1m_alphas_cumprod'])[labels.long()].float()
+    torch.testing.assert_close(score, -outputs[0] / std[:, None, None, None], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize('name', ['ncsnpp', 'ncsn'])
+@pytest.mark.parametrize('steps', [5, 30])
+def test_sampling_a_discrete_network_with_another_number_of_steps(name, steps):
+    module = 'configs.ve.cifar10_ncsnpp' if name == 'ncsnpp' else None
+    config = tiny_config(name, module=module, num_scales=10)
+    model, sde = mutils.create_model(config), VESDE(config.model.sigma_min, config.model.sigma_max, N=steps)
+    seen = recorded_labels(model)
+    sampler = sampling.get_pc_sampler(sde, (2, 3, 8, 8), sampling.ReverseDiffusionPredictor, sampling.LangevinCorrector, lambda x: x, 0.16,
+                                      continuous=False, eps=1e-5, device='cpu')
+    samples, nfe = sampler(model)
+    assert samples.isfinite().all() and nfe == 2 * steps == len(seen)
+    assert seen[0].tolist() == [0, 0] and seen[-1].tolist() == [9, 9]
+
+
+# Moving average of the weights -----------------------------------------------------------------------------------------------------------
+
+
+def two_layers():
+    """Parameters of several shapes, one of which is not trained."""
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    network[0].bias.requires_grad_(False)
+    return network
+
+
+def values(parameters):
+    return [p.detach().clone() for p in parameters]
+
+
+@pytest.mark.parametrize('use_num_updates', [True, False])
+def test_moving_average_is_its_formula(use_num_updates):
+    network = two_layers().double()
+    ema = ExponentialMovingAverage(network.parameters(), decay=0.9, use_num_updates=use_num_updates)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    expected = [p.detach().numpy().copy() for p in trained]
+    for n in range(1, 101):  # the warm-up of the decay, (1 + n)/(10 + n), ends at n = 80
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(torch.randn_like(p))
+        ema.update(network.parameters())
+        decay = min(0.9, (1 + n) / (10 + n)) if use_num_updates else 0.9
+        expected = [decay * s + (1 - decay) * p.detach().numpy() for s, p in zip(expected, trained)]
+        for shadow, value in zip(ema.shadow_params, expected):
+            np.testing.assert_allclose(shadow, value, rtol=1e-12, atol=1e-12)
+    assert not any(shadow.requires_grad for shadow in ema.shadow_params)
+
+
+def test_moving_average_has_the_order_of_the_trained_parameters():
+    network = two_layers()
+    ema = ExponentialMovingAverage(network.parameters(), decay=0.5)
+    expected = [network[0].weight, network[1].weight, network[1].bias]
+    assert len(ema.shadow_params) == 3
+    assert all(torch.equal(shadow, p) for shadow, p in zip(ema.shadow_params, expected))
+    with torch.no_grad():
+        network[0].weight.zero_()
+    assert ema.shadow_params[0].any()  # a copy, not the parameter itself
+
+
+@pytest.mark.parametrize('method', ['update', 'copy_to'])
+@pytest.mark.parametrize('other', [lambda network: list(network.parameters())[:-1],
+                                   lambda network: [*network.parameters(), network[0].weight],
+                                   lambda network: reversed(list(network.parameters()))], ids=['fewer', 'more', 'other order'])
+def test_moving_average_refuses_other_parameters(method, other):
+    network = two_layers()
+    ema = ExponentialMovingAverage(network.parameters(), decay=0.5)
+    before, own = values(ema.shadow_params), values(network.parameters())
+    with pytest.raises(ValueError):
+        getattr(ema, method)(other(network))
+    assert all(map(torch.equal, ema.shadow_params, before)) and all(map(torch.equal, network.parameters(), own))
+
+
+def test_moving_average_lends_itself():
+    """store, copy_to, restore: as evaluation does it in the middle of a training; the frozen parameter is nobody's business."""
+    network = two_layers()
+    ema = ExponentialMovingAverage(network.parameters(), decay=0.5)
+    average = values(ema.shadow_params)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(1)
+    own = values(network.parameters())
+
+    def lent():
+        trained = [p for p in network.parameters() if p.requires_grad]
+        return all(map(torch.equal, trained, average)) and torch.equal(network[0].bias, own[1])
+
+    ema.store(network.parameters())
+    ema.copy_to(network.parameters())
+    assert lent()
+    ema.restore(network.parameters())
+    assert all(map(torch.equal, network.parameters(), own))
+
+    with pytest.raises(RuntimeError, match='in the block'), ema.applied_to(network.parameters()):
+        assert lent()
+        raise RuntimeError('in the block')
+    assert all(map(torch.equal, network.parameters(), own))
+
+
+def test_moving_average_in_a_checkpoint():
+    network = two_layers()
+    ema = ExponentialMovingAverage(network.parameters(), decay=0.5)
+    ema.update(network.parameters())
+    assert ema.state_dict().keys() == {'decay', 'num_updates', 'shadow_params'}
+
+    other_network = two_layers()
+    other = ExponentialMovingAverage(other_network.parameters(), decay=0.999)
+    other.load_state_dict(ema.state_dict())
+    assert (other.decay, other.num_updates) == (0.5, 1)
+    assert all(map(torch.equal, other.shadow_params, ema.shadow_params))
+    kept = values(ema.shadow_params)
+    other.update(other_network.parameters())
+    assert all(map(torch.equal, ema.shadow_params, kept))  # what was loaded is a copy
+
+    shorter = ema.state_dict() | dict(shadow_params=kept[:-1])
+    reshaped = ema.state_dict() | dict(shadow_params=[kept[0].t(), *kept[1:]])
+    before = values(other.shadow_params)
+    for faulty in (shorter, reshaped):
+        with pytest.raises(ValueError):
+            other.load_state_dict(faulty)
+        assert all(map(torch.equal, other.shadow_params, before)) and other.num_updates == 2
+
+
+@pytest.mark.parametrize('decay', [-0.1, 1.1])
+def test_moving_average_refuses_a_decay_outside_its_range(decay):
+    with pytest.raises(ValueError, match='decay'):
+        ExponentialMovingAverage(two_layers().parameters(), decay=decay)
+
+
+# Blocks -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('dimension', [8, 9])
+def test_timestep_embedding(dimension):
+    """Sines then cosines, at frequencies from 1 to 1/10000; an odd dimension ends with a zero."""
+    t = torch.tensor([0.0, 1.0, 37.5])
+    embedding = layers.get_timestep_embedding(t, dimension)
+    expected = np.zeros((3, dimension))
+    for i, frequency in enumerate(10000 ** -np.linspace(0, 1, 4)):
+        expected[:, i], expected[:, 4 + i] = np.sin(t.numpy() * frequency), np.cos(t.numpy() * frequency)
+    np.testing.assert_allclose(embedding, expected, atol=1e-5)
+    with pytest.raises(ValueError, match='shape'):
+        layers.get_timestep_embedding(t[:, None], dimension)
+
+
+def test_attention_is_its_formula():
+    """softmax(q k / sqrt(C)) v over all pixels, projected and added."""
+    block = layers.AttnBlock(32, init_scale=1.0).double()
+    x = torch.randn(2, 32, 3, 4, dtype=torch.float64)
+    h = torch.nn.functional.group_norm(x, 32, block.GroupNorm_0.weight, block.GroupNorm_0.bias, 1e-6)
+    q, k, v = (torch.einsum('bchw,cd->bhwd', h, nin.W) + nin.b for nin in (block.NIN_0, block.NIN_1, block.NIN_2))
+    weights = (torch.einsum('bhwc,bijc->bhwij', q, k) / math.sqrt(32)).flatten(3).softmax(-1).reshape(2, 3, 4, 3, 4)
+    h = torch.einsum('bhwij,bijc->bhwc', weights, v)
+    h = (h @ block.NIN_3.W + block.NIN_3.b).permute(0, 3, 1, 2)
+    torch.testing.assert_close(block(x), x + h)
+
+
+def test_combine_refuses_an_unknown_method():
+    with pytest.raises(ValueError, match="'product'"):
+        layerspp.Combine(3, 8, 'product')
