@@ -122,6 +122,27 @@ def _tfds(name, config):
     return split('train'), split('test'), builder
 
 
+def central_crop(image, size: int):
+    """The middle `size` x `size` pixels of a TensorFlow image (H, W, C)."""
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top:top + size, left:left + size]
+
+
+def crop_resize(image, resolution: int):
+    """The middle square of a TensorFlow image (H, W, C), resized to `resolution` by antialiased bicubic filtering, as uint8."""
+    tf = _tensorflow()
+    square = central_crop(image, min(image.shape[:2]))
+    resized = tf.image.resize(square, (resolution, resolution), antialias=True, method=tf.image.ResizeMethod.BICUBIC)
+    return tf.cast(tf.clip_by_value(resized, 0, 255), tf.uint8)  # bicubic filters overshoot
+
+
+def resize_small(image, resolution: int):
+    """A TensorFlow image (H, W, C), resized so that its shorter side is `resolution`; float32."""
+    tf = _tensorflow()
+    scale = resolution / min(image.shape[:2])
+    return tf.image.resize(image, [round(side * scale) for side in image.shape[:2]], antialias=True)
+
+
 class Source(NamedTuple):
     """How to load a data set: config -> (training images, test images, TFDS builder or None); its number of grey levels and its shape."""
     load: callable

@@ -15,6 +15,8 @@ def solve(f, state: tuple[torch.Tensor, ...], t0: float, t1: float, rtol: float 
     """
     if method not in METHODS:
         raise ValueError(f'unknown ODE method {method!r}: known are {", ".join(METHODS)}')
+    if t0 == t1:
+        return state, 0
     ends = np.cumsum([part.numel() for part in state])
 
     def unpack(flat):

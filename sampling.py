@@ -94,6 +94,10 @@ class NonePredictor(Predictor):
 class LangevinCorrector(Corrector):
     """Langevin dynamics whose step keeps the ratio of noise to score, averaged over the batch, at `snr` (Algorithms 4 and 5)."""
 
+    def __init__(self, sde, score_fn, snr, n_steps):
+        super().__init__(sde, score_fn, snr, n_steps)
+        sde.langevin_alpha(torch.full((1,), float(sde.T)))  # refuses at once a chain of too few steps
+
     def update_fn(self, x, t):
         alpha, x_mean = self.sde.langevin_alpha(t), x
         for _ in range(self.n_steps):
@@ -106,7 +110,7 @@ class LangevinCorrector(Corrector):
 
 
 @register_corrector(name='ald')
-class AnnealedLangevinDynamics(Corrector):
+class AnnealedLangevinDynamics(LangevinCorrector):
     """Langevin dynamics with steps of 2 alpha (snr std(t))^2, as NCSN takes them (Song & Ermon 2019, Algorithm 1)."""
 
     def update_fn(self, x, t):
@@ -192,7 +196,8 @@ def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_step
     """-> pc_sampler(model, callback=None) -> (samples, nfe), over `sde.N` times from T to `eps` (Algorithm 1).
 
     `predictor`, `corrector`: classes, or None. `snr`, `n_steps`: of the corrector. `probability_flow`: the predictor steps along the
-    ODE. `continuous`: how the network was trained. `denoise`: leave out the noise of the last step. `device`: None is the network's.
+    ODE. `continuous`: how the network was trained. `denoise`: leave out the noise of the last step (of the predictor: without one there
+    is no difference). `device`: None is the network's.
     A combination without a definition is refused here, before any step: NotImplementedError or ValueError.
     """
     predictor, corrector = predictor or NonePredictor, corrector or NoneCorrector
@@ -200,7 +205,7 @@ def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_step
         raise UserError("sampling.predictor and sampling.corrector are both 'none': nothing would turn the prior's noise into samples")
     if n_steps < 1 and corrector is not NoneCorrector:
         raise UserError(f'sampling.n_steps_each must be at least 1, got {n_steps}')
-    predictor(sde, None, probability_flow)
+    predictor(sde, None, probability_flow), corrector(sde, None, snr, n_steps)
 
     @torch.no_grad()
     def pc_sampler(model, callback=None):

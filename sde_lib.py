@@ -90,7 +90,7 @@ class SDE(abc.ABC):
 
     def step_index(self, t, scales: int | None = None):
         """The index, 0 to N - 1, of time t in tables of N (or `scales`) steps: t (N - 1) / T, truncated."""
-        return (t * ((scales or self.N) - 1) / self.T).long()
+        return (t.to(_table_dtype(t)) * ((scales or self.N) - 1) / self.T).long()
 
     def network_label(self, t, continuous: bool = True, scales: int | None = None):
         """What tells the network the time t, shape (B,). `scales`: the number of noise levels a discrete network was built with (N)."""
@@ -126,7 +126,10 @@ class ReverseSDE:
 
     def __init__(self, forward: SDE, score_fn, probability_flow: bool = False):
         self.forward, self.score_fn, self.probability_flow = forward, score_fn, probability_flow
-        self.N = forward.N
+
+    @property
+    def N(self):
+        return self.forward.N
 
     @property
     def T(self):

@@ -12,7 +12,6 @@ register_model = MODELS.register
 
 def get_model(name: str):
     """The network class registered under `name`."""
-    from . import ddpm, ncsnpp, ncsnv2  # noqa: F401 (they register their networks)
     return MODELS.get(name)
 
 

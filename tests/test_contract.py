@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_config
 
 import checkpoints
 import datasets
@@ -18,6 +17,7 @@ import likelihood
 import losses
 import sampling
 import utils
+from conftest import ROOT, load_config
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
 from sde_lib import SDE, VPSDE, expand, get_sde

@@ -143,3 +143,16 @@ def test_cifar10_is_read_through_tfds(tmp_path):
     for ds, name in ((train_ds, 'train'), (test_ds, 'test')):
         got = np.round(np.concatenate([batch['image'] for batch in ds]) * 255).astype(np.uint8)
         assert sorted(image.tobytes() for image in got) == sorted(image.tobytes() for image in images[name])
+
+
+def test_crops_and_resizes():
+    tf = pytest.importorskip('tensorflow')
+    image = tf.constant(np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3))
+    assert np.array_equal(datasets.central_crop(image, 4), image.numpy()[1:5, 2:6])
+    edge = np.zeros((20, 32, 3), np.uint8)
+    edge[:, 16:] = 255
+    cropped = datasets.crop_resize(tf.constant(edge), 10).numpy()
+    # A bicubic filter overshoots at the edge; without clipping the bright side would wrap round to dark values.
+    assert cropped.shape == (10, 10, 3) and cropped.dtype == np.uint8
+    assert cropped[:, :4].max() < 30 and cropped[:, -4:].min() > 225
+    assert datasets.resize_small(tf.constant(edge), 10).shape == (10, 16, 3)

@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-from oracles import ExactNetwork, GaussianMixture, gaussian, level, planar_mixture
 
 from likelihood import get_div_fn, get_likelihood_fn, get_log_likelihood_fn
+from oracles import ExactNetwork, GaussianMixture, gaussian, level, planar_mixture
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 # Priors far enough away: what is left of the data at T, and with it the difference between p_T and the prior, is m = exp(-10) for

@@ -6,13 +6,13 @@ import ml_collections
 import numpy as np
 import pytest
 import torch
-from oracles import ExactNetwork, gaussian, level
 from scipy.integrate import quad
 from torch import nn
 
 import losses
 from losses import get_ddpm_loss_fn, get_loss_fn, get_optimizer, get_sde_loss_fn, get_smld_loss_fn, get_step_fn, optimization_manager
 from models.ema import ExponentialMovingAverage
+from oracles import ExactNetwork, gaussian, level
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = dict(ve=lambda: VESDE(0.01, 20), vp=VPSDE, subvp=subVPSDE)

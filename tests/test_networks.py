@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import load_config
 
 import sampling
+from conftest import load_config
 from models import layers, layerspp, ncsnv2
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage

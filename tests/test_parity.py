@@ -9,12 +9,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, load_config, parity, relative_error
 
 import likelihood
 import losses
 import sampling
 import utils
+from conftest import DATA, load_config, parity, relative_error
 from models import layers
 from models import up_or_down_sampling as resampling
 from models import utils as mutils

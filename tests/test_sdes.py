@@ -4,10 +4,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import ExactNetwork, gaussian, level, planar_mixture
 from scipy.integrate import solve_ivp
 
 from models.utils import add_noise, denoise, get_score_fn, score
+from oracles import ExactNetwork, gaussian, level, planar_mixture
 from sde_lib import VESDE, VPSDE, ReverseSDE, expand, subVPSDE
 
 SDES = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)

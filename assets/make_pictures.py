@@ -1,0 +1,29 @@
+"""Draws assets/digits.png, the picture of the README: real digits, then samples of the evaluated work directories that are named.
+
+  PYTHONPATH=. python assets/make_pictures.py runs/quickstart runs/subvp runs/ve
+"""
+import pathlib
+import sys
+
+import numpy as np
+
+import datasets
+import reports
+from configs.vp.digits_ddpmpp_continuous import get_config
+
+ROWS, COLUMNS, GAP = 8, 8, 1  # of digits in each panel; empty columns between panels
+
+
+def main(workdirs):
+    config = get_config()
+    test = datasets.get_source(config).load(config)[1]
+    real = datasets.to_uint8(test.images / (test.levels - 1), test.levels)
+    panels = [real, *(np.load(pathlib.Path(workdir, 'eval', 'ckpt_1', 'samples_0.npz'))['samples'] for workdir in workdirs)]
+    blank = np.full((ROWS, GAP, 8, 8, 1), 255, np.uint8)
+    rows = [part for panel in panels for part in (panel[:ROWS * COLUMNS].reshape(ROWS, COLUMNS, 8, 8, 1), blank)][:-1]
+    grid = np.concatenate(rows, 1)
+    reports.save_grid(pathlib.Path(__file__).with_name('digits.png'), grid.reshape(-1, 8, 8, 1), columns=grid.shape[1])
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
