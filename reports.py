@@ -12,7 +12,7 @@ def save_grid(path, images: np.ndarray, columns: int | None = None) -> torch.Ten
     """Writes 8-bit images (n, H, W, C) as one PNG, in rows of `columns` (a square); small ones are enlarged, pixel by pixel.
 
     Returns the picture (3, height, width), in [0, 1]."""
-    enlarge = max(1, 32 // images.shape[1])
+    enlarge = max(1, 64 // images.shape[1])
     tiles = torch.from_numpy(images).permute(0, 3, 1, 2).repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3).float() / 255
     grid = make_grid(tiles, nrow=columns or max(1, int(len(images) ** 0.5)), padding=2, pad_value=0.5)
     save_tensor(grid, path)

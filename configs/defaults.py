@@ -185,7 +185,6 @@ def digits() -> ConfigDict:
     config.optim.update(lr=2e-3, warmup=100)
     config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=500, num_samples=500, enable_sampling=True, enable_bpd=True, bpd_repeats=1,
                        bpd_rtol=1e-3, bpd_atol=1e-3, metrics_backend='pixels')
-    config.sampling.predictor = 'reverse_diffusion'
     return config
 
 
@@ -322,7 +321,7 @@ def ddpmpp(config: ConfigDict, num_res_blocks: int = 4) -> ConfigDict:
 
 def small(config: ConfigDict) -> ConfigDict:
     """The network before it, made small enough for 8-pixel images on a processor: two resolutions, attention at the lower one."""
-    config.model.update(nf=24, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0, ema_rate=0.995, num_scales=200)
+    config.model.update(nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0, ema_rate=0.999, num_scales=100)
     return config
 
 

@@ -1,3 +1,11 @@
+"""A small DDPM++ on handwritten digits of 8 pixels, trained with the continuous sub-VP SDE, for two processor cores.
+
+    python main.py --config configs/subvp/digits_ddpmpp_continuous.py --workdir runs/subvp --mode train
+    python main.py --config configs/subvp/digits_ddpmpp_continuous.py --workdir runs/subvp --mode eval
+
+RESULT_SUBVP
+"""
+
 from configs.defaults import ddpmpp, digits, small, subvp
 
 
@@ -6,4 +14,5 @@ def get_config():
     subvp(config)
     ddpmpp(config)
     small(config)
+    config.sampling.update(predictor='reverse_diffusion', corrector='langevin')
     return config
