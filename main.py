@@ -67,7 +67,7 @@ def _has(config, key: str) -> bool:
 def main(argv):
     if len(argv) > 1:
         sys.exit(f'error: arguments that no flag takes: {" ".join(argv[1:])}')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     import preflight
     import run_lib
     from errors import UserError

@@ -116,7 +116,7 @@ def train(config, workdir):
         bar = progress(zip(range(first, settings.n_iters), train_ds), initial=first, total=settings.n_iters, desc='training', unit='step')
         for step, batch in bar:
             loss = train_step(state, to_tensor(batch, config, scaler), metrics)
-            if step % settings.log_freq == 0:
+            if step % settings.log_freq == 0 or step == last:
                 rate = (step - first + 1) * settings.batch_size / (time.monotonic() - started)
                 logging.info('step: %d, training_loss: %.5e, images/s: %.0f', step, loss.item(), rate)
                 write(writer, step, training_loss=loss, learning_rate=state['optimizer'].param_groups[0]['lr'],
