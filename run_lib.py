@@ -57,6 +57,19 @@ def progress(iterable, **settings):
 
 
 @contextlib.contextmanager
+def shown_evaluations(model, what: str):
+    """Counts the evaluations of `model` on a terminal while the block lasts."""
+    with progress(None, desc=what, unit=' network evaluations', leave=False) as bar:
+        def count(*_):
+            bar.update()
+        hook = model.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+@contextlib.contextmanager
 def own_randomness(seed: int):
     """Random numbers from `seed`, leaving the stream outside the block as it was."""
     with torch.random.fork_rng():
@@ -80,7 +93,8 @@ def _draw(config, sde, model, count: int) -> np.ndarray:
     """`count` samples as 8-bit images (count, H, W, C), by the config's sampler."""
     shape = (count, config.data.num_channels, config.data.image_size, config.data.image_size)
     sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps)
-    samples, nfe = sampler(model)
+    with shown_evaluations(model, f'drawing {count} samples'):
+        samples, nfe = sampler(model)
     logging.info('Drew %d samples with %d network evaluations.', count, nfe)
     return to_images(samples, config)
 
@@ -208,7 +222,8 @@ def _evaluate_bpd(config, sde, model, number, eval_dir):
     values, files = [], 0
     for _ in range(config.eval.get('bpd_repeats', 5)):
         for batch in progress(images, desc='bits/dim', unit='batch'):
-            result = likelihood_fn(model, to_tensor(batch, config, scaler))
+            with shown_evaluations(model, f'likelihood of {len(batch["image"])} images'):
+                result = likelihood_fn(model, to_tensor(batch, config, scaler))
             bpd = result.bpd.cpu().numpy()
             np.savez_compressed(eval_dir / f'{split}_ckpt_{number}_bpd_{files}.npz', bpd=bpd, nats=result.nats.cpu().numpy(),
                                 nfe=result.nfe)
