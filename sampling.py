@@ -83,9 +83,6 @@ class AncestralSamplingPredictor(Predictor):
 class NonePredictor(Predictor):
     """Stays where it is."""
 
-    def __init__(self, sde, score_fn, probability_flow=False):
-        pass
-
     def update_fn(self, x, t):
         return x, x
 
@@ -125,9 +122,6 @@ class AnnealedLangevinDynamics(LangevinCorrector):
 @register_corrector(name='none')
 class NoneCorrector(Corrector):
     """Stays where it is."""
-
-    def __init__(self, sde, score_fn, snr, n_steps):
-        pass
 
     def update_fn(self, x, t):
         return x, x

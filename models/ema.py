@@ -29,11 +29,11 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self, parameters):
         """One step of the average towards `parameters`."""
-        decay = self.decay
+        kept = self.decay
         if self.num_updates is not None:
-            self.num_updates += 1
-            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self.shadow_params, self._paired(parameters, self.shadow_params), 1 - decay)
+            n = self.num_updates = self.num_updates + 1
+            kept = min(kept, (1 + n) / (10 + n))
+        torch._foreach_lerp_(self.shadow_params, self._paired(parameters, self.shadow_params), 1 - kept)
 
     @torch.no_grad()
     def copy_to(self, parameters):

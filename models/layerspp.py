@@ -18,7 +18,8 @@ class GaussianFourierProjection(nn.Module):
 
     def __init__(self, embedding_size=256, scale=1.0):
         super().__init__()
-        self.W = nn.Parameter(torch.randn(embedding_size) * scale, requires_grad=False)
+        frequencies = scale * torch.randn(embedding_size)
+        self.W = nn.Parameter(frequencies, requires_grad=False)
 
     def forward(self, x):
         angles = x[:, None] * self.W * (2 * math.pi)  # in this order: large angles round as published

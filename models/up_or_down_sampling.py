@@ -74,10 +74,6 @@ class Conv2d(nn.Module):
         self.up, self.down, self.resample_kernel = up, down, resample_kernel
 
     def forward(self, x):
-        if self.up:
-            x = upsample_conv_2d(x, self.weight, k=self.resample_kernel)
-        elif self.down:
-            x = conv_downsample_2d(x, self.weight, k=self.resample_kernel)
-        else:
-            x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
-        return x if self.bias is None else x + self.bias[:, None, None]
+        resampling = upsample_conv_2d if self.up else conv_downsample_2d if self.down else None
+        h = resampling(x, self.weight, self.resample_kernel) if resampling else F.conv2d(x, self.weight, padding='same')
+        return h if self.bias is None else h + self.bias[:, None, None]
