@@ -62,7 +62,7 @@ class Batches:
 
     def _order_of(self, epoch):
         n = len(self.data.images)
-        return self._rng(epoch).permutation(n) if self.shuffle else np.arange(n)
+        return self._rng(0, epoch).permutation(n) if self.shuffle else np.arange(n)
 
     def _collect(self, indices, rng):
         images, labels, levels = self.data
@@ -161,7 +161,7 @@ def get_source(config) -> Source:
         raise UserError(f'config.data.dataset is {data.dataset!r}: known are {", ".join(SOURCES)}')
     source = SOURCES[data.dataset.upper()]
     height, width, channels = source.shape
-    if (data.image_size, data.num_channels) != (height, channels):
+    if (data.image_size, data.image_size, data.num_channels) != source.shape:
         raise UserError(f'config.data.image_size={data.image_size} and num_channels={data.num_channels}: the images of '
                         f'{data.dataset} have {height}x{width} pixels and {channels} channel{"s"[:channels - 1]}')
     return source
@@ -180,7 +180,9 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     second in order, a batch every `training.eval_freq` steps. For `evaluation`, both are one pass in order and hold every image, the
     last batch being what is left.
     """
-    train, test, builder = get_source(config).load(config)
+    source = get_source(config)
+    train, test, builder = source.load(config)
+    assert train.levels == test.levels == source.levels, f'{config.data.dataset} is said to have {source.levels} grey levels'
     if evaluation:
         make = functools.partial(Batches, batch_size=config.eval.batch_size, seed=config.seed, dequantize=uniform_dequantization)
         return make(train), make(test), builder

@@ -42,8 +42,9 @@ def pixel_metrics(samples: np.ndarray, held_out: np.ndarray, real: np.ndarray, s
     is left between two sets of the very same kind, between two random halves of all `real` ones."""
     order = np.random.default_rng(seed).permutation(len(real))
     halves = real[order[::2]], real[order[1::2]]
-    return dict(pixel_frechet=frechet_distance(pixel_statistics(samples), pixel_statistics(held_out)), n_samples=len(samples),
-                n_held_out=len(held_out), pixel_frechet_halves=frechet_distance(*map(pixel_statistics, halves)), n_half=len(halves[0]))
+    return dict(pixel_frechet=frechet_distance(pixel_statistics(samples), pixel_statistics(held_out)),
+                n_samples=len(samples), n_held_out=len(held_out),
+                pixel_frechet_halves=frechet_distance(*map(pixel_statistics, halves)), n_halves=[len(half) for half in halves])
 
 
 METRICS_BACKENDS = ('none', 'pixels')

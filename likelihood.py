@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 import ode_lib
+from errors import UserError
 from models.utils import get_score_fn
 
 PROBES = {'Rademacher': lambda x: torch.randint_like(x, low=0, high=2) * 2 - 1, 'Gaussian': torch.randn_like}
@@ -70,11 +71,11 @@ def get_log_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', rto
     `eps`: the flow starts there. `continuous`: how the network was trained.
     """
     if hutchinson_type not in (*PROBES, 'exact'):
-        raise ValueError(f"hutchinson_type must be 'Rademacher', 'Gaussian' or 'exact', got {hutchinson_type!r}")
+        raise UserError(f"hutchinson_type must be 'Rademacher', 'Gaussian' or 'exact', got {hutchinson_type!r}")
     if probes < 1:
-        raise ValueError(f'at least one probe is needed, got probes={probes}')
+        raise UserError(f'at least one probe is needed, got probes={probes}')
     if dequantize and scaler is None:
-        raise ValueError('dequantize=True moves the data in [0, 1] and needs the way back: pass scaler=')
+        raise UserError('dequantize=True moves the data in [0, 1] and needs the way back: pass scaler=')
 
     def likelihood_fn(model, data):
         if dequantize:

@@ -77,7 +77,7 @@ def _get_discrete_loss_fn(sde, train, reduce_mean):
 
 
 def get_smld_loss_fn(vesde, train, reduce_mean=False):
-    """-> loss_fn(model, batch): SMLD's loss over the N noise levels of a VESDE, weighted by sigma^2 (Song & Ermon 2019, Eq. 5)."""
+    """-> loss_fn(model, batch): SMLD's loss over the N noise levels of a VESDE, weighted by sigma^2 (Song & Ermon 2019, Eq. 6)."""
     if not isinstance(vesde, VESDE):
         raise UserError(f'the SMLD loss is defined for VESDE, got {type(vesde).__name__}')
     return _get_discrete_loss_fn(vesde, train, reduce_mean)

@@ -3,6 +3,8 @@ import numpy as np
 import torch
 from scipy import integrate
 
+from errors import UserError
+
 METHODS = ('RK45', 'RK23', 'DOP853', 'Radau', 'BDF', 'LSODA')
 
 
@@ -14,14 +16,14 @@ def solve(f, state: tuple[torch.Tensor, ...], t0: float, t1: float, rtol: float 
     `state`. `method`: one of METHODS, see scipy.integrate.solve_ivp. RuntimeError where the solver gives up.
     """
     if method not in METHODS:
-        raise ValueError(f'unknown ODE method {method!r}: known are {", ".join(METHODS)}')
+        raise UserError(f'unknown ODE method {method!r}: known are {", ".join(METHODS)}')
     if t0 == t1:
         return state, 0
     ends = np.cumsum([part.numel() for part in state])
 
     def unpack(flat):
         parts = np.split(flat, ends[:-1])
-        return tuple(torch.from_numpy(p).to(like).reshape(like.shape) for p, like in zip(parts, state))
+        return tuple(torch.tensor(p).to(like).reshape(like.shape) for p, like in zip(parts, state))
 
     def pack(parts):
         return np.concatenate([part.detach().cpu().double().numpy().reshape(-1) for part in parts])

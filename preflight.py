@@ -28,8 +28,10 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
     for section in SECTIONS:
         if section not in config:
             raise UserError(f'the config has no section {section!r}: start from configs/defaults.py')
-    checks = [lambda: _device(config), lambda: _numbers(config), lambda: _network(config), lambda: _sampler(config),
+    checks = [lambda: _device(config), lambda: _numbers(config), lambda: _network(config), lambda: sde_lib.get_sde(config),
               lambda: _workdir(workdir)]
+    if {'train': config.training.snapshot_sampling, 'eval': config.eval.enable_sampling, 'sample': True}[mode]:
+        checks += [lambda: _sampler(config)]
     if mode == 'train':
         checks += [lambda: datasets.get_source(config), lambda: _training(config)]
     if mode == 'eval':
@@ -75,6 +77,8 @@ def _numbers(config):
             faults.append(f'config.{key} is {config[section][name]!r}: it must be above 0')
     if not 0 <= config.model.ema_rate <= 1:
         faults.append(f'config.model.ema_rate is {config.model.ema_rate!r}: it must lie in [0, 1]')
+    if config.optim.grad_clip == 0:
+        faults.append('config.optim.grad_clip is 0, which makes every gradient 0: for no clipping it is negative')
     if not 0 <= config.model.dropout < 1:
         faults.append(f'config.model.dropout is {config.model.dropout!r}: it must lie in [0, 1)')
     if faults:
@@ -84,10 +88,13 @@ def _numbers(config):
 def _network(config):
     """Builds the network without its numbers, and runs one image through its shapes."""
     size, channels = config.data.image_size, config.data.num_channels
-    if (config.model.get('scale_by_sigma') and config.training.continuous and config.model.name.lower() in ('ncsnpp', 'ddpmpp', 'ddpm')
-            and config.model.get('embedding_type') == 'positional'):
-        raise UserError("config.model.scale_by_sigma=True needs training.continuous=False or model.embedding_type='fourier': "
-                        "a 'positional' network looks sigma up by an index, which continuous time does not have")
+    name, scaled = config.model.name.lower(), config.model.get('scale_by_sigma')
+    if scaled and config.training.sde.lower() != 'vesde':
+        raise UserError("config.model.scale_by_sigma=True needs training.sde='vesde': it divides by the sigma of that SDE")
+    by_index = name == 'ddpm' or name in ('ncsnpp', 'ddpmpp') and config.model.get('embedding_type') == 'positional'
+    if scaled and config.training.continuous and by_index:
+        raise UserError("config.model.scale_by_sigma=True needs training.continuous=False, or NCSN++ with "
+                        "model.embedding_type='fourier': other networks look sigma up by an index, which continuous time does not have")
     with torch.device('meta'):
         network = mutils.get_model(config.model.name)(config)
         network(torch.zeros(1, channels, size, size), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))

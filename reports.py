@@ -24,7 +24,8 @@ def save_image(path, image: np.ndarray):
     save_tensor(torch.from_numpy(image).permute(2, 0, 1).float() / 255, path)
 
 
-def _values(path, key):
+def values(path, key: str) -> np.ndarray:
+    """The array called `key` in the npz file at `path`."""
     with np.load(path) as arrays:
         return arrays[key]
 
@@ -34,21 +35,25 @@ def evaluation_rows(eval_dir, checkpoint: int) -> list[tuple[str, str, str]]:
     eval_dir, rows = pathlib.Path(eval_dir), []
     loss_file, report_file = eval_dir / f'ckpt_{checkpoint}_loss.npz', eval_dir / f'report_{checkpoint}.npz'
     if loss_file.is_file():
-        losses = _values(loss_file, 'all_losses')
-        rows.append(('loss', f'{_values(loss_file, "mean_loss"):.5f}', f'test set, {losses.size} batches'))
+        losses = values(loss_file, 'all_losses')
+        rows.append(('loss', f'{values(loss_file, "mean_loss"):.5f}', f'test set, {losses.size} batches'))
     for split in ('train', 'test'):
         files = glob.glob(str(eval_dir / f'{split}_ckpt_{checkpoint}_bpd_*.npz'))
         if files:
-            bpd = np.concatenate([_values(file, 'bpd') for file in files])
+            repeats = {}
+            for file in sorted(files, key=lambda file: int(pathlib.Path(file).stem.rpartition('_')[2])):
+                repeats.setdefault(int(values(file, 'repeat')), []).append(values(file, 'bpd'))
+            bpd = np.mean([np.concatenate(parts) for parts in repeats.values()], axis=0)  # of each image
             error = bpd.std(ddof=1) / len(bpd) ** 0.5
-            rows.append(('bits/dim', f'{bpd.mean():.4f} +- {error:.4f}', f'{split} set, {len(bpd)} likelihoods, uniformly dequantised'))
+            rows.append(('bits/dim', f'{bpd.mean():.4f} +- {error:.4f}',
+                         f'{split} set, {len(bpd)} images, uniformly dequantised, {len(repeats)} time{"s"[:len(repeats) - 1]}'))
     if report_file.is_file():
         with np.load(report_file) as report:
             if 'pixel_frechet' in report:
                 rows += [('pixel Frechet distance', f'{report["pixel_frechet"]:.4f}',
                           f'{report["n_samples"]} samples to {report["n_held_out"]} held-out images'),
                          ('  same, real to real', f'{report["pixel_frechet_halves"]:.4f}',
-                          f'two halves of the data, {report["n_half"]} images each')]
+                          f'two halves of the data, {report["n_halves"][0]} and {report["n_halves"][1]} images')]
     return rows
 
 

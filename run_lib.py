@@ -37,7 +37,7 @@ def load_averaged_model(config, path):
     checkpoints.restore(path, state, config.device)
     state['ema'].copy_to(model.parameters())
     logging.info('Loaded %s, of training step %d.', path, state['step'])
-    return model
+    return model.eval()
 
 
 def to_tensor(batch: dict, config, scaler) -> torch.Tensor:
@@ -89,8 +89,10 @@ def _set_random_state(state: dict | None):
         torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
 
 
-def _draw(config, sde, model, count: int) -> np.ndarray:
+def _draw(config, model, count: int) -> np.ndarray:
     """`count` samples as 8-bit images (count, H, W, C), by the config's sampler."""
+    sde = sde_lib.get_sde(config)
+    sde.N = config.sampling.get('steps') or sde.N
     shape = (count, config.data.num_channels, config.data.image_size, config.data.image_size)
     sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps)
     with shown_evaluations(model, f'drawing {count} samples'):
@@ -116,6 +118,9 @@ def train(config, workdir):
         _set_random_state(state.pop('rng'))
         logging.info('Going on from step %d of %s.', state['step'], resume)
     first, last = state['step'], settings.n_iters - 1
+    if first > last:
+        logging.info('Training has reached step %d of config.training.n_iters=%d: nothing to do.', first, settings.n_iters)
+        return
 
     train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
     eval_batches = iter(eval_ds)
@@ -135,24 +140,26 @@ def train(config, workdir):
                 logging.info('step: %d, training_loss: %.5e, images/s: %.0f', step, loss.item(), rate)
                 write(writer, step, training_loss=loss, learning_rate=state['optimizer'].param_groups[0]['lr'],
                       gradient_norm=metrics['grad_norm'], images_per_second=rate)
+                if not torch.isfinite(metrics['grad_norm']):
+                    logging.warning('step: %d, the gradient is not finite: the step was skipped', step)
             if step % settings.eval_freq == 0:
                 with own_randomness(config.seed + step):
                     eval_loss = eval_step(state, to_tensor(next(eval_batches), config, scaler))
                 logging.info('step: %d, eval_loss: %.5e', step, eval_loss.item())
                 write(writer, step, eval_loss=eval_loss)
-            if step == last or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
-                checkpoints.save(resume, state | dict(rng=_random_state()))
             if step == last or step > 0 and step % settings.snapshot_freq == 0:
                 checkpoints.save(checkpoints.snapshot_path(workdir, -(-step // settings.snapshot_freq)), state)
                 if settings.snapshot_sampling:
-                    _save_training_samples(config, sde, state, step, workdir, writer)
+                    _save_training_samples(config, state, step, workdir, writer)
+            if step == last or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
+                checkpoints.save(resume, state | dict(rng=_random_state()))  # last: what comes before it would be missing after a resume
 
 
-def _save_training_samples(config, sde, state, step, workdir, writer):
+def _save_training_samples(config, state, step, workdir, writer):
     """A batch of samples of the averaged weights, as `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
     model = state['model']
     with own_randomness(config.seed + step), state['ema'].applied_to(model.parameters()):
-        images = _draw(config, sde, model, config.training.batch_size)
+        images = _draw(config, model, config.training.batch_size)
     folder = workdir / 'samples' / f'iter_{step}'
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'sample.np', 'wb') as file:
@@ -166,6 +173,7 @@ def tensorboard(workdir, first_step: int):
     sys.modules.setdefault('tensorboard.compat.notf', types.ModuleType('notf'))  # its own file writer: importing TensorFlow takes seconds
     from torch.utils.tensorboard import SummaryWriter
     with SummaryWriter(workdir / 'tensorboard', purge_step=first_step) as writer:
+        sys.modules.pop('tensorboard.compat.notf')
         yield writer
 
 
@@ -219,30 +227,34 @@ def _evaluate_bpd(config, sde, model, number, eval_dir):
     likelihood_fn = likelihood.get_log_likelihood_fn(sde, datasets.get_data_inverse_scaler(config), continuous=config.training.continuous,
                                                      rtol=config.eval.get('bpd_rtol', 1e-5), atol=config.eval.get('bpd_atol', 1e-5),
                                                      probes=config.eval.get('bpd_probes', 1), levels=datasets.get_levels(config))
+    for stale in eval_dir.glob(f'{split}_ckpt_{number}_bpd_*.npz'):
+        stale.unlink()
     values, files = [], 0
-    for _ in range(config.eval.get('bpd_repeats', 5)):
+    for repeat in range(config.eval.get('bpd_repeats', 5)):
         for batch in progress(images, desc='bits/dim', unit='batch'):
             with shown_evaluations(model, f'likelihood of {len(batch["image"])} images'):
                 result = likelihood_fn(model, to_tensor(batch, config, scaler))
             bpd = result.bpd.cpu().numpy()
             np.savez_compressed(eval_dir / f'{split}_ckpt_{number}_bpd_{files}.npz', bpd=bpd, nats=result.nats.cpu().numpy(),
-                                nfe=result.nfe)
+                                repeat=repeat, nfe=result.nfe)
             files += 1
             values.extend(bpd)
-            logging.info('ckpt-%d bits/dim: %.4f +- %.4f, of %d likelihoods (nfe %d)', number, np.mean(values),
-                         np.std(values, ddof=1) / len(values) ** 0.5, len(values), result.nfe)
+            logging.info('ckpt-%d bits/dim: %.4f, mean of %d likelihoods (nfe %d)', number, np.mean(values), len(values), result.nfe)
 
 
 def _evaluate_samples(config, sde, model, number, eval_dir):
     """Exactly `num_samples` samples, and their metrics."""
     folder = eval_dir / f'ckpt_{number}'
     folder.mkdir(exist_ok=True)
-    samples = []
+    for stale in folder.glob('samples_*.npz'):
+        stale.unlink()
     for i, size in enumerate(progress(_batch_sizes(config.eval.num_samples, config.eval.batch_size), desc='sampling', unit='batch')):
-        samples.append(_draw(config, sde, model, size))
-        np.savez_compressed(folder / f'samples_{i}.npz', samples=samples[-1])
-    reports.save_grid(folder / 'samples.png', samples[0][:100])
+        images = _draw(config, model, size)
+        np.savez_compressed(folder / f'samples_{i}.npz', samples=images)
+        if i == 0:
+            reports.save_grid(folder / 'samples.png', images[:100])
     if config.eval.get('metrics_backend', 'none') == 'pixels':
+        samples = [reports.values(path, 'samples') for path in folder.glob('samples_*.npz')]
         source = datasets.get_source(config)
         train, test, _ = source.load(config)
         real, held_out = (datasets.to_uint8(images / (source.levels - 1), source.levels)
@@ -258,11 +270,11 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     """
     preflight.check(config, workdir, 'sample')
     model = load_averaged_model(config, checkpoint or checkpoints.latest(workdir))
-    folder, sde = pathlib.Path(output or pathlib.Path(workdir, 'generated')), sde_lib.get_sde(config)
+    folder = pathlib.Path(output or pathlib.Path(workdir, 'generated'))
     folder.mkdir(parents=True, exist_ok=True)
     with own_randomness(config.seed):
-        images = np.concatenate([_draw(config, sde, model, size) for size in progress(_batch_sizes(num_samples, config.eval.batch_size),
-                                                                                      desc='sampling', unit='batch')])
+        images = np.concatenate([_draw(config, model, size) for size in progress(_batch_sizes(num_samples, config.eval.batch_size),
+                                                                                 desc='sampling', unit='batch')])
     for i, image in enumerate(images):
         reports.save_image(folder / f'{i:05d}.png', image)
     np.savez_compressed(folder / 'samples.npz', samples=images)

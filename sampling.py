@@ -56,7 +56,7 @@ class EulerMaruyamaPredictor(Predictor):
 
 @register_predictor(name='reverse_diffusion')
 class ReverseDiffusionPredictor(Predictor):
-    """x - f + G z, with f and G of the forward chain reversed (Appendix E, Eq. 46)."""
+    """x - f + G z, with f and G of the forward chain reversed (Appendix E)."""
 
     def update_fn(self, x, t):
         f, G = self.rsde.discretize(x, t)
@@ -166,11 +166,12 @@ def predictor_corrector(predictor, corrector, x, timesteps, callback=None):
 
 
 def _start(sde, shape, model, device):
-    """A draw from the prior, made on the CPU so that a seed means the same everywhere, on the sampler's device."""
-    if device is None:
-        parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-        device = next((p.device for p in parameters), 'cpu')
-    return sde.prior_sampling(shape).to(device)
+    """A draw from the prior, made on the CPU so that a seed means the same everywhere, on the sampler's device in the network's dtype."""
+    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    x = sde.prior_sampling(shape)
+    if parameter is not None:
+        x = x.to(device or parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+    return x.to(device) if device else x
 
 
 def get_sampling_fn(config, sde, shape, inverse_scaler, eps):
@@ -199,13 +200,14 @@ def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_step
         raise UserError("sampling.predictor and sampling.corrector are both 'none': nothing would turn the prior's noise into samples")
     if n_steps < 1 and corrector is not NoneCorrector:
         raise UserError(f'sampling.n_steps_each must be at least 1, got {n_steps}')
-    predictor(sde, None, probability_flow), corrector(sde, None, snr, n_steps)
+    unused = get_score_fn(sde, None)  # the classes refuse what they must when they are built
+    predictor(sde, unused, probability_flow), corrector(sde, unused, snr, n_steps)
 
     @torch.no_grad()
     def pc_sampler(model, callback=None):
         score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
         x = _start(sde, shape, model, device)
-        timesteps = torch.linspace(sde.T, eps, sde.N, device=x.device)
+        timesteps = torch.linspace(sde.T, eps, sde.N, device=x.device, dtype=x.dtype)
         x, x_mean = predictor_corrector(predictor(sde, score_fn, probability_flow), corrector(sde, score_fn, snr, n_steps), x, timesteps,
                                         callback)
         return inverse_scaler(x_mean if denoise else x), score_fn.calls

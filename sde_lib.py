@@ -84,7 +84,7 @@ class SDE(abc.ABC):
         return mean + expand(std, x) * (torch.randn_like(x) if noise is None else noise)
 
     def denoise(self, x, t, score):
-        """E[x_0 | x_t = x] from the score there (Tweedie's formula): (x + std^2 score) / m, where m x_0 is the mean of x_t."""
+        """E[x_0 | x_t = x] from the score there (Tweedie's formula): (x + std^2 score) / m, where m x_0 is the mean of x_t; t > 0."""
         m, std = self.marginal_prob(torch.ones_like(x), t)
         return (x + expand(std, x) ** 2 * score) / m
 
@@ -145,29 +145,32 @@ class ReverseSDE:
         return self._reverse(x, t, *self.forward.sde(x, t))
 
     def discretize(self, x, t):
-        """f (shape of x) and G (B,) of the reversed discretization (Eq. 46): x_{i-1} = x_i - f + G z."""
+        """f (shape of x) and G (B,) of the reversed discretization (Appendix E): x_{i-1} = x_i - f + G z."""
         return self._reverse(x, t, *self.forward.discretize(x, t))
 
 
 @functools.lru_cache(maxsize=64)
 def _linear_betas(beta_min, beta_max, n, dtype, device):
-    """The chain's beta_i: n values from beta_min/n to beta_max/n (Eq. 31)."""
+    """The chain's beta_i: n values from beta_min/n to beta_max/n (Appendix C)."""
     if beta_max >= n:
         raise UserError(f'a VP chain of N={n} steps has beta_N = beta_max/N = {beta_max / n:g}, which must be below 1: '
                         f'N must be at least {math.floor(beta_max) + 1} for beta_max={beta_max:g}')
-    return torch.linspace(beta_min / n, beta_max / n, n, dtype=dtype).to(device)
+    return torch.linspace(beta_min / n, beta_max / n, n, dtype=dtype, device='cpu').to(device)
 
 
 @functools.lru_cache(maxsize=64)
 def _log_alphabars(beta_min, beta_max, n, dtype, device):
     """log of the running product of 1 - beta_i, to full precision."""
-    return torch.log1p(-_linear_betas(beta_min, beta_max, n, torch.float64, device)).cumsum(0).to(dtype)
+    betas = _linear_betas(beta_min, beta_max, n, torch.float64, torch.device('cpu'))
+    return torch.log1p(-betas).cumsum(0).to(device, dtype)
 
 
 @functools.lru_cache(maxsize=64)
 def _geometric_sigmas(sigma_min, sigma_max, n, dtype, device):
     """The chain's sigma_i: n values from sigma_min to sigma_max, evenly spaced in the logarithm."""
-    return torch.linspace(math.log(sigma_min), math.log(sigma_max), n, dtype=dtype).exp().to(device)
+    if n < 2:
+        raise UserError(f'a VE chain needs two noise levels or more, got N={n}')
+    return torch.linspace(math.log(sigma_min), math.log(sigma_max), n, dtype=dtype, device='cpu').exp().to(device)
 
 
 class _LinearBetaSDE(SDE):
@@ -206,7 +209,7 @@ class _LinearBetaSDE(SDE):
 
     @property
     def discrete_betas(self):
-        return self._table(_linear_betas)
+        return self._table(_linear_betas).clone()
 
     @property
     def alphas(self):
@@ -285,9 +288,10 @@ class subVPSDE(_LinearBetaSDE):
 
 
 class VESDE(SDE):
-    """dx = sigma(t) sqrt(2 log(sigma_max/sigma_min)) dw with sigma(t) = sigma_min (sigma_max/sigma_min)^t (Eqs. 9 and 30).
+    """dx = sigma(t) sqrt(2 log(sigma_max/sigma_min)) dw with sigma(t) = sigma_min (sigma_max/sigma_min)^t (Eq. 9; Appendix C).
 
-    `sigma_max` should be near the largest distance between two data points (Song & Ermon 2020, Technique 1).
+    x_0 stands for data that already carry noise of standard deviation sigma_min: the noise of x_t has sigma(t). `sigma_max` should be
+    near the largest distance between two data points (Song & Ermon 2020, Technique 1).
     Its chain is that of SMLD; a discrete network counts its labels from the largest sigma down.
     """
 
@@ -333,7 +337,7 @@ class VESDE(SDE):
 
     @property
     def discrete_sigmas(self):
-        return self._sigmas(torch.float32, torch.device('cpu'))
+        return self._sigmas(torch.float32, torch.device('cpu')).clone()
 
     def network_label(self, t, continuous=True, scales=None):
         return self._sigma(t) if continuous else ((self.T - t) * ((scales or self.N) - 1)).round().long()
@@ -348,7 +352,7 @@ class VESDE(SDE):
         return expand(std, output) * output + noise
 
     def ancestral_step(self, x, t, score):
-        """x_{i-1} ~ N(x_i + (sigma_i^2 - sigma_{i-1}^2) s, sigma_{i-1}^2 (sigma_i^2 - sigma_{i-1}^2) / sigma_i^2 I) (Eq. 47)."""
+        """x_{i-1} ~ N(x_i + (sigma_i^2 - sigma_{i-1}^2) s, sigma_{i-1}^2 (sigma_i^2 - sigma_{i-1}^2) / sigma_i^2 I) (Appendix F)."""
         sigma, below = self._neighbours(t)
         removed = sigma ** 2 - below ** 2
         return x + expand(removed, x) * score, (below ** 2 * removed / sigma ** 2).sqrt()

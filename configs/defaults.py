@@ -50,7 +50,8 @@ model.
   dropout                 probability of dropping an activation in training
   scale_by_sigma          divide the output by sigma: the network then predicts noise of unit size (VE)
   conditional             tell the network the noise level
-  embedding_type          of that level: 'fourier' (random features of log sigma; fourier_scale: std of their frequencies) or 'positional'
+  embedding_type          of that level: 'fourier' (random features of log sigma; fourier_scale: std of their frequencies) or
+                          'positional'; ddpm is always positional
   nf, ch_mult             channels at full resolution; their factor at each resolution, halving from one to the next
   num_res_blocks          residual blocks at each resolution;  attn_resolutions: sides, in pixels, at which attention follows them
   normalization           'GroupNorm' or 'InstanceNorm++';  nonlinearity: 'swish', 'elu', 'relu', 'lrelu'
@@ -72,6 +73,7 @@ sampling.
   n_steps_each            corrector steps at each noise level
   snr                     r, the signal-to-noise ratio that sets a corrector's step size; without effect where there is none
   probability_flow        the predictor follows the ODE, without noise
+  steps                   steps of a predictor-corrector sampler; 0: num_scales
   noise_removal           return the mean of the last step, without its noise
 
 eval.
@@ -152,6 +154,7 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 snr=0.16,
                 probability_flow=False,
                 noise_removal=True,
+                steps=0,
             ),
             eval=dict(
                 begin_ckpt=9,

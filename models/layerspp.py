@@ -1,4 +1,4 @@
-"""Blocks of NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.1 and Appendix H): FIR resampling, BigGAN blocks, rescaled skips."""
+"""Blocks of NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.4 and Appendix H): FIR resampling, BigGAN blocks, rescaled skips."""
 import functools
 import math
 

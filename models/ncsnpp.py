@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.1 and Appendix H): two dresses of one network, chosen by the config.
+"""NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.4 and Appendix H): two dresses of one network, chosen by the config.
 
 NCSN++ has FIR resampling, BigGAN blocks, rescaled skips, a residual input pyramid and, with continuous time, Fourier features of
 log sigma; DDPM++ has none of FIR and pyramids, and embeds positions.

@@ -86,7 +86,7 @@ def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
 
 
 def _times(x, t):
-    return torch.full((len(x),), t, dtype=x.dtype, device=x.device) if isinstance(t, (int, float)) else t
+    return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
 
 
 @torch.no_grad()

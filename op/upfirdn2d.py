@@ -1,6 +1,6 @@
-"""Upsample, FIR-filter, downsample:  y[n] = sum_k h[k] x_up[n down + k']  on both axes (Karras et al. 2019, 2020).
+"""Upsample, FIR-filter, downsample:  y[n] = sum_k h[k] x_up[n down + K - 1 - k]  on both axes (Karras et al. 2019, 2020).
 
-`x_up` is x with up - 1 zeros behind every pixel, then padded; the filter is applied as a true convolution (its kernel flipped).
+`x_up` is x with up - 1 zeros behind every pixel, then padded; K is the length of the filter h.
 Everything here is a composition of PyTorch's own convolutions: any device, any floating dtype, derivatives of any order.
 """
 import torch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import reports
 import run_lib
 from configs.vp import digits_ddpmpp_continuous
 from errors import UserError
@@ -56,6 +57,23 @@ def test_train_evaluate_sample(tmp_path, sde):
     check(run(tmp_path, 'sample', *TINY, '--num_samples=3', f'--output={tmp_path / "out"}', config=CONFIGS[sde]))
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['00000.png', '00001.png', '00002.png', 'grid.png', 'samples.npz']
     assert np.load(tmp_path / 'out' / 'samples.npz')['samples'].shape == (3, 8, 8, 1)
+
+
+def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path):
+    """Fewer files than before, of images and of likelihoods, which are averaged over repeats before their error is taken."""
+    check(run(tmp_path, 'train', *TINY))
+    check(run(tmp_path, 'eval', *TINY, *QUICK, '--config.eval.bpd_repeats=2'))
+    rows = dict((row[0], row) for row in reports.evaluation_rows(tmp_path / 'eval', 1))
+    assert '359 images' in rows['bits/dim'][2] and '2 times' in rows['bits/dim'][2]
+    check(run(tmp_path, 'eval', *TINY, *QUICK, '--config.eval.batch_size=400', '--config.eval.num_samples=20'))
+    assert len(list((tmp_path / 'eval').glob('test_ckpt_1_bpd_*.npz'))) == 1
+    assert [np.load(path)['samples'].shape[0] for path in (tmp_path / 'eval' / 'ckpt_1').glob('samples_*.npz')] == [20]
+
+
+def test_number_of_steps_is_free(tmp_path):
+    check(run(tmp_path, 'train', *TINY))
+    log = check(run(tmp_path, 'sample', *TINY, '--num_samples=2', '--config.sampling.steps=40'))
+    assert 'with 80 network evaluations' in log  # a corrector and a predictor step each
 
 
 def config_for(n_iters):
@@ -111,7 +129,11 @@ def test_log_goes_on_and_finished_training_stays_as_it_is(tmp_path):
     ({'model.ch_mult': (1, 1, 1, 1, 1)}, ['multiples of 16']),
     ({'model.num_scales': 10}, ['N must be at least 21']),
     ({'model.embedding_type': 'fourier', 'training.continuous': False}, ['config.training.continuous', 'fourier']),
-    ({'model.scale_by_sigma': True}, ['config.model.scale_by_sigma', 'training.continuous=False']),
+    ({'model.scale_by_sigma': True}, ['config.model.scale_by_sigma', "training.sde='vesde'"]),
+    ({'training.sde': 'vesde', 'model.scale_by_sigma': True}, ['config.model.scale_by_sigma', 'training.continuous=False']),
+    ({'training.sde': 'vesde', 'model.scale_by_sigma': True, 'model.name': 'ddpm', 'model.nf': 32},
+     ['config.model.scale_by_sigma', 'training.continuous=False']),
+    ({'optim.grad_clip': 0.0}, ['config.optim.grad_clip', 'negative']),
     ({'data.dataset': 'MNIST'}, ['config.data.dataset', 'DIGITS']),
     ({'data.image_size': 16}, ['config.data.image_size', '8x8']),
     ({'training.sde': 'xsde'}, ['config.training.sde', 'subvpsde']),
