@@ -534,7 +534,7 @@ def test_notebook_draws_samples(notebook, predictor, corrector):
 def test_notebook_samples_by_the_config(notebook):
     config, sde = notebook['config'], notebook['sde']
     x, n = sampling.get_sampling_fn(config, sde, (4, 1, 8, 8), datasets.get_data_inverse_scaler(config), 1e-3)(notebook['score_model'])
-    assert x.shape == (4, 1, 8, 8) and x.isfinite().all() and n == sde.N
+    assert x.shape == (4, 1, 8, 8) and x.isfinite().all() and n == 2 * sde.N  # a corrector and a predictor step each
 
 
 @pytest.mark.parametrize('denoise', [False, True])

@@ -486,3 +486,15 @@ def test_unknown_names_are_answered_with_the_key_and_the_known_ones(key, value):
         get_sampling_fn(config(**{key: value}), VPSDE(), (4, 2), identity, 1e-3)
     for known in dict(method=['pc', 'ode'], predictor=PREDICTORS.names(), corrector=CORRECTORS.names())[key]:
         assert known in str(error.value)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_samples_have_the_dtype_of_the_network(dtype):
+    class Network(torch.nn.Linear):
+        def forward(self, x, labels):
+            return super().forward(x)
+
+    net, sde = Network(2, 2, dtype=dtype), VPSDE(N=30)
+    pc = sampling.get_pc_sampler(sde, (5, 2), sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.1, continuous=True)
+    ode = sampling.get_ode_sampler(sde, (5, 2), lambda x: x, rtol=1e-2, atol=1e-2)
+    assert pc(net)[0].dtype == ode(net)[0].dtype == dtype

@@ -421,3 +421,30 @@ def test_tables_follow_an_assigned_n(sde, n):
             assert len(getattr(sde, name)) == n
     for got, exact in pairs:
         assert all(torch.equal(g, e) for g, e in zip(got, exact))
+
+
+# What is shared between SDEs, and what is not -----------------------------------------------------------------------------------------
+
+def test_tables_given_out_are_copies():
+    VPSDE(N=50).discrete_betas[0] = 7
+    VESDE(N=50).discrete_sigmas[0] = 7
+    assert VPSDE(N=50).discrete_betas[0] < 1 and VESDE(N=50).discrete_sigmas[0] < 1
+
+
+def test_sdes_do_not_follow_the_default_device():
+    with torch.device('meta'):
+        sde, ve = VPSDE(N=78), VESDE(N=78)
+    t = torch.ones(2)
+    assert sde.discretize(torch.ones(2, 3), t)[1].device.type == 'cpu' and ve.discretize(torch.ones(2, 3), t)[1].isfinite().all()
+
+
+def test_ve_chain_of_one_level_is_refused():
+    with pytest.raises(ValueError, match='N=1'):
+        VESDE(N=1).discretize(torch.ones(2, 3), torch.ones(2))
+
+
+@pytest.mark.parametrize('t', [0.3, np.float32(0.3), torch.tensor(0.3), torch.full((2,), 0.3)])
+def test_time_is_any_number_or_one_for_each_image(t):
+    x = torch.ones(2, 3)
+    assert torch.allclose(add_noise(VESDE(), x, t, noise=torch.zeros(2, 3)), x)
+    assert torch.allclose(add_noise(VESDE(), x, t, noise=x), x + 0.01 * 5000 ** 0.3)
