@@ -1,4 +1,5 @@
 """The command line from end to end on the embedded digits, in its own process, and what it says to bad input."""
+import importlib
 import os
 import pathlib
 import subprocess
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import preflight
 import reports
 import run_lib
 from configs.vp import digits_ddpmpp_continuous
@@ -192,3 +194,12 @@ def test_bad_files_are_told_in_one_line_and_nothing_is_overwritten(tmp_path):
 def test_all_faults_are_told_at_once(tmp_path):
     result = run(tmp_path, 'train', '--config.model.name=unet', '--config.data.dataset=MNIST', '--config.device=nowhere')
     assert result.stderr.count('error:') == 3
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*/**/[a-z]*.py')), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, path):
+    module = importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts))
+    config = module.get_config()
+    config.device = 'cpu'
+    preflight.check(config, tmp_path, 'sample')
+    assert f'--config {path.relative_to(ROOT)}' in module.__doc__ and 'Expect' in module.__doc__
