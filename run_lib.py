@@ -1,5 +1,6 @@
 """Training, evaluation and sampling: the wiring of data, SDE, network, loss, sampler and files. The mathematics is elsewhere."""
 import contextlib
+import math
 import pathlib
 import sys
 import time
@@ -72,7 +73,7 @@ def shown_evaluations(model, what: str):
 @contextlib.contextmanager
 def own_randomness(seed: int):
     """Random numbers from `seed`, leaving the stream outside the block as it was."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 
@@ -148,7 +149,8 @@ def train(config, workdir):
                 logging.info('step: %d, eval_loss: %.5e', step, eval_loss.item())
                 write(writer, step, eval_loss=eval_loss)
             if step == last or step > 0 and step % settings.snapshot_freq == 0:
-                checkpoints.save(checkpoints.snapshot_path(workdir, -(-step // settings.snapshot_freq)), state)
+                number = max(1, math.ceil(step / settings.snapshot_freq))
+                checkpoints.save(checkpoints.snapshot_path(workdir, number), state)
                 if settings.snapshot_sampling:
                     _save_training_samples(config, state, step, workdir, writer)
             if step == last or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
