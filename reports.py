@@ -35,8 +35,7 @@ def evaluation_rows(eval_dir, checkpoint: int) -> list[tuple[str, str, str]]:
     eval_dir, rows = pathlib.Path(eval_dir), []
     loss_file, report_file = eval_dir / f'ckpt_{checkpoint}_loss.npz', eval_dir / f'report_{checkpoint}.npz'
     if loss_file.is_file():
-        losses = values(loss_file, 'all_losses')
-        rows.append(('loss', f'{values(loss_file, "mean_loss"):.5f}', f'test set, {losses.size} batches'))
+        rows.append(('loss', f'{values(loss_file, "mean_loss"):.5f}', f'test set, {values(loss_file, "batch_sizes").sum()} images'))
     for split in ('train', 'test'):
         files = glob.glob(str(eval_dir / f'{split}_ckpt_{checkpoint}_bpd_*.npz'))
         if files:
