@@ -248,7 +248,7 @@ def _evaluate_samples(config, sde, model, number, eval_dir):
     """Exactly `num_samples` samples, and their metrics."""
     folder = eval_dir / f'ckpt_{number}'
     folder.mkdir(exist_ok=True)
-    for stale in folder.glob('samples_*.npz'):
+    for stale in (*folder.glob('samples_*.npz'), *eval_dir.glob(f'report_{number}.npz')):
         stale.unlink()
     for i, size in enumerate(progress(_batch_sizes(config.eval.num_samples, config.eval.batch_size), desc='sampling', unit='batch')):
         images = _draw(config, model, size)

@@ -2,7 +2,7 @@
 
     python main.py --config configs/vp/ddpm/bedroom.py --workdir runs/vp/ddpm/bedroom --mode train
 
-Expect: no published number for this code and schedule; Ho et al. 2020 report FID 6.36 for their own.
+Expect: no published number for this code and schedule; Ho et al. 2020 report the FID of their own.
 """
 
 from configs.defaults import ddpm, lsun, vp

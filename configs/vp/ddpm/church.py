@@ -2,7 +2,7 @@
 
     python main.py --config configs/vp/ddpm/church.py --workdir runs/vp/ddpm/church --mode train
 
-Expect: no published number for this code and schedule; Ho et al. 2020 report FID 7.89 for their own.
+Expect: no published number for this code and schedule; Ho et al. 2020 report the FID of their own.
 """
 
 from configs.defaults import ddpm, lsun, vp
