@@ -1,18 +1,24 @@
-"""Images by name: read once into memory as integers, served as batches of numbers in [0, 1].
+"""Images by name, as batches of numbers in [0, 1].
 
 A batch is a dict of arrays: 'image' (B, H, W, C) float32 and 'label' (B,) int64. With L grey levels, level v becomes v / (L - 1), or
 with uniform dequantisation (v + u) / L, u uniform in [0, 1): a density where there were levels. Order, flips and noise follow from
-(seed, epoch, position) alone, so that training goes on with the very batch at which it stopped. TensorFlow, which reads the TFDS
-data sets, is imported only when one of them is asked for, and never takes a GPU.
+(seed, epoch, position) alone, so that training goes on with the very batch at which it stopped. Where images come from is the
+business of image_sources.py: what fits in `data.memory_gib` is decoded once, the rest ahead of its use by all processor cores.
 """
+import collections
 import functools
 import itertools
 import math
+import pathlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+import image_sources
 from errors import UserError
+from image_sources import Images, Streamed, central_crop, crop_resize, resize_small  # noqa: F401  (where notebooks look for them)
 
 
 def get_data_scaler(config):
@@ -23,13 +29,6 @@ def get_data_scaler(config):
 def get_data_inverse_scaler(config):
     """From what networks see back to [0, 1]."""
     return (lambda x: (x + 1) / 2) if config.data.centered else (lambda x: x)
-
-
-class Images(NamedTuple):
-    """Images (N, H, W, C) as grey levels 0 .. levels - 1, and their labels (N,)."""
-    images: np.ndarray
-    labels: np.ndarray
-    levels: int = 256
 
 
 class ImageArray(np.ndarray):
@@ -43,10 +42,11 @@ class Batches:
     """Batches of `images`: one pass that holds every image, or without end (`endless`), one epoch behind the other.
 
     `shuffle`: each epoch in a new order; `random_flip`: half of the images mirrored; `dequantize`: uniform noise, new in each pass;
-    `start`: the first batch, where there is no end.
+    `start`: the first batch, where there is no end. Damaged images, where they may be skipped, are missing from the batches of a pass;
+    in those without end, others of the same batch take their places.
     """
 
-    def __init__(self, images: Images, batch_size: int, seed: int = 0, endless: bool = False, shuffle: bool = False,
+    def __init__(self, images: Images | Streamed, batch_size: int, seed: int = 0, endless: bool = False, shuffle: bool = False,
                  random_flip: bool = False, dequantize: bool = False, start: int = 0):
         self.data, self.batch_size, self.seed, self.endless = images, batch_size, seed, endless
         self.shuffle, self.random_flip, self.dequantize, self.start = shuffle, random_flip, dequantize, start
@@ -55,103 +55,96 @@ class Batches:
 
     def __len__(self):
         """The number of batches in one pass over the images."""
-        return math.ceil(len(self.data.images) / self.batch_size)
+        return math.ceil(len(self.data) / self.batch_size)
 
     def _rng(self, *position):
-        return np.random.default_rng((self.seed, int(self.shuffle), *position))
+        return np.random.Generator(np.random.SFC64((self.seed, int(self.shuffle), *position)))
 
     def _order_of(self, epoch):
-        n = len(self.data.images)
-        return self._rng(0, epoch).permutation(n) if self.shuffle else np.arange(n)
+        return self._rng(0, epoch).permutation(len(self.data)) if self.shuffle else np.arange(len(self.data))
 
     def _collect(self, indices, rng):
-        images, labels, levels = self.data
-        x = images[indices]
+        images, labels = self.data.read(indices)
         if self.random_flip:
-            x = np.where(rng.random(len(x))[:, None, None, None] < 0.5, x[:, :, ::-1], x)
-        x = x.astype(np.float32)
-        x = (x + rng.random(x.shape, np.float32)) / levels if self.dequantize else x / (levels - 1)
-        return {'image': x.view(ImageArray), 'label': labels[indices]}
+            flipped = rng.random(len(images)) < 0.5
+            images[flipped] = images[flipped, :, ::-1]
+        x = images.astype(np.float32)
+        if self.dequantize:
+            x += rng.random(x.shape, np.float32)
+            x /= np.float32(self.data.levels)
+        else:
+            x /= np.float32(self.data.levels - 1)
+        return {'image': x.view(ImageArray), 'label': labels}
 
     def batch(self, i: int):
         """The i-th batch, from 0, of the sequence without end."""
-        epochs, places = np.divmod(np.arange(i * self.batch_size, (i + 1) * self.batch_size), len(self.data.images))
-        return self._collect(np.array([self._order(epoch)[place] for epoch, place in zip(epochs, places)]), self._rng(1, i))
+        places = np.arange(i * self.batch_size, (i + 1) * self.batch_size)
+        epochs, places = np.divmod(places, len(self.data))
+        indices = np.concatenate([self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+        found = self._collect(indices, self._rng(1, i))
+        if not len(found['label']):
+            raise UserError(f'not one of the {len(indices)} images of a training batch could be read')
+        return found if len(found['label']) == len(indices) else {
+            key: value[np.arange(len(indices)) % len(value)] for key, value in found.items()}
+
+    def part(self, i: int, repeat: int = 0):
+        """The i-th batch, from 0, of one pass in order; `repeat` numbers the passes, which differ by the noise of dequantisation."""
+        return self._collect(np.arange(i * self.batch_size, min((i + 1) * self.batch_size, len(self.data))), self._rng(2, repeat, i))
 
     def __iter__(self):
         if self.endless:
-            yield from map(self.batch, itertools.count(self.start))
-        self.passes += 1
-        for i in range(len(self)):
-            indices = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, len(self.data.images)))
-            yield self._collect(indices, self._rng(2, self.passes, i))
+            make, numbers = self.batch, itertools.count(self.start)
+        else:
+            self.passes += 1
+            make, numbers = functools.partial(self.part, repeat=self.passes - 1), iter(range(len(self)))
+        yield from (batch for batch in _ahead(make, numbers) if len(batch['label']))
 
 
-def _digits(config):
-    """Scikit-learn's handwritten digits: 1,797 images of 8x8 pixels and 17 grey levels, a fifth of them held out."""
-    from sklearn.datasets import load_digits
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    images, labels = digits.images[order].astype(np.uint8)[..., None], digits.target[order].astype(np.int64)
-    held_out = len(order) // 5
-    return Images(images[held_out:], labels[held_out:], 17), Images(images[:held_out], labels[:held_out], 17), None
-
-
-def _tensorflow():
-    import tensorflow as tf
-    tf.config.set_visible_devices([], 'GPU')
-    return tf
-
-
-def _tfds(name, config):
-    """Both splits of a TFDS data set, decoded into memory, and its builder."""
-    _tensorflow()
-    import tensorflow_datasets as tfds
-    directory = config.data.get('tfds_dir') or None
-    try:
-        builder = tfds.builder(name, data_dir=directory)
-        builder.download_and_prepare()
-    except Exception as error:  # whatever TFDS or the network raises, the remedy is the same
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f'config.data.dataset={config.data.dataset!r} is not prepared in config.data.tfds_dir='
-                        f'{directory or "the default directory of TFDS"!r} and could not be downloaded: {reason[0]}') from error
-
-    def split(key):
-        arrays = tfds.as_numpy(builder.as_dataset(split=key, batch_size=-1, shuffle_files=False))
-        return Images(arrays['image'], arrays['label'].astype(np.int64))
-    return split('train'), split('test'), builder
-
-
-def central_crop(image, size: int):
-    """The middle `size` x `size` pixels of a TensorFlow image (H, W, C)."""
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top:top + size, left:left + size]
-
-
-def crop_resize(image, resolution: int):
-    """The middle square of a TensorFlow image (H, W, C), resized to `resolution` by antialiased bicubic filtering, as uint8."""
-    tf = _tensorflow()
-    square = central_crop(image, min(image.shape[:2]))
-    resized = tf.image.resize(square, (resolution, resolution), antialias=True, method=tf.image.ResizeMethod.BICUBIC)
-    return tf.cast(tf.clip_by_value(resized, 0, 255), tf.uint8)  # bicubic filters overshoot
-
-
-def resize_small(image, resolution: int):
-    """A TensorFlow image (H, W, C), resized so that its shorter side is `resolution`; float32."""
-    tf = _tensorflow()
-    scale = resolution / min(image.shape[:2])
-    return tf.image.resize(image, [round(side * scale) for side in image.shape[:2]], antialias=True)
+def _ahead(make, numbers, depth: int = 2):
+    """make(i) for each of the numbers, computed by another thread `depth` calls before it is asked for."""
+    with ThreadPoolExecutor(1, 'batches') as thread:
+        pending = collections.deque(thread.submit(make, i) for i in itertools.islice(numbers, depth))
+        while pending:
+            ready = pending.popleft().result()
+            pending.extend(thread.submit(make, i) for i in itertools.islice(numbers, 1))
+            yield ready
 
 
 class Source(NamedTuple):
-    """How to load a data set: config -> (training images, test images, TFDS builder or None); its number of grey levels and its shape."""
-    load: callable
-    levels: int
-    shape: tuple[int, int, int]
+    """A data set: load(config, split) gives the 'train' or 'test' images; its number of grey levels, or a function that tells it of a
+    config; the shape of its images, or None where the config says it; what is done to its images; the keys of `config.data` that
+    choose among them; and the TFDS builder of a config, if there is one."""
+    load: Callable
+    levels: int | Callable = 256
+    shape: tuple[int, int, int] | None = None
+    preparation: str = 'none'
+    keys: tuple = ()
+    builder: Callable | None = None
 
 
-SOURCES = {'CIFAR10': Source(functools.partial(_tfds, 'cifar10'), 256, (32, 32, 3)),
-           'DIGITS': Source(_digits, 17, (8, 8, 1))}
+def _tfds_source(name: str, shape=None, preparation: str = 'none', keys=(), **how) -> Source:
+    """`name`: that of the data set in TFDS; {category} in it becomes `data.category`."""
+    def full_name(config):
+        return name.format(category=config.data.get('category'))
+    return Source(lambda config, split: image_sources.tfds(config, split, full_name(config), **how), 256, shape, preparation, keys,
+                  lambda config: image_sources.tfds_builder(config, full_name(config)))
+
+
+SOURCES = {
+    'CIFAR10': _tfds_source('cifar10', (32, 32, 3)),
+    'SVHN': _tfds_source('svhn_cropped', (32, 32, 3)),
+    'CELEBA': _tfds_source('celeb_a', preparation='middle 140 pixels, reduced (bilinear, antialiased)',
+                           prepare=image_sources.celeba_crop, splits=('train', 'validation')),
+    'LSUN': _tfds_source('lsun/{category}', preparation='128 pixels: reduced (bilinear, antialiased), cropped; else the middle square, '
+                         'resized (bicubic, antialiased)', keys=('category',), prepare=image_sources.lsun_crop,
+                         splits=('train', 'validation')),
+    'FFHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
+    'CELEBAHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
+    'FOLDER': Source(image_sources.folder, preparation='the middle square, resized (bicubic, antialiased), or exact',
+                     keys=('path', 'fit', 'test_fraction')),
+    'NPZ': Source(image_sources.npz, image_sources.npz_levels, keys=('path', 'test_fraction')),
+    'DIGITS': Source(image_sources.digits, 17, (8, 8, 1)),
+}
 
 
 def get_source(config) -> Source:
@@ -160,17 +153,59 @@ def get_source(config) -> Source:
     if data.dataset.upper() not in SOURCES:
         raise UserError(f'config.data.dataset is {data.dataset!r}: known are {", ".join(SOURCES)}')
     source = SOURCES[data.dataset.upper()]
-    height, width, channels = source.shape
-    if (data.image_size, data.image_size, data.num_channels) != source.shape:
+    if source.shape and (data.image_size, data.image_size, data.num_channels) != source.shape:
+        height, width, channels = source.shape
         raise UserError(f'config.data.image_size={data.image_size} and num_channels={data.num_channels}: the images of '
                         f'{data.dataset} have {height}x{width} pixels and {channels} channel{"s"[:channels - 1]}')
+    colours = (3,) if data.dataset.upper() in ('CELEBA', 'LSUN') else (1, 3)
+    if data.num_channels not in colours:
+        raise UserError(f'config.data.num_channels is {data.num_channels}: for {data.dataset} it may be {" or ".join(map(str, colours))}')
+    for key in {'path', 'tfrecords_path', 'category'} & set(source.keys):
+        if not data.get(key):
+            raise UserError(f'config.data.{key} is empty: {data.dataset} needs ' + (
+                'one of its categories, such as bedroom or church_outdoor' if key == 'category' else 'to know where its images lie'))
+    for key, default, known in (('on_error', 'raise', ('raise', 'skip')), ('fit', 'crop', ('crop', 'exact'))):
+        if data.get(key, default) not in known:
+            raise UserError(f'config.data.{key} is {data[key]!r}: known are {" and ".join(map(repr, known))}')
+    if not 0 <= data.get('test_fraction', 0.1) < 1:
+        raise UserError(f'config.data.test_fraction is {data.test_fraction}: it must lie in [0, 1)')
     return source
 
 
 def get_levels(config) -> int:
     """The number of grey levels of the config's data set: 256 unless it says otherwise."""
-    source = SOURCES.get(config.data.dataset.upper())
-    return source.levels if source else 256
+    source = SOURCES.get(config.data.dataset.upper(), Source(None))
+    return source.levels(config) if callable(source.levels) else source.levels
+
+
+def get_name(config) -> str:
+    """The data set in the name of a file: 'cifar10', 'celeba', 'lsun_bedroom_256' as published; 'folder_cats_64' and the like."""
+    data, name = config.data, config.data.dataset.lower()
+    if name == 'lsun':
+        return f'lsun_{data.category}_{data.image_size}'
+    if name in ('folder', 'npz'):
+        return f'{name}_{pathlib.Path(data.path).stem}_{data.image_size}'
+    return f'{name}_{data.image_size}' if name in ('ffhq', 'celebahq') else name
+
+
+def describe(config, split: str) -> dict:
+    """What the images of a split are, for the protocol of numbers that depend on them."""
+    data, source = config.data, get_source(config)
+    chosen = {key: data.get(key) for key in source.keys if key not in ('path', 'tfrecords_path')}
+    for key in {'path', 'tfrecords_path'} & set(source.keys):
+        chosen['files'] = image_sources.listing_digest(data[key])
+    return dict(dataset=data.dataset.upper(), split=split, image_size=data.image_size, num_channels=data.num_channels,
+                preparation=source.preparation, **chosen)
+
+
+def get_split(config, split: str) -> Images | Streamed:
+    """The images of one split, 'train' or 'test', in memory where they take at most `data.memory_gib`."""
+    source, data = get_source(config), config.data
+    images = source.load(config, split)
+    assert images.levels == get_levels(config), f'{data.dataset} is said to have {get_levels(config)} grey levels'
+    if not len(images):
+        raise UserError(f'the {split} set of {data.dataset} has no images')
+    return image_sources.in_memory(images, data.get('memory_gib', 4.0))
 
 
 def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0):
@@ -180,18 +215,23 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     second in order, a batch every `training.eval_freq` steps. For `evaluation`, both are one pass in order and hold every image, the
     last batch being what is left.
     """
-    source = get_source(config)
-    train, test, builder = source.load(config)
-    assert train.levels == test.levels == source.levels, f'{config.data.dataset} is said to have {source.levels} grey levels'
+    train, test = get_split(config, 'train'), get_split(config, 'test')
+    builder = get_source(config).builder
+    builder = builder(config) if builder else None
     if evaluation:
         make = functools.partial(Batches, batch_size=config.eval.batch_size, seed=config.seed, dequantize=uniform_dequantization)
         return make(train), make(test), builder
     size = config.training.batch_size
-    if len(train.images) < size:
-        raise UserError(f'config.training.batch_size is {size}: the training set of {config.data.dataset} has {len(train.images)} images')
+    if len(train) < size:
+        raise UserError(f'config.training.batch_size is {size}: the training set of {config.data.dataset} has {len(train)} images')
     make = functools.partial(Batches, batch_size=size, seed=config.seed, dequantize=uniform_dequantization, endless=True)
     return (make(train, shuffle=True, random_flip=config.data.random_flip, start=start),
             make(test, start=math.ceil(start / config.training.eval_freq)), builder)
+
+
+def to_8_bits(images: np.ndarray, levels: int) -> np.ndarray:
+    """Grey levels 0 .. levels - 1 spread over 0 .. 255."""
+    return images if levels == 256 else np.round(images * (255 / (levels - 1))).astype(np.uint8)
 
 
 def to_uint8(x: np.ndarray, levels: int = 256, dequantized: bool = False) -> np.ndarray:
@@ -201,4 +241,35 @@ def to_uint8(x: np.ndarray, levels: int = 256, dequantized: bool = False) -> np.
     """
     x = np.clip(x, 0, 1)
     level = np.minimum(np.floor(levels * x), levels - 1) if dequantized else np.floor((levels - 1) * x)
-    return np.round(level * (255 / (levels - 1))).astype(np.uint8)
+    return to_8_bits(level.astype(np.uint8), levels)
+
+
+def largest_distance(images: Images | Streamed, seed: int = 0, subset: int = 2000, most: int = 50000) -> tuple[float, int]:
+    """An estimate, from below, of the largest Euclidean distance between two images in [0, 1], and the number of images it rests on:
+    what `model.sigma_max` of a VE SDE should be near (Song & Ermon 2020, Technique 1).
+
+    All pairs of `subset` random images, then from the ends of the widest pair to the image farthest from each, among up to `most`, until
+    no pair is wider. Large images, of which `subset` would take more than 1 GiB, are fewer at a time.
+    """
+    order, size = np.random.default_rng(seed).permutation(len(images))[:most], math.prod(images.shape)
+    subset = max(2, min(subset, 2**28 // size))
+
+    def rows(indices):
+        return images.read(indices)[0].reshape(-1, size).astype(np.float32) / (images.levels - 1)
+
+    x = rows(order[:subset])
+    squares = np.square(x).sum(1)
+    distances = squares[:, None] + squares - 2 * x @ x.T
+    ends = [x[k] for k in np.unravel_index(distances.argmax(), distances.shape)]
+    widest = np.linalg.norm(ends[0] - ends[1])
+    while True:
+        farthest = [(0.0, None)] * len(ends)
+        for start in range(0, len(order), subset):
+            x = rows(order[start:start + subset])
+            for k, end in enumerate(ends if len(x) else ()):
+                away = np.linalg.norm(x - end, axis=1)
+                farthest[k] = max(farthest[k], (float(away.max()), x[away.argmax()]), key=lambda pair: pair[0])
+        distance, end = max(farthest, key=lambda pair: pair[0])
+        if distance <= widest * (1 + 1e-6):
+            return float(widest), len(order)
+        widest, ends = distance, [end for _, end in farthest]

@@ -1,0 +1,419 @@
+"""Folders, zip files, arrays, TFRecords and TFDS: what is read is what was written, damage is named, and training resumes.
+
+The data sets are made here, in their own formats, of crops of the two photographs that scikit-learn brings.
+"""
+import functools
+import logging
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import datasets
+import image_sources
+from conftest import load_config
+from errors import UserError
+
+
+@functools.cache
+def photographs():
+    from sklearn.datasets import load_sample_images
+    return load_sample_images().images  # 427 x 640, RGB
+
+
+def crops(n, height, width=None, seed=0):
+    """n different crops of the photographs, (n, height, width, 3)."""
+    rng, width = np.random.default_rng(seed), width or height
+    tops, lefts = rng.integers(0, 427 - height, n), rng.integers(0, 640 - width, n)
+    return np.stack([photographs()[k % 2][tops[k]:tops[k] + height, lefts[k]:lefts[k] + width] for k in range(n)])
+
+
+def config_of(dataset, size, channels=3, **data):
+    config = load_config('configs.vp.cifar10_ddpmpp_continuous', dict(dataset=dataset, image_size=size, num_channels=channels, **data))
+    config.training.batch_size = config.eval.batch_size = 8
+    return config
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+def folder(path, images, name='{:02d}.png'):
+    for k, image in enumerate(images):
+        save(path / name.format(k), image)
+    return str(path)
+
+
+def everything(config, split='train'):
+    """All images and labels of a split, in its order."""
+    source = datasets.get_split(config, split)
+    return source.read(np.arange(len(source)))
+
+
+def in_levels(batches):
+    return np.round(np.concatenate([batch['image'] for batch in batches]) * 255).astype(np.uint8)
+
+
+def contents(images):
+    return sorted(image.tobytes() for image in images)
+
+
+def flip_byte(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path, length):
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def test_sub_folders_are_labels_and_extensions_come_in_any_case(tmp_path):
+    images = crops(4, 16)
+    for image, name in zip(images, ('cats/a.PNG', 'dogs/deep/b.WebP', 'dogs/c.png', 'eels/d.Jpeg')):
+        save(tmp_path / name, image, **(dict(quality=100, subsampling=0) if 'd.' in name else dict(lossless=True)))
+    save(tmp_path / 'dogs' / '.hidden.png', images[0])
+    (tmp_path / 'notes.txt').write_text('no picture')
+    found, labels = everything(config_of('Folder', 16, path=str(tmp_path), test_fraction=0.0))
+    assert sorted(labels) == [0, 1, 1, 2]
+    assert contents(found[labels < 2]) == contents(images[:3]) and np.array_equal(found[labels == 0][0], images[0])
+    assert np.abs(found[labels == 2][0].astype(int) - images[3]).mean() < 2  # JPEG
+
+
+@pytest.mark.parametrize('names', [('train', 'test'), ('Training', 'VALID')])
+def test_train_and_test_folders_are_the_splits(tmp_path, names):
+    images, above = crops(6, 8), tmp_path / 'set'
+    for k, place in enumerate((f'{names[0]}/a', f'{names[0]}/b', f'{names[0]}/b', f'{names[1]}/a', f'{names[1]}/b')):
+        save(above / place / f'{k}.png', images[k])
+    save(above / 'preview.png', images[5])  # of neither split, and no class
+    config = config_of('FOLDER', 8, path=str(tmp_path))
+    for split, expected, theirs in (('train', images[:3], [0, 1, 1]), ('test', images[3:5], [0, 1])):
+        found, labels = everything(config, split)
+        assert contents(found) == contents(expected) and sorted(labels) == theirs
+
+
+def test_a_fraction_is_held_out(tmp_path):
+    images = crops(20, 8)
+    config = config_of('FOLDER', 8, path=folder(tmp_path, images), test_fraction=0.25)
+    train, test = (everything(config, split)[0] for split in ('train', 'test'))
+    assert (len(train), len(test)) == (15, 5) and contents(np.concatenate([train, test])) == contents(images)
+    config.data.test_fraction = 0.0
+    assert all(contents(everything(config, split)[0]) == contents(images) for split in ('train', 'test'))
+
+
+def test_zip_file_is_as_good_as_a_folder_and_its_damage_is_named(tmp_path):
+    path, archive = folder(tmp_path / 'set', crops(9, 8), 'c{0}.png'), tmp_path / 'set.zip'
+    with zipfile.ZipFile(archive, 'w') as file:
+        for picture in (tmp_path / 'set').iterdir():
+            file.write(picture, f'set/{picture.name}')
+        start = file.getinfo('set/c7.png').header_offset
+    config, expected = config_of('FOLDER', 8, path=str(archive)), everything(config_of('FOLDER', 8, path=path))
+    assert all(np.array_equal(a, b) for a, b in zip(everything(config), expected))
+    flip_byte(archive, start + 100)
+    with pytest.raises(UserError, match=r'set.zip: set/c7.png cannot be read: .*CRC'):
+        everything(config), everything(config, 'test')
+    cut(archive, 1000)
+    with pytest.raises(UserError, match='neither a folder nor a zip file'):
+        everything(config)
+
+
+def read_one(path, size, channels=3, **data):
+    return everything(config_of('FOLDER', size, channels, path=str(path.parent), test_fraction=0.0, **data))[0][0]
+
+
+def test_colours_depths_and_orientation_are_understood(tmp_path):
+    image = crops(1, 16)[0]
+    grey = read_one(save(tmp_path / 'colour' / 'a.png', image), 16, channels=1)
+    assert grey.shape == (16, 16, 1) and np.abs(grey[..., 0] - image @ np.array([0.299, 0.587, 0.114])).max() <= 1  # ITU-R 601
+    assert np.array_equal(read_one(save(tmp_path / 'grey' / 'a.png', image[..., 0]), 16), np.repeat(image[..., :1], 3, axis=2))
+    palette = Image.fromarray(image).quantize(16)
+    (tmp_path / 'palette').mkdir()
+    palette.save(tmp_path / 'palette' / 'a.png')
+    assert np.array_equal(read_one(tmp_path / 'palette' / 'a.png', 16), np.asarray(palette.convert('RGB')))
+    deep = image[..., 0].astype(np.uint16) * 256 + 77
+    assert np.array_equal(read_one(save(tmp_path / 'deep' / 'a.png', deep), 16, channels=1)[..., 0], image[..., 0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    for name, options in (('a.png', {}), ('a.webp', dict(lossless=True)), ('a.jpg', dict(quality=100, subsampling=0))):
+        turned = read_one(save(tmp_path / name[2:] / name, image, exif=exif, **options), 16).astype(int)
+        assert np.abs(turned - np.rot90(image, -1)).mean() < (2 if name == 'a.jpg' else 1e-9)
+
+
+def test_other_sizes_are_cropped_or_refused(tmp_path):
+    image = crops(1, 20, 40)[0]
+    path = save(tmp_path / 'wide' / 'a.png', image)
+    assert np.array_equal(read_one(path, 20), image[:, 10:30])
+    small = read_one(path, 10).astype(float)
+    assert np.abs(small - image[:, 10:30].reshape(10, 2, 10, 2, 3).mean((1, 3))).mean() < 6  # a bicubic filter is no box
+    with pytest.raises(UserError, match='wide: a.png has 40x20 pixels, config.data.image_size is 20.*fit=crop'):
+        read_one(path, 20, fit='exact', on_error='skip')  # a wrong size is no damage
+    assert np.array_equal(read_one(save(tmp_path / 'square' / 'a.png', image[:, :20]), 20, fit='exact'), image[:, :20])
+
+
+@pytest.mark.parametrize('memory_gib', [0.0, 4.0])
+def test_damaged_pictures_are_fatal_or_skipped_and_counted(tmp_path, memory_gib, caplog):
+    images = crops(12, 16)
+    config = config_of('FOLDER', 16, path=folder(tmp_path, images), test_fraction=0.0, memory_gib=memory_gib, random_flip=False)
+    save(tmp_path / '03.jpg', images[3])
+    for name, part in (('03.jpg', 0.8), ('05.png', 0.5), ('07.png', 0)):
+        cut(tmp_path / name, int(part * (tmp_path / name).stat().st_size))
+    (tmp_path / '09.png').write_text('I am no picture.')
+    with pytest.raises(UserError, match=r'0[3579]\.(jpg|png) (is no picture|cannot be decoded: .*); --config.data.on_error=skip'):
+        next(iter(datasets.get_dataset(config)[0]))
+    config.data.on_error = 'skip'
+    with caplog.at_level(logging.WARNING, 'absl'):
+        whole_pass = datasets.get_dataset(config, evaluation=True)[0]
+        shown = [in_levels(whole_pass) for _ in range(2)][1]
+    assert contents(shown) == contents(np.delete(images, [5, 7, 9], 0))
+    lines = [record.getMessage() for record in caplog.records if 'skipped' in record.getMessage()]
+    for name in ('03.jpg', '05.png', '07.png', '09.png'):
+        assert sum(name in line for line in lines) == (1 if memory_gib == 0 else 2)  # once for each split that is decoded
+    assert any('4 of 13 images so far' in line for line in lines)
+    size = config.training.batch_size = 13 if memory_gib == 0 else 9  # in a streamed batch, others take the places of the damaged ones
+    batch = in_levels([next(iter(datasets.get_dataset(config)[0]))])
+    assert len(batch) == size and set(contents(batch)) == set(contents(shown))
+
+
+def test_batches_of_nothing_but_damage():
+    """A pass leaves them out; in training they are an error."""
+    def decode(i):
+        if i >= 4:
+            raise image_sources.Damaged('is damaged')
+        return np.full((2, 2, 1), i, np.uint8), i
+    source = image_sources.Streamed(decode, 6, (2, 2, 1), 'number {}'.format, 'skip')
+    assert [list(batch['label']) for batch in datasets.Batches(source, 2)] == [[0, 1], [2, 3]]
+    assert source.damaged == {4, 5}
+    with pytest.raises(UserError, match='not one of the 2 images'):
+        datasets.Batches(source, 2, endless=True).batch(2)
+
+
+@pytest.mark.parametrize('dequantize', [False, True])
+def test_streamed_batches_are_those_of_memory_and_resume_anywhere(tmp_path, dequantize):
+    config = config_of('FOLDER', 8, path=folder(tmp_path, crops(21, 8)), test_fraction=0.0)
+
+    def batches(gib, start, n):
+        config.data.memory_gib = gib
+        train, test, _ = datasets.get_dataset(config, dequantize, start=start)
+        assert isinstance(train.data, image_sources.Streamed if gib == 0 else image_sources.Images)
+        return [batch['image'] for _, batch in zip(range(n), train)], next(iter(test))['image']
+
+    held, test = batches(4.0, 0, 7)
+    streamed, streamed_test = batches(0.0, 0, 7)
+    assert np.array_equal(held, streamed) and np.array_equal(test, streamed_test)
+    for gib in (0.0, 4.0):
+        assert np.array_equal(batches(gib, 4, 3)[0], held[4:])
+    config.seed += 1
+    assert not np.array_equal(batches(0.0, 0, 1)[0][0], held[0])
+
+
+def test_streamed_epochs_hold_each_image_once_and_only_training_flips(tmp_path):
+    images = crops(16, 8)
+    config = config_of('FOLDER', 8, path=folder(tmp_path, images), test_fraction=0.0, memory_gib=0.0, random_flip=False)
+
+    def two_epochs():
+        shown = in_levels(batch for _, batch in zip(range(4), datasets.get_dataset(config)[0]))
+        return shown[:16], shown[16:]
+
+    first, second = two_epochs()
+    assert contents(first) == contents(second) == contents(images) and not np.array_equal(first, second)
+    config.data.random_flip = True
+    straight, mirrored = set(contents(images)), set(contents(images[:, :, ::-1]))
+    flipped = contents(np.concatenate(two_epochs()))
+    assert set(flipped) <= straight | mirrored and 6 <= sum(image in straight for image in flipped) <= 26  # 32 fair coins
+    for ds in (datasets.get_dataset(config)[1], *datasets.get_dataset(config, evaluation=True)[:2]):
+        assert contents(in_levels(batch for _, batch in zip(range(2), ds))) == contents(images)
+
+
+@pytest.mark.parametrize('names', [('x_train', 'y_train', 'x_test', 'y_test'), ('images', 'labels'), ('samples', 'labels'),
+                                   ('train_images', 'train_labels', 'test_images', 'test_labels'), ('arr_0', 'labels')])
+def test_npz_under_all_its_names(tmp_path, names):
+    """Image k is constant k, of 40 grey levels; with or without a test set."""
+    labels = np.arange(30)
+    images = labels.astype(np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
+    arrays = (images[:20], labels[:20, None], images[20:, :, :, 0], labels[20:]) if len(names) == 4 else (images, labels)
+    np.savez(tmp_path / 'a.npz', levels=40, **dict(zip(names, arrays)))
+    config = config_of('npz', 8, 1, path=str(tmp_path / 'a.npz'))
+    train, test = (everything(config, split) for split in ('train', 'test'))
+    assert (len(train[1]), len(test[1])) == ((20, 10) if len(names) == 4 else (27, 3)) and train[1].dtype == np.int64
+    assert sorted((*train[1], *test[1])) == list(range(30)) and (len(names) == 2 or test[1].min() == 20)
+    assert all(np.array_equal(found, images[theirs]) for found, theirs in (train, test))
+    batch = next(iter(datasets.get_dataset(config, evaluation=True)[1]))
+    assert datasets.get_levels(config) == 40 and np.allclose(batch['image'], test[0][:8] / 39)
+
+
+@pytest.mark.parametrize('arrays, message', [
+    (dict(pixels=np.zeros((9, 8, 8, 3), np.uint8)), 'no array called x_train, .*: it has pixels'),
+    (dict(images=np.zeros((9, 8, 8, 3), np.float32)), "'images' is float32 .*expected uint8"),
+    (dict(images=np.zeros((9, 3, 8, 8), np.uint8)), r'shape \(9, 3, 8, 8\).*expected uint8 of shape \(N, 8, 8, 3\)'),
+    (dict(images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.zeros(8)), 'with 8 labels'),
+    (dict(images=np.full((9, 8, 8, 3), 17, np.uint8), levels=17), 'values up to 17, but 17 grey levels'),
+    (dict(images=np.array([{}])), 'cannot be read as an npz file'),
+    (dict(images=np.zeros((0, 8, 8, 3), np.uint8)), 'the train set of NPZ has no images')])
+def test_npz_errors(tmp_path, arrays, message):
+    np.savez(tmp_path / 'a.npz', **arrays)
+    with pytest.raises(UserError, match=message):
+        datasets.get_dataset(config_of('NPZ', 8, path=str(tmp_path / 'a.npz')))
+
+
+def test_files_that_are_no_npz(tmp_path):
+    np.savez(tmp_path / 'a.npz', images=crops(9, 8))
+    flip_byte(tmp_path / 'a.npz', 400)
+    np.save(tmp_path / 'b.npy', crops(9, 8))
+    for name, message in (('a.npz', 'cannot be read as an npz file: .*CRC'), ('b.npy', 'without a name: np.savez'), ('c.npz', 'No such')):
+        with pytest.raises(UserError, match=message):
+            everything(config_of('NPZ', 8, path=str(tmp_path / name)))
+
+
+def tfrecord(path, images):
+    """A file as StyleGAN makes them, and where each record begins."""
+    tf = pytest.importorskip('tensorflow')
+    starts = [0]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for image in images.transpose(0, 3, 1, 2):
+            feature = {'shape': tf.train.Feature(int64_list=tf.train.Int64List(value=image.shape)),
+                       'data': tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()]))}
+            record = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+            writer.write(record)
+            starts.append(starts[-1] + len(record) + 16)
+    return starts
+
+
+@pytest.mark.parametrize('name', ['ffhq', 'CelebAHQ'])
+def test_tfrecords_hold_the_raw_images(tmp_path, name):
+    images = crops(9, 32)
+    tfrecord(tmp_path / 'r05.tfrecords', images)
+    config = config_of(name, 32, tfrecords_path=str(tmp_path / '*.tfrecords'))
+    assert all(np.array_equal(everything(config, split)[0], images) for split in ('train', 'test'))
+    config.data.image_size = 64
+    with pytest.raises(UserError, match=r'record 0, at byte 0, has shape \[3, 32, 32\], the config asks for \[3, 64, 64\]'):
+        everything(config)
+    (tmp_path / 'a.txt').write_bytes(bytes(range(256)) * 8)
+    for path, message in (('a.txt', 'a.txt: at byte 0 no record begins'), ('b.txt', 'b.txt.*there is no such file')):
+        config.data.update(tfrecords_path=str(tmp_path / path), on_error='skip')
+        with pytest.raises(UserError, match=message):
+            everything(config)
+
+
+@pytest.mark.parametrize('damage, message, lost', [
+    (lambda path, at: flip_byte(path, at[4] + 500), 'record 4, at byte {4}, does not match its checksum', [4]),
+    (lambda path, at: flip_byte(path, at[4] + 1), 'record 4, at byte {4}, has no valid length', [4]),
+    (lambda path, at: cut(path, at[8] + 700), 'record 8, at byte {8}, is cut short', [8]),
+    (lambda path, at: cut(path, at[8] + 7), 'record 8, at byte {8}, has no valid length', [8]),
+    (lambda path, at: path.write_bytes(path.read_bytes()[:at[3] + 9] + path.read_bytes()[at[6]:]),
+     'record 3, at byte {3}, has no valid length', [3, 4, 5])])
+def test_damaged_records_are_named_by_file_and_byte(tmp_path, damage, message, lost):
+    images, path = crops(9, 16), tmp_path / 'r04.tfrecords'
+    starts = tfrecord(path, images)
+    damage(path, starts)
+    config = config_of('FFHQ', 16, tfrecords_path=str(path), memory_gib=0.0)
+    with pytest.raises(UserError, match='r04.tfrecords: ' + message.format(*starts)):
+        everything(config)
+    config.data.on_error = 'skip'
+    assert np.array_equal(everything(config)[0], np.delete(images, lost, 0))
+
+
+def tfds(path, name, version, images, config=None, labels=None, file_format=None):
+    """Prepares a TFDS data set, losslessly; `images` by split."""
+    tf, tfds = pytest.importorskip('tensorflow'), pytest.importorskip('tensorflow_datasets')
+    features = {'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png')}
+    columns = {split: {'image': array} for split, array in images.items()}
+    if labels:
+        features['label'] = tfds.features.ClassLabel(num_classes=10)
+        columns = {split: column | {'label': labels[split]} for split, column in columns.items()}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name, config=config, version=version, data_dir=str(path), features=tfds.features.FeaturesDict(features),
+        file_format=file_format, split_datasets={split: tf.data.Dataset.from_tensor_slices(column) for split, column in columns.items()})
+
+
+@pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
+def test_svhn_in_both_formats_that_are_read_by_index(tmp_path, file_format):
+    images = {'train': crops(12, 32), 'test': crops(8, 32, seed=1)}
+    labels = {split: np.arange(len(array)) % 10 for split, array in images.items()}
+    tfds(tmp_path, 'svhn_cropped', '3.1.0', images, labels=labels, file_format=file_format)
+    for split in images:
+        found = [(image.tobytes(), label) for image, label in zip(*everything(config_of('svhn', 32, tfds_dir=str(tmp_path)), split))]
+        assert sorted(found) == sorted((image.tobytes(), label) for image, label in zip(images[split], labels[split]))
+
+
+def halved(images):
+    """Reduced by two with an antialiased linear filter: weights 1, 3, 3, 1 over 8 along both sides. The outermost pixels are left out."""
+    for axis in (1, 2):
+        x = np.moveaxis(images.astype(float), axis, 0)
+        images = np.moveaxis((x[1:-4:2] + 3 * x[2:-3:2] + 3 * x[3:-2:2] + x[4:-1:2]) / 8, 0, axis)
+    return images
+
+
+def matches(found, expected, tolerance):
+    """Each found image is near a different one of the expected."""
+    far = np.abs(found[:, None].astype(float) - expected[None]).max((2, 3, 4))
+    return sorted(far.argmin(1)) == list(range(len(expected))) and far.min(1).max() <= tolerance
+
+
+def test_celeba_is_the_middle_140_pixels_reduced(tmp_path):
+    images = {'train': crops(4, 218, 178), 'validation': crops(2, 218, 178, seed=1)}
+    tfds(tmp_path, 'celeb_a', '2.1.0', images)
+    middle = images['validation'][:, 39:179, 19:159]
+    assert matches(everything(config_of('CelebA', 140, tfds_dir=str(tmp_path)), 'test')[0], middle, 0)
+    train = everything(config_of('CELEBA', 70, tfds_dir=str(tmp_path)))[0]
+    assert matches(train[:, 1:-1, 1:-1], halved(images['train'][:, 39:179, 19:159]), 0.51)  # rounded
+
+
+def test_lsun_is_reduced_then_cropped_at_128_pixels_and_cropped_then_resized_otherwise(tmp_path):
+    images = crops(3, 256, 320)
+    tfds(tmp_path, 'lsun', '3.1.0', {'train': images, 'validation': images[:1]}, config='church_outdoor')
+    config = config_of('LSUN', 128, tfds_dir=str(tmp_path), category='church_outdoor')
+    assert matches(everything(config)[0][:, 1:-1], halved(images)[:, :, 15:143], 0.51)
+    config.data.image_size = 256
+    assert matches(everything(config)[0], images[:, :, 32:288], 0)
+    config.data.image_size = 64
+    channels = images[:, :, 32:288].transpose(0, 3, 1, 2).reshape(9, 256, 256).astype(np.float32)
+    pillow = np.stack([np.asarray(Image.fromarray(channel).resize((64, 64), Image.BICUBIC)) for channel in channels])  # in float32
+    pillow = pillow.reshape(3, 3, 64, 64).transpose(0, 2, 3, 1).clip(0, 255)
+    assert matches(everything(config)[0], pillow - 0.5, 0.51)  # truncated, as published
+    config.data.category = ''
+    with pytest.raises(UserError, match='config.data.category is empty'):
+        everything(config)
+
+
+def test_crop_resize_works_inside_a_map_over_images_of_unknown_size():
+    tf = image_sources.tensorflow()
+    images = [crops(1, 40, 60)[0], crops(1, 50, 30)[0]]
+    ds = tf.data.Dataset.from_generator(lambda: iter(images), output_signature=tf.TensorSpec((None, None, 3), tf.uint8))
+    for image, mapped in zip(images, ds.map(lambda image: datasets.crop_resize(image, 16))):
+        assert np.array_equal(mapped, datasets.crop_resize(tf.constant(image), 16)) and mapped.dtype == tf.uint8
+
+
+def test_tensorflow_sees_no_gpu_and_its_decoder_names_damage(monkeypatch):
+    tf, calls = image_sources.tensorflow(), []
+    assert tf.config.get_visible_devices('GPU') == []
+    monkeypatch.setattr(tf.config, 'set_visible_devices', lambda *given: calls.append(given))
+    assert image_sources.tensorflow.__wrapped__() is tf and calls == [([], 'GPU')]  # also where there is no GPU to hide
+    decode = image_sources._tf_pictures(image_sources.celeba_crop, 64)
+    whole = tf.io.encode_jpeg(crops(1, 218, 178)[0]).numpy()
+    assert decode(whole).shape == (64, 64, 3)
+    for content in (whole[:2000], b'', b'no picture'):
+        with pytest.raises(image_sources.Damaged, match='no picture that can be decoded'):
+            decode(content)
+
+
+def test_largest_distance_is_that_of_all_pairs(tmp_path):
+    images = crops(40, 8)
+    config = config_of('FOLDER', 8, path=folder(tmp_path, images), test_fraction=0.0, memory_gib=0.0)
+    x = images.reshape(40, -1) / 255
+    expected = np.sqrt(np.square(x[:, None] - x).sum(2)).max()
+    widest, n = datasets.largest_distance(datasets.get_split(config, 'train'), subset=10)
+    assert widest == pytest.approx(expected, rel=1e-5) and n == 40
+
+
+def test_errors_of_folders(tmp_path):
+    (tmp_path / 'empty').mkdir()
+    for data, message in ((dict(path=''), 'config.data.path is empty'), (dict(path='/nowhere'), "'/nowhere' is neither a folder nor a zip"),
+                          (dict(path=str(tmp_path / 'empty')), 'holds no pictures'),
+                          (dict(path=folder(tmp_path / 'few', crops(7, 8)), test_fraction=0.0), 'batch_size is 8.* has 7 images'),
+                          (dict(path='x', on_error='ignore'), "on_error is 'ignore'"), (dict(path='x', fit='pad'), "fit is 'pad'"),
+                          (dict(path='x', test_fraction=1.0), 'test_fraction is 1.0')):
+        with pytest.raises(UserError, match=message):
+            datasets.get_dataset(config_of('FOLDER', 8, **data))
