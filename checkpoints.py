@@ -7,10 +7,12 @@ import os
 import pathlib
 import pickle
 import re
+import time
 import zipfile
 
 import numpy as np
 import torch
+from absl import logging
 
 from errors import UserError
 
@@ -113,6 +115,18 @@ def restore(path, state: dict, device='cpu') -> dict:
 def snapshot_path(workdir, number: int) -> pathlib.Path:
     """The file of the numbered snapshot."""
     return pathlib.Path(workdir, 'checkpoints', f'checkpoint_{number}.pth')
+
+
+def wait_for(path, minutes: float, poll_seconds: float = 10.0) -> pathlib.Path:
+    """The path, once there is a file; CheckpointError where there is none after so many minutes."""
+    path, deadline = pathlib.Path(path), time.monotonic() + 60 * minutes
+    if not path.is_file() and minutes > 0:
+        logging.info('Waiting up to %g minutes for %s.', minutes, path)
+    while not path.is_file():
+        if time.monotonic() >= deadline:
+            raise CheckpointError(f'there is no checkpoint {path}' + (f' after {minutes:g} minutes of waiting' if minutes > 0 else ''))
+        time.sleep(min(poll_seconds, max(0.0, deadline - time.monotonic())))
+    return path
 
 
 def resume_path(workdir) -> pathlib.Path:

@@ -101,12 +101,12 @@ class Batches:
 
 
 def _ahead(make, numbers, depth: int = 2):
-    """make(i) for each of the numbers, computed by another thread `depth` calls before it is asked for."""
-    with ThreadPoolExecutor(1, 'batches') as thread:
-        pending = collections.deque(thread.submit(make, i) for i in itertools.islice(numbers, depth))
+    """make(i) for each of the numbers, computed by other threads `depth` calls before it is asked for."""
+    with ThreadPoolExecutor(depth, 'batches') as threads:
+        pending = collections.deque(threads.submit(make, i) for i in itertools.islice(numbers, depth))
         while pending:
             ready = pending.popleft().result()
-            pending.extend(thread.submit(make, i) for i in itertools.islice(numbers, 1))
+            pending.extend(threads.submit(make, i) for i in itertools.islice(numbers, 1))
             yield ready
 
 

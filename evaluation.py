@@ -1,50 +1,266 @@
-"""Distances between sets of images, from statistics of their features."""
+"""Features of images, the statistics of data sets, and the metrics of samples. Every number comes with its protocol.
+
+An extractor turns 8-bit images into features: 'tfgan' is the Inception network of the paper's numbers, run by TensorFlow on the CPU;
+'torch_fidelity' the same weights in PyTorch on the config's device, at any of its layers, or another network; 'pixels' takes the
+pixels themselves. Metrics compare features of samples with those of real images (metrics.py), which are computed once and kept in
+`eval.stats_dir` as npz files ('pool_3': (n, D)), each with a JSON file beside it that says what they are of.
+"""
+import json
+import os
+import pathlib
+import pickle
+import sys
+import types
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from absl import logging
+from tqdm import tqdm
 
+import datasets
+import image_sources
+import metrics
+import results
 from errors import UserError
 
-
-class Statistics(NamedTuple):
-    """Mean (D,), covariance (D, D) and number of a set of feature vectors."""
-    mean: np.ndarray
-    covariance: np.ndarray
-    n: int
+TORCH_FIDELITY_WEIGHTS = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth'
+INCEPTION_V3 = 'https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4'
 
 
-def statistics(features: np.ndarray) -> Statistics:
-    """Of features (n, D), in float64."""
-    if len(features) < 2:
-        raise UserError(f'a covariance needs two feature vectors or more, got {len(features)}')
-    features = features.astype(np.float64)
-    return Statistics(features.mean(0), np.cov(features, rowvar=False), len(features))
+class Extractor(NamedTuple):
+    """run(images (B, H, W, C) uint8) gives {'pool_3': (B, D) float32}, with 'logits' (B, classes) of a classifier; `protocol` says how."""
+    protocol: dict
+    run: Callable
 
 
-def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), the squared Wasserstein distance of two Gaussians (Dowson & Landau 1982).
+def get_extractor(config) -> Extractor:
+    """The extractor that `eval.metrics_backend` names, with its weights loaded; UserError where they cannot be had."""
+    return EXTRACTORS[config.eval.metrics_backend](config)
 
-    The trace of the root is the sum of the roots of the eigenvalues of the symmetric matrix C_a^(1/2) C_b C_a^(1/2).
+
+def _pixels(config) -> Extractor:
+    return Extractor(dict(backend='pixels', extractor='none', feature='pixels', input='pixels divided by 255'),
+                     lambda images: {'pool_3': images.reshape(len(images), -1) / np.float32(255)})
+
+
+def _colour(images: np.ndarray) -> np.ndarray:
+    return images if images.shape[-1] == 3 else np.repeat(images, 3, axis=-1)
+
+
+# TF-GAN ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _tfgan_module():
+    """TensorFlow GAN 2.1, which was written for TensorFlow 2.15: what it imports and no longer exists is stood in for, none of it used."""
+    tf = image_sources.tensorflow()
+    if not hasattr(tf, 'estimator'):
+        tf.estimator = types.SimpleNamespace(SessionRunHook=object)
+    sys.modules.setdefault('tensorflow_gan.python.estimator', types.ModuleType('tensorflow_gan.python.estimator'))
+    try:
+        import pkg_resources  # noqa: F401
+    except ImportError:  # setuptools dropped it; tensorflow_hub asks it for one function
+        import packaging.version
+        sys.modules['pkg_resources'] = types.ModuleType('pkg_resources')
+        sys.modules['pkg_resources'].parse_version = packaging.version.parse
+    import tensorflow_gan
+    return tensorflow_gan
+
+
+def get_inception_model(inceptionv3=False, path=''):
+    """TF-GAN's Inception network, or that of TF-Hub's Inception V3 (for 256 pixels and more), or the SavedModel in the folder `path`."""
+    tfgan = _tfgan_module()
+    import tensorflow_hub
+    handle = path or (INCEPTION_V3 if inceptionv3 else tfgan.eval.INCEPTION_TFHUB)
+    try:
+        return tensorflow_hub.load(os.path.expanduser(handle))
+    except Exception as error:  # URLError, OSError, tf.errors.*, ValueError: hub has no error of its own, and the remedy is the same
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f'config.eval.inception_path={path!r} cannot be loaded as a SavedModel: {reason}' if path else
+            f"config.eval.metrics_backend='tfgan' needs the SavedModel {handle}, which cannot be fetched ({reason}): download it elsewhere "
+            '(as .tar.gz, unpacked) and give its folder as --config.eval.inception_path=FOLDER') from error
+
+
+def run_inception_distributed(input_tensor, inception_model, num_batches=1, inceptionv3=False):
+    """{'pool_3': (B, 2048), 'logits': (B, 1008)} of 8-bit images (B, H, W, 3), as TensorFlow tensors; Inception V3 has no logits (None).
+
+    `num_batches`: the parts in which the network sees them; it must divide B.
     """
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
-    return float(np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+    tf, tfgan = image_sources.tensorflow(), _tfgan_module()
+    images = tf.cast(input_tensor, tf.float32)
+    images = images / 255 if inceptionv3 else images / 127.5 - 1  # what either network expects
+
+    def outputs(batch):
+        found = inception_model(batch)
+        found = {'pool_3': found} if inceptionv3 else {key: found[key] for key in ('pool_3', 'logits')}
+        return {key: tf.reshape(value, (tf.shape(value)[0], -1)) for key, value in found.items()}
+    found = tfgan.eval.run_classifier_fn(images, classifier_fn=outputs, num_batches=num_batches,
+                                         dtypes={'pool_3': tf.float32} if inceptionv3 else {'pool_3': tf.float32, 'logits': tf.float32})
+    return {'logits': None} | found
 
 
-def pixel_statistics(images: np.ndarray) -> Statistics:
-    """Of the pixels themselves, for small images (n, H, W, C) of 8 bits, scaled to [0, 1]."""
-    return statistics(images.reshape(len(images), -1) / 255)
+def _tfgan(config) -> Extractor:
+    path, inceptionv3 = config.eval.get('inception_path', ''), config.data.image_size >= 256
+    model = get_inception_model(inceptionv3, path)
+    handle = INCEPTION_V3 if inceptionv3 else _tfgan_module().eval.INCEPTION_TFHUB
+
+    def run(images):
+        parts = [run_inception_distributed(_colour(images[start:start + 64]), model, 1, inceptionv3) for start in range(0, len(images), 64)]
+        return {key: np.concatenate([part[key].numpy() for part in parts]) for key in ('pool_3', 'logits') if parts[0][key] is not None}
+    return Extractor(dict(backend='tfgan', extractor='Inception V3' if inceptionv3 else 'Inception (2015)', feature='pool_3',
+                          input='[0, 1]' if inceptionv3 else '[-1, 1], resized to 299 pixels within the network',
+                          weights=results.digest(path) if path else handle), run)
 
 
-def pixel_metrics(samples: np.ndarray, held_out: np.ndarray, real: np.ndarray, seed: int) -> dict:
-    """Frechet distances in pixel space, of 8-bit images (n, H, W, C): of `samples` to `held_out` real ones, and, as a measure of what
-    is left between two sets of the very same kind, between two random halves of all `real` ones."""
-    order = np.random.default_rng(seed).permutation(len(real))
-    halves = real[order[::2]], real[order[1::2]]
-    return dict(pixel_frechet=frechet_distance(pixel_statistics(samples), pixel_statistics(held_out)),
-                n_samples=len(samples), n_held_out=len(held_out),
-                pixel_frechet_halves=frechet_distance(*map(pixel_statistics, halves)), n_halves=[len(half) for half in halves])
+# torch-fidelity ----------------------------------------------------------------------------------------------------------------------
 
 
-METRICS_BACKENDS = ('none', 'pixels')
+def _torch_fidelity(config) -> Extractor:
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as known
+    from torch_fidelity.utils import create_feature_extractor
+    name, path = config.eval.get('extractor', 'inception-v3-compat'), os.path.expanduser(config.eval.get('inception_path', ''))
+    if name not in known:
+        raise UserError(f'config.eval.extractor is {name!r}: known are {", ".join(known)}')
+    feature = config.eval.get('features') or known[name].get_default_feature_layer_for_metric('fid')
+    provided = known[name].get_provided_features_list()
+    if feature not in provided:
+        raise UserError(f'config.eval.features is {feature!r}: {name} has {", ".join(provided)}')
+    classifies = name == 'inception-v3-compat' and feature == '2048'
+    try:
+        if path and not name.startswith('clip'):  # (TorchScript) torch-fidelity unpickles the file: only one without code gets there
+            torch.load(path, map_location='cpu', weights_only=True)
+        network = create_feature_extractor(name, [feature, 'logits_unbiased'] if classifies else [feature], cuda=False, verbose=False,
+                                           **(dict(feature_extractor_weights_path=path) if path else {})).to(config.device)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        source = TORCH_FIDELITY_WEIGHTS if name == 'inception-v3-compat' else 'the weights that torch-fidelity names for it'
+        raise UserError(
+            f'config.eval.inception_path={path!r} cannot be loaded into {name}: {reason}' if path else
+            f"config.eval.metrics_backend='torch_fidelity' needs {source}, which cannot be fetched ({reason}): download it elsewhere and "
+            'give it as --config.eval.inception_path=FILE') from error
+
+    def run(images):
+        parts = []
+        for start in range(0, len(images), 64):
+            x = torch.from_numpy(_colour(images[start:start + 64])).permute(0, 3, 1, 2).contiguous().to(config.device)
+            with torch.no_grad():
+                parts.append(network.convert_features_tuple_to_dict(network(x)))
+        found = {key: torch.cat([part[key] for part in parts]).float().cpu().numpy() for key in parts[0]}
+        return {'logits' if key == 'logits_unbiased' else 'pool_3': value for key, value in found.items()}
+    return Extractor(dict(backend='torch_fidelity', extractor=name, feature=feature, input='8-bit RGB, resized within the network',
+                          weights=results.digest(path) if path else 'as torch-fidelity fetches them'), run)
+
+
+EXTRACTORS = {'tfgan': _tfgan, 'torch_fidelity': _torch_fidelity, 'pixels': _pixels}
+METRICS_BACKENDS = ('none', *EXTRACTORS)
+
+
+# Statistics of data sets -------------------------------------------------------------------------------------------------------------
+
+
+class Reference(NamedTuple):
+    """Features (n, D) of real images, what they are of, and their mean and covariance."""
+    features: np.ndarray
+    protocol: dict
+    statistics: metrics.Statistics
+
+
+def statistics_protocol(config, extractor: Extractor, split: str) -> dict:
+    """What the features of a split depend on."""
+    return results.normal(dict(data=datasets.describe(config, split), extractor=extractor.protocol,
+                               most_images=config.eval.get('stats_samples', 50000)))
+
+
+def statistics_path(config, extractor: Extractor, split: str) -> pathlib.Path:
+    """Their file in `eval.stats_dir` (assets/stats): 'cifar10_stats.npz' and the like, as published, for TF-GAN and the training set."""
+    parts = [datasets.get_name(config)]
+    if extractor.protocol['backend'] != 'tfgan':
+        parts += dict.fromkeys(extractor.protocol[key] for key in ('backend', 'extractor', 'feature') if extractor.protocol[key] != 'none')
+    parts += ['test'] if split == 'test' else []
+    folder = config.eval.get('stats_dir') or pathlib.Path(__file__).parent / 'assets' / 'stats'
+    return pathlib.Path(folder).expanduser() / ('_'.join([*parts, 'stats']) + '.npz')
+
+
+def load_dataset_stats(config):
+    """The published statistics of the config's data set, as np.load gives them (key 'pool_3'); UserError where there is no such file."""
+    path = statistics_path(config, Extractor(dict(backend='tfgan'), None), 'train')
+    if not path.is_file():
+        raise UserError(f'there are no statistics {path}: python main.py --mode stats makes them')
+    return np.load(path)
+
+
+def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path:
+    """Writes the features of a split, a random order of at most `eval.stats_samples` images, and what they are of. Returns the npz file.
+
+    A batch of images is in memory at a time, and the features of all.
+    """
+    path, images = statistics_path(config, extractor, split), datasets.get_split(config, split)
+    order = np.random.default_rng(0).permutation(len(images))[:config.eval.get('stats_samples', 50000)]
+    features = []
+    batches = range(0, len(order), 256)
+    for start in tqdm(batches, disable=not sys.stderr.isatty(), dynamic_ncols=True, desc=f'features of the {split} set', unit='batch'):
+        batch = images.read(order[start:start + 256])[0]
+        features.append(extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32))
+        if (start // 256 + 1) % 20 == 0:
+            logging.info('%d of %d images of the %s set have features', start + len(batch), len(order), split)
+    features = np.concatenate(features)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sidecar = statistics_protocol(config, extractor, split) | dict(n=len(features), dimensions=features.shape[1])
+    path.with_suffix('.json').write_text(json.dumps(sidecar, indent=1) + '\n')  # first: features without it pass for published
+    partial = path.with_name(path.name + '.partial')
+    with open(partial, 'wb') as file:
+        np.savez_compressed(file, pool_3=features)
+    os.replace(partial, path)
+    logging.info('Wrote %s: %d features of %d images.', path, features.shape[1], len(features))
+    return path
+
+
+def reference(config, extractor: Extractor, split: str) -> Reference:
+    """The features of a split: those in `eval.stats_dir`, which are computed now if they are not there.
+
+    UserError where the file there is of another protocol. A file without a JSON file beside it is taken for a published one, of TF-GAN.
+    """
+    path, expected = statistics_path(config, extractor, split), statistics_protocol(config, extractor, split)
+    sidecar = path.with_suffix('.json')
+    if not path.is_file():
+        logging.info('There are no statistics %s yet: computing them, once.', path)
+        compute_statistics(config, extractor, split)
+    if sidecar.is_file():
+        protocol = json.loads(sidecar.read_text())
+        if protocol.get('n', 0) < min(protocol.get('most_images', 0), expected['most_images']):  # all there were, then and now
+            expected['most_images'] = protocol['most_images']
+        faults = results.differences({key: protocol.get(key) for key in expected}, expected)
+        if faults:
+            raise UserError(f'{path} has statistics of another protocol: {"; ".join(faults)}. Move it away to have them computed, or name '
+                            'another folder with --config.eval.stats_dir')
+    elif extractor.protocol['backend'] == 'tfgan' and split == 'train':
+        protocol = dict(origin=f'{path.name}, without a protocol: taken for the published file')
+        logging.warning('%s says nothing of its protocol: it is taken for the published file of that name', path)
+    else:
+        raise UserError(f'{path} has no {sidecar.name} beside it that says what it is of: move it away to have it computed')
+    with np.load(path, allow_pickle=False) as file:
+        features = file['pool_3']
+    features = features.reshape(len(features), -1)
+    return Reference(features, protocol | dict(file=path.name, n=len(features)), metrics.statistics(features))
+
+
+# Metrics of samples ------------------------------------------------------------------------------------------------------------------
+
+
+def measure(features: dict, real: Reference, is_splits: int = 1, device='cpu') -> dict:
+    """The metrics of samples by their features {'pool_3': (n, D)}, with IS where there are 'logits'; and what they rest on."""
+    samples = features['pool_3']
+    for what, x in (('samples', samples), (real.protocol.get('file', 'the reference'), real.features)):
+        if not np.isfinite(x).all() or (x == x[0]).all():
+            raise UserError(f'the features of {what} are not finite, or all the same: the weights do not serve for this layer')
+    kernel = metrics.kernel_distance(real.features, samples)
+    precision, recall = metrics.precision_recall(real.features, samples, device=device)
+    found = dict(fid=metrics.frechet_distance(real.statistics, metrics.statistics(samples)), kid=kernel.mean, kid_error=kernel.error,
+                 kid_blocks=kernel.blocks, kid_error_blocks=kernel.error_blocks, precision=precision, recall=recall,
+                 n_samples=len(samples), n_reference=len(real.features))
+    if 'logits' in features:
+        score, spread = metrics.inception_score(features['logits'], is_splits)
+        found.update(IS=score, IS_std=spread, IS_splits=is_splits)
+    return found

@@ -74,7 +74,7 @@ class Streamed:
             raise UserError(f'{self.name(i)} {fault}') from fault
 
     def read(self, indices):
-        tasks = np.array_split(indices, min(len(indices), 4 * _cores()))
+        tasks = np.array_split(indices, min(len(indices), 4 * cores()))
         found = self.run(lambda task: [self._decode(int(i)) for i in task], tasks)
         found = [item for items in found for item in items if item is not None]
         images = np.stack([image for image, _ in found]) if found else np.empty((0, *self.shape), np.uint8)
@@ -105,14 +105,15 @@ def _shape(data) -> tuple[int, int, int]:
     return data.image_size, data.image_size, data.num_channels
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 @functools.cache
 def _pool():
     """Threads for decoding: the decoders release the interpreter's lock."""
-    return ThreadPoolExecutor(_cores(), 'decode')
+    return ThreadPoolExecutor(cores(), 'decode')
 
 
 # Folders and zip files ---------------------------------------------------------------------------------------------------------------

@@ -23,19 +23,26 @@ SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 def check(config: ConfigDict, workdir, mode: str, numbers=()):
     """Passes, or raises UserError with one line for each fault.
 
-    `mode`: 'train', 'eval' or 'sample'; `numbers`: the snapshots that must be there.
+    `mode`: 'train', 'eval', 'sample', 'stats' or 'data'; `numbers`: the snapshots to evaluate.
     """
     for section in SECTIONS:
         if section not in config:
             raise UserError(f'the config has no section {section!r}: start from configs/defaults.py')
-    checks = [lambda: _device(config), lambda: _numbers(config), lambda: _network(config), lambda: sde_lib.get_sde(config),
-              lambda: _workdir(workdir)]
-    if {'train': config.training.snapshot_sampling, 'eval': config.eval.enable_sampling, 'sample': True}[mode]:
+    checks = [lambda: _device(config), lambda: _numbers(config), lambda: datasets.get_levels(config)]
+    if mode in ('train', 'eval', 'sample'):
+        checks += [lambda: _network(config), lambda: sde_lib.get_sde(config)]
+    if workdir or mode in ('train', 'eval', 'sample'):
+        checks += [lambda: _workdir(workdir)]
+    if {'train': config.training.snapshot_sampling, 'eval': config.eval.enable_sampling, 'sample': True}.get(mode):
         checks += [lambda: _sampler(config)]
     if mode == 'train':
         checks += [lambda: datasets.get_source(config), lambda: _training(config)]
     if mode == 'eval':
-        checks += [lambda: datasets.get_source(config), lambda: _evaluation(config), lambda: _snapshots(workdir, numbers)]
+        checks += [lambda: datasets.get_source(config), lambda: _evaluation(config), lambda: _snapshots(config, workdir, numbers)]
+    if mode in ('stats', 'data'):
+        checks += [lambda: datasets.get_source(config)]
+    if mode == 'stats':
+        checks += [lambda: _metrics(config, with_none=False)]
     faults = []
     for run in checks:
         try:
@@ -116,16 +123,32 @@ def _evaluation(config):
     settings = config.eval
     if settings.bpd_dataset.lower() not in ('train', 'test'):
         raise UserError(f"config.eval.bpd_dataset is {settings.bpd_dataset!r}: known are 'train' and 'test'")
-    if settings.get('metrics_backend', 'none') not in evaluation.METRICS_BACKENDS:
-        raise UserError(f'config.eval.metrics_backend is {settings.metrics_backend!r}: known are {", ".join(evaluation.METRICS_BACKENDS)}')
     if settings.begin_ckpt > settings.end_ckpt:
         raise UserError(f'config.eval.begin_ckpt={settings.begin_ckpt} lies behind end_ckpt={settings.end_ckpt}')
+    if settings.enable_sampling:
+        _metrics(config, with_none=True)
+    elif not settings.enable_loss and not settings.enable_bpd:
+        raise UserError('config.eval.enable_loss, enable_bpd and enable_sampling are all False: there is nothing to evaluate')
 
 
-def _snapshots(workdir, numbers):
+def _metrics(config, with_none: bool):
+    settings, known = config.eval, evaluation.METRICS_BACKENDS[0 if with_none else 1:]
+    if settings.metrics_backend not in known:
+        raise UserError(f'config.eval.metrics_backend is {settings.metrics_backend!r}: known are {", ".join(known)}')
+    if settings.get('stats_split', 'train') not in ('train', 'test'):
+        raise UserError(f"config.eval.stats_split is {settings.stats_split!r}: known are 'train' and 'test'")
+    for key, least in (('num_samples', 4), ('stats_samples', 4), ('is_splits', 1)):
+        if settings.metrics_backend != 'none' and settings.get(key, least) < least:
+            raise UserError(f'config.eval.{key} is {settings[key]}: metrics need {least} or more')
+
+
+def _snapshots(config, workdir, numbers):
+    if config.eval.get('wait_minutes', 0.0) > 0:
+        return
     missing = [str(path) for path in (checkpoints.snapshot_path(workdir, k) for k in numbers) if not path.is_file()]
     if missing:
-        raise UserError(f'{len(missing)} of the checkpoints config.eval.begin_ckpt to end_ckpt are missing, first {missing[0]}')
+        raise UserError(f'{len(missing)} of the checkpoints config.eval.begin_ckpt to end_ckpt are missing, first {missing[0]}: '
+                        '--config.eval.wait_minutes=... waits for a training under way')
 
 
 def _workdir(workdir):

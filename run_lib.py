@@ -1,5 +1,8 @@
 """Training, evaluation and sampling: the wiring of data, SDE, network, loss, sampler and files. The mathematics is elsewhere."""
 import contextlib
+import functools
+import hashlib
+import itertools
 import math
 import pathlib
 import sys
@@ -18,6 +21,7 @@ import likelihood
 import losses
 import preflight
 import reports
+import results
 import sampling
 import sde_lib
 from models import utils as mutils
@@ -71,8 +75,10 @@ def shown_evaluations(model, what: str):
 
 
 @contextlib.contextmanager
-def own_randomness(seed: int):
-    """Random numbers from `seed`, leaving the stream outside the block as it was."""
+def own_randomness(seed: int, *place):
+    """Random numbers that follow from `seed` and `place` alone, leaving the stream outside the block as it was."""
+    if place:
+        seed = int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], 'little')
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -90,8 +96,8 @@ def _set_random_state(state: dict | None):
         torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
 
 
-def _draw(config, model, count: int) -> np.ndarray:
-    """`count` samples as 8-bit images (count, H, W, C), by the config's sampler."""
+def _draw(config, model, count: int) -> tuple[np.ndarray, int]:
+    """`count` samples as 8-bit images (count, H, W, C), by the config's sampler, and the network evaluations they took."""
     sde = sde_lib.get_sde(config)
     sde.N = config.sampling.get('steps') or sde.N
     shape = (count, config.data.num_channels, config.data.image_size, config.data.image_size)
@@ -99,7 +105,7 @@ def _draw(config, model, count: int) -> np.ndarray:
     with shown_evaluations(model, f'drawing {count} samples'):
         samples, nfe = sampler(model)
     logging.info('Drew %d samples with %d network evaluations.', count, nfe)
-    return to_images(samples, config)
+    return to_images(samples, config), nfe
 
 
 def _batch_sizes(total: int, largest: int) -> list[int]:
@@ -161,7 +167,7 @@ def _save_training_samples(config, state, step, workdir, writer):
     """A batch of samples of the averaged weights, as `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
     model = state['model']
     with own_randomness(config.seed + step), state['ema'].applied_to(model.parameters()):
-        images = _draw(config, model, config.training.batch_size)
+        images, _ = _draw(config, model, config.training.batch_size)
     folder = workdir / 'samples' / f'iter_{step}'
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'sample.np', 'wb') as file:
@@ -187,82 +193,161 @@ def write(writer, step: int, **scalars):
 def evaluate(config, workdir, eval_folder='eval'):
     """Loss, bits/dim and samples with their metrics, as `eval.enable_*` say, of the snapshots `eval.begin_ckpt` to `eval.end_ckpt`.
 
-    Writes their files into `workdir/eval_folder` and logs a table for each snapshot.
+    Waits `eval.wait_minutes` for each snapshot that is not there yet. Everything goes into files of `workdir/eval_folder`, a batch at a
+    time; what is there already, of the very same protocol, is not computed again, so that an interrupted evaluation goes on where it
+    stopped. Ends with report.md, summary.csv and pictures of the whole folder.
     """
     numbers = range(config.eval.begin_ckpt, config.eval.end_ckpt + 1)
     preflight.check(config, workdir, 'eval', numbers)
     eval_dir = pathlib.Path(workdir, eval_folder)
     eval_dir.mkdir(parents=True, exist_ok=True)
-    sde = sde_lib.get_sde(config)
+    run = types.SimpleNamespace(config=config, sde=sde_lib.get_sde(config), eval_dir=eval_dir, extractor=None,
+                                split=functools.cache(functools.partial(datasets.get_split, config)))
     parts = [part for part, wanted in ((_evaluate_loss, config.eval.enable_loss), (_evaluate_bpd, config.eval.enable_bpd),
                                        (_evaluate_samples, config.eval.enable_sampling)) if wanted]
-    for number in numbers:
-        model = load_averaged_model(config, checkpoints.snapshot_path(workdir, number))
+    if config.eval.enable_sampling and config.eval.metrics_backend != 'none':  # what is missing shows before hours of sampling
+        run.extractor = evaluation.get_extractor(config)
+        run.real = evaluation.reference(config, run.extractor, config.eval.stats_split)
+    for run.number in numbers:
+        path = checkpoints.wait_for(checkpoints.snapshot_path(workdir, run.number), config.eval.get('wait_minutes', 0.0))
+        run.model = load_averaged_model(config, path)
+        run.protocol = _protocol(config, path)
         for part in parts:
-            with own_randomness(config.seed):
-                part(config, sde, model, number, eval_dir)
-        rows = reports.evaluation_rows(eval_dir, number)
+            part(run)
+        rows = reports.evaluation_rows(eval_dir, run.number)
         if rows:
-            logging.info('Checkpoint %d, seed %d:\n%s', number, config.seed, reports.table(rows))
+            logging.info('Checkpoint %d, seed %d:\n%s', run.number, config.seed, reports.table(rows))
+    logging.info('Wrote %s.', reports.write([workdir], eval_dir, eval_folder))
 
 
-def _evaluate_loss(config, sde, model, number, eval_dir):
-    settings = config.training
-    _, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, evaluation=True)
-    loss_fn = losses.get_loss_fn(sde, False, settings.reduce_mean, settings.continuous, settings.likelihood_weighting)
-    scaler, values, sizes = datasets.get_data_scaler(config), [], []
-    with torch.no_grad():
-        for batch in progress(eval_ds, desc='loss', unit='batch'):
-            values.append(loss_fn(model, to_tensor(batch, config, scaler)).item())
-            sizes.append(len(batch['image']))
-    mean = np.average(values, weights=sizes)
-    logging.info('ckpt-%d loss: %.5e', number, mean)
-    np.savez_compressed(eval_dir / f'ckpt_{number}_loss.npz', all_losses=np.array(values), mean_loss=mean, batch_sizes=np.array(sizes))
+def _protocol(config, checkpoint) -> dict:
+    """What every number of a checkpoint depends on."""
+    return dict(checkpoint=checkpoint.name, weights=results.digest(checkpoint), seed=config.seed, device=torch.device(config.device).type,
+                model=config.model.to_dict(), training=dict(sde=config.training.sde, continuous=config.training.continuous),
+                data={key: config.data[key] for key in ('dataset', 'image_size', 'num_channels', 'centered', 'uniform_dequantization')})
 
 
-def _evaluate_bpd(config, sde, model, number, eval_dir):
+def _evaluate_loss(run):
+    """The mean loss over the test set; the file holds the batches so far, and the mean when all are there."""
+    config, settings, path = run.config, run.config.training, run.eval_dir / f'ckpt_{run.number}_loss.npz'
+    batches = datasets.Batches(run.split('test'), config.eval.batch_size, config.seed, dequantize=config.data.uniform_dequantization)
+    loss_fn = losses.get_loss_fn(run.sde, False, settings.reduce_mean, settings.continuous, settings.likelihood_weighting)
+    protocol = results.normal(run.protocol | dict(
+        part='loss', images=datasets.describe(config, 'test'), batch_size=config.eval.batch_size, reduce_mean=settings.reduce_mean,
+        likelihood_weighting=settings.likelihood_weighting))
+    found = results.load(path)
+    values, sizes = ([*found['all_losses']], [*found['batch_sizes']]) if found and found['protocol'] == protocol else ([], [])
+    for i in progress(range(len(values), len(batches)), desc='loss', unit='batch'):
+        images = to_tensor(batches.part(i), config, datasets.get_data_scaler(config))
+        with torch.no_grad(), own_randomness(config.seed, 'loss', i):
+            values.append(loss_fn(run.model, images).item() if len(images) else 0.0)  # none: all damaged, and left out
+        sizes.append(len(images))
+        complete = dict(mean_loss=np.average(values, weights=sizes)) if i == len(batches) - 1 else {}
+        results.save(path, protocol, all_losses=np.array(values), batch_sizes=np.array(sizes), **complete)
+    logging.info('ckpt-%d loss: %.5e, of %d images', run.number, np.average(values, weights=sizes), sum(sizes))
+
+
+def _evaluate_bpd(run):
     """Bits/dim of every image of the training or the test set, dequantised anew in each of `bpd_repeats` passes."""
-    split = config.eval.bpd_dataset.lower()
-    train_ds, test_ds, _ = datasets.get_dataset(config, uniform_dequantization=True, evaluation=True)
-    images = train_ds if split == 'train' else test_ds
-    scaler = datasets.get_data_scaler(config)
-    likelihood_fn = likelihood.get_log_likelihood_fn(sde, datasets.get_data_inverse_scaler(config), continuous=config.training.continuous,
-                                                     rtol=config.eval.get('bpd_rtol', 1e-5), atol=config.eval.get('bpd_atol', 1e-5),
-                                                     probes=config.eval.get('bpd_probes', 1), levels=datasets.get_levels(config))
-    for stale in eval_dir.glob(f'{split}_ckpt_{number}_bpd_*.npz'):
-        stale.unlink()
-    values, files = [], 0
-    for repeat in range(config.eval.get('bpd_repeats', 5)):
-        for batch in progress(images, desc='bits/dim', unit='batch'):
-            with shown_evaluations(model, f'likelihood of {len(batch["image"])} images'):
-                result = likelihood_fn(model, to_tensor(batch, config, scaler))
-            bpd = result.bpd.cpu().numpy()
-            np.savez_compressed(eval_dir / f'{split}_ckpt_{number}_bpd_{files}.npz', bpd=bpd, nats=result.nats.cpu().numpy(),
-                                repeat=repeat, nfe=result.nfe)
-            files += 1
-            values.extend(bpd)
-            logging.info('ckpt-%d bits/dim: %.4f, mean of %d likelihoods (nfe %d)', number, np.mean(values), len(values), result.nfe)
+    config, settings = run.config, run.config.eval
+    split = settings.bpd_dataset.lower()
+    batches = datasets.Batches(run.split(split), settings.batch_size, config.seed, dequantize=True)
+    solver = dict(rtol=settings.get('bpd_rtol', 1e-5), atol=settings.get('bpd_atol', 1e-5), probes=settings.get('bpd_probes', 1))
+    likelihood_fn = likelihood.get_log_likelihood_fn(run.sde, datasets.get_data_inverse_scaler(config), levels=datasets.get_levels(config),
+                                                     continuous=config.training.continuous, **solver)
+    protocol = run.protocol | dict(part='bpd', images=datasets.describe(config, split), batch_size=settings.batch_size) | solver
+
+    def likelihoods(repeat, i):
+        images = to_tensor(batches.part(i, repeat), config, datasets.get_data_scaler(config))
+        if not len(images):  # all damaged, and left out
+            return dict(bpd=np.empty(0), nats=np.empty(0), repeat=repeat, nfe=0, files=len(places))
+        with shown_evaluations(run.model, f'likelihoods, batch {i + 1} of {len(batches)}'), own_randomness(config.seed, 'bpd', repeat, i):
+            result = likelihood_fn(run.model, images)
+        return dict(bpd=result.bpd.cpu().numpy(), nats=result.nats.cpu().numpy(), repeat=repeat, nfe=result.nfe, files=len(places))
+    places, values, paths = [*itertools.product(range(settings.get('bpd_repeats', 5)), range(len(batches)))], [], []
+    for k, (repeat, i) in enumerate(places):
+        paths.append(run.eval_dir / f'{split}_ckpt_{run.number}_bpd_{k}.npz')
+        found = results.stored(paths[-1], protocol | dict(repeat=repeat, batch=i), functools.partial(likelihoods, repeat, i))
+        values.extend(found['bpd'])
+        logging.info('ckpt-%d bits/dim: %.4f +- %.4f, of %d likelihoods (nfe %d)', run.number, np.mean(values),
+                     np.std(values) / len(values)**0.5, len(values), found['nfe'])
+    _remove_others(run.eval_dir.glob(f'{split}_ckpt_{run.number}_bpd_*.npz'), paths)
 
 
-def _evaluate_samples(config, sde, model, number, eval_dir):
-    """Exactly `num_samples` samples, and their metrics."""
-    folder = eval_dir / f'ckpt_{number}'
-    folder.mkdir(exist_ok=True)
-    for stale in (*folder.glob('samples_*.npz'), *eval_dir.glob(f'report_{number}.npz')):
-        stale.unlink()
-    for i, size in enumerate(progress(_batch_sizes(config.eval.num_samples, config.eval.batch_size), desc='sampling', unit='batch')):
-        images = _draw(config, model, size)
-        np.savez_compressed(folder / f'samples_{i}.npz', samples=images)
+def _evaluate_samples(run):
+    """Exactly `num_samples` samples, their features, and their metrics."""
+    config, settings = run.config, run.config.eval
+    folder, report, measured = run.eval_dir / f'ckpt_{run.number}', run.eval_dir / f'report_{run.number}.npz', run.extractor is not None
+    protocol = run.protocol | dict(sampling=config.sampling.to_dict())
+    of_report = results.normal(protocol | dict(part='metrics', num_samples=settings.num_samples, is_splits=settings.get('is_splits', 1),
+                                               extractor=run.extractor.protocol, reference=run.real.protocol,
+                                               floor=settings.get('metrics_floor', False))) if measured else None
+    if (results.load(report) or {}).get('protocol') != of_report:
+        report.unlink(missing_ok=True)  # of other samples
+
+    def draw(i, size):
+        with own_randomness(config.seed, 'samples', i):
+            images, nfe = _draw(config, run.model, size)
+        return dict(samples=images, nfe=nfe)
+    samples, features, nfe = [], [], []
+    for i, size in enumerate(progress(_batch_sizes(settings.num_samples, settings.batch_size), desc='sampling', unit='batch')):
+        samples.append(folder / f'samples_{i}.npz')
+        batch = results.stored(samples[-1], protocol | dict(part='samples', batch=i, size=size), functools.partial(draw, i, size))
+        nfe.append(int(batch['nfe']))
         if i == 0:
-            reports.save_grid(folder / 'samples.png', images[:100])
-    if config.eval.get('metrics_backend', 'none') == 'pixels':
-        samples = [reports.values(path, 'samples') for path in folder.glob('samples_*.npz')]
-        source = datasets.get_source(config)
-        train, test, _ = source.load(config)
-        real, held_out = (datasets.to_uint8(images / (source.levels - 1), source.levels)
-                          for images in (np.concatenate([train.images, test.images]), test.images))
-        metrics = evaluation.pixel_metrics(np.concatenate(samples), held_out, real, config.seed)
-        np.savez_compressed(eval_dir / f'report_{number}.npz', **metrics)
+            reports.save_grid(folder / 'samples.png', batch['samples'][:100])
+        if measured:
+            features.append(folder / f'statistics_{i}.npz')
+            results.stored(features[-1], protocol | dict(part='features', batch=i, size=size, extractor=run.extractor.protocol),
+                           functools.partial(run.extractor.run, batch['samples']))
+    _remove_others([*folder.glob('samples_*.npz'), *folder.glob('statistics_*.npz')], samples + features)
+
+    def measure():
+        parts = [results.load(path) for path in features]
+        gathered = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key != 'protocol'}
+        found = evaluation.measure(gathered, run.real, settings.get('is_splits', 1), config.device) | dict(nfe=np.mean(nfe))
+        if settings.get('metrics_floor'):
+            other = evaluation.reference(config, run.extractor, 'test' if settings.stats_split == 'train' else 'train')
+            floor = evaluation.measure({'pool_3': other.features[:settings.num_samples]}, run.real, device=config.device)
+            found |= {f'floor_{key}': value for key, value in floor.items()}
+        return found
+    if measured:
+        results.stored(report, of_report, measure)
+
+
+def _remove_others(paths, kept):
+    """Deletes what an earlier evaluation with other settings left behind."""
+    for path in set(paths) - set(kept):
+        path.unlink(missing_ok=True)
+
+
+def statistics(config, workdir=''):
+    """Computes the statistics of the config's data set and extractor that metrics refer to, and returns the path of their file."""
+    preflight.check(config, workdir, 'stats')
+    return evaluation.compute_statistics(config, evaluation.get_extractor(config), config.eval.stats_split)
+
+
+def describe_data(config, workdir=''):
+    """Logs what the config's data set holds and the `sigma_max` that it suggests; a grid of training images goes to `workdir/data.png`."""
+    preflight.check(config, workdir, 'data')
+    rows = []
+    for split in ('train', 'test'):
+        images = datasets.get_split(config, split)
+        chosen = np.random.default_rng(config.seed).permutation(len(images))[:10000]
+        some, labels = images.read(chosen)
+        pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
+        rows.append((f'{split} set', f'{len(images)} images', f'{some.shape[1]}x{some.shape[2]} pixels, {some.shape[3]} channels, '
+                     f'{images.levels} grey levels, {len(np.unique(labels))} labels'))
+        rows.append(('  channels', ' '.join(f'{value:.4f}' for value in pixels.mean(0)),
+                     f'mean; std {" ".join(f"{value:.4f}" for value in pixels.std(0))}; of {len(some)} images in [0, 1]'))
+        if split == 'train':
+            distance, n = datasets.largest_distance(images, config.seed)
+            rows.append(('  largest distance', f'{distance:.2f}', f'between two of {n} images in [0, 1], estimated from below: '
+                         f'--config.model.sigma_max={float(f"{distance:.2g}")} suits a VE SDE (it is {config.model.sigma_max})'))
+            if workdir:
+                reports.save_grid(pathlib.Path(workdir, 'data.png'), datasets.to_8_bits(some[:100], images.levels))
+    logging.info('%s:\n%s', config.data.dataset, reports.table(rows))
+    return rows
 
 
 def sample(config, workdir, checkpoint='', num_samples=64, output=''):
@@ -275,7 +360,7 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     folder = pathlib.Path(output or pathlib.Path(workdir, 'generated'))
     folder.mkdir(parents=True, exist_ok=True)
     with own_randomness(config.seed):
-        images = np.concatenate([_draw(config, model, size) for size in progress(_batch_sizes(num_samples, config.eval.batch_size),
+        images = np.concatenate([_draw(config, model, size)[0] for size in progress(_batch_sizes(num_samples, config.eval.batch_size),
                                                                                  desc='sampling', unit='batch')])
     for i, image in enumerate(images):
         reports.save_image(folder / f'{i:05d}.png', image)

@@ -14,11 +14,18 @@ References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); So
 seed, device              random seed; a device by name ('cuda:0', 'cpu')
 
 data.
-  dataset                 CIFAR10 or DIGITS; the configs of CELEBA, LSUN, FFHQ and CelebAHQ serve to sample from their checkpoints
+  dataset                 CIFAR10, SVHN, CELEBA, LSUN (through TensorFlow Datasets), FFHQ, CelebAHQ (TFRecord files), FOLDER (your own
+                          pictures), NPZ (your own array), DIGITS (embedded); in any case
   image_size              side of the square images, in pixels;  num_channels: 3 for RGB
   random_flip             mirror half of the training images at random
   centered                networks see pixels in [-1, 1] (VP, sub-VP) rather than in [0, 1] (VE)
   uniform_dequantization  pixels are (level + U[0, 1)) / 256 rather than level / 255: a density where there were levels
+  memory_gib              a set that takes at most so many GiB is decoded once and kept; others are decoded as they are used
+  on_error                a damaged image is fatal ('raise') or left out and counted ('skip'); either way named by file and position
+  path                    FOLDER: a folder or zip file of png, jpg and webp pictures, whose sub-folders are classes; below train/ and
+                          test/ where these are there. NPZ: a file with 'x_train', 'y_train', 'x_test', 'y_test', or 'images', 'labels'
+  test_fraction           FOLDER and NPZ without a test set: the part held out; 0.0: the training images serve for both
+  fit                     FOLDER: 'crop' the middle square and resize it, or require the 'exact' size
   tfds_dir                folder of TensorFlow Datasets; '' is that package's own default
   category                LSUN only: 'bedroom', 'church_outdoor'
   tfrecords_path          FFHQ and CelebAHQ only: one TFRecord file of the resolution to train on; put yours in place of the published path
@@ -84,7 +91,18 @@ eval.
   bpd_repeats             passes over that set, each with new dequantisation noise
   bpd_probes              random vectors averaged in each estimate of the divergence; more: less variance, more time
   bpd_rtol, bpd_atol      tolerances of the ODE solver behind it
-  metrics_backend         'pixels': Frechet distance between the samples' pixels and those of real images, for small data; 'none'
+  wait_minutes            how long to wait for each of these checkpoints that is not there yet
+  metrics_backend         features of the metrics (FID, KID, precision, recall, IS): 'tfgan', Inception by TF-GAN as in the paper (on the
+                          CPU); 'torch_fidelity', the same weights or another network in PyTorch on `device`; 'pixels', no network, for
+                          small images; 'none', no metrics
+  inception_path          its weights, where they cannot be fetched: a SavedModel folder (tfgan) or a .pth file (torch_fidelity)
+  extractor, features     torch_fidelity: 'inception-v3-compat' with features '64', '192', '768', '2048' (default), 'vgg16', 'clip-...',
+                          'dinov2-...'; '' is the layer usual for that network
+  stats_split             split of the data that samples are compared with: 'train' or 'test'
+  stats_samples           at most so many of its images, drawn at random
+  stats_dir               folder of the data's statistics; '' is assets/stats
+  metrics_floor           the same metrics between the other split and this one, for scale
+  is_splits               parts of the samples over which the Inception score is averaged; 1 as published
 """
 
 import torch
@@ -107,6 +125,11 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 centered=False,
                 uniform_dequantization=False,
                 tfds_dir='',
+                path='',
+                test_fraction=0.1,
+                fit='crop',
+                on_error='raise',
+                memory_gib=4.0,
             ),
             training=dict(
                 sde='vesde',
@@ -169,7 +192,16 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 bpd_probes=1,
                 bpd_rtol=1e-5,
                 bpd_atol=1e-5,
-                metrics_backend='none',
+                metrics_backend='tfgan',
+                inception_path='',
+                extractor='inception-v3-compat',
+                features='',
+                stats_dir='',
+                stats_split='train',
+                stats_samples=50000,
+                metrics_floor=False,
+                is_splits=1,
+                wait_minutes=0.0,
             ),
         )
     )
@@ -187,7 +219,7 @@ def digits() -> ConfigDict:
     config.training.update(batch_size=64, n_iters=3001, snapshot_freq=3000, snapshot_freq_for_preemption=500, log_freq=100, eval_freq=500)
     config.optim.update(lr=2e-3, warmup=100)
     config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=500, num_samples=500, enable_sampling=True, enable_bpd=True, bpd_repeats=1,
-                       bpd_rtol=1e-3, bpd_atol=1e-3, metrics_backend='pixels')
+                       bpd_rtol=1e-3, bpd_atol=1e-3, metrics_backend='pixels', metrics_floor=True)
     return config
 
 

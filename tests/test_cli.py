@@ -29,6 +29,10 @@ def run(workdir, mode, *arguments, config=CONFIGS['vp']):
                           capture_output=True, text=True, timeout=300, env=os.environ | {'OMP_NUM_THREADS': '1'})
 
 
+def stats(tmp_path):
+    return f'--config.eval.stats_dir={tmp_path / "stats"}'
+
+
 def check(result):
     assert result.returncode == 0, result.stderr
     return result.stderr
@@ -44,7 +48,7 @@ def test_train_evaluate_sample(tmp_path, sde):
     assert np.load(tmp_path / 'samples' / 'iter_4' / 'sample.np').shape == (16, 8, 8, 1)
     assert (tmp_path / 'samples' / 'iter_4' / 'sample.png').is_file()
 
-    log = check(run(tmp_path, 'eval', *TINY, *QUICK, config=CONFIGS[sde]))
+    log = check(run(tmp_path, 'eval', *TINY, *QUICK, stats(tmp_path), config=CONFIGS[sde]))
     results = tmp_path / 'eval'
     assert np.isfinite(np.load(results / 'ckpt_1_loss.npz')['mean_loss'])
     bpd = np.concatenate([np.load(path)['bpd'] for path in results.glob('test_ckpt_1_bpd_*.npz')])
@@ -52,9 +56,10 @@ def test_train_evaluate_sample(tmp_path, sde):
     samples = [np.load(path)['samples'] for path in sorted((results / 'ckpt_1').glob('samples_*.npz'))]
     assert [len(part) for part in samples] == [40, 30] and samples[0].dtype == np.uint8 and samples[0].shape[1:] == (8, 8, 1)
     report = np.load(results / 'report_1.npz')
-    assert report['n_samples'] == 70 and report['pixel_frechet'] > report['pixel_frechet_halves'] > 0
-    for quantity in ('loss', 'bits/dim', 'pixel Frechet distance', 'real to real'):
+    assert report['n_samples'] == 70 and report['n_reference'] == 1438 and report['fid'] > report['floor_fid'] > 0
+    for quantity in ('loss', 'bits/dim', 'Frechet distance, pixels', 'real to real'):
         assert quantity in log
+    assert (results / 'report.md').is_file() and (results / 'summary.csv').is_file()
 
     check(run(tmp_path, 'sample', *TINY, '--num_samples=3', f'--output={tmp_path / "out"}', config=CONFIGS[sde]))
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['00000.png', '00001.png', '00002.png', 'grid.png', 'samples.npz']
@@ -64,10 +69,10 @@ def test_train_evaluate_sample(tmp_path, sde):
 def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path):
     """Fewer files than before, of images and of likelihoods, which are averaged over repeats before their error is taken."""
     check(run(tmp_path, 'train', *TINY))
-    check(run(tmp_path, 'eval', *TINY, *QUICK, '--config.eval.bpd_repeats=2'))
+    check(run(tmp_path, 'eval', *TINY, *QUICK, stats(tmp_path), '--config.eval.bpd_repeats=2'))
     rows = dict((row[0], row) for row in reports.evaluation_rows(tmp_path / 'eval', 1))
     assert '359 images' in rows['bits/dim'][2] and '2 times' in rows['bits/dim'][2]
-    check(run(tmp_path, 'eval', *TINY, *QUICK, '--config.eval.batch_size=400', '--config.eval.num_samples=20'))
+    check(run(tmp_path, 'eval', *TINY, *QUICK, stats(tmp_path), '--config.eval.batch_size=400', '--config.eval.num_samples=20'))
     assert len(list((tmp_path / 'eval').glob('test_ckpt_1_bpd_*.npz'))) == 1
     assert [np.load(path)['samples'].shape[0] for path in (tmp_path / 'eval' / 'ckpt_1').glob('samples_*.npz')] == [20]
 
@@ -76,6 +81,33 @@ def test_number_of_steps_is_free(tmp_path):
     check(run(tmp_path, 'train', *TINY))
     log = check(run(tmp_path, 'sample', *TINY, '--num_samples=2', '--config.sampling.steps=40'))
     assert 'with 80 network evaluations' in log  # a corrector and a predictor step each
+
+
+def test_data_are_described_and_their_statistics_made_without_a_workdir(tmp_path):
+    command = [sys.executable, 'main.py', '--config', CONFIGS['ve'], '--config.device=cpu', '--mode']
+    done = subprocess.run([*command, 'data'], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert 'train set' in check(done) and '1438 images' in done.stderr and '--config.model.sigma_max=4.8' in done.stderr
+    check(run(tmp_path, 'data'))
+    assert (tmp_path / 'data.png').is_file()
+    check(subprocess.run([*command, 'stats', stats(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300))
+    assert np.load(tmp_path / 'stats' / 'digits_pixels_stats.npz')['pool_3'].shape == (1438, 64)
+    assert '--workdir is needed' in subprocess.run([*command, 'train'], cwd=ROOT, capture_output=True, text=True).stderr
+
+
+def test_own_pictures_from_training_to_a_report(tmp_path):
+    """A folder of pictures, made of the digits, with two classes, 12 pixels wide and of any height."""
+    from PIL import Image
+    digits = np.random.default_rng(0).integers(0, 256, (120, 12, 16), np.uint8)
+    for i, image in enumerate(digits):
+        path = tmp_path / 'pictures' / str(i % 2) / f'{i}.{("png", "JPG")[i % 3 == 0]}'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[:, :12 + i % 4]).save(path, format='PNG' if path.suffix == '.png' else 'JPEG')
+    data = ['--config.data.dataset=folder', f'--config.data.path={tmp_path / "pictures"}', '--config.data.test_fraction=0.25',
+            stats(tmp_path)]
+    check(run(tmp_path / 'run', 'train', *TINY, *data))
+    log = check(run(tmp_path / 'run', 'eval', *TINY, *QUICK, *data, '--config.eval.num_samples=20'))
+    assert 'test set, 30 images' in log and '90 training images' in log
+    assert (tmp_path / 'stats' / 'folder_pictures_8_pixels_stats.npz').is_file()
 
 
 def config_for(n_iters):

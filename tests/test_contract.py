@@ -67,6 +67,12 @@ likelihood.get_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', 
 datasets.get_data_scaler(config)
 datasets.get_data_inverse_scaler(config)
 datasets.get_dataset(config, uniform_dequantization=False, evaluation=False)
+datasets.crop_resize(image, resolution)
+datasets.resize_small(image, resolution)
+datasets.central_crop(image, size)
+evaluation.get_inception_model(inceptionv3=False)
+evaluation.load_dataset_stats(config)
+evaluation.run_inception_distributed(input_tensor, inception_model, num_batches=1, inceptionv3=False)
 utils.restore_checkpoint(ckpt_dir, state, device)
 utils.save_checkpoint(ckpt_dir, state)
 run_lib.train(config, workdir)
@@ -209,8 +215,8 @@ LAYERS = {name: layer for layer, names in enumerate((
     'errors registry distributed',
     'sde_lib op',
     'models ode_lib',
-    'losses sampling fast_sampling likelihood controllable_generation',
-    'checkpoints datasets evaluation reports preflight',
+    'losses sampling fast_sampling likelihood controllable_generation metrics results image_sources',
+    'checkpoints datasets evaluation reports plots preflight',
     'run_lib utils',
     'main')) for name in names.split()}
 
