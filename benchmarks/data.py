@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import pathlib
-import platform
 import struct
 import sys
 import tempfile
@@ -24,16 +23,7 @@ import datasets
 import image_sources
 import reports
 from configs.vp import cifar10_ddpmpp_continuous as cifar10
-
-
-def machine() -> dict:
-    """What the numbers were measured on."""
-    import torch
-    cpuinfo = pathlib.Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return dict(cores=image_sources._cores(), cpu=models[0] if models else platform.processor(), python=platform.python_version(),
-                numpy=np.__version__, torch=torch.__version__, torch_threads=torch.get_num_threads())
+from machine import machine
 
 
 def clocked(work) -> tuple[float, float]:
@@ -122,10 +112,10 @@ def streamed(folder: pathlib.Path, args) -> dict:
     sources['raw TFRecord, 256 px'] = datasets.get_split(config, 'train')
     ways = {}
     for name, source in sources.items():
-        for threads, one in ((f'{image_sources._cores()} threads', source), ('1 thread', with_one_thread(source))):
+        for threads, one in ((f'{image_sources.cores()} threads', source), ('1 thread', with_one_thread(source))):
             ways[f'{name}, {threads}'] = lambda one=one: to_torch(one, 32, len(one) // 32, args.seed)
     block = bytes(2**20)
-    ways[f'SHA-256 of 1 MiB, {image_sources._cores()} threads'] = lambda: len(list(
+    ways[f'SHA-256 of 1 MiB, {image_sources.cores()} threads'] = lambda: len(list(
         image_sources._pool().map(lambda _: hashlib.sha256(block).digest(), range(args.n))))
     return ways
 
@@ -155,7 +145,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for ways in (in_memory(args), streamed(pathlib.Path(folder), args)) for row in best_of(ways, args.repeats).values()]
     report = dict(machine=machine(), seed=args.seed, repeats=args.repeats, rows=rows)
-    print(', '.join(f'{key} {value}' for key, value in report['machine'].items()))
+    print(report['machine'])
     print(f'seed {args.seed}, best of {args.repeats} interleaved repeats; n: images in each\n')
     print(reports.table([('source', 'n', 'images/s', 'cores busy'), *(
         (row['name'], str(row['images']), f'{row["images_per_second"]:.0f}', f'{row["cores_busy"]:.2f}') for row in rows)]))
