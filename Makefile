@@ -17,5 +17,6 @@ test: .venv/installed
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --upgrade pip  # that of Python 3.10 loses itself among the versions
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
