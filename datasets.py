@@ -1,9 +1,10 @@
 """Images by name, as batches of numbers in [0, 1].
 
 A batch is a dict of arrays: 'image' (B, H, W, C) float32 and 'label' (B,) int64. With L grey levels, level v becomes v / (L - 1), or
-with uniform dequantisation (v + u) / L, u uniform in [0, 1): a density where there were levels. Order, flips and noise follow from
-(seed, epoch, position) alone, so that training goes on with the very batch at which it stopped. Where images come from is the
-business of image_sources.py: what fits in `data.memory_gib` is decoded once, the rest ahead of its use by all processor cores.
+with uniform dequantisation (v + u) / L, u uniform in [0, 1): a density where there were levels. The order of an epoch follows from
+(seed, epoch), flips and noise of a batch from (seed, its number), so that training goes on with the very batch at which it stopped.
+(Leaving out damaged images, it does so only with the same `data.memory_gib`.) Where images come from is the business of
+image_sources.py: what fits in memory is decoded once, the rest ahead of its use by all processor cores.
 """
 import collections
 import functools
@@ -179,13 +180,15 @@ def get_levels(config) -> int:
 
 
 def get_name(config) -> str:
-    """The data set in the name of a file: 'cifar10', 'celeba', 'lsun_bedroom_256' as published; 'folder_cats_64' and the like."""
+    """The data set in the name of a file: 'cifar10', 'celeba', 'lsun_bedroom_256' as published; 'folder_cats_64_1b2c3d' and the like."""
     data, name = config.data, config.data.dataset.lower()
     if name == 'lsun':
         return f'lsun_{data.category}_{data.image_size}'
     if name in ('folder', 'npz'):
-        return f'{name}_{pathlib.Path(data.path).stem}_{data.image_size}'
-    return f'{name}_{data.image_size}' if name in ('ffhq', 'celebahq') else name
+        place = pathlib.Path(data.path).expanduser().resolve()
+        return f'{name}_{place.name if place.is_dir() else place.stem}_{data.image_size}_{image_sources.digest(data.path)[:6]}'
+    sized = name in ('ffhq', 'celebahq') or name == 'celeba' and data.image_size != 64
+    return f'{name}_{data.image_size}' if sized else name
 
 
 def describe(config, split: str) -> dict:
@@ -193,19 +196,28 @@ def describe(config, split: str) -> dict:
     data, source = config.data, get_source(config)
     chosen = {key: data.get(key) for key in source.keys if key not in ('path', 'tfrecords_path')}
     for key in {'path', 'tfrecords_path'} & set(source.keys):
-        chosen['files'] = image_sources.listing_digest(data[key])
+        chosen['files'] = image_sources.digest(data[key])
+    split = split if has_held_out(config) else 'train'
     return dict(dataset=data.dataset.upper(), split=split, image_size=data.image_size, num_channels=data.num_channels,
                 preparation=source.preparation, **chosen)
 
 
-def get_split(config, split: str) -> Images | Streamed:
-    """The images of one split, 'train' or 'test', in memory where they take at most `data.memory_gib`."""
-    source, data = get_source(config), config.data
-    images = source.load(config, split)
+def get_split(config, split: str, in_memory: bool = True) -> Images | Streamed:
+    """The images of one split, 'train' or 'test', decoded into memory where they take at most `data.memory_gib`."""
+    data, images = config.data, get_source(config).load(config, split)
     assert images.levels == get_levels(config), f'{data.dataset} is said to have {get_levels(config)} grey levels'
+    if in_memory:
+        images = image_sources.in_memory(images, data.get('memory_gib', 4.0))
     if not len(images):
-        raise UserError(f'the {split} set of {data.dataset} has no images')
-    return image_sources.in_memory(images, data.get('memory_gib', 4.0))
+        raise UserError(f'the {split} set of {data.dataset} has no images that can be read (config.data.test_fraction is '
+                        f'{data.get("test_fraction", 0.1)})')
+    return images
+
+
+def has_held_out(config) -> bool:
+    """Whether the test set is another than the training set: FFHQ and CelebA-HQ have one set for both, as without a `test_fraction`."""
+    data, name = config.data, config.data.dataset.upper()
+    return name not in ('FFHQ', 'CELEBAHQ') and not (name in ('FOLDER', 'NPZ') and data.get('test_fraction', 0.1) == 0)
 
 
 def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0):

@@ -3,7 +3,7 @@
 An extractor turns 8-bit images into features: 'tfgan' is the Inception network of the paper's numbers, run by TensorFlow on the CPU;
 'torch_fidelity' the same weights in PyTorch on the config's device, at any of its layers, or another network; 'pixels' takes the
 pixels themselves. Metrics compare features of samples with those of real images (metrics.py), which are computed once and kept in
-`eval.stats_dir` as npz files ('pool_3': (n, D)), each with a JSON file beside it that says what they are of.
+`eval.stats_dir` as npz files ('pool_3': (n, D)) that tell what they are of, as does a JSON file beside each for readers.
 """
 import json
 import os
@@ -41,6 +41,10 @@ def get_extractor(config) -> Extractor:
 
 
 def _pixels(config) -> Extractor:
+    dimensions = config.data.image_size**2 * config.data.num_channels
+    if dimensions > 64 * 64 * 3:
+        raise UserError(f"config.eval.metrics_backend='pixels' is for images up to 64x64 pixels: the covariance of {dimensions} numbers is "
+                        'too large to handle')
     return Extractor(dict(backend='pixels', extractor='none', feature='pixels', input='pixels divided by 255'),
                      lambda images: {'pool_3': images.reshape(len(images), -1) / np.float32(255)})
 
@@ -196,23 +200,22 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
 
     A batch of images is in memory at a time, and the features of all.
     """
-    path, images = statistics_path(config, extractor, split), datasets.get_split(config, split)
+    path, images = statistics_path(config, extractor, split), datasets.get_split(config, split, in_memory=False)
     order = np.random.default_rng(0).permutation(len(images))[:config.eval.get('stats_samples', 50000)]
     features = []
     batches = range(0, len(order), 256)
     for start in tqdm(batches, disable=not sys.stderr.isatty(), dynamic_ncols=True, desc=f'features of the {split} set', unit='batch'):
         batch = images.read(order[start:start + 256])[0]
-        features.append(extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32))
+        if len(batch):
+            features.append(extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32))
         if (start // 256 + 1) % 20 == 0:
             logging.info('%d of %d images of the %s set have features', start + len(batch), len(order), split)
+    if sum(map(len, features)) < 4:
+        raise UserError(f'statistics need the features of 4 images or more: the {split} set gave {sum(map(len, features))}')
     features = np.concatenate(features)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sidecar = statistics_protocol(config, extractor, split) | dict(n=len(features), dimensions=features.shape[1])
-    path.with_suffix('.json').write_text(json.dumps(sidecar, indent=1) + '\n')  # first: features without it pass for published
-    partial = path.with_name(path.name + '.partial')
-    with open(partial, 'wb') as file:
-        np.savez_compressed(file, pool_3=features)
-    os.replace(partial, path)
+    protocol = statistics_protocol(config, extractor, split) | dict(n=len(features), dimensions=features.shape[1])
+    results.save(path, protocol, pool_3=features)
+    path.with_suffix('.json').write_text(json.dumps(protocol, indent=1) + '\n')
     logging.info('Wrote %s: %d features of %d images.', path, features.shape[1], len(features))
     return path
 
@@ -220,29 +223,31 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
 def reference(config, extractor: Extractor, split: str) -> Reference:
     """The features of a split: those in `eval.stats_dir`, which are computed now if they are not there.
 
-    UserError where the file there is of another protocol. A file without a JSON file beside it is taken for a published one, of TF-GAN.
+    UserError where the file there is of another protocol. One that tells none is taken for TF-GAN's features of the 2021 release, where
+    that has published a file of its name.
     """
     path, expected = statistics_path(config, extractor, split), statistics_protocol(config, extractor, split)
-    sidecar = path.with_suffix('.json')
     if not path.is_file():
         logging.info('There are no statistics %s yet: computing them, once.', path)
         compute_statistics(config, extractor, split)
-    if sidecar.is_file():
-        protocol = json.loads(sidecar.read_text())
-        if protocol.get('n', 0) < min(protocol.get('most_images', 0), expected['most_images']):  # all there were, then and now
+    file = results.load(path)
+    if file is None or 'pool_3' not in file:
+        raise UserError(f"{path} holds no features 'pool_3' that can be read: move it away to have them computed")
+    features, protocol = file['pool_3'].reshape(len(file['pool_3']), -1), file['protocol']
+    if protocol:
+        if protocol['n'] < min(protocol['most_images'], expected['most_images']):  # all there were, then and now
             expected['most_images'] = protocol['most_images']
         faults = results.differences({key: protocol.get(key) for key in expected}, expected)
-        if faults:
-            raise UserError(f'{path} has statistics of another protocol: {"; ".join(faults)}. Move it away to have them computed, or name '
-                            'another folder with --config.eval.stats_dir')
-    elif extractor.protocol['backend'] == 'tfgan' and split == 'train':
-        protocol = dict(origin=f'{path.name}, without a protocol: taken for the published file')
-        logging.warning('%s says nothing of its protocol: it is taken for the published file of that name', path)
     else:
-        raise UserError(f'{path} has no {sidecar.name} beside it that says what it is of: move it away to have it computed')
-    with np.load(path, allow_pickle=False) as file:
-        features = file['pool_3']
-    features = features.reshape(len(features), -1)
+        published = extractor.protocol['backend'] == 'tfgan' and split == 'train' and features.shape[1] == 2048
+        faults = [] if published and config.data.dataset.upper() in ('CIFAR10', 'CELEBA', 'LSUN') else ['it tells none']
+        protocol = dict(origin=f'{path.name}, as published')
+        logging.warning('%s says nothing of its protocol', path)
+    if faults:
+        raise UserError(f'{path} has statistics of another protocol: {"; ".join(faults)}. Move it away to have them computed, or name '
+                        'another folder with --config.eval.stats_dir')
+    if not np.isfinite(features).all() or (features == features[0]).all():
+        raise UserError(f'the features in {path} are not finite, or all the same: the weights do not serve for this layer')
     return Reference(features, protocol | dict(file=path.name, n=len(features)), metrics.statistics(features))
 
 
@@ -252,9 +257,10 @@ def reference(config, extractor: Extractor, split: str) -> Reference:
 def measure(features: dict, real: Reference, is_splits: int = 1, device='cpu') -> dict:
     """The metrics of samples by their features {'pool_3': (n, D)}, with IS where there are 'logits'; and what they rest on."""
     samples = features['pool_3']
-    for what, x in (('samples', samples), (real.protocol.get('file', 'the reference'), real.features)):
-        if not np.isfinite(x).all() or (x == x[0]).all():
-            raise UserError(f'the features of {what} are not finite, or all the same: the weights do not serve for this layer')
+    if not np.isfinite(samples).all():
+        raise UserError('the features of the samples are not all finite')
+    if (samples == samples[0]).all():
+        logging.warning('All samples have the same features: the model has collapsed, or the weights do not serve for this layer.')
     kernel = metrics.kernel_distance(real.features, samples)
     precision, recall = metrics.precision_recall(real.features, samples, device=device)
     found = dict(fid=metrics.frechet_distance(real.statistics, metrics.statistics(samples)), kid=kernel.mean, kid_error=kernel.error,

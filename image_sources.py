@@ -9,6 +9,7 @@ import functools
 import glob
 import hashlib
 import io
+import lzma
 import math
 import os
 import pathlib
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
+import results
 from errors import UserError
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
@@ -74,7 +76,7 @@ class Streamed:
             raise UserError(f'{self.name(i)} {fault}') from fault
 
     def read(self, indices):
-        tasks = np.array_split(indices, min(len(indices), 4 * cores()))
+        tasks = np.array_split(indices, max(1, min(len(indices), 4 * cores())))
         found = self.run(lambda task: [self._decode(int(i)) for i in task], tasks)
         found = [item for items in found for item in items if item is not None]
         images = np.stack([image for image, _ in found]) if found else np.empty((0, *self.shape), np.uint8)
@@ -122,19 +124,22 @@ def _pool():
 def folder(config, split: str) -> Streamed:
     """The pictures of the folder or zip file `data.path`, in an order that is random and always the same.
 
-    Sub-folders are classes. Where there are folders called train and test (or validation), these are the splits; otherwise
+    Sub-folders are classes. Where there are folders called train and test (or else validation), these are the splits; otherwise
     `data.test_fraction` of the pictures are held out, and with 0 all of them serve for both.
     """
     data = config.data
-    names, read = _listing(data.path)
+    names, read, _ = _listing(data.path)
     parts = [name.split('/') for name in _without_common_folders(names)]
-    split_of = {word: kind for kind, words in SPLITS.items() for word in words}
+    tops = {path[0].lower() for path in parts if len(path) > 1}
+    split_of = {word: kind for kind, words in SPLITS.items() for word in [next(filter(tops.__contains__, words), None)]}
     kinds = [split_of.get(path[0].lower()) if len(path) > 1 else None for path in parts]
     given = {'train', 'test'} <= set(kinds)
     labelled = [path[1:] if given else path for path in parts]
     classes = sorted({path[0] if len(path) > 1 else '' for path, kind in zip(labelled, kinds) if kind or not given})
     chosen = _held_out(len(names), data, split)
     if given:
+        if None in kinds:
+            logging.warning('%s: %d pictures lie outside %s and do not count.', data.path, kinds.count(None), ' and '.join(split_of))
         chosen = [i for i in np.random.default_rng(0).permutation(len(names)) if kinds[i] == split]
     label_of, to_picture = {name: label for label, name in enumerate(classes)}, pictures(data)
 
@@ -145,14 +150,15 @@ def folder(config, split: str) -> Streamed:
 
 
 def _listing(path: str):
-    """The names of the pictures in a folder or zip file, sorted, and a function from a name to the file's bytes."""
+    """The names of the pictures in a folder or zip file, sorted; a function from a name to the file's bytes; the size (in a zip file the
+    checksum) of each."""
     def is_picture(name):
         return name.lower().endswith(EXTENSIONS) and not any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))
 
     root = pathlib.Path(path).expanduser()
     if root.is_dir():
         files = (pathlib.Path(place, file) for place, _, files in os.walk(root, followlinks=True) for file in files)
-        names = sorted(name for name in (file.relative_to(root).as_posix() for file in files) if is_picture(name))
+        marks = {name: file.stat().st_size for file in files for name in [file.relative_to(root).as_posix()] if is_picture(name)}
 
         def read(name):
             try:
@@ -164,26 +170,39 @@ def _listing(path: str):
             archive = zipfile.ZipFile(root)
         except zipfile.BadZipFile as error:
             raise UserError(f'config.data.path={path!r} cannot be read as a zip file: {error}') from error
-        names = sorted(filter(is_picture, archive.namelist()))
+        marks = {info.filename: info.CRC for info in archive.infolist() if is_picture(info.filename)}
 
         def read(name):
             try:
                 return archive.read(name)
-            except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+            except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
                 raise Damaged(f'cannot be read: {error}') from error
     else:
         raise UserError(f'config.data.path={path!r} is neither a folder nor a zip file')
-    if not names:
+    if not marks:
         raise UserError(f'config.data.path={path!r} holds no pictures ({", ".join(EXTENSIONS)})')
-    return names, read
+    names = sorted(marks)
+    return names, read, [marks[name] for name in names]
 
 
-def listing_digest(path: str) -> str:
-    """The first 16 digits of the SHA-256 of the names and sizes of the files that `path` means: a folder, a file, or a pattern."""
+def digest(path: str) -> str:
+    """The first 16 digits of the SHA-256 of what tells the images at `path` from others: names and sizes of the pictures in a folder,
+    names and checksums of those in a zip file, the content of an array's file, names, sizes and first MiB of the files of a pattern."""
     root = pathlib.Path(path).expanduser()
-    files = sorted(file for file in root.rglob('*') if file.is_file()) if root.is_dir() else sorted(map(pathlib.Path, glob.glob(str(root))))
-    lines = [f'{file.relative_to(root if root.is_dir() else file.parent).as_posix()} {file.stat().st_size}' for file in files]
-    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]
+    if root.suffix.lower() in ('.npz', '.npy') and root.is_file():
+        return results.digest(root)
+    if root.is_dir() or zipfile.is_zipfile(root):
+        marks = [f'{name} {mark}' for name, mark in zip(*_listing(path)[::2])]
+    else:
+        marks = [f'{file.name} {file.stat().st_size} {_beginning(file)}' for file in sorted(map(pathlib.Path, glob.glob(str(root))))]
+    if not marks:
+        raise UserError(f'{path!r}: there is no such file')
+    return hashlib.sha256('\n'.join(marks).encode()).hexdigest()[:16]
+
+
+def _beginning(file, size: int = 2**20) -> str:
+    with open(file, 'rb') as content:
+        return hashlib.sha256(content.read(size)).hexdigest()
 
 
 def _without_common_folders(names):
@@ -200,7 +219,8 @@ def _without_common_folders(names):
 def pictures(data) -> Callable[[bytes], np.ndarray]:
     """A function from the bytes of a png, jpg or webp file to (H, W, C) of type uint8, with the size and channels of `config.data`.
 
-    fit='crop': the middle square, resized by an antialiased bicubic filter. fit='exact': as it is, or UserError.
+    fit='crop': the middle square, resized by an antialiased bicubic filter. fit='exact': as it is, or UserError. What is transparent
+    becomes white.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
     size, channels, exact = data.image_size, data.num_channels, data.get('fit', 'crop') == 'exact'
@@ -217,6 +237,9 @@ def pictures(data) -> Callable[[bytes], np.ndarray]:
             raise Damaged(f'cannot be decoded: {error}') from error
         if image.mode.startswith('I'):  # 16 bits
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if 'A' in image.mode or 'transparency' in image.info:
+            image = image.convert('RGBA')
+            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
         if image.mode != mode:
             image = image.convert(mode)
         if image.size != (size, size):
@@ -258,6 +281,8 @@ def npz(config, split: str) -> Images:
         raise UserError(f'{data.path}: {keys[kind]!r} is {images.dtype} of shape {images.shape} with {len(labels)} labels; expected uint8 '
                         f'of shape (N, {", ".join(map(str, expected))}), as config.data says, with a label each or none')
     levels = npz_levels(config)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f'{data.path}: {label_key!r} is {labels.dtype}; expected the number of a class for each image')
     if images.max(initial=0) >= levels:
         raise UserError(f'{data.path}: {keys[kind]!r} has values up to {images.max()}, but {levels} grey levels')
     if not keys['test']:
@@ -269,7 +294,10 @@ def npz(config, split: str) -> Images:
 def npz_levels(config) -> int:
     """The number of grey levels that the file `data.path` tells, or 256."""
     with _arrays(config.data.path) as arrays:
-        return int(arrays['levels']) if 'levels' in arrays else 256
+        levels = arrays['levels'] if 'levels' in arrays else np.array(256)
+        if levels.ndim or not np.issubdtype(levels.dtype, np.integer) or not 2 <= levels <= 256:
+            raise UserError(f"{config.data.path}: 'levels' is {levels.tolist()!r}; expected a whole number from 2 to 256")
+        return int(levels)
 
 
 @contextlib.contextmanager
@@ -321,7 +349,7 @@ class Records:
 
     def name(self, i: int) -> str:
         k, position, _ = self.places[i]
-        return f'{self.paths[k]}: record {i}, at byte {position},'
+        return f'{self.paths[k]}: record {i - np.searchsorted(self.places[:, 0], k)}, at byte {position},'
 
     def __getitem__(self, i: int) -> bytes:
         k, position, length = map(int, self.places[i])

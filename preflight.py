@@ -15,8 +15,9 @@ import sde_lib
 from errors import UserError
 from models import utils as mutils
 
-POSITIVE = ('training.batch_size', 'training.n_iters', 'training.snapshot_freq', 'training.snapshot_freq_for_preemption',
-            'training.log_freq', 'training.eval_freq', 'eval.batch_size', 'eval.num_samples', 'optim.lr', 'model.num_scales', 'model.nf')
+POSITIVE = ('data.image_size', 'training.batch_size', 'training.n_iters', 'training.snapshot_freq',
+            'training.snapshot_freq_for_preemption', 'training.log_freq', 'training.eval_freq', 'eval.batch_size', 'eval.num_samples',
+            'optim.lr', 'model.num_scales', 'model.nf')
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 
 
@@ -82,6 +83,8 @@ def _numbers(config):
         section, name = key.split('.')
         if not config[section][name] > 0:
             faults.append(f'config.{key} is {config[section][name]!r}: it must be above 0')
+    if config.seed < 0:
+        faults.append(f'config.seed is {config.seed}: it must not be negative')
     if not 0 <= config.model.ema_rate <= 1:
         faults.append(f'config.model.ema_rate is {config.model.ema_rate!r}: it must lie in [0, 1]')
     if config.optim.grad_clip == 0:
@@ -104,7 +107,11 @@ def _network(config):
                         "model.embedding_type='fourier': other networks look sigma up by an index, which continuous time does not have")
     with torch.device('meta'):
         network = mutils.get_model(config.model.name)(config)
-        network(torch.zeros(1, channels, size, size), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
+        try:
+            network(torch.zeros(1, channels, size, size), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
+        except RuntimeError as error:
+            reason = str(error).partition('\n')[0]
+            raise UserError(f'the network cannot take images of config.data.image_size={size}: {reason}') from error
 
 
 def _sampler(config):
@@ -140,6 +147,10 @@ def _metrics(config, with_none: bool):
     for key, least in (('num_samples', 4), ('stats_samples', 4), ('is_splits', 1)):
         if settings.metrics_backend != 'none' and settings.get(key, least) < least:
             raise UserError(f'config.eval.{key} is {settings[key]}: metrics need {least} or more')
+    if with_none and settings.get('is_splits', 1) > settings.num_samples:
+        raise UserError(f'config.eval.is_splits={settings.is_splits} is more than num_samples={settings.num_samples}')
+    if with_none and settings.get('metrics_floor') and not datasets.has_held_out(config):
+        raise UserError(f'config.eval.metrics_floor=True needs a test set: {config.data.dataset} has one set for both splits')
 
 
 def _snapshots(config, workdir, numbers):

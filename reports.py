@@ -54,8 +54,8 @@ METHODS = (
     ('bits/dim', 'Bits/dim: the probability flow ODE over {n} of the {reference}, solved to rtol {rtol} and atol {atol}, {NFE} network '
      'evaluations for a batch of {batch_size} on average; random vectors for the divergence: {probes}; {note}; an image counts with the '
      'mean of its passes. Seed {seed}, device {device}.'),
-    ('samples frechet', 'Sampling: {n} by {Sampler} ({sampling}; num_scales {num_scales}); {NFE} network evaluations each; brought to 8 '
-     'bits by truncation. Seed {seed}, device {device}.'),
+    ('samples frechet', 'Sampling: {n} by {Sampler} ({sampling}; num_scales {num_scales}); {NFE} network evaluations for a batch; '
+     'brought to 8 bits by truncation. Seed {seed}, device {device}.'),
     ('frechet', 'Metrics: features of all samples ({extractor}), compared with {n_reference} {reference} (`{file}`).'),
     ('kernel', 'Kernel distance: polynomial kernel of degree 3, {note}.'), ('IS', 'IS: {note}.'),
     ('real', 'Real to real: the same metrics between {n} and the reference. As many samples, as good as new data, would score the same.'))
@@ -225,7 +225,7 @@ def evaluation_rows(eval_dir, checkpoint: int) -> list[tuple[str, str, str]]:
         counted = f'{against.partition(" of ")[0]}, {counted}' if number.counted == 'images' else f'{counted} {against}'.strip()
         told = ['; '.join(filter(None, (counted, features, sampler, nfe and f'{nfe} evaluations', number.note))),
                 *(f'! {sentence}' for sentence in number.warnings())]
-        remark, *warnings = (text if text not in said else '' for text in told)
+        remark, *warnings = told[:1] + ['' if text in said else text for text in told[1:]]
         rows.append(('  same, real to real' if number.real else number.quantity, number.text('+-', 5), remark))
         rows += [('', '', warning) for warning in warnings if warning]
         said.update(told)

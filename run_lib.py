@@ -53,6 +53,8 @@ def to_tensor(batch: dict, config, scaler) -> torch.Tensor:
 def to_images(samples: torch.Tensor, config) -> np.ndarray:
     """Samples (B, C, H, W) in [0, 1] as 8-bit images (B, H, W, C)."""
     images = samples.permute(0, 2, 3, 1).cpu().numpy()
+    if not np.isfinite(images).all():
+        logging.warning('%d of %d samples are not finite.', (~np.isfinite(images).all((1, 2, 3))).sum(), len(images))
     return datasets.to_uint8(images, datasets.get_levels(config), config.data.uniform_dequantization)
 
 
@@ -201,13 +203,15 @@ def evaluate(config, workdir, eval_folder='eval'):
     preflight.check(config, workdir, 'eval', numbers)
     eval_dir = pathlib.Path(workdir, eval_folder)
     eval_dir.mkdir(parents=True, exist_ok=True)
-    run = types.SimpleNamespace(config=config, sde=sde_lib.get_sde(config), eval_dir=eval_dir, extractor=None,
+    run = types.SimpleNamespace(config=config, sde=sde_lib.get_sde(config), eval_dir=eval_dir, extractor=None, other=None,
                                 split=functools.cache(functools.partial(datasets.get_split, config)))
     parts = [part for part, wanted in ((_evaluate_loss, config.eval.enable_loss), (_evaluate_bpd, config.eval.enable_bpd),
                                        (_evaluate_samples, config.eval.enable_sampling)) if wanted]
     if config.eval.enable_sampling and config.eval.metrics_backend != 'none':  # what is missing shows before hours of sampling
         run.extractor = evaluation.get_extractor(config)
         run.real = evaluation.reference(config, run.extractor, config.eval.stats_split)
+        if config.eval.get('metrics_floor'):
+            run.other = evaluation.reference(config, run.extractor, 'test' if config.eval.stats_split == 'train' else 'train')
     for run.number in numbers:
         path = checkpoints.wait_for(checkpoints.snapshot_path(workdir, run.number), config.eval.get('wait_minutes', 0.0))
         run.model = load_averaged_model(config, path)
@@ -256,6 +260,7 @@ def _evaluate_bpd(run):
     likelihood_fn = likelihood.get_log_likelihood_fn(run.sde, datasets.get_data_inverse_scaler(config), levels=datasets.get_levels(config),
                                                      continuous=config.training.continuous, **solver)
     protocol = run.protocol | dict(part='bpd', images=datasets.describe(config, split), batch_size=settings.batch_size) | solver
+    places, values, paths = [*itertools.product(range(settings.get('bpd_repeats', 5)), range(len(batches)))], [], []
 
     def likelihoods(repeat, i):
         images = to_tensor(batches.part(i, repeat), config, datasets.get_data_scaler(config))
@@ -264,10 +269,11 @@ def _evaluate_bpd(run):
         with shown_evaluations(run.model, f'likelihoods, batch {i + 1} of {len(batches)}'), own_randomness(config.seed, 'bpd', repeat, i):
             result = likelihood_fn(run.model, images)
         return dict(bpd=result.bpd.cpu().numpy(), nats=result.nats.cpu().numpy(), repeat=repeat, nfe=result.nfe, files=len(places))
-    places, values, paths = [*itertools.product(range(settings.get('bpd_repeats', 5)), range(len(batches)))], [], []
     for k, (repeat, i) in enumerate(places):
         paths.append(run.eval_dir / f'{split}_ckpt_{run.number}_bpd_{k}.npz')
         found = results.stored(paths[-1], protocol | dict(repeat=repeat, batch=i), functools.partial(likelihoods, repeat, i))
+        if found['files'] != len(places):  # other repeats than when it was made
+            results.save(paths[-1], protocol | dict(repeat=repeat, batch=i), **found | dict(files=len(places)))
         values.extend(found['bpd'])
         logging.info('ckpt-%d bits/dim: %.4f +- %.4f, of %d likelihoods (nfe %d)', run.number, np.mean(values),
                      np.std(values) / len(values)**0.5, len(values), found['nfe'])
@@ -278,10 +284,10 @@ def _evaluate_samples(run):
     """Exactly `num_samples` samples, their features, and their metrics."""
     config, settings = run.config, run.config.eval
     folder, report, measured = run.eval_dir / f'ckpt_{run.number}', run.eval_dir / f'report_{run.number}.npz', run.extractor is not None
-    protocol = run.protocol | dict(sampling=config.sampling.to_dict())
+    protocol = run.protocol | dict(sampling=config.sampling.to_dict(), batch_size=settings.batch_size)  # each batch has a seed of its own
     of_report = results.normal(protocol | dict(part='metrics', num_samples=settings.num_samples, is_splits=settings.get('is_splits', 1),
                                                extractor=run.extractor.protocol, reference=run.real.protocol,
-                                               floor=settings.get('metrics_floor', False))) if measured else None
+                                               floor=run.other and run.other.protocol)) if measured else None
     if (results.load(report) or {}).get('protocol') != of_report:
         report.unlink(missing_ok=True)  # of other samples
 
@@ -306,9 +312,8 @@ def _evaluate_samples(run):
         parts = [results.load(path) for path in features]
         gathered = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key != 'protocol'}
         found = evaluation.measure(gathered, run.real, settings.get('is_splits', 1), config.device) | dict(nfe=np.mean(nfe))
-        if settings.get('metrics_floor'):
-            other = evaluation.reference(config, run.extractor, 'test' if settings.stats_split == 'train' else 'train')
-            floor = evaluation.measure({'pool_3': other.features[:settings.num_samples]}, run.real, device=config.device)
+        if run.other:
+            floor = evaluation.measure({'pool_3': run.other.features[:settings.num_samples]}, run.real, device=config.device)
             found |= {f'floor_{key}': value for key, value in floor.items()}
         return found
     if measured:
@@ -317,14 +322,21 @@ def _evaluate_samples(run):
 
 def _remove_others(paths, kept):
     """Deletes what an earlier evaluation with other settings left behind."""
-    for path in set(paths) - set(kept):
-        path.unlink(missing_ok=True)
+    others = sorted(set(paths) - set(kept))
+    for path in others:
+        path.unlink()
+    if others:
+        logging.info('Removed %d files that an evaluation with other settings had left, from %s on.', len(others), others[0])
 
 
 def statistics(config, workdir=''):
-    """Computes the statistics of the config's data set and extractor that metrics refer to, and returns the path of their file."""
+    """Computes the statistics that metrics refer to, of the config's data and extractor, if they are not there; returns their file."""
     preflight.check(config, workdir, 'stats')
-    return evaluation.compute_statistics(config, evaluation.get_extractor(config), config.eval.stats_split)
+    extractor = evaluation.get_extractor(config)
+    real = evaluation.reference(config, extractor, config.eval.stats_split)
+    path = evaluation.statistics_path(config, extractor, config.eval.stats_split)
+    logging.info('%s has the features of %d images.', path, len(real.features))
+    return path
 
 
 def describe_data(config, workdir=''):
@@ -333,7 +345,7 @@ def describe_data(config, workdir=''):
     rows = []
     for split in ('train', 'test'):
         images = datasets.get_split(config, split)
-        chosen = np.random.default_rng(config.seed).permutation(len(images))[:10000]
+        chosen = np.random.default_rng(config.seed).permutation(len(images))[:min(10000, 2**26 // math.prod(images.shape))]
         some, labels = images.read(chosen)
         pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
         rows.append((f'{split} set', f'{len(images)} images', f'{some.shape[1]}x{some.shape[2]} pixels, {some.shape[3]} channels, '

@@ -68,8 +68,8 @@ def main():
     images = {split: datasets.get_split(config, split).read(chosen[:args.n])[0] for split, chosen in order.items()}
 
     def features(name, x):
-        parts = [results.stored(folder / f'{name.replace(" ", "_")}_{args.n}_{start}.npz',
-                                dict(extractor=extractor.protocol, images=name, seed=args.seed, start=start),
+        parts = [results.stored(folder / f'{name.replace(" ", "_")}_{start}.npz',
+                                dict(extractor=extractor.protocol, images=name, seed=args.seed, start=start, n=len(x[start:start + 100])),
                                 functools.partial(extractor.run, x[start:start + 100]))['pool_3'] for start in range(0, args.n, 100)]
         return np.concatenate(parts)
 
@@ -84,14 +84,15 @@ def main():
     print(reports.table(rows))
     if args.command:
         for split, x in images.items():
-            (folder / split).mkdir(exist_ok=True)
+            (folder / f'{split}_{args.n}').mkdir(exist_ok=True)
             for i, image in enumerate(x):
-                reports.save_image(folder / split / f'{i:05d}.png', image)
+                reports.save_image(folder / f'{split}_{args.n}' / f'{i:05d}.png', image)
         weights = ['--feature-extractor-weights-path', args.inception_path] if args.inception_path else []
         layer = ['--feature-layer-fid', args.features] if args.features else []
         done = subprocess.run([sys.executable, '-m', 'torch_fidelity.fidelity', '--fid', '--json', '--silent', '--no-datasets-download',
                                *(['--gpu', '0'] if args.device.startswith('cuda') else ['--cpu']), *weights, *layer,
-                               '--input1', str(folder / 'test'), '--input2', str(folder / 'train')], capture_output=True, text=True)
+                               '--input1', str(folder / f'test_{args.n}'), '--input2', str(folder / f'train_{args.n}')],
+                              capture_output=True, text=True)
         print('torch-fidelity:', done.stdout or done.stderr)
 
 

@@ -125,6 +125,8 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 centered=False,
                 uniform_dequantization=False,
                 tfds_dir='',
+                category='',
+                tfrecords_path='',
                 path='',
                 test_fraction=0.1,
                 fit='crop',

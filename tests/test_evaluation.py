@@ -200,10 +200,17 @@ def test_no_way_to_the_weights_of_torch_fidelity(fidelity_config, monkeypatch):
 
 
 def test_weights_that_do_not_reach_the_layer_are_found_out(config):
-    flat = np.zeros((10, 5), np.float32)
-    real = evaluation.Reference(np.random.default_rng(0).random((10, 5)), {}, None)
-    with pytest.raises(UserError, match='features of samples.*all the same'):
-        evaluation.measure({'pool_3': flat}, real)
+    extractor = evaluation.get_extractor(config)
+    dead = extractor._replace(run=lambda images: {'pool_3': np.zeros((len(images), 5), np.float32)})
+    with pytest.raises(UserError, match='all the same: the weights do not serve'):
+        evaluation.reference(config, dead, 'train')
+
+
+def test_samples_that_collapsed_are_measured_and_told(caplog):
+    x = np.random.default_rng(0).random((10, 5))
+    real = evaluation.Reference(x, {}, metrics.statistics(x))
+    found = evaluation.measure({'pool_3': np.zeros((10, 5), np.float32)}, real)
+    assert 'collapsed' in caplog.text and all(np.isfinite(value) for value in found.values()) and found['precision'] == 0
 
 
 # Statistics of data sets -------------------------------------------------------------------------------------------------------------
@@ -232,29 +239,37 @@ def test_statistics_of_another_protocol_are_refused(config):
         evaluation.reference(config, extractor, 'train')
     config.eval.stats_samples = 50000
     path = evaluation.statistics_path(config, extractor, 'train')
-    sidecar = json.loads(path.with_suffix('.json').read_text())
-    sidecar['extractor']['input'] = 'pixels'
-    path.with_suffix('.json').write_text(json.dumps(sidecar))
+    file = results.load(path)
+    file['protocol']['extractor']['input'] = 'pixels'
+    results.save(path, **file)
     with pytest.raises(UserError, match="extractor.input is 'pixels' there and 'pixels divided by 255' here"):
         evaluation.reference(config, extractor, 'train')
-    path.with_suffix('.json').unlink()
-    with pytest.raises(UserError, match='has no digits_pixels_stats.json'):
+    for arrays, words in ((dict(pool_3=file['pool_3']), 'it tells none'), (dict(mu=np.zeros(3)), "no features 'pool_3'")):
+        np.savez(path, **arrays)
+        with pytest.raises(UserError, match=words):
+            evaluation.reference(config, extractor, 'train')
+    path.write_bytes(b'PK not an npz file')
+    with pytest.raises(UserError, match='can be read'):
         evaluation.reference(config, extractor, 'train')
 
 
 def test_a_published_file_is_taken_without_a_protocol(config, saved_model):
+    config.data.update(dataset='CIFAR10', image_size=32, num_channels=3)
     config.eval.update(metrics_backend='tfgan', inception_path=saved_model[0])
     extractor, published = evaluation.get_extractor(config), np.random.default_rng(0).random((6, 1, 1, 2048), np.float32)
-    path = pathlib.Path(config.eval.stats_dir, 'digits_stats.npz')
+    path = pathlib.Path(config.eval.stats_dir, 'cifar10_stats.npz')
     path.parent.mkdir()
     np.savez_compressed(path, pool_3=published)
     assert np.array_equal(evaluation.reference(config, extractor, 'train').features, published.reshape(6, 2048))
+    np.savez_compressed(path, pool_3=published[..., :99])
+    with pytest.raises(UserError, match='it tells none'):
+        evaluation.reference(config, extractor, 'train')
 
 
 @pytest.mark.parametrize('dataset, data, name', [
     ('CIFAR10', {}, 'cifar10_stats.npz'), ('CELEBA', dict(image_size=64), 'celeba_stats.npz'),
     ('LSUN', dict(image_size=256, category='bedroom'), 'lsun_bedroom_256_stats.npz'),
-    ('folder', dict(path='/data/cats.zip', image_size=64), 'folder_cats_64_stats.npz')])
+    ('CELEBA', dict(image_size=128), 'celeba_128_stats.npz')])
 def test_names_of_statistics(dataset, data, name):
     config = cifar10_ddpmpp_continuous.get_config()
     with config.unlocked():
@@ -360,6 +375,10 @@ def test_other_settings_are_computed_anew(config, tmp_path):
     second = content(tmp_path / 'eval')
     same = {key for key in first if first[key] == second.get(key)}
     assert 'ckpt_1/samples_0.npz' in same and not {'ckpt_1/samples_1.npz', 'report_1.npz'} & same
+    config.eval.batch_size = 70  # each batch has a seed of its own
+    run_lib.evaluate(config, tmp_path)
+    assert not [key for key, value in content(tmp_path / 'eval').items() if key.endswith('.npz') and value == second.get(key)]
+    second = content(tmp_path / 'eval')
     config.sampling.snr = 0.3
     run_lib.evaluate(config, tmp_path)
     assert not [key for key, value in content(tmp_path / 'eval').items() if key.endswith('.npz') and value == second.get(key)]
@@ -383,4 +402,33 @@ def test_waiting_has_a_limit(config, tmp_path):
     path.touch()
     assert checkpoints.wait_for(path, 0) == path
     with pytest.raises(UserError, match='wait_minutes'):
+        run_lib.evaluate(config, tmp_path)
+
+
+def test_fewer_repeats_than_before_are_complete(config, tmp_path):
+    import reports
+    short(config)
+    config.eval.update(end_ckpt=1, enable_loss=False, enable_sampling=False, bpd_repeats=2)
+    trained(config, tmp_path)
+    run_lib.evaluate(config, tmp_path)
+    config.eval.bpd_repeats = 1
+    run_lib.evaluate(config, tmp_path)
+    (quantity, value, _), *_ = reports.evaluation_rows(tmp_path / 'eval', 1)
+    assert quantity == 'bits/dim' and 'so far' not in value and len(list((tmp_path / 'eval').glob('test_ckpt_1_bpd_*.npz'))) == 3
+
+
+def test_statistics_mode_computes_once(config, monkeypatch):
+    path = run_lib.statistics(config)
+    monkeypatch.setattr(evaluation, 'compute_statistics', lambda *_: pytest.fail('computed again'))
+    assert run_lib.statistics(config) == path
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'eval.metrics_floor': True, 'data.dataset': 'FFHQ', 'data.tfrecords_path': 'x'}, 'metrics_floor=True needs a test set'),
+    ({'eval.is_splits': 600}, 'is_splits=600 is more than num_samples=500'), ({'eval.num_samples': 3}, 'num_samples is 3'),
+    ({'eval.stats_split': 'val'}, "stats_split is 'val'"), ({'seed': -1}, 'config.seed is -1'), ({'data.image_size': 0}, 'data.image_size'),
+    ({'eval.enable_loss': False, 'eval.enable_bpd': False, 'eval.enable_sampling': False}, 'nothing to evaluate')])
+def test_what_cannot_be_evaluated_is_told_first(config, tmp_path, changes, words):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=words):
         run_lib.evaluate(config, tmp_path)

@@ -417,3 +417,53 @@ def test_errors_of_folders(tmp_path):
                           (dict(path='x', test_fraction=1.0), 'test_fraction is 1.0')):
         with pytest.raises(UserError, match=message):
             datasets.get_dataset(config_of('FOLDER', 8, **data))
+
+
+def test_a_validation_set_is_not_mixed_into_the_test_set_and_strays_are_told(tmp_path, caplog):
+    images = crops(6, 16)
+    for name, part in (('train', images[:3]), ('test', images[3:4]), ('val', images[4:5]), ('other', images[5:])):
+        folder(tmp_path / name, part)
+    config = config_of('FOLDER', 16, path=str(tmp_path))
+    assert contents(everything(config, 'test')[0]) == contents(images[3:4]) and contents(everything(config)[0]) == contents(images[:3])
+    assert '2 pictures lie outside train and test' in caplog.text
+
+
+def test_what_is_transparent_becomes_white(tmp_path):
+    image = np.zeros((4, 4, 4), np.uint8)
+    image[..., 0], image[:2, :, 3] = 200, 255  # red, its lower half transparent
+    save(tmp_path / 'a.png', image)
+    found = everything(config_of('FOLDER', 4, path=str(tmp_path), test_fraction=0.0))[0][0]
+    assert np.array_equal(found[0, 0], (200, 0, 0)) and np.array_equal(found[3, 3], (255, 255, 255))
+
+
+def test_the_digest_tells_data_sets_apart(tmp_path):
+    """Folders by names and sizes of their pictures, wherever links lead, and of nothing else; arrays by their content."""
+    path = folder(tmp_path / 'a', crops(2, 16))
+    first = image_sources.digest(path)
+    (tmp_path / 'a' / 'notes.txt').write_text('no picture')
+    (tmp_path / 'linked').mkdir()
+    assert image_sources.digest(path) == first
+    (tmp_path / 'b').symlink_to(tmp_path / 'a')
+    assert image_sources.digest(str(tmp_path / 'b')) == first
+    folder(tmp_path / 'a', crops(1, 16, seed=1), 'more{}.png')
+    assert image_sources.digest(path) != first
+    digests = set()
+    for seed in range(2):
+        np.savez(tmp_path / 'x.npz', images=crops(2, 16, seed=seed))  # of one size
+        digests.add(image_sources.digest(str(tmp_path / 'x.npz')))
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize('arrays, message', [
+    (dict(levels=np.array([17, 17])), "'levels'.*2 to 256"), (dict(levels=1), "'levels' is 1"), (dict(levels=16.5), "'levels'"),
+    (dict(labels=np.array(['cat', 'dog'])), "'labels' is <U3")])
+def test_levels_and_labels_of_arrays_are_checked(tmp_path, arrays, message):
+    np.savez(tmp_path / 'x.npz', images=np.zeros((2, 8, 8, 1), np.uint8), **arrays)
+    with pytest.raises(UserError, match=message):
+        datasets.get_split(config_of('NPZ', 8, 1, path=str(tmp_path / 'x.npz')), 'train')
+
+
+def test_a_set_without_a_readable_picture_is_an_error(tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'no picture')
+    with pytest.raises(UserError, match='train set of FOLDER has no images that can be read'):
+        datasets.get_split(config_of('FOLDER', 8, path=str(tmp_path), on_error='skip', test_fraction=0.0), 'train')
