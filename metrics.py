@@ -62,8 +62,8 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, block_size: int = 1024) -> Ker
 
     Both sets are cut, in their order, which should be random, into the same number of blocks with at most `block_size` rows (Zaremba
     et al. 2013); the mean over blocks is TF-GAN's. Where one set is so small that its blocks would have less than 16 rows there are fewer
-    blocks, and rows of the other set are left out. The standard error comes from ten blocks or more, smaller ones if need be, and is
-    never of one. UserError below four rows.
+    blocks, and rows of the other set are left out. The standard error comes from ten blocks or more, as far as there are two rows for
+    each, and is never of one. UserError below four rows.
     """
     n = min(len(a), len(b))
     if n < 4:

@@ -17,7 +17,7 @@ ROWS, COLUMNS, GAP = 8, 8, 1  # of digits in each panel; empty columns between p
 def main(workdirs):
     config = get_config()
     test = datasets.get_split(config, 'test')
-    real = datasets.to_uint8(test.images / (test.levels - 1), test.levels)
+    real = datasets.to_8_bits(test.images, test.levels)
     panels = [real, *(np.load(pathlib.Path(workdir, 'eval', 'ckpt_1', 'samples_0.npz'))['samples'] for workdir in workdirs)]
     blank = np.full((ROWS, GAP, 8, 8, 1), 255, np.uint8)
     rows = [part for panel in panels for part in (panel[:ROWS * COLUMNS].reshape(ROWS, COLUMNS, 8, 8, 1), blank)][:-1]
