@@ -8,7 +8,7 @@ QUICKSTART := --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/qui
 quickstart: .venv/installed
 	$(BIN)/python main.py $(QUICKSTART) --mode train
 	$(BIN)/python main.py $(QUICKSTART) --mode eval
-	@echo "Samples: runs/quickstart/eval/ckpt_1/samples.png   Curves: $(BIN)/tensorboard --logdir runs/quickstart/tensorboard"
+	@echo "Report: runs/quickstart/eval/report.md   Curves: $(BIN)/tensorboard --logdir runs/quickstart/tensorboard"
 
 test: .venv/installed
 	$(BIN)/ruff check .

@@ -98,7 +98,10 @@ class Batches:
         else:
             self.passes += 1
             make, numbers = functools.partial(self.part, repeat=self.passes - 1), iter(range(len(self)))
-        yield from (batch for batch in _ahead(make, numbers) if len(batch['label']))
+        if isinstance(self.data, Images):  # too quick to gain from other threads
+            yield from map(make, numbers)
+        else:
+            yield from (batch for batch in _ahead(make, numbers) if len(batch['label']))
 
 
 def _ahead(make, numbers, depth: int = 2):
