@@ -213,11 +213,18 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     if sum(map(len, features)) < 4:
         raise UserError(f'statistics need the features of 4 images or more: the {split} set gave {sum(map(len, features))}')
     features = np.concatenate(features)
+    _refuse_dead(features, path)
     protocol = statistics_protocol(config, extractor, split) | dict(n=len(features), dimensions=features.shape[1])
     results.save(path, protocol, pool_3=features)
     path.with_suffix('.json').write_text(json.dumps(protocol, indent=1) + '\n')
     logging.info('Wrote %s: %d features of %d images.', path, features.shape[1], len(features))
     return path
+
+
+def _refuse_dead(features: np.ndarray, path):
+    """UserError where features tell nothing."""
+    if not np.isfinite(features).all() or (features == features[0]).all():
+        raise UserError(f'the features for {path} are not finite, or all the same: the weights do not serve for this layer')
 
 
 def reference(config, extractor: Extractor, split: str) -> Reference:
@@ -246,8 +253,7 @@ def reference(config, extractor: Extractor, split: str) -> Reference:
     if faults:
         raise UserError(f'{path} has statistics of another protocol: {"; ".join(faults)}. Move it away to have them computed, or name '
                         'another folder with --config.eval.stats_dir')
-    if not np.isfinite(features).all() or (features == features[0]).all():
-        raise UserError(f'the features in {path} are not finite, or all the same: the weights do not serve for this layer')
+    _refuse_dead(features, path)
     return Reference(features, protocol | dict(file=path.name, n=len(features)), metrics.statistics(features))
 
 

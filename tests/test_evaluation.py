@@ -204,6 +204,7 @@ def test_weights_that_do_not_reach_the_layer_are_found_out(config):
     dead = extractor._replace(run=lambda images: {'pool_3': np.zeros((len(images), 5), np.float32)})
     with pytest.raises(UserError, match='all the same: the weights do not serve'):
         evaluation.reference(config, dead, 'train')
+    assert not evaluation.statistics_path(config, dead, 'train').exists()
 
 
 def test_samples_that_collapsed_are_measured_and_told(caplog):
