@@ -218,9 +218,11 @@ def get_split(config, split: str, in_memory: bool = True) -> Images | Streamed:
 
 
 def has_held_out(config) -> bool:
-    """Whether the test set is another than the training set: FFHQ and CelebA-HQ have one set for both, as without a `test_fraction`."""
-    data, name = config.data, config.data.dataset.upper()
-    return name not in ('FFHQ', 'CELEBAHQ') and not (name in ('FOLDER', 'NPZ') and data.get('test_fraction', 0.1) == 0)
+    """Whether the test set is another than the training set: FFHQ and CelebA-HQ have one set for both, as have a folder and an array
+    with a `test_fraction` of 0 and no test set of their own."""
+    if 'path' in get_source(config).keys:
+        return config.data.get('test_fraction', 0.1) > 0 or image_sources.has_test_set(config)
+    return config.data.dataset.upper() not in ('FFHQ', 'CELEBAHQ')
 
 
 def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0):

@@ -8,12 +8,14 @@ import contextlib
 import functools
 import glob
 import hashlib
+import importlib.util
 import io
 import lzma
 import math
 import os
 import pathlib
 import struct
+import sys
 import threading
 import time
 import zipfile
@@ -130,10 +132,9 @@ def folder(config, split: str) -> Streamed:
     data = config.data
     names, read, _ = _listing(data.path)
     parts = [name.split('/') for name in _without_common_folders(names)]
-    tops = {path[0].lower() for path in parts if len(path) > 1}
-    split_of = {word: kind for kind, words in SPLITS.items() for word in [next(filter(tops.__contains__, words), None)]}
+    split_of = _split_folders(parts)
     kinds = [split_of.get(path[0].lower()) if len(path) > 1 else None for path in parts]
-    given = {'train', 'test'} <= set(kinds)
+    given = bool(split_of)
     labelled = [path[1:] if given else path for path in parts]
     classes = sorted({path[0] if len(path) > 1 else '' for path, kind in zip(labelled, kinds) if kind or not given})
     chosen = _held_out(len(names), data, split)
@@ -149,6 +150,21 @@ def folder(config, split: str) -> Streamed:
     return Streamed(decode, len(chosen), _shape(data), lambda i: f'{data.path}: {names[chosen[i]]}', data.get('on_error', 'raise'))
 
 
+def _split_folders(parts) -> dict[str, str]:
+    """{folder: split} of names that are split at '/': {'train': 'train', 'val': 'test'} and the like; {} unless there are both splits."""
+    tops = {path[0].lower() for path in parts if len(path) > 1}
+    found = {kind: next(filter(tops.__contains__, words), None) for kind, words in SPLITS.items()}
+    return {word: kind for kind, word in found.items()} if all(found.values()) else {}
+
+
+def has_test_set(config) -> bool:
+    """Whether the folder, zip file or npz file `data.path` brings a test set of its own."""
+    if config.data.dataset.upper() == 'NPZ':
+        with _arrays(config.data.path) as arrays:
+            return any(name in arrays for name in ARRAY_NAMES['test'])
+    return bool(_split_folders([name.split('/') for name in _without_common_folders(_listing(config.data.path)[0])]))
+
+
 def _listing(path: str):
     """The names of the pictures in a folder or zip file, sorted; a function from a name to the file's bytes; the size (in a zip file the
     checksum) of each."""
@@ -158,7 +174,8 @@ def _listing(path: str):
     root = pathlib.Path(path).expanduser()
     if root.is_dir():
         files = (pathlib.Path(place, file) for place, _, files in os.walk(root, followlinks=True) for file in files)
-        marks = {name: file.stat().st_size for file in files for name in [file.relative_to(root).as_posix()] if is_picture(name)}
+        marks = {name: file.stat().st_size if file.exists() else 'a broken link' for file in files
+                 for name in [file.relative_to(root).as_posix()] if is_picture(name)}
 
         def read(name):
             try:
@@ -416,6 +433,8 @@ def tfrecords(config, split: str) -> Streamed:
 def tensorflow():
     """TensorFlow, which never takes a GPU, with the Keras that its other packages were written for."""
     os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
+    if 'tensorflow' not in sys.modules and importlib.util.find_spec('triton'):  # behind TensorFlow, where PyTorch imports it, it crashes
+        importlib.import_module('triton')
     import tensorflow as tf
     tf.config.set_visible_devices([], 'GPU')
     return tf

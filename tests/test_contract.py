@@ -262,6 +262,11 @@ def in_fresh_process(code: str) -> str:
 FORBIDDEN = ('tensorflow', 'tensorflow_datasets', 'tensorflow_gan', 'jax', 'torch.utils.cpp_extension')
 
 
+def test_tensorflow_and_the_compiler_of_pytorch_live_in_one_process():
+    """Data from TFDS first, then an optimizer, which imports the compiler and with it Triton."""
+    assert in_fresh_process('import torch, image_sources; image_sources.tensorflow(); import torch._dynamo; print("both")') == 'both\n'
+
+
 def test_imports_bring_no_tensorflow_and_no_compiler():
     """In a notebook that wants a sampler; and nowhere until a data set or a metric of TensorFlow is asked for."""
     modules = [part for part in LAYERS if (ROOT / f'{part}.py').is_file()] + ['models.ncsnpp', 'models.ddpm', 'models.ncsnv2', 'op']

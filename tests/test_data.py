@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import datasets
+import image_sources
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
 from errors import UserError
 
@@ -126,7 +127,7 @@ def test_unprepared_tfds_data_set_is_told_in_one_sentence(tmp_path, monkeypatch)
 
 def test_cifar10_is_read_through_tfds(tmp_path):
     """A data set of 30 and 20 images in TFDS's own format."""
-    tf = pytest.importorskip('tensorflow')
+    tf = image_sources.tensorflow()
     tfds = pytest.importorskip('tensorflow_datasets')
     rng = np.random.default_rng(0)
     images = {'train': rng.integers(0, 256, (30, 32, 32, 3), np.uint8), 'test': rng.integers(0, 256, (20, 32, 32, 3), np.uint8)}
@@ -146,7 +147,7 @@ def test_cifar10_is_read_through_tfds(tmp_path):
 
 
 def test_crops_and_resizes():
-    tf = pytest.importorskip('tensorflow')
+    tf = image_sources.tensorflow()
     image = tf.constant(np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3))
     assert np.array_equal(datasets.central_crop(image, 4), image.numpy()[1:5, 2:6])
     edge = np.zeros((20, 32, 3), np.uint8)

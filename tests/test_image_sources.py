@@ -269,7 +269,7 @@ def test_files_that_are_no_npz(tmp_path):
 
 def tfrecord(path, images):
     """A file as StyleGAN makes them, and where each record begins."""
-    tf = pytest.importorskip('tensorflow')
+    tf = image_sources.tensorflow()
     starts = [0]
     with tf.io.TFRecordWriter(str(path)) as writer:
         for image in images.transpose(0, 3, 1, 2):
@@ -317,7 +317,7 @@ def test_damaged_records_are_named_by_file_and_byte(tmp_path, damage, message, l
 
 def tfds(path, name, version, images, config=None, labels=None, file_format=None):
     """Prepares a TFDS data set, losslessly; `images` by split."""
-    tf, tfds = pytest.importorskip('tensorflow'), pytest.importorskip('tensorflow_datasets')
+    tf, tfds = image_sources.tensorflow(), pytest.importorskip('tensorflow_datasets')
     features = {'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png')}
     columns = {split: {'image': array} for split, array in images.items()}
     if labels:
@@ -467,3 +467,22 @@ def test_a_set_without_a_readable_picture_is_an_error(tmp_path):
     (tmp_path / 'a.png').write_bytes(b'no picture')
     with pytest.raises(UserError, match='train set of FOLDER has no images that can be read'):
         datasets.get_split(config_of('FOLDER', 8, path=str(tmp_path), on_error='skip', test_fraction=0.0), 'train')
+
+
+def test_numbers_of_one_set_for_both_splits_are_called_those_of_the_training_set(tmp_path):
+    images = crops(4, 16)
+    one, both = folder(tmp_path / 'one', images), str(tmp_path / 'both')
+    for split in ('train', 'val'):
+        folder(tmp_path / 'both' / split, images)
+    np.savez(tmp_path / 'x.npz', x_train=images, x_test=images)
+    for path, fraction, split in ((one, 0.0, 'train'), (one, 0.5, 'test'), (both, 0.0, 'test')):
+        assert datasets.describe(config_of('FOLDER', 16, path=path, test_fraction=fraction), 'test')['split'] == split
+    assert datasets.describe(config_of('NPZ', 16, path=str(tmp_path / 'x.npz'), test_fraction=0.0), 'test')['split'] == 'test'
+
+
+def test_a_broken_link_is_a_damaged_picture(tmp_path):
+    path = folder(tmp_path / 'a', crops(2, 16))
+    (tmp_path / 'a' / 'gone.png').symlink_to(tmp_path / 'nowhere.png')
+    assert len(everything(config_of('FOLDER', 16, path=path, on_error='skip', test_fraction=0.0))[0]) == 2
+    with pytest.raises(UserError, match='gone.png cannot be read: No such file'):
+        everything(config_of('FOLDER', 16, path=path, test_fraction=0.0))
