@@ -165,13 +165,28 @@ def has_test_set(config) -> bool:
     return bool(_split_folders([name.split('/') for name in _without_common_folders(_listing(config.data.path)[0])]))
 
 
-def _listing(path: str):
+def read_pictures(path: str, data) -> tuple[list[str], np.ndarray]:
+    """The names of the pictures at `path`, a file, a folder or a zip file, sorted, and the pictures (n, H, W, C), uint8, with the size and
+    channels of `data`, see `pictures`. UserError naming the one that cannot be read."""
+    file, to_picture = pathlib.Path(path).expanduser(), pictures(data)
+    one = file.is_file() and not zipfile.is_zipfile(file)
+    names, read = ([file.name], lambda _: file.read_bytes()) if one else _listing(path, path)[:2]
+
+    def decode(name):
+        try:
+            return to_picture(read(name))
+        except (UserError, OSError) as fault:
+            raise UserError(f'{path}: {name} {getattr(fault, "strerror", None) or fault}') from fault
+    return names, np.stack([decode(name) for name in names])
+
+
+def _listing(path: str, called: str = ''):
     """The names of the pictures in a folder or zip file, sorted; a function from a name to the file's bytes; the size (in a zip file the
     checksum) of each."""
     def is_picture(name):
         return name.lower().endswith(EXTENSIONS) and not any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))
 
-    root = pathlib.Path(path).expanduser()
+    root, called = pathlib.Path(path).expanduser(), called or f'config.data.path={path!r}'
     if root.is_dir():
         files = (pathlib.Path(place, file) for place, _, files in os.walk(root, followlinks=True) for file in files)
         marks = {name: file.stat().st_size if file.exists() else 'a broken link' for file in files
@@ -186,7 +201,7 @@ def _listing(path: str):
         try:
             archive = zipfile.ZipFile(root)
         except zipfile.BadZipFile as error:
-            raise UserError(f'config.data.path={path!r} cannot be read as a zip file: {error}') from error
+            raise UserError(f'{called} cannot be read as a zip file: {error}') from error
         marks = {info.filename: info.CRC for info in archive.infolist() if is_picture(info.filename)}
 
         def read(name):
@@ -195,9 +210,9 @@ def _listing(path: str):
             except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
                 raise Damaged(f'cannot be read: {error}') from error
     else:
-        raise UserError(f'config.data.path={path!r} is neither a folder nor a zip file')
+        raise UserError(f'{called} is neither a folder nor a zip file')
     if not marks:
-        raise UserError(f'config.data.path={path!r} holds no pictures ({", ".join(EXTENSIONS)})')
+        raise UserError(f'{called} holds no pictures ({", ".join(EXTENSIONS)})')
     names = sorted(marks)
     return names, read, [marks[name] for name in names]
 

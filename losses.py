@@ -1,10 +1,13 @@
-"""Denoising score matching, in continuous time (Song et al. 2021, Eq. 7) and on discrete noise levels (SMLD, DDPM), and its optimization.
+"""Denoising score matching, in continuous time (Song et al. 2021, Eq. 7) and on discrete noise levels (SMLD, DDPM), and its optimization;
+and the training of classifiers on noisy images.
 
 Every loss draws x_t = m(t) x_0 + std(t) z and asks the network for the score -z / std(t) of that draw. With score s, the residual
 is  std s + z,  weighted equally at all times ("variance weighting"), or  (s + z/std) g(t)  ("likelihood weighting", Song et al.
-2021b). A training state is a dict: `model`, `optimizer`, `ema`, `step`.
+2021b). A training state is a dict: `model`, `optimizer`, `ema`, `step`. Losses of networks that know classes are called with
+`classes=` (B,), the classes of the images.
 """
 import torch
+import torch.nn.functional as F
 
 from errors import UserError
 from models.utils import get_model_fn, get_score_fn
@@ -49,11 +52,11 @@ def get_sde_loss_fn(sde, train, reduce_mean=True, continuous=True, likelihood_we
     `train`: dropout and the like are on. `reduce_mean`: mean over values instead of half the sum. `continuous`: what the network
     is told of the time, see `get_score_fn`. `likelihood_weighting`: weights g(t)^2 instead of std(t)^2.
     """
-    def loss_fn(model, batch):
+    def loss_fn(model, batch, **condition):
         score_fn = get_score_fn(sde, model, train=train, continuous=continuous)
         t = torch.rand(len(batch), device=batch.device, dtype=batch.dtype) * (sde.T - eps) + eps
         z = torch.randn_like(batch)
-        score = score_fn(sde.perturb(batch, t, z), t)
+        score = score_fn(sde.perturb(batch, t, z), t, **condition)
         std = expand(sde.marginal_prob(torch.zeros_like(batch), t)[1], batch)
         if not likelihood_weighting:
             return _mean_loss((std * score + z) ** 2, reduce_mean)
@@ -66,11 +69,11 @@ def get_sde_loss_fn(sde, train, reduce_mean=True, continuous=True, likelihood_we
 def _get_discrete_loss_fn(sde, train, reduce_mean):
     sde.discrete_level(torch.zeros(1, dtype=torch.long))  # refuses at once an SDE without discrete levels
 
-    def loss_fn(model, batch):
+    def loss_fn(model, batch, **condition):
         labels = torch.randint(0, sde.N, (len(batch),), device=batch.device)
         z = torch.randn_like(batch)
         m, std = sde.discrete_level(labels)
-        output = get_model_fn(model, train)(expand(m, batch) * batch + expand(std, batch) * z, labels)
+        output = get_model_fn(model, train)(expand(m, batch) * batch + expand(std, batch) * z, labels, **condition)
         return _mean_loss(sde.discrete_residual(output, z, std) ** 2, reduce_mean)
 
     return loss_fn
@@ -100,18 +103,37 @@ def get_loss_fn(sde, train, reduce_mean=False, continuous=True, likelihood_weigh
     return _get_discrete_loss_fn(sde, train, reduce_mean)
 
 
+def get_classifier_loss_fn(sde, train, eps=1e-5):
+    """-> loss_fn(model, batch (B, ...), classes (B,)): the cross-entropy of the classes of x_t, t uniform in [eps, T], for a classifier
+    (x_t, label of the time) -> logits (B, K), whose gradient at x_t then guides samplers (Song et al. 2021, Sec. 5).
+    """
+    def loss_fn(model, batch, classes):
+        t = torch.rand(len(batch), device=batch.device, dtype=batch.dtype) * (sde.T - eps) + eps
+        return F.cross_entropy(get_model_fn(model, train)(sde.perturb(batch, t), sde.network_label(t)), classes)
+
+    return loss_fn
+
+
 def get_step_fn(sde, train, optimize_fn=None, reduce_mean=False, continuous=True, likelihood_weighting=False):
-    """-> step_fn(state, batch, metrics=None) -> loss, one step of training, or with `train=False` the loss of the averaged weights.
+    """-> step_fn(state, batch, metrics=None, **condition) -> loss, one step of training, or with `train=False` the loss of the averaged
+    weights.
 
     Training changes `state` in place: optimizer, parameters, moving average, step. A dict given as `metrics` gets the gradient's
     norm as 'grad_norm'.
     """
-    loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting)
+    return _get_step_fn(get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting), train, optimize_fn)
 
-    def train_step(state, batch, metrics=None):
+
+def get_classifier_step_fn(sde, train, optimize_fn=None, eps=1e-5):
+    """-> step_fn(state, batch, metrics=None, *, classes): as `get_step_fn`, for a classifier."""
+    return _get_step_fn(get_classifier_loss_fn(sde, train, eps), train, optimize_fn)
+
+
+def _get_step_fn(loss_fn, train, optimize_fn):
+    def train_step(state, batch, metrics=None, **condition):
         model, optimizer = state['model'], state['optimizer']
         optimizer.zero_grad()
-        loss = loss_fn(model, batch)
+        loss = loss_fn(model, batch, **condition)
         loss.backward()
         grad_norm = optimize_fn(optimizer, model.parameters(), step=state['step'])
         if grad_norm is None or torch.isfinite(grad_norm):
@@ -122,8 +144,8 @@ def get_step_fn(sde, train, optimize_fn=None, reduce_mean=False, continuous=True
         return loss
 
     @torch.no_grad()
-    def eval_step(state, batch, metrics=None):
+    def eval_step(state, batch, metrics=None, **condition):
         with state['ema'].applied_to(state['model'].parameters()):
-            return loss_fn(state['model'], batch)
+            return loss_fn(state['model'], batch, **condition)
 
     return train_step if train else eval_step

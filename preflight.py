@@ -24,19 +24,19 @@ SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 def check(config: ConfigDict, workdir, mode: str, numbers=()):
     """Passes, or raises UserError with one line for each fault.
 
-    `mode`: 'train', 'eval', 'sample', 'stats' or 'data'; `numbers`: the snapshots to evaluate.
+    `mode`: 'train', 'classifier', 'eval', 'sample', 'control', 'stats' or 'data'; `numbers`: the snapshots to evaluate.
     """
     for section in SECTIONS:
         if section not in config:
             raise UserError(f'the config has no section {section!r}: start from configs/defaults.py')
     checks = [lambda: _device(config), lambda: _numbers(config), lambda: datasets.get_levels(config)]
-    if mode in ('train', 'eval', 'sample'):
-        checks += [lambda: _network(config), lambda: sde_lib.get_sde(config)]
-    if workdir or mode in ('train', 'eval', 'sample'):
+    if mode not in ('stats', 'data'):
+        checks += [lambda: _network(config), lambda: _kind(config, mode), lambda: sde_lib.get_sde(config)]
+    if workdir or mode not in ('stats', 'data'):
         checks += [lambda: _workdir(workdir)]
-    if {'train': config.training.snapshot_sampling, 'eval': config.eval.enable_sampling, 'sample': True}.get(mode):
+    if {'train': config.training.snapshot_sampling, 'eval': config.eval.enable_sampling, 'sample': True, 'control': True}.get(mode):
         checks += [lambda: _sampler(config)]
-    if mode == 'train':
+    if mode in ('train', 'classifier'):
         checks += [lambda: datasets.get_source(config), lambda: _training(config)]
     if mode == 'eval':
         checks += [lambda: datasets.get_source(config), lambda: _evaluation(config), lambda: _snapshots(config, workdir, numbers)]
@@ -112,6 +112,21 @@ def _network(config):
         except RuntimeError as error:
             reason = str(error).partition('\n')[0]
             raise UserError(f'the network cannot take images of config.data.image_size={size}: {reason}') from error
+
+
+def _kind(config, mode):
+    """A classifier for --mode classifier, a score network for all else; classes that make sense."""
+    classifies = getattr(mutils.get_model(config.model.name), 'is_classifier', False)
+    if mode == 'classifier' and not classifies:
+        raise UserError(f"--mode classifier trains a classifier, such as config.model.name='wideresnet': {config.model.name!r} is none")
+    if mode != 'classifier' and classifies:
+        raise UserError(f'config.model.name={config.model.name!r} is a classifier: --mode classifier trains it')
+    classes, dropout = config.model.get('num_classes', 0), config.model.get('label_dropout', 0.1)
+    if classes < 0 or not 0 <= dropout <= 1:
+        raise UserError(f'config.model.num_classes={classes} and label_dropout={dropout}: a number of classes, and a share of images')
+    if classes and not classifies and dropout == 0 and config.sampling.get('guidance', 1.0) != 1:
+        raise UserError(f'config.sampling.guidance={config.sampling.guidance} needs the score without a class as well: it must be trained '
+                        'with config.model.label_dropout above 0')
 
 
 def _sampler(config):

@@ -3,6 +3,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import json
 import math
 import pathlib
 import sys
@@ -12,6 +13,7 @@ import types
 import numpy as np
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import checkpoints
@@ -24,8 +26,11 @@ import reports
 import results
 import sampling
 import sde_lib
+from controllable_generation import classifier_free_guidance
+from errors import UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
+from models.utils import add_noise
 
 
 def create_state(config) -> dict:
@@ -45,9 +50,37 @@ def load_averaged_model(config, path):
     return model.eval()
 
 
+def load_classifier(path, config):
+    """The classifier of a checkpoint of `train_classifier`, or the latest in its work directory, for networks and samplers of `config`."""
+    path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
+    content = checkpoints.load(path)
+    if 'config' not in content:
+        raise UserError(f'{path} is no checkpoint of a classifier: --mode classifier makes one')
+    own = ConfigDict(json.loads(content['config']))
+    sde = ('sde', 'beta_min', 'beta_max') if config.training.sde.lower() != 'vesde' else ('sde', 'sigma_min', 'sigma_max')
+    for section, keys in (('training', sde[:1]), ('model', sde[1:]), ('data', ('image_size', 'num_channels', 'centered'))):
+        for key in keys:
+            if own[section][key] != config[section][key]:
+                raise UserError(f'{path} is of a classifier with {section}.{key}={own[section][key]}, the config has '
+                                f'{config[section][key]}: they must agree')
+    own.device = config.device
+    return load_averaged_model(own, path)
+
+
 def to_tensor(batch: dict, config, scaler) -> torch.Tensor:
     """The images of a batch as networks see them: (B, C, H, W) on the config's device."""
     return scaler(torch.from_numpy(batch['image']).permute(0, 3, 1, 2).contiguous().to(config.device))
+
+
+def get_classes(batch: dict, config) -> dict[str, torch.Tensor]:
+    """{'classes': (B,)} for networks that know classes, {} for others; UserError for a label beyond `model.num_classes`."""
+    number = config.model.get('num_classes', 0)
+    if not number:
+        return {}
+    if len(batch['label']) and not 0 <= batch['label'].min() <= batch['label'].max() < number:
+        wrong = next(label for label in batch['label'] if not 0 <= label < number)
+        raise UserError(f'the data set has the label {wrong}, but config.model.num_classes={number}: --mode data counts its labels')
+    return {'classes': torch.from_numpy(batch['label']).to(config.device)}
 
 
 def to_images(samples: torch.Tensor, config) -> np.ndarray:
@@ -98,16 +131,25 @@ def _set_random_state(state: dict | None):
         torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
 
 
-def _draw(config, model, count: int) -> tuple[np.ndarray, int]:
-    """`count` samples as 8-bit images (count, H, W, C), by the config's sampler, and the network evaluations they took."""
+def get_sampling_sde(config):
+    """The config's SDE with the number of steps that samplers are to take."""
     sde = sde_lib.get_sde(config)
     sde.N = config.sampling.get('steps') or sde.N
+    return sde
+
+
+def _draw(config, model, count: int) -> dict:
+    """`count` samples as 8-bit images (count, H, W, C), by the config's sampler, and the network evaluations they took: samples, nfe; of
+    a network that knows classes also the labels, which are drawn uniformly."""
+    sde, number = get_sampling_sde(config), config.model.get('num_classes', 0)
     shape = (count, config.data.num_channels, config.data.image_size, config.data.image_size)
-    sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps)
+    labels = torch.randint(number, (count,)) if number else None
+    guidance = classifier_free_guidance(labels, config.sampling.get('guidance', 1.0)) if number else None
+    sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps, guidance)
     with shown_evaluations(model, f'drawing {count} samples'):
         samples, nfe = sampler(model)
     logging.info('Drew %d samples with %d network evaluations.', count, nfe)
-    return to_images(samples, config), nfe
+    return dict(samples=to_images(samples, config), nfe=nfe) | (dict(labels=labels.numpy()) if number else {})
 
 
 def _batch_sizes(total: int, largest: int) -> list[int]:
@@ -117,6 +159,26 @@ def _batch_sizes(total: int, largest: int) -> list[int]:
 def train(config, workdir):
     """Trains the network of `config`, or goes on with the training in `workdir`, up to `training.n_iters` steps."""
     preflight.check(config, workdir, 'train')
+    sde, settings = sde_lib.get_sde(config), config.training
+    loss_settings = dict(reduce_mean=settings.reduce_mean, continuous=settings.continuous,
+                         likelihood_weighting=settings.likelihood_weighting)
+    _fit(config, workdir, functools.partial(losses.get_step_fn, sde, **loss_settings),
+         _save_training_samples if settings.snapshot_sampling else None)
+
+
+def train_classifier(config, workdir):
+    """Trains the classifier of noisy images that `config` describes, as `train` does, and logs its accuracy at each snapshot.
+
+    Its checkpoints hold the config, so that they can be used without it.
+    """
+    preflight.check(config, workdir, 'classifier')
+    _fit(config, workdir, functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config)), _log_accuracy,
+         kept=dict(config=config.to_json()))
+
+
+def _fit(config, workdir, get_step_fn, at_snapshot=None, kept=types.MappingProxyType({})):
+    """The loop of both. `get_step_fn(train, optimize_fn)`; `at_snapshot(config, state, step, workdir, writer)`; `kept`: goes into the
+    checkpoints too."""
     workdir, settings, scaler = pathlib.Path(workdir), config.training, datasets.get_data_scaler(config)
     torch.manual_seed(config.seed)
     state = create_state(config)
@@ -133,17 +195,13 @@ def train(config, workdir):
 
     train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
     eval_batches = iter(eval_ds)
-    sde = sde_lib.get_sde(config)
-    loss_settings = dict(reduce_mean=settings.reduce_mean, continuous=settings.continuous,
-                         likelihood_weighting=settings.likelihood_weighting)
-    train_step = losses.get_step_fn(sde, train=True, optimize_fn=losses.optimization_manager(config), **loss_settings)
-    eval_step = losses.get_step_fn(sde, train=False, **loss_settings)
+    train_step, eval_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config)), get_step_fn(train=False)
 
     with tensorboard(workdir, first) as writer:
         started, metrics = time.monotonic(), {}
         bar = progress(zip(range(first, settings.n_iters), train_ds), initial=first, total=settings.n_iters, desc='training', unit='step')
         for step, batch in bar:
-            loss = train_step(state, to_tensor(batch, config, scaler), metrics)
+            loss = train_step(state, to_tensor(batch, config, scaler), metrics, **get_classes(batch, config))
             if step % settings.log_freq == 0 or step == last:
                 rate = (step - first + 1) * settings.batch_size / (time.monotonic() - started)
                 logging.info('step: %d, training_loss: %.5e, images/s: %.0f', step, loss.item(), rate)
@@ -152,29 +210,47 @@ def train(config, workdir):
                 if not torch.isfinite(metrics['grad_norm']):
                     logging.warning('step: %d, the gradient is not finite: the step was skipped', step)
             if step % settings.eval_freq == 0:
+                held_out = next(eval_batches)
                 with own_randomness(config.seed + step):
-                    eval_loss = eval_step(state, to_tensor(next(eval_batches), config, scaler))
+                    eval_loss = eval_step(state, to_tensor(held_out, config, scaler), **get_classes(held_out, config))
                 logging.info('step: %d, eval_loss: %.5e', step, eval_loss.item())
                 write(writer, step, eval_loss=eval_loss)
             if step == last or step > 0 and step % settings.snapshot_freq == 0:
                 number = max(1, math.ceil(step / settings.snapshot_freq))
-                checkpoints.save(checkpoints.snapshot_path(workdir, number), state)
-                if settings.snapshot_sampling:
-                    _save_training_samples(config, state, step, workdir, writer)
+                checkpoints.save(checkpoints.snapshot_path(workdir, number), state | kept)
+                if at_snapshot:
+                    at_snapshot(config, state, step, workdir, writer)
             if step == last or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
-                checkpoints.save(resume, state | dict(rng=_random_state()))  # last: what comes before it would be missing after a resume
+                # last: what comes before it would be missing after a resume
+                checkpoints.save(resume, state | kept | dict(rng=_random_state()))
 
 
 def _save_training_samples(config, state, step, workdir, writer):
     """A batch of samples of the averaged weights, as `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
     model = state['model']
     with own_randomness(config.seed + step), state['ema'].applied_to(model.parameters()):
-        images, _ = _draw(config, model, config.training.batch_size)
+        images = _draw(config, model, config.training.batch_size)['samples']
     folder = workdir / 'samples' / f'iter_{step}'
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'sample.np', 'wb') as file:
         np.save(file, images)
     writer.add_image('samples', reports.save_grid(folder / 'sample.png', images), step)
+
+
+def _log_accuracy(config, state, step, workdir, writer):
+    """The share of test images that the averaged weights classify rightly, at several times."""
+    model, sde, scaler = state['model'], sde_lib.get_sde(config), datasets.get_data_scaler(config)
+    batches = datasets.Batches(datasets.get_split(config, 'test'), config.eval.batch_size, config.seed,
+                               dequantize=config.data.uniform_dequantization)
+    times = [max(fraction * sde.T, sde.sampling_eps) for fraction in (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)]
+    with torch.no_grad(), own_randomness(config.seed + step), state['ema'].applied_to(model.parameters()):
+        classify = mutils.get_model_fn(model, train=False)
+        right = [[(classify(add_noise(sde, x, t), sde.network_label(x.new_full((len(x),), t))).argmax(1) == classes).float() for t in times]
+                 for x, classes in ((to_tensor(batch, config, scaler), *get_classes(batch, config).values()) for batch in batches)]
+    accuracies = [torch.cat(parts).mean().item() for parts in zip(*right)]
+    n = sum(len(parts[0]) for parts in right)
+    logging.info('step: %d, accuracy on %d test images %s', step, n, ', '.join(f'at t={t:g}: {a:.3f}' for t, a in zip(times, accuracies)))
+    write(writer, step, **{f'accuracy/t={t:g}': accuracy for t, accuracy in zip(times, accuracies)})
 
 
 @contextlib.contextmanager
@@ -242,9 +318,10 @@ def _evaluate_loss(run):
     found = results.load(path)
     values, sizes = ([*found['all_losses']], [*found['batch_sizes']]) if found and found['protocol'] == protocol else ([], [])
     for i in progress(range(len(values), len(batches)), desc='loss', unit='batch'):
-        images = to_tensor(batches.part(i), config, datasets.get_data_scaler(config))
-        with torch.no_grad(), own_randomness(config.seed, 'loss', i):
-            values.append(loss_fn(run.model, images).item() if len(images) else 0.0)  # none: all damaged, and left out
+        batch = batches.part(i)
+        images = to_tensor(batch, config, datasets.get_data_scaler(config))
+        with torch.no_grad(), own_randomness(config.seed, 'loss', i):  # no images: all damaged, and left out
+            values.append(loss_fn(run.model, images, **get_classes(batch, config)).item() if len(images) else 0.0)
         sizes.append(len(images))
         complete = dict(mean_loss=np.average(values, weights=sizes)) if i == len(batches) - 1 else {}
         results.save(path, protocol, all_losses=np.array(values), batch_sizes=np.array(sizes), **complete)
@@ -293,8 +370,7 @@ def _evaluate_samples(run):
 
     def draw(i, size):
         with own_randomness(config.seed, 'samples', i):
-            images, nfe = _draw(config, run.model, size)
-        return dict(samples=images, nfe=nfe)
+            return _draw(config, run.model, size)
     samples, features, nfe = [], [], []
     for i, size in enumerate(progress(_batch_sizes(settings.num_samples, settings.batch_size), desc='sampling', unit='batch')):
         samples.append(folder / f'samples_{i}.npz')
@@ -365,18 +441,21 @@ def describe_data(config, workdir=''):
 def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     """Draws `num_samples` images from a checkpoint file (the latest of `workdir`) into the folder `output` (`workdir/generated`).
 
-    Each becomes a PNG; `samples.npz` (key 'samples', 8 bits, NHWC) holds all, `grid.png` shows up to 100. Returns the folder.
+    Each becomes a PNG; `samples.npz` (key 'samples', 8 bits, NHWC; 'labels' of a network that knows classes) holds all, `grid.png` shows
+    up to 100. Returns the folder.
     """
     preflight.check(config, workdir, 'sample')
     model = load_averaged_model(config, checkpoint or checkpoints.latest(workdir))
     folder = pathlib.Path(output or pathlib.Path(workdir, 'generated'))
     folder.mkdir(parents=True, exist_ok=True)
     with own_randomness(config.seed):
-        images = np.concatenate([_draw(config, model, size)[0] for size in progress(_batch_sizes(num_samples, config.eval.batch_size),
-                                                                                 desc='sampling', unit='batch')])
+        parts = [_draw(config, model, size) for size in progress(_batch_sizes(num_samples, config.eval.batch_size), desc='sampling',
+                                                                 unit='batch')]
+    images = np.concatenate([part['samples'] for part in parts])
     for i, image in enumerate(images):
         reports.save_image(folder / f'{i:05d}.png', image)
-    np.savez_compressed(folder / 'samples.npz', samples=images)
+    labels = dict(labels=np.concatenate([part['labels'] for part in parts])) if 'labels' in parts[0] else {}
+    np.savez_compressed(folder / 'samples.npz', samples=images, **labels)
     reports.save_grid(folder / 'grid.png', images[:100])
     logging.info('Wrote %d images, samples.npz and grid.png to %s.', len(images), folder)
     return folder

@@ -145,24 +145,45 @@ class Counted:
     def __init__(self, fn):
         self.fn, self.calls = fn, 0
 
-    def __call__(self, *args):
+    def __call__(self, *args, **settings):
         self.calls += 1
-        return self.fn(*args)
+        return self.fn(*args, **settings)
 
 
-def predictor_corrector(predictor, corrector, x, timesteps, callback=None):
+def predictor_corrector(predictor, corrector, x, timesteps, callback=None, project=None, resample=1, jump=1):
     """x (B, ...) carried along `timesteps` (n,), correcting at each time before stepping to the next (Algorithm 1): (x, x_mean).
 
-    `callback(i, t, x)`, where given, sees the state after the i-th step.
+    `callback(i, t, x)`, where given, sees the state after the i-th step. `project(x, t)`, where given, imposes on x what is known of it
+    at times t (B,): at the start, behind the corrector, and behind the predictor, whose step leads to the next time. `resample`: each
+    stretch of `jump` steps but the last is walked so many times, the forward process carrying x back in between (Lugmayr et al. 2022,
+    Algorithm 1 and Appendix B).
     """
-    x_mean = x
-    for i, t in enumerate(timesteps):
-        times = t.expand(len(x))
-        x, x_mean = corrector.update_fn(x, times)
-        x, x_mean = predictor.update_fn(x, times)
-        if callback:
-            callback(i, t, x)
+    project = project or (lambda x, t: x)
+    times = [t.expand(len(x)) for t in timesteps]
+    landings = [*times[1:], times[-1]]
+    x = x_mean = project(x, times[0])
+    for start in range(0, len(times), jump):
+        stretch = range(start, min(start + jump, len(times)))
+        for again in range(1 if start == len(times) - 1 else resample):
+            if again:
+                mean, std = predictor.sde.transition_prob(x, landings[stretch[-1]], times[start])
+                x = mean + expand(std, x) * torch.randn_like(x)
+            for i in stretch:
+                x, x_mean = corrector.update_fn(x, times[i])
+                x, x_mean = predictor.update_fn(project(x, times[i]), times[i])
+                x = project(x, landings[i])
+                if callback:
+                    callback(i, timesteps[i], x)
     return x, x_mean
+
+
+def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
+    """x (B, ...) at time t0, carried to time t1 by the probability-flow ODE (Eq. 13), either way."""
+    flow = sde.reverse(score_fn, probability_flow=True)
+
+    def drift(t, x):
+        return (flow.sde(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))[0],)
+    return ode_lib.solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]
 
 
 def _start(sde, shape, model, device):
@@ -174,25 +195,27 @@ def _start(sde, shape, model, device):
     return x.to(device) if device else x
 
 
-def get_sampling_fn(config, sde, shape, inverse_scaler, eps):
-    """The sampler that `config.sampling` describes, for samples of `shape`, stopping at time `eps`."""
+def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None):
+    """The sampler that `config.sampling` describes, for samples of `shape`, stopping at time `eps`; `guidance` as samplers take it."""
     sampling, continuous, device = config.sampling, config.training.continuous, config.device
     if sampling.method.lower() == 'ode':
-        return get_ode_sampler(sde, shape, inverse_scaler, denoise=sampling.noise_removal, eps=eps, device=device, continuous=continuous)
+        return get_ode_sampler(sde, shape, inverse_scaler, denoise=sampling.noise_removal, eps=eps, device=device, continuous=continuous,
+                               guidance=guidance)
     if sampling.method.lower() == 'pc':
         return get_pc_sampler(sde, shape, get_predictor(sampling.predictor.lower()), get_corrector(sampling.corrector.lower()),
                               inverse_scaler, sampling.snr, n_steps=sampling.n_steps_each, probability_flow=sampling.probability_flow,
-                              continuous=continuous, denoise=sampling.noise_removal, eps=eps, device=device)
+                              continuous=continuous, denoise=sampling.noise_removal, eps=eps, device=device, guidance=guidance)
     raise UserError(f"config.sampling.method is {sampling.method!r}: known are 'pc' and 'ode'")
 
 
 def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,
-                   eps=1e-3, device=None):
+                   eps=1e-3, device=None, *, guidance=None, project=None, resample=1, jump=1):
     """-> pc_sampler(model, callback=None) -> (samples, nfe), over `sde.N` times from T to `eps` (Algorithm 1).
 
     `predictor`, `corrector`: classes, or None. `snr`, `n_steps`: of the corrector. `probability_flow`: the predictor steps along the
     ODE. `continuous`: how the network was trained. `denoise`: leave out the noise of the last step (of the predictor: without one there
-    is no difference). `device`: None is the network's.
+    is no difference). `device`: None is the network's. `guidance`: from the network's score function to the one that is followed.
+    `project`, `resample`, `jump`: see `predictor_corrector`.
     A combination without a definition is refused here, before any step: NotImplementedError or ValueError.
     """
     predictor, corrector = predictor or NonePredictor, corrector or NoneCorrector
@@ -200,38 +223,40 @@ def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_step
         raise UserError("sampling.predictor and sampling.corrector are both 'none': nothing would turn the prior's noise into samples")
     if n_steps < 1 and corrector is not NoneCorrector:
         raise UserError(f'sampling.n_steps_each must be at least 1, got {n_steps}')
+    if resample < 1 or jump < 1:
+        raise UserError(f'resample={resample} and jump={jump}: both must be at least 1')
+    if resample > 1 and predictor is NonePredictor:
+        raise UserError(f"resample={resample}: without a predictor (sampling.predictor='none') there is no step to repeat")
     unused = get_score_fn(sde, None)  # the classes refuse what they must when they are built
     predictor(sde, unused, probability_flow), corrector(sde, unused, snr, n_steps)
 
     @torch.no_grad()
     def pc_sampler(model, callback=None):
         score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
+        guided = guidance(score_fn) if guidance else score_fn
         x = _start(sde, shape, model, device)
         timesteps = torch.linspace(sde.T, eps, sde.N, device=x.device, dtype=x.dtype)
-        x, x_mean = predictor_corrector(predictor(sde, score_fn, probability_flow), corrector(sde, score_fn, snr, n_steps), x, timesteps,
-                                        callback)
+        x, x_mean = predictor_corrector(predictor(sde, guided, probability_flow), corrector(sde, guided, snr, n_steps), x, timesteps,
+                                        callback, project, resample, jump)
         return inverse_scaler(x_mean if denoise else x), score_fn.calls
 
     return pc_sampler
 
 
 def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1e-5, method='RK45', eps=1e-3, device=None,
-                    continuous=True):
+                    continuous=True, *, guidance=None):
     """-> ode_sampler(model, z=None) -> (samples, nfe): the probability-flow ODE from T to `eps` (Eq. 13), from the latent code `z`
     (`shape`) or a draw from the prior. `denoise` adds one noiseless predictor step. `rtol`, `atol`, `method`: see `ode_lib.solve`.
+    `guidance`: from the network's score function to the one that is followed.
     """
     @torch.no_grad()
     def ode_sampler(model, z=None):
         score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
-        flow = sde.reverse(score_fn, probability_flow=True)
+        guided = guidance(score_fn) if guidance else score_fn
         x = _start(sde, shape, model, device) if z is None else z
-
-        def drift(t, x):
-            return (flow.sde(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))[0],)
-
-        (x,), _ = ode_lib.solve(drift, (x,), sde.T, eps, rtol, atol, method)
+        x = follow_flow(sde, guided, x, sde.T, eps, rtol, atol, method)
         if denoise:
-            x = ReverseDiffusionPredictor(sde, score_fn).update_fn(x, torch.full((len(x),), eps, dtype=x.dtype, device=x.device))[1]
+            x = ReverseDiffusionPredictor(sde, guided).update_fn(x, torch.full((len(x),), eps, dtype=x.dtype, device=x.device))[1]
         return inverse_scaler(x), score_fn.calls
 
     return ode_sampler

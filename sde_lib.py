@@ -88,6 +88,14 @@ class SDE(abc.ABC):
         m, std = self.marginal_prob(torch.ones_like(x), t)
         return (x + expand(std, x) ** 2 * score) / m
 
+    def transition_prob(self, x, s, t):
+        """The mean (shape of x) and the standard deviation (B,) of p(x_t | x_s = x) for times s <= t, both (B,): a Gaussian, whose
+        moments follow from those at s and at t given x_0."""
+        (m_s, std_s), (m_t, std_t) = self.marginal_prob(torch.ones_like(x), s), self.marginal_prob(torch.ones_like(x), t)
+        ratio = m_t / m_s
+        variance = expand(std_t, x) ** 2 - (ratio * expand(std_s, x)) ** 2
+        return ratio * x, variance.clamp(min=0).sqrt().flatten(1)[:, 0]
+
     def step_index(self, t, scales: int | None = None):
         """The index, 0 to N - 1, of time t in tables of N (or `scales`) steps: t (N - 1) / T, truncated."""
         return (t.to(_table_dtype(t)) * ((scales or self.N) - 1) / self.T).long()

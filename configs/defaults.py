@@ -48,7 +48,7 @@ optim.
   grad_clip               largest norm of the whole gradient; negative: no clipping
 
 model.
-  name                    'ncsnpp', 'ddpm', 'ncsn', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256'
+  name                    'ncsnpp', 'ddpm', 'ncsn', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256'; 'wideresnet', a classifier of noisy images
   ema_rate                decay a step of the averaged weights that sampling uses; 0.0: no averaging
   sigma_min, sigma_max    VE: std of the noise at t = 0 and t = 1, in units of data in [0, 1]. sigma_max should be near the largest
                           Euclidean distance between two training images (Song & Ermon 2020, Technique 1)
@@ -57,9 +57,12 @@ model.
   dropout                 probability of dropping an activation in training
   scale_by_sigma          divide the output by sigma: the network then predicts noise of unit size (VE)
   conditional             tell the network the noise level
+  num_classes             U-Nets: the labels 0 .. num_classes - 1 of the data set, which the network is told too; 0: it is not
+  label_dropout           share of the images in training whose class it is not told, for guidance without a classifier
   embedding_type          of that level: 'fourier' (random features of log sigma; fourier_scale: std of their frequencies) or
                           'positional'; ddpm is always positional
   nf, ch_mult             channels at full resolution; their factor at each resolution, halving from one to the next
+  widen                   wideresnet: a further factor of the channels of all levels, 10 in the "28-10" network
   num_res_blocks          residual blocks at each resolution;  attn_resolutions: sides, in pixels, at which attention follows them
   normalization           'GroupNorm' or 'InstanceNorm++';  nonlinearity: 'swish', 'elu', 'relu', 'lrelu'
   resamp_with_conv        a convolution goes with each change of resolution
@@ -82,6 +85,18 @@ sampling.
   probability_flow        the predictor follows the ODE, without noise
   steps                   steps of a predictor-corrector sampler; 0: num_scales
   noise_removal           return the mean of the last step, without its noise
+  guidance                networks that know classes: weight w of (1 - w) s(x, t) + w s(x, t, class); 1.0: the class alone, larger: surer
+                          of it and less varied, 0.0: without a class
+
+control. (--mode control)
+  images                  how many test images it takes where no pictures are given
+  results                 how many results of each picture, or of each class
+  resample, jump          each stretch of `jump` steps is walked `resample` times: what is new agrees better with what is known
+  consistency             weight of the gradient that draws the rest towards what agrees with it; 0.0: none. It triples the time of a step
+  blur                    deblur: standard deviation of the Gaussian, in pixels
+  steps                   interpolate: codes on the way from one picture to the next, with its ends
+  temperatures            temper: factors of the codes
+  rtol, atol              tolerances of the ODE solver that makes codes
 
 eval.
   begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate;  batch_size: images at a time
@@ -170,6 +185,8 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 nonlinearity='swish',
                 embedding_type='fourier',
                 scale_by_sigma=False,
+                num_classes=0,
+                label_dropout=0.1,
             ),
             sampling=dict(
                 method='pc',
@@ -180,6 +197,19 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 probability_flow=False,
                 noise_removal=True,
                 steps=0,
+                guidance=1.0,
+            ),
+            control=dict(
+                images=8,
+                results=4,
+                resample=5,
+                jump=1,
+                consistency=2.0,
+                blur=1.0,
+                steps=8,
+                temperatures=(0.6, 0.8, 1.0, 1.2),
+                rtol=1e-5,
+                atol=1e-5,
             ),
             eval=dict(
                 begin_ckpt=9,
@@ -359,6 +389,23 @@ def ddpmpp(config: ConfigDict, num_res_blocks: int = 4) -> ConfigDict:
 def small(config: ConfigDict) -> ConfigDict:
     """The network before it, made small enough for 8-pixel images on a processor: two resolutions, attention at the lower one."""
     config.model.update(nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0, ema_rate=0.999, num_scales=100)
+    return config
+
+
+def wideresnet(config: ConfigDict, num_classes: int) -> ConfigDict:
+    """The classifier of Song et al. 2021, Section 5 and Appendix I.1: a wide residual network 28-10 that is told the noise level."""
+    config.training.update(snapshot_sampling=False, likelihood_weighting=False)
+    config.model.update(
+        name='wideresnet',
+        num_classes=num_classes,
+        nf=16,
+        widen=10,
+        ch_mult=(1, 2, 4),
+        num_res_blocks=4,
+        embedding_type='fourier' if config.training.sde == 'vesde' else 'positional',
+        fourier_scale=16.0,
+        scale_by_sigma=False,
+    )
     return config
 
 

@@ -1,2 +1,2 @@
-"""Score networks. `models.utils.create_model(config)` builds the one that a config names."""
-from . import ddpm, ncsnpp, ncsnv2  # noqa: F401 (they register their networks)
+"""Score networks, and a classifier of noisy images. `models.utils.create_model(config)` builds the one that a config names."""
+from . import ddpm, ncsnpp, ncsnv2, wideresnet  # noqa: F401 (they register their networks)

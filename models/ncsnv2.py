@@ -34,6 +34,7 @@ class RefineNet(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        accept(config, 'model.num_classes', 0, why='the U-Nets can be told classes')
         model, norm, act = config.model, get_normalization(config, self.conditional), get_act(config)
         nf, inner_norm = model.nf, norm if self.conditional else None
         self.centered, self.act = config.data.centered, act

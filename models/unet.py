@@ -19,7 +19,7 @@ from errors import UserError
 
 from .layers import conv3x3, dense, get_timestep_embedding, group_norm, merge
 from .layerspp import Combine, Downsample, GaussianFourierProjection, Upsample
-from .utils import get_sigmas
+from .utils import accept, get_sigmas
 
 
 class DownLevel(NamedTuple):
@@ -38,11 +38,13 @@ class UpLevel(NamedTuple):
 
 
 class UNet(nn.Module):
-    """(x (B, C, H, W), labels (B,)) -> (B, C, H, W). Height and width must be multiples of 2^(levels - 1).
+    """(x (B, C, H, W), labels (B,), classes (B,) or None) -> (B, C, H, W). Height and width must be multiples of 2^(levels - 1).
 
     `config` gives the sizes (`data.image_size`, `data.num_channels`, `model.nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions`).
     `block(in_ch, out_ch)`, `attention(channels)`, `upsample(channels)` and `downsample(channels)` make the parts; the last two are
     called as blocks are, with (h, temb). `groups` is the number of groups of the other normalizations (None: by their channels).
+    With `model.num_classes` an embedding of the class is added to that of the time; the last of the embeddings stands for any class: for
+    None, and in training for the share `model.label_dropout` of the images (Ho & Salimans 2022).
     """
 
     def __init__(self, config, act, *, block, attention, upsample, downsample, groups=None, embedding='positional', fourier_scale=16.0,
@@ -113,6 +115,11 @@ class UNet(nn.Module):
         if progressive != 'output_skip':
             self.head = add(group_norm(width, groups)), add(conv3x3(width, channels, init_scale=init_scale))
 
+        self.num_classes, self.label_dropout = model.get('num_classes', 0), model.get('label_dropout', 0.0)
+        if self.num_classes:
+            accept(config, 'model.conditional', True, why='the embedding of a class is added to that of the time')
+            self.label_embedding = nn.Embedding(self.num_classes + 1, 4 * self.nf)
+
     def _add(self, module: nn.Module) -> int:
         self.all_modules.append(module)
         return len(self.all_modules) - 1
@@ -121,7 +128,7 @@ class UNet(nn.Module):
         norm, conv = positions
         return self.all_modules[conv](self.act(self.all_modules[norm](h)))
 
-    def _embed(self, labels):
+    def _embed(self, labels, classes):
         """temb (B, 4 nf), or None for a network that is not told the time."""
         if not self.conditional:
             return None
@@ -129,7 +136,14 @@ class UNet(nn.Module):
         dtype = first.weight.dtype
         labels = labels.to(dtype)
         features = self.all_modules[self.fourier](labels.log()) if self.embedding == 'fourier' else get_timestep_embedding(labels, self.nf)
-        return second(self.act(first(features)))
+        temb = second(self.act(first(features)))
+        if not self.num_classes:
+            return temb
+        if classes is None:
+            return temb + self.label_embedding.weight[-1]
+        if self.training:
+            classes = torch.where(torch.rand(len(classes), device=classes.device) < self.label_dropout, self.num_classes, classes)
+        return temb + self.label_embedding(classes)
 
     def _join_input(self, position, h, pyramid):
         """h with the next smaller copy of the input in it, and that copy."""
@@ -148,17 +162,21 @@ class UNet(nn.Module):
         pyramid = merge(self.all_modules[positions[0]](pyramid), h, self.skip_rescale)
         return pyramid, pyramid
 
-    def _check(self, x, labels):
+    def _check(self, x, labels, classes):
         factor = 2 ** (len(self.down_levels) - 1)
         if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % factor or x.shape[3] % factor:
             raise UserError(f'x must have shape (batch, {self.channels}, height, width) with height and width multiples of {factor}, '
                             f'got {tuple(x.shape)}')
         if labels.shape != x.shape[:1]:
             raise UserError(f'labels must have shape (batch,) = ({len(x)},), got {tuple(labels.shape)}')
+        if classes is not None and not self.num_classes:
+            raise UserError('this network knows no classes: it was built with config.model.num_classes=0')
+        if classes is not None and (classes.shape != x.shape[:1] or classes.is_floating_point()):
+            raise UserError(f'classes must be {len(x)} whole numbers, one for each image, got {tuple(classes.shape)} {classes.dtype}')
 
-    def forward(self, x, labels):
-        self._check(x, labels)
-        modules, temb = self.all_modules, self._embed(labels)
+    def forward(self, x, labels, classes=None):
+        self._check(x, labels, classes)
+        modules, temb = self.all_modules, self._embed(labels, classes)
         pyramid = x if self.centered else 2 * x - 1
 
         h = modules[self.stem](pyramid)

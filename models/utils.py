@@ -57,11 +57,14 @@ def create_model(config) -> nn.Module:
 
 
 def get_model_fn(model, train: bool = False):
-    """(x, labels) -> the network's output, with dropout and the like switched on or off as `train` says."""
-    def model_fn(x, labels):
+    """(x, labels, **condition) -> the network's output, with dropout and the like switched on or off as `train` says.
+
+    The condition is what a network knows beyond the time: `classes=` (B,) of one that was built with `model.num_classes`.
+    """
+    def model_fn(x, labels, **condition):
         if isinstance(model, nn.Module):
             model.train(train)
-        return model(x, labels)
+        return model(x, labels, **condition)
     return model_fn
 
 
@@ -72,15 +75,15 @@ def _number_of_scales(model):
 
 
 def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
-    """(x (B, ...), t (B,)) -> the score grad_x log p_t(x), shape of x, from a network trained for `sde`.
+    """(x (B, ...), t (B,), **condition) -> the score grad_x log p_t(x), shape of x, from a network trained for `sde`.
 
     `continuous`: whether it was trained with continuous time. A discrete network's labels count the noise levels it was built
     with, whatever `sde.N` is. The network's output is the score itself (VE) or minus the noise (VP, sub-VP): see the SDE.
     """
     model_fn, scales = get_model_fn(model, train), _number_of_scales(model)
 
-    def score_fn(x, t):
-        output = model_fn(x, sde.network_label(t, continuous, scales))
+    def score_fn(x, t, **condition):
+        output = model_fn(x, sde.network_label(t, continuous, scales), **condition)
         return sde.score_from_output(output, t, continuous, scales)
     return score_fn
 

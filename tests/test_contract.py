@@ -213,11 +213,11 @@ def test_flattening():
 
 LAYERS = {name: layer for layer, names in enumerate((
     'errors registry distributed',
-    'sde_lib op',
+    'sde_lib op measurements',
     'models ode_lib',
-    'losses sampling fast_sampling likelihood controllable_generation metrics results image_sources',
+    'losses sampling fast_sampling likelihood controllable_generation latents metrics results image_sources',
     'checkpoints datasets evaluation reports plots preflight',
-    'run_lib utils',
+    'run_lib control utils',
     'main')) for name in names.split()}
 
 

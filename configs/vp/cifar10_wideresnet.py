@@ -1,0 +1,14 @@
+"""A wide residual network 28-10 that tells noisy images of CIFAR-10 apart, for guidance of the networks with the VP SDE.
+
+    python main.py --config configs/vp/cifar10_wideresnet.py --workdir runs/vp/classifier --mode classifier
+"""
+
+from configs.defaults import cifar10, vp, wideresnet
+
+
+def get_config():
+    config = cifar10()
+    vp(config, continuous=True)
+    wideresnet(config, num_classes=10)
+    config.training.update(n_iters=100001, snapshot_freq=20000)
+    return config

@@ -1,0 +1,296 @@
+"""Pictures from pictures, for `--mode control`: what is missing filled in, classes asked for, codes taken between and around.
+
+A task reads pictures, makes rows of a gallery from them, and arrays for a file. The mathematics is in controllable_generation.py,
+measurements.py and latents.py.
+"""
+import pathlib
+import types
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from absl import logging
+from ml_collections import ConfigDict
+
+import checkpoints
+import controllable_generation as control_lib
+import datasets
+import image_sources
+import latents
+import measurements
+import preflight
+import reports
+import run_lib
+import sampling
+from errors import UserError
+
+
+class Task(NamedTuple):
+    """`run(job)` -> (what a row shows, rows (n, columns, H, W, C) of 8-bit images, arrays to keep); how many pictures make a row (0: none
+    is needed); whether the pictures may be the measurements themselves, smaller by `reduced`; whether labels have a meaning."""
+    run: Callable
+    pictures: int = 1
+    measurable: bool = False
+    reduced: int = 1
+    labelled: bool = False
+
+
+def control(config, workdir, task, input='', mask='', labels='', classifier='', checkpoint='', output='', measured=False):
+    """Does `task`, one of TASKS, with a checkpoint file (the latest of `workdir`), and writes `gallery.png` and `results.npz` into the
+    folder `output` (`workdir/control_{task}`), which it returns.
+
+    `input`: a picture, a folder or a zip file of them; '' `control.images` test images of the data set, drawn by the seed. `mask`: a name of
+    `measurements.named_mask`, or a picture, white where the image is known. `labels`: numbers of classes, '3,5,8'. `classifier`: a
+    checkpoint of --mode classifier, or its work directory, for networks that know no classes. `measured`: the input is what was measured.
+    """
+    if task not in TASKS:
+        raise UserError(f'--task={task} is unknown: known are {", ".join(TASKS)}')
+    preflight.check(config, workdir, 'control')
+    kind, folder = TASKS[task], pathlib.Path(output or pathlib.Path(workdir, f'control_{task}'))
+    for flag, value, takes in (('mask', mask, task == 'inpaint'), ('measured', measured, kind.measurable), ('input', input, kind.pictures),
+                               ('labels', labels, kind.labelled), ('classifier', classifier, kind.labelled)):
+        if value and not takes:
+            raise UserError(f'--{flag} has no meaning for --task={task}')
+    job = types.SimpleNamespace(config=config, settings=config.control, task=task, mask=mask, measured=measured,
+                                size=config.data.image_size, sde=run_lib.get_sampling_sde(config),
+                                unscale=datasets.get_data_inverse_scaler(config))
+    job.images = _inputs(job, kind, input) if kind.pictures else None
+    job.labels = _labels(labels, len(job.images) if kind.pictures else None)
+    job.model = run_lib.load_averaged_model(config, checkpoint or checkpoints.latest(workdir))
+    job.guide = _guide(job, classifier)
+    with run_lib.own_randomness(config.seed):
+        job.x = _scaled(job) if kind.pictures else None
+        columns, rows, arrays = kind.run(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    reports.save_grid(folder / 'gallery.png', rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
+    np.savez_compressed(folder / 'results.npz', **arrays, **({'labels': job.labels.numpy()} if job.labels is not None else {}))
+    logging.info('Wrote gallery.png (in each row: %s) and results.npz to %s.', columns, folder)
+    return folder
+
+
+# What a job starts from ------------------------------------------------------------------------------------------------------------
+
+
+def _inputs(job, kind, path) -> np.ndarray:
+    """The pictures (n, H, W, C), 8 bits."""
+    data = ConfigDict(job.config.data.to_dict())
+    if job.measured:
+        data.image_size //= kind.reduced
+    if path:
+        images, job.levels = image_sources.read_pictures(path, data)[1], 256
+    else:
+        if job.measured:
+            raise UserError('--measured needs --input: the images of the data set are whole')
+        found = datasets.get_split(job.config, 'test')
+        chosen = np.random.default_rng(job.config.seed).permutation(len(found))[:job.settings.images]
+        images, job.levels = found.read(chosen)[0], found.levels
+    images = images[:len(images) // kind.pictures * kind.pictures]
+    if not len(images):
+        raise UserError(f'--task={job.task} needs {kind.pictures} pictures or more')
+    return images
+
+
+def _scaled(job) -> torch.Tensor:
+    """The pictures as the network sees them (n, C, H, W): dequantised if it was trained so."""
+    x = torch.from_numpy(job.images).permute(0, 3, 1, 2).float()
+    x = (x + torch.rand_like(x)) / job.levels if job.config.data.uniform_dequantization else x / (job.levels - 1)
+    return datasets.get_data_scaler(job.config)(x).contiguous().to(job.config.device)
+
+
+def _labels(text: str, number: int | None) -> torch.Tensor | None:
+    """The classes in `text`, for `number` pictures one for all or one for each."""
+    try:
+        labels = torch.tensor([int(part) for part in text.split(',')]) if text else None
+    except ValueError as error:
+        raise UserError(f'--labels={text}: expected numbers of classes with commas between them, such as 3,5,8') from error
+    if labels is not None and number is not None and len(labels) not in (1, number):
+        raise UserError(f'--labels={text} are {len(labels)}: expected one for all {number} pictures, or one for each')
+    return labels if labels is None or number is None else labels.expand(number)
+
+
+def _guide(job, classifier) -> Callable:
+    """labels (B,) or None -> the guidance towards them, with the weight `sampling.guidance`."""
+    config, known = job.config, job.config.model.get('num_classes', 0)
+    weight = config.sampling.get('guidance', 1.0)
+    network = run_lib.load_classifier(classifier, config) if classifier else None
+    known = network.module.num_classes if network else known
+    if job.labels is None:
+        if classifier:
+            raise UserError('--classifier needs --labels: the classes to guide to')
+        return lambda labels: None
+    if not known:
+        raise UserError('--labels need a network that knows classes (config.model.num_classes), or a --classifier')
+    if not 0 <= job.labels.min() <= job.labels.max() < known:
+        raise UserError(f'--labels must lie in 0 .. {known - 1}, the classes that the {"classifier" if network else "network"} knows')
+    return (lambda labels: control_lib.classifier_guidance(job.sde, network, labels, weight)) if network else (
+        lambda labels: control_lib.classifier_free_guidance(labels, weight))
+
+
+def _to_8_bits(job, x) -> np.ndarray:
+    """(n, C, H, W), as the network sees them -> (n, H, W, C)."""
+    return run_lib.to_images(job.unscale(x), job.config)
+
+
+def _repeated(job, rows: int):
+    """Of rows with `control.results` results each, the indices of batches of at most `eval.batch_size` results."""
+    return torch.arange(rows).repeat_interleave(job.settings.results).split(job.config.eval.batch_size)
+
+
+# Measurements --------------------------------------------------------------------------------------------------------------------------
+
+
+def _measured(make_measurement: Callable, columns: str = 'picture, what is known of it, results'):
+    """The task of drawing images that agree with a measurement, which `make_measurement(job)` makes."""
+    def run(job):
+        s, measurement = job.config.sampling, make_measurement(job)
+        if s.method.lower() != 'pc':
+            raise UserError(f"config.sampling.method is {s.method!r}: --task={job.task} needs 'pc', which a measurement can be imposed on")
+        y = job.x if job.measured else measurement(job.x)
+        samples, nfe = [], 0
+        for part in _repeated(job, len(y)):
+            sampler = control_lib.get_pc_measured_sampler(
+                job.sde, sampling.get_predictor(s.predictor.lower()), sampling.get_corrector(s.corrector.lower()), lambda x: x, s.snr,
+                s.n_steps_each, s.probability_flow, job.config.training.continuous, s.noise_removal, job.sde.sampling_eps,
+                resample=job.settings.resample, jump=job.settings.jump, consistency=job.settings.consistency,
+                guidance=job.guide(None if job.labels is None else job.labels[part]))
+            with run_lib.shown_evaluations(job.model, f'drawing {len(part)} images'):
+                found, nfe = sampler(job.model, measurement, y[part])
+            samples.append(_to_8_bits(job, found))
+        known = _to_8_bits(job, _shown(job, measurement, y))
+        pictures = known if job.measured else datasets.to_8_bits(job.images, job.levels)
+        samples = np.concatenate(samples).reshape(len(y), -1, *pictures.shape[1:])
+        arrays = dict(samples=samples, known=known, nfe=nfe)
+        if isinstance(measurement, measurements.Mask):  # what is known comes back as it was read
+            mask = measurement.mask.numpy()[..., None]
+            arrays = dict(samples=np.where(mask, pictures[:, None], samples), known=known, nfe=nfe, mask=mask[..., 0])
+        logging.info('Drew %d images with %d network evaluations each.', samples.shape[0] * samples.shape[1], nfe)
+        rows = np.concatenate([*([] if job.measured else [pictures[:, None]]), known[:, None], arrays['samples']], 1)
+        return columns.partition(', ')[2] if job.measured else columns, rows, arrays | ({} if job.measured else {'inputs': pictures})
+    return run
+
+
+def _shown(job, measurement, y) -> torch.Tensor:
+    """What is known, as pictures (n, C, H, W): unknown pixels in grey, means over pixels as squares."""
+    if isinstance(measurement, measurements.Mask):
+        grey = datasets.get_data_scaler(job.config)(torch.tensor(0.5))
+        return torch.where(measurement.mask.to(y.device), y, grey.to(y))
+    y = y.expand(-1, job.config.data.num_channels, -1, -1)
+    return y.repeat_interleave(job.size // y.shape[2], 2).repeat_interleave(job.size // y.shape[3], 3)
+
+
+def _mask(job):
+    """The mask that --mask names, or the picture of one."""
+    if not job.mask:
+        raise UserError('--task=inpaint needs --mask: a picture, white where the image is known, or one of '
+                        f'{", ".join(measurements.MASKS)}, half, most, which say what is missing')
+    if pathlib.Path(job.mask).expanduser().is_file():
+        data = ConfigDict(job.config.data.to_dict())
+        data.num_channels = 1
+        mask = torch.from_numpy(image_sources.read_pictures(job.mask, data)[1][0, ..., 0] >= 128).float()
+    elif pathlib.Path(job.mask).suffix:
+        raise UserError(f'--mask={job.mask}: there is no such file')
+    else:
+        mask = measurements.named_mask(job.mask, job.size, job.size)
+    if mask.all() or not mask.any():
+        raise UserError(f'--mask={job.mask} leaves nothing to ' + ('fill in: it is white all over' if mask.all() else
+                                                                   'start from: it is black all over'))
+    return measurements.Mask(mask)
+
+
+def _grey(job):
+    if job.config.data.num_channels == 1:
+        raise UserError(f'--task=colorize needs images in colour: those of {job.config.data.dataset} have one channel')
+    return measurements.Grey(job.config.data.num_channels)
+
+
+# Classes -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _classes(job):
+    if job.labels is None:
+        raise UserError('--task=classes needs --labels, such as 3,5,8')
+    parts, nfe = [], 0
+    for part in _repeated(job, len(job.labels)):
+        shape = (len(part), job.config.data.num_channels, job.size, job.size)
+        sampler = sampling.get_sampling_fn(job.config, job.sde, shape, lambda x: x, job.sde.sampling_eps, job.guide(job.labels[part]))
+        with run_lib.shown_evaluations(job.model, f'drawing {len(part)} images'):
+            found, nfe = sampler(job.model)
+        parts.append(_to_8_bits(job, found))
+    samples = np.concatenate(parts)
+    samples = samples.reshape(len(job.labels), -1, *samples.shape[1:])
+    return 'samples of one class', samples, dict(samples=samples, nfe=nfe)
+
+
+# Latent codes --------------------------------------------------------------------------------------------------------------------------
+
+
+def _coded(job):
+    """The codes (n, C, H, W) of the pictures, and the function that decodes (..., C, H, W) to 8-bit images (..., H, W, C)."""
+    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, continuous=job.config.training.continuous)
+    encode, decode = latents.get_encoder(job.sde, **solver), latents.get_decoder(job.sde, lambda x: x, **solver)
+
+    def in_batches(fn, x, what):
+        with run_lib.shown_evaluations(job.model, what):
+            return torch.cat([fn(job.model, part)[0] for part in x.split(job.config.eval.batch_size)])
+
+    def decoded(z):
+        x = in_batches(decode, z.flatten(0, -4), 'decoding')
+        images = _to_8_bits(job, x)
+        return images.reshape(*z.shape[:-3], *images.shape[1:]), x
+    return in_batches(encode, job.x, 'encoding'), decoded
+
+
+def _reconstruct(job):
+    z, decode = _coded(job)
+    images, x = decode(z)
+    mean, largest = latents.reconstruction_error(job.unscale(job.x), job.unscale(x), datasets.get_levels(job.config))
+    logging.info('Reconstruction error of %d images: %.4f grey levels of %d on average, %.4f at most.', len(x), mean.mean(),
+                 datasets.get_levels(job.config), largest.max())
+    inputs, scale = datasets.to_8_bits(job.images, job.levels), job.sde.prior_sampling((10000,)).std()
+    codes = ((z / scale / 6 + 0.5).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    return ('picture, its code, what that decodes to', np.stack([inputs, codes, images], 1),
+            dict(inputs=inputs, codes=z.cpu().numpy(), samples=images, mean_error=mean.cpu().numpy(), largest_error=largest.cpu().numpy()))
+
+
+def _interpolate(job):
+    z, decode = _coded(job)
+    steps = latents.interpolate(z[0::2], z[1::2], torch.linspace(0, 1, job.settings.steps)).transpose(0, 1)
+    return _beside_pictures(job, decode(steps)[0], 2, 'picture, the way from its code to that of the next, the next')
+
+
+def _temper(job):
+    z, decode = _coded(job)
+    scales = [float(t) for t in job.settings.temperatures]
+    images = decode(torch.stack([latents.temper(z, t) for t in scales], 1))[0]
+    return _beside_pictures(job, images, 1, f'picture, its code decoded at the temperatures {", ".join(f"{t:g}" for t in scales)}')
+
+
+def _mix(job):
+    z, decode = _coded(job)
+    left, top = (measurements.named_mask(name, job.size, job.size) for name in ('right', 'bottom'))
+    weights = torch.tensor([1.0, 1.0]), torch.stack([left, 1 - left])[:, None, None], torch.stack([top, 1 - top])[:, None, None]
+    images = decode(torch.stack([latents.mix(torch.stack([z[0::2], z[1::2]]), w) for w in weights], 1))[0]
+    return _beside_pictures(job, images, 2, 'picture, its code mixed with that of the next (evenly; left half and right half; upper and '
+                            'lower half), the next')
+
+
+def _beside_pictures(job, images, pictures: int, columns: str):
+    """Rows of results between, or behind, the pictures that they are from."""
+    inputs = datasets.to_8_bits(job.images, job.levels)
+    sources = inputs.reshape(-1, pictures, *inputs.shape[1:])
+    return columns, np.concatenate([sources[:, :1], images, sources[:, 1:]], 1), dict(inputs=inputs, samples=images)
+
+
+TASKS = {
+    'inpaint': Task(_measured(_mask), labelled=True),
+    'colorize': Task(_measured(_grey), labelled=True),
+    'upscale2': Task(_measured(lambda job: measurements.downsampling(job.size, job.size, 2)), measurable=True, reduced=2, labelled=True),
+    'upscale4': Task(_measured(lambda job: measurements.downsampling(job.size, job.size, 4)), measurable=True, reduced=4, labelled=True),
+    'deblur': Task(_measured(lambda job: measurements.blur(job.size, job.size, job.settings.blur)), measurable=True, labelled=True),
+    'classes': Task(_classes, pictures=0, labelled=True),
+    'reconstruct': Task(_reconstruct),
+    'interpolate': Task(_interpolate, pictures=2),
+    'temper': Task(_temper),
+    'mix': Task(_mix, pictures=2),
+}

@@ -1,0 +1,155 @@
+"""Conditional samples from unconditional networks (Song et al. 2021, Secs. 5 and Appendix I), and from networks that know classes.
+
+Of an image x_0 a linear measurement y = A x_0 is known (measurements.py; P is the projection on what y determines). A sampler's state
+is then made to agree, at every time that it comes to, with a draw of what is known:
+
+    x_t <- x_t - P x_t + P x~_t,    x~_t ~ p_t(x_t | x_0 = A^+ y),
+
+from the prior down; at the end, where noise is left out, P x is A^+ y itself. Inpainting has a mask for A, colorization the mean of the
+channels. The rest of x_t learns of y by what the score says about the whole, but only of as much as the noise in x~_t leaves of it. Two
+remedies, both 1 or 0 unless asked for, as they cost time: `resample` takes each step several times (Lugmayr et al. 2022), which is
+right in the limit of many; `consistency` adds the gradient of log p(y | x_t), approximately (`measurement_guidance`).
+
+A class c is reached along the score of p_t(x | c) (Eq. 14), grad log p_t(x) + grad log p_t(c | x), from a classifier that was trained on
+noisy images, or from a network that knows classes. Both are a `guidance`: a function from a score function to a score function,
+which every sampler takes.
+"""
+import torch
+
+from errors import UserError
+from measurements import Grey, Mask, Measurement
+from models.utils import get_model_fn
+from sampling import get_pc_sampler
+from sde_lib import expand
+
+
+def get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False,
+                            denoise=True, eps=1e-5, *, resample=1, jump=1, consistency=0.0, guidance=None):
+    """-> sampler(model, measurement, y) -> (samples, nfe): images that agree with y = A x, by predictor-corrector sampling.
+
+    `measurement`: A, a `Measurement`; `y`: measured of images (B, C, H, W) that are scaled as the network sees them. `resample`, `jump`:
+    how often each stretch of so many steps is walked. `consistency`: weight of `measurement_guidance`, which has every evaluation of the
+    network differentiated. `guidance`: towards something else besides. Everything else as for `sampling.get_pc_sampler`.
+    """
+    settings = dict(predictor=predictor, corrector=corrector, inverse_scaler=lambda x: x, snr=snr, n_steps=n_steps, denoise=denoise,
+                    eps=eps, probability_flow=probability_flow, continuous=continuous, resample=resample, jump=jump)
+    get_pc_sampler(sde, (1,), **settings)  # refuses at once what has no definition
+
+    def sampler(model, measurement: Measurement, y):
+        known = measurement.pinv(y)
+        guides = [guide for guide in (guidance, consistency and measurement_guidance(sde, measurement, y, consistency)) if guide]
+
+        def guided(score_fn):
+            for guide in guides:
+                score_fn = guide(score_fn)
+            return score_fn
+
+        def replaced(x, known):
+            return x - measurement.project(x) + measurement.project(known)
+
+        sample = get_pc_sampler(sde, known.shape, **settings, device=known.device, guidance=guided,
+                                project=lambda x, t: replaced(x, sde.perturb(known.to(x), t)))
+        x, nfe = sample(model)
+        return inverse_scaler(replaced(x, known.to(x)) if denoise else x), nfe
+
+    return sampler
+
+
+def get_pc_inpainter(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,
+                     eps=1e-5, *, resample=1, jump=1, consistency=0.0, guidance=None):
+    """-> inpainter(model, data, mask) -> images like `data` (B, C, H, W), scaled as the network sees them, where `mask` is 1, and new
+    where it is 0 (Appendix I.2). The mask broadcasts to the data; what these hold where it is 0 has no influence."""
+    sampler = get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_steps, probability_flow, continuous, denoise, eps,
+                                      resample=resample, jump=jump, consistency=consistency, guidance=guidance)
+
+    def inpainter(model, data, mask):
+        mask = Mask(torch.as_tensor(mask))
+        return sampler(model, mask, mask(data))[0]
+    return inpainter
+
+
+def get_pc_colorizer(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,
+                     eps=1e-5, *, resample=1, jump=1, consistency=0.0, guidance=None):
+    """-> colorizer(model, gray_scale_img (B, C, H, W), its channels alike, or their mean counts) -> images in colour, whose channels have
+    that mean (Appendix I.3, where an orthogonal matrix makes it the first of the decoupled channels)."""
+    sampler = get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_steps, probability_flow, continuous, denoise, eps,
+                                      resample=resample, jump=jump, consistency=consistency, guidance=guidance)
+
+    def colorizer(model, gray_scale_img):
+        grey = Grey(gray_scale_img.shape[1])
+        return sampler(model, grey, grey(gray_scale_img))[0]
+    return colorizer
+
+
+def measurement_guidance(sde, measurement: Measurement, y, weight: float = 1.0):
+    """The guidance towards images with y = A x: `weight` times an estimate of grad log p_t(y | x), in what y leaves open of x.
+
+    With the denoised estimate x^_0(x_t), taken to be off by a Gaussian of variance r_t^2 = std^2 / (m^2 + std^2), the gradient is
+    (dx^_0/dx_t)^T (A^+ y - P x^_0) / r_t^2 (Song, Vahdat, Mardani & Kautz 2023, Eqs. 6 to 8). It is left out where less than a tenth
+    of the image stands out of the noise, m < std / 10: the estimate then says more about the network than about the image.
+    """
+    known = measurement.pinv(y)
+
+    def guide(score_fn):
+        def guided(x, t):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                score = score_fn(x, t)
+                m, std = sde.marginal_prob(torch.ones_like(x), t)
+                std = expand(std, x)
+                estimate = sde.denoise(x, t, score)
+                missing = (known.to(x) - measurement.project(estimate)).detach() * (m ** 2 + std ** 2) / std ** 2
+                gradient = torch.autograd.grad(estimate, x, missing)[0]
+            gradient = torch.where(m < std / 10, 0, gradient)
+            return score.detach() + weight * (gradient - measurement.project(gradient))
+        return guided
+    return guide
+
+
+def classifier_guidance(sde, classifier, labels, weight: float = 1.0):
+    """The guidance towards classes `labels` (B,) that adds `weight` times grad log p_t(label | x) to the score (Eq. 14).
+
+    `classifier(x, network label of the time) -> logits (B, K)`, trained on images at continuous times of `sde`.
+    """
+    classify = get_model_fn(classifier, train=False)
+
+    def gradient(x, t):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            log_p = classify(x, sde.network_label(t)).log_softmax(1)
+            return torch.autograd.grad(log_p.gather(1, labels.to(x.device)[:, None]).sum(), x)[0]
+    return lambda score_fn: lambda x, t: score_fn(x, t) + weight * gradient(x, t)
+
+
+def classifier_free_guidance(labels, weight: float = 1.0):
+    """The guidance of a network that knows classes: (1 - weight) s(x, t) + weight s(x, t, label) for `labels` (B,) (Ho & Salimans 2022,
+    Eq. 6, with w = weight - 1). Weight 0 is the unconditional score, 1 the conditional one; in between and beyond, two evaluations."""
+    def guide(score_fn):
+        def guided(x, t):
+            if weight == 0:
+                return score_fn(x, t)
+            conditional = score_fn(x, t, classes=labels.to(x.device))
+            return conditional if weight == 1 else (1 - weight) * score_fn(x, t) + weight * conditional
+        return guided
+    return guide
+
+
+def get_pc_conditional_sampler(sde, classifier, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False,
+                               continuous=False, denoise=True, eps=1e-5, *, shape=None, weight=1.0, device=None):
+    """-> conditional_sampler(model, labels (B,)) -> (samples, nfe) of these classes, by a classifier on noisy images (Sec. 5).
+
+    `shape`: of one sample, (C, H, W); None is what the classifier says in its attribute `shape`. `weight`: of its gradient. Everything
+    else as for `sampling.get_pc_sampler`.
+    """
+    shape = tuple(getattr(classifier, 'module', classifier).shape if shape is None else shape)
+    settings = dict(predictor=predictor, corrector=corrector, inverse_scaler=inverse_scaler, snr=snr, n_steps=n_steps, denoise=denoise,
+                    eps=eps, probability_flow=probability_flow, continuous=continuous, device=device)
+    get_pc_sampler(sde, (1,), **settings)  # refuses at once what has no definition
+
+    def conditional_sampler(model, labels):
+        labels = torch.as_tensor(labels)
+        if labels.ndim != 1:
+            raise UserError(f'labels must have shape (batch,), got {tuple(labels.shape)}')
+        return get_pc_sampler(sde, (len(labels), *shape), **settings, guidance=classifier_guidance(sde, classifier, labels, weight))(model)
+
+    return conditional_sampler

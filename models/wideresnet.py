@@ -1,0 +1,54 @@
+"""A classifier of noisy images: a wide residual network that is told the noise level (Zagoruyko & Komodakis 2016; Song et al. 2021,
+Appendix I.1), whose gradient guides samplers towards a class.
+
+    x -> stem -> for each width: residual blocks, the first of a level halving the size, but at the first level -> norm, act, mean -> logits
+
+Its blocks are those of NCSN++. Group normalization stands where the original has batch normalization, the averages of which would be
+of all noise levels together.
+"""
+from torch import nn
+
+from errors import UserError
+
+from .layers import conv3x3, dense, get_act, get_timestep_embedding, group_norm
+from .layerspp import GaussianFourierProjection, ResnetBlockBigGANpp
+from .utils import accept, register_model
+
+
+@register_model(name='wideresnet')
+class WideResNet(nn.Module):
+    """(x (B, C, H, W), labels (B,)) -> logits (B, `model.num_classes`); labels: sigma if `model.embedding_type` is 'fourier', else times.
+
+    The levels have nf * widen * ch_mult[i] channels; 28 layers and ten times the width are num_res_blocks=4, widen=10. `shape` is
+    that of an image.
+    """
+
+    is_classifier = True
+
+    def __init__(self, config):
+        super().__init__()
+        accept(config, 'model.normalization', 'GroupNorm')
+        accept(config, 'model.embedding_type', 'fourier', 'positional')
+        accept(config, 'training.continuous', True, why='it is trained at all times')
+        model, data, act = config.model, config.data, get_act(config)
+        if not model.get('num_classes', 0) > 1:
+            raise UserError('config.model.num_classes must be 2 or more for a classifier: the number of labels of the data set')
+        self.num_classes = model.num_classes
+        self.shape, self.nf, self.act, self.centered = (data.num_channels, data.image_size, data.image_size), model.nf, act, data.centered
+        fourier = model.embedding_type.lower() == 'fourier'
+        self.fourier = GaussianFourierProjection(model.nf, model.get('fourier_scale', 16.0)) if fourier else None
+        self.embedding = nn.Sequential(dense((1 + fourier) * model.nf, 4 * model.nf), nn.SiLU(), dense(4 * model.nf, 4 * model.nf))
+        self.stem, self.blocks, width = conv3x3(data.num_channels, model.nf), nn.ModuleList(), model.nf
+        for i, mult in enumerate(model.ch_mult):
+            for j in range(model.num_res_blocks):
+                out, down = model.nf * model.widen * mult, i > 0 and j == 0
+                self.blocks.append(ResnetBlockBigGANpp(act, width, out, temb_dim=4 * model.nf, down=down, dropout=model.dropout))
+                width = out
+        self.norm, self.head = group_norm(width), dense(width, model.num_classes)
+
+    def forward(self, x, labels):
+        features = self.fourier(labels.to(x.dtype).log()) if self.fourier else get_timestep_embedding(labels.to(x.dtype), self.nf)
+        h, temb = self.stem(x if self.centered else 2 * x - 1), self.embedding(features)
+        for block in self.blocks:
+            h = block(h, temb)
+        return self.head(self.act(self.norm(h)).mean((2, 3)))
