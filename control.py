@@ -40,8 +40,8 @@ def control(config, workdir, task, input='', mask='', labels='', classifier='', 
     """Does `task`, one of TASKS, with a checkpoint file (the latest of `workdir`), and writes `gallery.png` and `results.npz` into the
     folder `output` (`workdir/control_{task}`), which it returns.
 
-    `input`: a picture, a folder or a zip file of them; '' `control.images` test images of the data set, drawn by the seed. `mask`: a name of
-    `measurements.named_mask`, or a picture, white where the image is known. `labels`: numbers of classes, '3,5,8'. `classifier`: a
+    `input`: a picture, a folder or a zip file of them; '' is `control.images` test images of the data set, drawn by the seed. `mask`: a
+    name of `measurements.named_mask`, or a picture, white where the image is known. `labels`: numbers of classes, '3,5,8'. `classifier`: a
     checkpoint of --mode classifier, or its work directory, for networks that know no classes. `measured`: the input is what was measured.
     """
     if task not in TASKS:

@@ -1,8 +1,10 @@
-"""Score-based generative modelling through SDEs: train, evaluate and sample; look at data and make their statistics.
+"""Score-based generative modelling through SDEs: train, evaluate, sample and control; look at data and make their statistics.
 
   python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode train
   python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode eval
   python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode sample --num_samples 100
+  python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode control --task inpaint --mask right
+  python main.py --config configs/vp/digits_wideresnet.py --workdir runs/classifier --mode classifier    # for guidance towards classes
   python main.py --config configs/vp/cifar10_ddpmpp_continuous.py --mode stats     # statistics of the data that FID and KID compare with
   python main.py --config configs/ve/cifar10_ncsnpp_continuous.py --mode data      # what the data are, and the sigma_max they suggest
 

@@ -26,7 +26,7 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
 
     `mode`: 'train', 'classifier', 'eval', 'sample', 'control', 'stats' or 'data'; `numbers`: the snapshots to evaluate.
     """
-    for section in SECTIONS:
+    for section in SECTIONS + ('control',) * (mode == 'control'):
         if section not in config:
             raise UserError(f'the config has no section {section!r}: start from configs/defaults.py')
     checks = [lambda: _device(config), lambda: _numbers(config), lambda: datasets.get_levels(config)]

@@ -209,7 +209,8 @@ def _sampler(protocol) -> str:
     s = protocol.get('sampling', {})
     if s.get('method', '').lower() != 'pc':
         return s.get('method', UNKNOWN).lower()
-    return f'pc {s["predictor"]} + {s["corrector"]}'.lower() + ' (probability flow)' * bool(s.get('probability_flow'))
+    guided = f', guidance {s.get("guidance", 1.0):g}' if protocol.get('model', {}).get('num_classes') else ''
+    return f'pc {s["predictor"]} + {s["corrector"]}'.lower() + ' (probability flow)' * bool(s.get('probability_flow')) + guided
 
 
 def _images(data, noun, unknown=UNKNOWN) -> str:

@@ -102,7 +102,7 @@ eval.
   begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate;  batch_size: images at a time
   enable_loss             loss over the test set
   enable_sampling         draw num_samples images, and measure them as metrics_backend says
-  enable_bpd              likelihood, in bits/dim, of bpd_dataset ('train' or 'test')
+  enable_bpd              likelihood, in bits/dim, of bpd_dataset ('train' or 'test'); of networks that know classes without a class
   bpd_repeats             passes over that set, each with new dequantisation noise
   bpd_probes              random vectors averaged in each estimate of the divergence; more: less variance, more time
   bpd_rtol, bpd_atol      tolerances of the ODE solver behind it

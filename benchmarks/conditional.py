@@ -1,0 +1,120 @@
+"""Do conditional samples show what they were asked for? Handwritten digits, recognised by classifiers that were trained on real ones.
+
+    python benchmarks/conditional.py --runs runs
+
+Inpainting: the right halves of held-out digits are drawn anew; how many results are recognised as the digit that the left half is of.
+Classes: how many samples are recognised as the class asked for. Codes: the error of images that were encoded and decoded.
+The networks are those of configs/vp/digits_{ddpmpp_continuous,ddpmpp_classes,wideresnet}.py in the folders quickstart, classes and
+classifier of --runs; what is not there is trained first. Writes a table, and conditional.json into --runs.
+"""
+import argparse
+import json
+import logging
+import pathlib
+import sys
+import time
+
+import numpy as np
+import torch
+from sklearn.neural_network import MLPClassifier
+from sklearn.svm import SVC
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import controllable_generation as control
+import datasets
+import latents
+import measurements
+import reports
+import run_lib
+import sampling
+from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
+from machine import machine
+
+INPAINTING = ((1, 0.0), (5, 0.0), (20, 0.0), (1, 2.0), (3, 2.0), (5, 2.0), (3, 4.0))  # resample, consistency
+FREE_WEIGHTS, CLASSIFIER_WEIGHTS = (1.0, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--runs', default='runs', help='folder of the three work directories')
+    parser.add_argument('-n', type=int, default=100, help='held-out digits, and samples of all classes together')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--only', default='inpainting,classes,codes')
+    args = parser.parse_args()
+    runs, parts = pathlib.Path(args.runs), args.only.split(',')
+
+    config, of_classes, of_classifier = (module.get_config() for module in (digits_ddpmpp_continuous, digits_ddpmpp_classes,
+                                                                            digits_wideresnet))
+    run_lib.train(config, runs / 'quickstart')
+    run_lib.train(of_classes, runs / 'classes')
+    run_lib.train_classifier(of_classifier, runs / 'classifier')
+    logging.disable()
+    plain, knowing = (run_lib.load_averaged_model(c, runs / folder / 'checkpoints' / 'checkpoint_1.pth')
+                      for c, folder in ((config, 'quickstart'), (of_classes, 'classes')))
+    classifier = run_lib.load_classifier(runs / 'classifier', config)
+    sde, unscale, s = run_lib.get_sampling_sde(config), datasets.get_data_inverse_scaler(config), config.sampling
+    predictor, corrector = sampling.get_predictor(s.predictor), sampling.get_corrector(s.corrector)
+    settings = dict(continuous=True, eps=sde.sampling_eps)
+
+    train, test = (datasets.get_split(config, split) for split in ('train', 'test'))
+    real = {name: (images.images.reshape(len(images), 64) / 16, images.labels) for name, images in (('train', train), ('test', test))}
+    recognisers = [SVC(gamma=0.05, C=10), MLPClassifier((128,), max_iter=400, random_state=0)]
+    rows, figures = [], []
+
+    def row(what, how, n, *values, seconds=None):
+        texts = [value if isinstance(value, str) else f'{value:.3f}' for value in values]
+        rows.append((what, how, str(n), *texts, '' if seconds is None else f'{seconds:.0f}'))
+        figures.append(dict(zip(('what', 'how', 'n', 'SVC', 'MLP'), (what, how, n, *values))))
+        print('  '.join(rows[-1]), flush=True)
+
+    def recognised(images, labels):
+        """By each of the two; `images` as the network makes them."""
+        levels = np.minimum(np.floor(17 * unscale(images).permute(0, 2, 3, 1).cpu().numpy().clip(0, 1)), 16).reshape(len(images), 64)
+        return [judge.score(levels / 16, labels) for judge in recognisers]
+
+    def measured(what, how, labels, draw):
+        start = time.perf_counter()
+        torch.manual_seed(args.seed)
+        row(what, how, len(labels), *recognised(draw(), labels), seconds=time.perf_counter() - start)
+
+    left = np.tile(np.arange(8) < 4, 8)
+    row('left halves alone', 'recognisers of left halves', len(test), *(judge.fit(real['train'][0][:, left], real['train'][1]).score(
+        real['test'][0][:, left], real['test'][1]) for judge in recognisers))
+    for judge in recognisers:
+        judge.fit(*real['train'])
+    row('real digits', 'held out', len(test), *(judge.score(*real['test']) for judge in recognisers))
+    filled = np.where(left, real['test'][0], real['train'][0].mean(0))
+    row('right half', 'the mean of the training set', len(test), *(judge.score(filled, test.labels) for judge in recognisers))
+
+    labels = test.labels[:args.n]
+    x = torch.from_numpy(test.images[:args.n]).permute(0, 3, 1, 2).float()
+    torch.manual_seed(args.seed)
+    x = datasets.get_data_scaler(config)((x + torch.rand_like(x)) / 17).to(config.device)
+    mask = measurements.named_mask('right', 8, 8)
+    for resample, consistency in INPAINTING if 'inpainting' in parts else ():
+        inpaint = control.get_pc_inpainter(sde, predictor, corrector, lambda x: x, s.snr, resample=resample, consistency=consistency,
+                                           **settings)
+        measured('right half', f'inpainted, resample {resample}, consistency {consistency:g}', labels, lambda f=inpaint: f(plain, x, mask))
+
+    classes = torch.arange(args.n) % 10
+    for model, name, weights, guide in () if 'classes' not in parts else (
+            (knowing, 'free of a classifier', FREE_WEIGHTS, control.classifier_free_guidance),
+            (plain, 'by a classifier', CLASSIFIER_WEIGHTS, lambda *how: control.classifier_guidance(sde, classifier, *how))):
+        for weight in weights:
+            sample = sampling.get_pc_sampler(sde, x.shape, predictor, corrector, lambda x: x, s.snr, guidance=guide(classes, weight),
+                                             **settings)
+            measured('classes', f'guidance {name}, weight {weight:g}', classes.numpy(), lambda f=sample, model=model: f(model)[0])
+
+    if 'codes' in parts:
+        z, there = latents.get_encoder(sde)(plain, x)
+        y, back = latents.get_decoder(sde, unscale)(plain, z)
+        mean, largest = latents.reconstruction_error(unscale(x), y)
+        row('codes', f'error in grey levels of 256: mean, largest; {there} and {back} evaluations', args.n, mean.mean().item(),
+            largest.max().item())
+    print(f'\n{machine()}; seed {args.seed}\n')
+    print(reports.table([('what', 'how', 'n', 'SVC', 'MLP', 'seconds'), *rows]))
+    (runs / 'conditional.json').write_text(json.dumps(dict(machine=machine(), seed=args.seed, rows=figures), indent=1))
+
+
+if __name__ == '__main__':
+    main()
