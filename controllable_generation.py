@@ -47,7 +47,7 @@ def get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_st
         def replaced(x, known):
             return x - measurement.project(x) + measurement.project(known)
 
-        sample = get_pc_sampler(sde, known.shape, **settings, device=known.device, guidance=guided,
+        sample = get_pc_sampler(sde, known.shape, **settings, guidance=guided,
                                 project=lambda x, t: replaced(x, sde.perturb(known.to(x), t)))
         x, nfe = sample(model)
         return inverse_scaler(replaced(x, known.to(x)) if denoise else x), nfe
@@ -111,7 +111,7 @@ def classifier_guidance(sde, classifier, labels, weight: float = 1.0):
 
     `classifier(x, network label of the time) -> logits (B, K)`, trained on images at continuous times of `sde`.
     """
-    classify = get_model_fn(classifier, train=False)
+    classify, labels = get_model_fn(classifier, train=False), _checked(labels)
 
     def gradient(x, t):
         with torch.enable_grad():
@@ -121,9 +121,18 @@ def classifier_guidance(sde, classifier, labels, weight: float = 1.0):
     return lambda score_fn: lambda x, t: score_fn(x, t) + weight * gradient(x, t)
 
 
+def _checked(labels):
+    labels = torch.as_tensor(labels)
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise UserError(f'labels must be whole numbers of shape (batch,), got {tuple(labels.shape)} {labels.dtype}')
+    return labels
+
+
 def classifier_free_guidance(labels, weight: float = 1.0):
     """The guidance of a network that knows classes: (1 - weight) s(x, t) + weight s(x, t, label) for `labels` (B,) (Ho & Salimans 2022,
     Eq. 6, with w = weight - 1). Weight 0 is the unconditional score, 1 the conditional one; in between and beyond, two evaluations."""
+    labels = _checked(labels)
+
     def guide(score_fn):
         def guided(x, t):
             if weight == 0:
@@ -141,15 +150,14 @@ def get_pc_conditional_sampler(sde, classifier, predictor, corrector, inverse_sc
     `shape`: of one sample, (C, H, W); None is what the classifier says in its attribute `shape`. `weight`: of its gradient. Everything
     else as for `sampling.get_pc_sampler`.
     """
-    shape = tuple(getattr(classifier, 'module', classifier).shape if shape is None else shape)
+    shape = getattr(getattr(classifier, 'module', classifier), 'shape', None) if shape is None else shape
+    if shape is None:
+        raise UserError('the classifier does not say in an attribute `shape` what images it takes: pass shape=(C, H, W)')
     settings = dict(predictor=predictor, corrector=corrector, inverse_scaler=inverse_scaler, snr=snr, n_steps=n_steps, denoise=denoise,
                     eps=eps, probability_flow=probability_flow, continuous=continuous, device=device)
     get_pc_sampler(sde, (1,), **settings)  # refuses at once what has no definition
 
     def conditional_sampler(model, labels):
-        labels = torch.as_tensor(labels)
-        if labels.ndim != 1:
-            raise UserError(f'labels must have shape (batch,), got {tuple(labels.shape)}')
         return get_pc_sampler(sde, (len(labels), *shape), **settings, guidance=classifier_guidance(sde, classifier, labels, weight))(model)
 
     return conditional_sampler

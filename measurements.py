@@ -83,7 +83,7 @@ def downsampling(height: int, width: int, factor: int) -> Separable:
     """The means of `factor` x `factor` pixels; UserError where these do not fill the image."""
     if factor < 1 or height % factor or width % factor:
         raise UserError(f'{height}x{width} pixels do not divide into blocks of {factor}x{factor}')
-    return Separable(*(torch.eye(n // factor).repeat_interleave(factor, 1) / factor for n in (height, width)))
+    return Separable(*(torch.eye(n // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor for n in (height, width)))
 
 
 def blur(height: int, width: int, sigma: float) -> Separable:
@@ -94,7 +94,7 @@ def blur(height: int, width: int, sigma: float) -> Separable:
     def matrix(n):
         reach = int(4 * sigma + 0.5)
         offsets = torch.arange(-reach, reach + 1)
-        weights = torch.exp(-0.5 * (offsets / sigma).double() ** 2)
+        weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
         rows, places = torch.arange(n)[:, None].expand(-1, len(offsets)), (torch.arange(n)[:, None] + offsets) % (2 * n)
         mirrored = torch.minimum(places, 2 * n - 1 - places)
         return torch.zeros(n, n, dtype=torch.float64).index_put((rows, mirrored), (weights / weights.sum()).expand(n, -1), accumulate=True)

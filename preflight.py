@@ -31,7 +31,7 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
             raise UserError(f'the config has no section {section!r}: start from configs/defaults.py')
     checks = [lambda: _device(config), lambda: _numbers(config), lambda: datasets.get_levels(config)]
     if mode not in ('stats', 'data'):
-        checks += [lambda: _network(config), lambda: _kind(config, mode), lambda: sde_lib.get_sde(config)]
+        checks += [lambda: (_kind(config, mode), _network(config)), lambda: sde_lib.get_sde(config)]
     if workdir or mode not in ('stats', 'data'):
         checks += [lambda: _workdir(workdir)]
     if {'train': config.training.snapshot_sampling, 'eval': config.eval.enable_sampling, 'sample': True, 'control': True}.get(mode):

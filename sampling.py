@@ -155,8 +155,8 @@ def predictor_corrector(predictor, corrector, x, timesteps, callback=None, proje
 
     `callback(i, t, x)`, where given, sees the state after the i-th step. `project(x, t)`, where given, imposes on x what is known of it
     at times t (B,): at the start, behind the corrector, and behind the predictor, whose step leads to the next time. `resample`: each
-    stretch of `jump` steps but the last is walked so many times, the forward process carrying x back in between (Lugmayr et al. 2022,
-    Algorithm 1 and Appendix B).
+    stretch of `jump` steps is walked so many times, the forward process carrying x back in between (Lugmayr et al. 2022, Algorithm 1 and
+    Appendix B); but once where the last step is a stretch of its own.
     """
     project = project or (lambda x, t: x)
     times = [t.expand(len(x)) for t in timesteps]

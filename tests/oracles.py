@@ -43,6 +43,10 @@ class GaussianMixture(nn.Module):
         offsets = self.means - self.mean
         return torch.einsum('k,kde->de', self.weights, self.covariances + offsets[:, :, None] * offsets[:, None])
 
+    def component(self, k):
+        """The k-th Gaussian alone."""
+        return GaussianMixture([1.0], self.means[k:k + 1], self.covariances[k:k + 1], self.shape)
+
     def sample(self, n: int, seed: int = 0):
         """n exact draws, (n, *shape), that share nothing with those of torch.manual_seed(seed)."""
         generator = torch.Generator(self.means.device).manual_seed(2 ** 32 - 1 - seed)
@@ -98,6 +102,33 @@ class ExactNetwork(nn.Module):
         m, std = self.level(labels.double())
         score = self.target.score(x, m, std)
         return (score if isinstance(self.sde, VESDE) else -score * expand(std, score)).to(x.dtype)
+
+
+class ExactClassifier(ExactNetwork):
+    """The perfectly trained classifier of noisy points, (x, labels) -> logits (B, K) in float64: which component of `target` x is of.
+
+    The logits are log(w_k p_t(x | k)), differentiable in x; labels are those of the networks at continuous times. `shape`: of a point.
+    """
+
+    def __init__(self, sde, target: GaussianMixture):
+        super().__init__(sde, target)
+        self.shape = target.shape
+
+    def forward(self, x, labels):
+        self.calls += 1
+        return self.target._components(x, *self.level(labels.double()))[2]
+
+
+class ExactConditionalNetwork(ExactNetwork):
+    """The perfectly trained network that knows classes, (x, labels, classes=None): None is the whole mixture, otherwise the i-th point is
+    of the component classes[i]."""
+
+    def forward(self, x, labels, classes=None):
+        if classes is None:
+            return super().forward(x, labels)
+        outputs = [ExactNetwork(self.sde, self.target.component(k))(x, labels) for k in range(len(self.target.weights))]
+        self.calls += 1
+        return torch.stack(outputs)[classes, torch.arange(len(x), device=x.device)]
 
 
 def planar_mixture():

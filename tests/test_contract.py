@@ -62,6 +62,12 @@ sampling.get_sampling_fn(config, sde, shape, inverse_scaler, eps)
 sampling.get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, \
 denoise=True, eps=1e-3, device=...)
 sampling.get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1e-5, method='RK45', eps=1e-3, device=...)
+controllable_generation.get_pc_inpainter(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, \
+continuous=False, denoise=True, eps=1e-5)
+controllable_generation.get_pc_colorizer(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, \
+continuous=False, denoise=True, eps=1e-5)
+controllable_generation.get_pc_conditional_sampler(sde, classifier, predictor, corrector, inverse_scaler, snr, n_steps=1, \
+probability_flow=False, continuous=False, denoise=True, eps=1e-5)
 likelihood.get_div_fn(fn)
 likelihood.get_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', rtol=1e-5, atol=1e-5, method='RK45', eps=1e-5)
 datasets.get_data_scaler(config)

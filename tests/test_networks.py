@@ -1,4 +1,5 @@
-"""Networks: what they accept and refuse, every combination of their settings, dtypes, noise levels; the moving average of their weights."""
+"""Networks: what they accept and refuse, every combination of their settings, dtypes, noise levels, classes; the classifier; the moving
+average of the weights."""
 import itertools
 import math
 
@@ -16,6 +17,7 @@ from sde_lib import VESDE, VPSDE
 UNETS = ('ddpm', 'ddpmpp', 'ncsnpp')
 REFINENETS = ('ncsn', 'ncsnv2', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256')
 NETWORKS = UNETS + REFINENETS
+CLASSIFIERS = ('wideresnet',)  # with tests of their own
 MODULES = {'ddpm': 'configs.vp.ddpm.cifar10', 'ddpmpp': 'configs.vp.cifar10_ddpmpp_continuous',
            'ncsnpp': 'configs.ve.cifar10_ncsnpp_continuous', 'ncsn': 'configs.ve.ncsn.cifar10'}
 TINY = dict(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0, init_scale=0.7)
@@ -47,7 +49,7 @@ def labels_for(name, n, dtype=torch.float32):
 def test_every_registered_network_is_tested_here():
     mutils.get_model('ncsnpp')
     published = [name for name in mutils.MODELS.names() if mutils.MODELS.get(name).__module__.startswith('models.')]
-    assert sorted(NETWORKS) == published
+    assert sorted(NETWORKS + CLASSIFIERS) == published
 
 
 # Sizes ------------------------------------------------------------------------------------------------------------------------------
@@ -304,6 +306,229 @@ def test_sampling_a_discrete_network_with_another_number_of_steps(name, steps):
     samples, nfe = sampler(model)
     assert samples.isfinite().all() and nfe == 2 * steps == len(seen)
     assert seen[0].tolist() == [0, 0] and seen[-1].tolist() == [9, 9]
+
+
+# Classes ------------------------------------------------------------------------------------------------------------------------------
+
+CLASSES = 5
+
+
+def told_and_untold(name):
+    """A U-Net that knows classes, and one that does not, with the same weights beside the table of the classes."""
+    told, untold = build(tiny_config(name, num_classes=CLASSES)), build(tiny_config(name))
+    untold.load_state_dict({key: value for key, value in told.state_dict().items() if key != 'label_embedding.weight'})
+    return told, untold
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_classes_add_a_table_behind_all_other_parameters(name):
+    """Names, order and, from the same seed, initial values of the others stay, so that checkpoints and numbers do."""
+    networks = []
+    for classes in (0, CLASSES):
+        torch.manual_seed(0)
+        networks.append(mutils.get_model(name)(tiny_config(name, num_classes=classes)))
+    untold, told = (network.state_dict() for network in networks)
+    assert [*told] == [*untold, 'label_embedding.weight'] and all(torch.equal(told[key], untold[key]) for key in untold)
+    untold, told = ([key for key, _ in network.named_parameters()] for network in networks)
+    assert told == [*untold, 'label_embedding.weight']
+    assert networks[1].label_embedding.weight.shape == (CLASSES + 1, 4 * networks[1].nf)
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_a_class_adds_its_row_to_the_embedding_of_the_time(name):
+    """A table of zeros makes the network that knows no classes, rows alike make all classes alike, and the last row stands for None."""
+    told, untold = told_and_untold(name)
+    table, x, labels = told.label_embedding.weight.detach(), torch.rand(3, 3, 8, 8), labels_for(name, 3)
+    classes = torch.tensor([0, 3, CLASSES - 1])
+
+    def row(k):
+        told.label_embedding.weight.data = table[k].expand(table.shape).clone()
+        return told(x, labels)
+
+    own = told(x, labels)
+    of_class = [told(x, labels, classes=torch.full((3,), k)) for k in range(CLASSES + 1)]
+    assert torch.equal(own, of_class[-1])
+    for k in range(CLASSES + 1):
+        torch.testing.assert_close(row(k), of_class[k])
+        assert torch.equal(told(x, labels, classes), told(x, labels))
+        assert k == CLASSES or not torch.allclose(of_class[k], own, atol=1e-3)  # 1e-3: a hundred times what sums round
+    told.label_embedding.weight.data = torch.zeros_like(table)
+    torch.testing.assert_close(told(x, labels, classes), untold(x, labels))
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_the_class_of_an_image_is_its_own(name):
+    """A batch of classes answers as the images do one at a time; another class of one image changes that one alone."""
+    network, x, labels = told_and_untold(name)[0], torch.rand(4, 3, 8, 8), labels_for(name, 4)
+    classes = torch.tensor([2, 0, 4, 2])
+    out = network(x, labels, classes)
+    torch.testing.assert_close(out, torch.cat([network(x[i:i + 1], labels[i:i + 1], classes[i:i + 1]) for i in range(4)]))
+    other = network(x, labels, torch.tensor([2, 1, 4, 2]))
+    changed = (other - out).abs().amax((1, 2, 3))
+    assert changed[1] > 1e-3 and changed[[0, 2, 3]].max() < 1e-5  # what sums round, and a hundred times as much
+    assert torch.equal(network(x, labels, classes.int()), out)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
+@pytest.mark.parametrize('name', UNETS)
+def test_label_dropout_hides_the_class_of_a_share_of_images_in_training(name, share):
+    """Each output is that of the class or that of None, the latter with the frequency `share`: 0.3 to within four standard deviations of
+    a mean of n draws. Outside of training none is hidden."""
+    n, network = 500, build(tiny_config(name, num_classes=CLASSES, label_dropout=share))
+    x, labels, classes = torch.rand(1, 3, 4, 4).expand(n, -1, -1, -1), torch.ones(n), torch.full((n,), 2)
+    with torch.no_grad():
+        assert torch.equal(network(x, labels, classes), network(x, labels, classes))
+        of_class, of_none = network(x[:1], labels[:1], classes[:1]), network(x[:1], labels[:1])
+        out = network.train()(x, labels, classes)
+        torch.testing.assert_close(network(x[:2], labels[:2]), of_none.expand(2, -1, -1, -1))
+    distances = torch.stack([(out - answer).abs().amax((1, 2, 3)) for answer in (of_class, of_none)])
+    assert distances.amin(0).max() < 1e-5 < 1e-3 < distances.amax(0).min()
+    assert abs(distances.argmin(0).float().mean() - share) <= 4 * math.sqrt(share * (1 - share) / n)
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_a_gradient_reaches_the_rows_of_the_classes(name):
+    """Of those in the batch, and of the last where the class is hidden."""
+    network = build(tiny_config(name, num_classes=CLASSES, label_dropout=0.0)).train()
+
+    def rows(classes):
+        network.zero_grad()
+        network(torch.rand(3, 3, 8, 8), labels_for(name, 3), classes).square().mean().backward()
+        return network.label_embedding.weight.grad.abs().sum(1).nonzero().flatten().tolist()
+
+    assert rows(torch.tensor([3, 1, 3])) == [1, 3]
+    assert rows(None) == [CLASSES]
+    network.label_dropout = 1.0
+    assert rows(torch.tensor([3, 1, 3])) == [CLASSES]
+    unreached = [key for key, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert unreached == []
+
+
+def test_classes_in_float64():
+    """Nothing of float32 on the way: finite differences agree."""
+    network = build(tiny_config('ncsnpp', dict(num_channels=1), num_classes=CLASSES)).double()
+    x, labels, classes = torch.rand(1, 1, 8, 8, dtype=torch.float64).requires_grad_(), torch.ones(1, dtype=torch.float64), torch.tensor([1])
+    assert network(x, labels, classes).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda x: network(x, labels, classes).square().sum(), x, eps=1e-6, atol=1e-7, rtol=1e-5, fast_mode=True)
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_classes_that_are_none_are_refused(name):
+    told, untold = told_and_untold(name)
+    x, labels = torch.rand(2, 3, 8, 8), labels_for(name, 2)
+    for classes in (torch.ones(1).long(), torch.ones(3).long(), torch.ones(2, 1).long(), torch.tensor(1), torch.ones(2)):
+        with pytest.raises(ValueError, match='classes must be 2 whole numbers') as error:
+            told(x, labels, classes)
+        assert str(tuple(classes.shape)) in str(error.value) and '\n' not in str(error.value)
+    with pytest.raises(ValueError, match='config.model.num_classes=0') as error:
+        untold(x, labels, torch.ones(2).long())
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', REFINENETS)
+def test_networks_that_cannot_be_told_classes_refuse_to_be_built(name):
+    with pytest.raises(ValueError, match='config.model.num_classes is 5') as error:
+        mutils.get_model(name)(tiny_config(name, num_classes=5))
+    assert 'U-Net' in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_classes_need_a_network_that_is_told_the_time(name):
+    with pytest.raises(ValueError, match='config.model.conditional is False') as error:
+        mutils.get_model(name)(tiny_config(name, num_classes=5, conditional=False, scale_by_sigma=False))
+    assert '\n' not in str(error.value)
+
+
+# The classifier -------------------------------------------------------------------------------------------------------------------------
+
+EMBEDDINGS = {'positional': 'configs.vp.digits_wideresnet', 'fourier': 'configs.ve.cifar10_wideresnet'}
+
+
+def classifier(embedding='positional', data=(), **model):
+    """A small wide residual network, in evaluation mode, away from its start."""
+    settings = dict(name='wideresnet', nf=8, widen=1, num_res_blocks=1, num_classes=CLASSES, dropout=0.5)
+    return build(load_config(EMBEDDINGS[embedding], dict(image_size=8) | dict(data), **settings | model))
+
+
+@pytest.mark.parametrize('embedding', EMBEDDINGS)
+@pytest.mark.parametrize('channels, size, n', [(1, (8, 8), 1), (3, (8, 8), 3), (3, (16, 12), 5), (1, (4, 4), 2)])
+def test_a_classifier_answers_logits(embedding, channels, size, n):
+    network = classifier(embedding, dict(num_channels=channels))
+    logits = network(torch.rand(n, channels, *size), torch.arange(1.0, n + 1))
+    assert logits.shape == (n, CLASSES) and logits.dtype == torch.float32
+    assert logits.isfinite().all() and logits.std() > 0
+    assert network.shape == (channels, 8, 8) and network.num_classes == CLASSES and network.is_classifier
+
+
+@pytest.mark.parametrize('embedding', EMBEDDINGS)
+def test_a_classifier_judges_each_image_by_itself_and_by_its_noise(embedding):
+    """The logits of an image depend on it and the label of its time, on nothing else in the batch; in training there is dropout."""
+    network, x = classifier(embedding, dict(num_channels=3)), torch.rand(3, 3, 8, 8)
+    labels = torch.tensor([0.3, 5.0, 40.0])
+    logits = network(x, labels)
+    assert torch.equal(network(x, labels), logits)
+    torch.testing.assert_close(torch.cat([network(x[i:i + 1], labels[i:i + 1]) for i in range(3)]), logits)
+    later = network(x, torch.tensor([0.3, 9.0, 40.0]))
+    changed = (later - logits).abs().amax(1)
+    assert changed[1] > 1e-3 and changed[[0, 2]].max() < 1e-5
+    assert not torch.allclose(network.train()(x, labels), logits, atol=1e-3)
+
+
+@pytest.mark.parametrize('embedding', EMBEDDINGS)
+def test_a_classifier_passes_its_gradient_on(embedding):
+    """To every parameter, for training, and to the image, for guidance: that of finite differences, in float64."""
+    network = classifier(embedding, dict(num_channels=1), dropout=0.0).double()
+    x, labels = torch.rand(2, 1, 8, 8, dtype=torch.float64).requires_grad_(), torch.tensor([1.0, 3.0], dtype=torch.float64)
+    network(x, labels).log_softmax(1)[:, 0].sum().backward()
+    parameters = {key: p for key, p in network.named_parameters() if p.requires_grad}
+    assert [key for key, p in parameters.items() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert [key for key, p in parameters.items() if key.endswith('weight') and not p.grad.any()] == []
+    assert torch.autograd.gradcheck(lambda x: network(x, labels).log_softmax(1)[:, 0], x, eps=1e-6, atol=1e-7, rtol=1e-5, fast_mode=True)
+
+
+def test_a_classifier_sees_data_of_either_scaling_alike():
+    inside, outside = (classifier(data=dict(centered=centered, num_channels=3)) for centered in (False, True))
+    outside.load_state_dict(inside.state_dict())
+    x, labels = torch.rand(2, 3, 8, 8), torch.tensor([1.0, 30.0])
+    torch.testing.assert_close(inside(x, labels), outside(2 * x - 1, labels))
+
+
+def test_the_first_block_of_a_level_halves_the_size_but_at_the_first_level():
+    network, seen = classifier(data=dict(image_size=16, num_channels=1), ch_mult=(1, 2, 4), num_res_blocks=2, widen=3), []
+    for block in network.blocks:
+        block.register_forward_hook(lambda block, inputs, output: seen.append(tuple(output.shape[1:])))
+    network(torch.rand(1, 1, 16, 16), torch.ones(1))
+    assert seen == [(24, 16, 16)] * 2 + [(48, 8, 8)] * 2 + [(96, 4, 4)] * 2
+
+
+@pytest.mark.parametrize('module', ['configs.vp.cifar10_wideresnet', 'configs.ve.cifar10_wideresnet'])
+def test_the_published_classifier_is_a_wide_resnet_28_10(module):
+    """28 convolutions and 36,479,194 parameters (Zagoruyko & Komodakis 2016, Table 4: 36.5M), beside those that tell it the time and the
+    biases of the convolutions, which the original lacks."""
+    with torch.device('meta'):
+        network = mutils.get_model('wideresnet')(load_config(module))
+    assert sum(isinstance(layer, torch.nn.Conv2d) for layer in network.modules()) == 28
+    biases = {id(layer.bias) for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)}
+    assert sum(p.numel() for key, p in network.named_parameters()
+               if id(p) not in biases and not key.startswith(('embedding.', 'fourier.')) and '.Dense_0.' not in key) == 36479194
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(num_classes=0), 'config.model.num_classes must be 2'), (dict(num_classes=1), 'config.model.num_classes must be 2'),
+    (dict(normalization='BatchNorm'), 'config.model.normalization'), (dict(embedding_type='x'), 'config.model.embedding_type'),
+    (dict(nonlinearity='x'), 'config.model.nonlinearity'), (dict(nf=2), 'config.model.nf')])
+def test_classifiers_without_a_meaning_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words) as error:
+        classifier(**changes)
+    assert '\n' not in str(error.value)
+
+
+def test_a_classifier_is_of_continuous_time():
+    config = load_config(EMBEDDINGS['positional'])
+    config.training.continuous = False
+    with pytest.raises(ValueError, match='config.training.continuous is False') as error:
+        build(config)
+    assert '\n' not in str(error.value)
 
 
 # Moving average of the weights -----------------------------------------------------------------------------------------------------------

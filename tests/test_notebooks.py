@@ -1,0 +1,42 @@
+"""The notebooks run from top to bottom, and are kept as they ran: with their outputs, and their pictures in assets."""
+import nbformat
+import pytest
+
+from conftest import ROOT
+from notebooks.execute import execute, notebooks, pictures
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+    """Variables for all notebooks, which share a folder for what they train: a later one finds there what an earlier one made."""
+    return dict(OMP_NUM_THREADS='1', RUNS=str(tmp_path_factory.mktemp('runs')))
+
+
+@pytest.mark.parametrize('path', notebooks(), ids=lambda path: path.stem)
+def test_notebook_runs(path, environment):
+    """Without an error, in time, and every cell that names a picture draws one."""
+    fresh = execute(path, environment, limit=600)
+    assert {name: len(images) for name, images in pictures(fresh).items()} == dict.fromkeys(pictures(fresh), 1)
+    for stored, cell in zip(nbformat.read(path, as_version=4).cells, fresh.cells, strict=True):
+        assert stored.source == cell.source
+        assert [kind(output) for output in stored.get('outputs', ())] == [kind(output) for output in cell.get('outputs', ())], (
+            f'{path.name} was not saved as it runs: python notebooks/execute.py {path.stem}')
+
+
+@pytest.mark.parametrize('path', notebooks(), ids=lambda path: path.stem)
+def test_notebook_was_saved_as_it_ran(path):
+    """Every cell, in order; with the pictures that are in assets, and nothing that tells of a machine or a time."""
+    stored = nbformat.read(path, as_version=4)
+    nbformat.validate(stored)
+    assert [cell.id for cell in stored.cells] == [f'{path.stem}-{number:02d}' for number in range(len(stored.cells))]
+    code = [cell for cell in stored.cells if cell.cell_type == 'code']
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), f'run: python notebooks/execute.py {path.stem}'
+    assert stored.metadata.keys() == {'kernelspec', 'language_info'} and stored.metadata.kernelspec.name == 'python3'
+    assert all(cell.metadata.keys() <= {'picture'} for cell in stored.cells)
+    for name, images in pictures(stored).items():
+        assert images == [(ROOT / 'assets' / f'{name}.png').read_bytes()], f'assets/{name}.png'
+
+
+def kind(output):
+    """What sort of output it is: text or a picture, printed or shown."""
+    return output.output_type, sorted(output.get('data', ()))
