@@ -8,8 +8,8 @@ from notebooks.execute import execute, notebooks, pictures
 
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
-    """Variables for all notebooks, which share a folder for what they train: a later one finds there what an earlier one made."""
-    return dict(OMP_NUM_THREADS='1', RUNS=str(tmp_path_factory.mktemp('runs')))
+    """Variables for all notebooks, which share a folder for what they train, and here train shortly: what comes of it shows elsewhere."""
+    return dict(OMP_NUM_THREADS='1', RUNS=str(tmp_path_factory.mktemp('runs')), STEPS='300')
 
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda path: path.stem)
@@ -35,6 +35,12 @@ def test_notebook_was_saved_as_it_ran(path):
     assert all(cell.metadata.keys() <= {'picture'} for cell in stored.cells)
     for name, images in pictures(stored).items():
         assert images == [(ROOT / 'assets' / f'{name}.png').read_bytes()], f'assets/{name}.png'
+
+
+def test_the_readme_shows_pictures_that_are_there():
+    drawn = {name for path in notebooks() for name in pictures(nbformat.read(path, as_version=4))}
+    shown = {part.partition('.png')[0] for part in (ROOT / 'README.md').read_text().split('](assets/')[1:]}
+    assert len(shown) > 4 and shown <= drawn | {'digits'}
 
 
 def kind(output):
