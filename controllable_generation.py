@@ -158,6 +158,7 @@ def get_pc_conditional_sampler(sde, classifier, predictor, corrector, inverse_sc
     get_pc_sampler(sde, (1,), **settings)  # refuses at once what has no definition
 
     def conditional_sampler(model, labels):
+        labels = _checked(labels)
         return get_pc_sampler(sde, (len(labels), *shape), **settings, guidance=classifier_guidance(sde, classifier, labels, weight))(model)
 
     return conditional_sampler

@@ -41,7 +41,7 @@ def config_for(module='configs.vp.digits_ddpmpp_continuous', data=(), **model):
                            snapshot_sampling=False)
     config.optim.warmup = 0
     config.sampling.corrector = 'none'
-    config.eval.update(batch_size=360, num_samples=7, bpd_rtol=0.1, bpd_atol=0.1)
+    config.eval.update(batch_size=360, num_samples=7)
     config.control.update(images=IMAGES, results=RESULTS, resample=1, consistency=0.0, steps=5, temperatures=(0.5, 1.0), rtol=0.1, atol=0.1)
     return config
 
@@ -99,51 +99,56 @@ def blocks(images, factor):
 
 # Exact networks -------------------------------------------------------------------------------------------------------------------------
 # Pictures in colour, of 256 levels, of a Gaussian about a middle grey whose values stay far from black and white: clipping would count.
+# What a network sees lies in [-1, 1] for the VP SDE, in [0, 1] for the VE SDE.
 
-SPREAD = 0.12  # of a pixel, on the scale of [-1, 1] that the network sees: 15 grey levels
+SPREAD = 0.12  # standard deviation of a pixel where black is -1 and white 1: 15 grey levels
+SHAPE, D = (3, SIZE, SIZE), 3 * SIZE * SIZE
 
 
-def mirrored(noise=0.03):
+def independent(mean=0.0, scale=1.0):
+    """A Gaussian whose values are independent of each other, where white is at `mean` + `scale` when 0 means middle grey."""
+    return GaussianMixture([1.0], torch.full((1, D), mean), (scale * SPREAD) ** 2 * torch.eye(D)[None], SHAPE)
+
+
+def mirrored(noise):
     """A Gaussian of images whose right half is the mirror image of the left one, but for a share of noise in the variance."""
-    pixels = torch.arange(3 * SIZE * SIZE).reshape(3, SIZE, SIZE)
-    unit = torch.eye(pixels.numel(), dtype=torch.float64)
-    covariance = SPREAD ** 2 * ((1 + noise) * unit + unit[pixels.flip(2).flatten()])
-    return GaussianMixture([1.0], torch.zeros(1, pixels.numel()), covariance[None], (3, SIZE, SIZE))
+    unit, flip = torch.eye(D, dtype=torch.float64), torch.arange(D).reshape(SHAPE).flip(2).flatten()
+    return GaussianMixture([1.0], torch.zeros(1, D), SPREAD ** 2 * ((1 + noise) * unit + unit[flip])[None], SHAPE)
+
+
+def shades(levels):
+    """A mixture of Gaussians of images, each about one grey."""
+    k = len(levels)
+    return GaussianMixture([1.0] * k, torch.tensor(levels)[:, None].expand(k, D), SPREAD ** 2 * torch.eye(D).expand(k, D, D), SHAPE)
 
 
 @pytest.fixture
 def exact(monkeypatch):
-    """exact(target, network) puts the exact network of a target in the place of the one in a checkpoint."""
-    def use(target, network=ExactNetwork):
-        sde, target.component = sde_lib.VPSDE(N=1000), functools.cache(target.component)
+    """exact(config, target, network) puts the exact network of a target in the place of the one in a checkpoint."""
+    def use(config, target, network=ExactNetwork):
+        sde, target.component = sde_lib.get_sde(config), functools.cache(target.component)
         monkeypatch.setattr(run_lib, 'load_averaged_model', lambda config, path: network(sde, target))
         return sde
     return use
 
 
-def independent(mean=0.0, variance=SPREAD ** 2):
-    """A Gaussian whose values are independent of each other."""
-    d = 3 * SIZE * SIZE
-    return GaussianMixture([1.0], torch.full((1, d), mean), variance * torch.eye(d)[None], (3, SIZE, SIZE))
-
-
-def exact_config(place, steps=60, **settings):
+def exact_config(place, steps=60, sde='vpsde', **settings):
     """The config for pictures in colour, with more steps and exacter codes."""
     config = CONFIGS['colour'](place)
     config.control.update(dict(rtol=1e-5, atol=1e-5) | settings)
-    config.sampling.steps = steps
+    config.sampling.steps, config.training.sde, config.data.centered = steps, sde, sde != 'vesde'
     return config
 
 
-@pytest.mark.parametrize('dequantized', [False, True])
+@pytest.mark.parametrize('dequantized, sde', [(False, 'vpsde'), (True, 'vpsde'), (False, 'vesde')])
 @pytest.mark.parametrize('task', ['upscale2', 'upscale4', 'colorize', 'deblur'])
-def test_results_agree_with_the_measurement_to_a_grey_level(place, tmp_path, exact, task, dequantized):
+def test_results_agree_with_the_measurement_to_a_grey_level(place, tmp_path, exact, task, dequantized, sde):
     """Samples have the measurement of their picture, to the rounding of floats, until they become 8 bits by truncation: that takes a
     fraction of a level from each pixel, and so from each mean. With dequantisation the picture got a fraction before, which the means of
     the picture lack: a level at most, the other way. A blur measures what it nearly extinguishes too: 3 % of the deviations, of up to 40
     levels, in addition."""
-    exact(independent())
-    config = exact_config(place)
+    config = exact_config(place, sde=sde)
+    exact(config, independent() if sde == 'vpsde' else independent(0.5, 0.5))
     config.data.uniform_dequantization = dequantized
     found, _ = run(place, tmp_path, task, 'colour', config)
     inputs, samples = found['inputs'], found['samples']
@@ -161,11 +166,12 @@ def test_results_agree_with_the_measurement_to_a_grey_level(place, tmp_path, exa
 @pytest.mark.parametrize('task', ['upscale2', 'upscale4', 'deblur'])
 def test_a_measured_picture_is_what_the_results_agree_with(place, tmp_path, exact, task):
     """Small, or blurred, pictures as they are, of their own size: the gallery begins with them, as squares."""
-    exact(independent())
+    config = exact_config(place)
+    exact(config, independent())
     factor = {'upscale2': 2, 'upscale4': 4, 'deblur': 1}[task]
     smooth = pictures(3, low=120, high=136)[:, ::factor, ::factor]
     folder = written(tmp_path / 'small', smooth)
-    found, gallery = run(place, tmp_path, task, 'colour', exact_config(place), input=folder, measured=True)
+    found, gallery = run(place, tmp_path, task, 'colour', config, input=folder, measured=True)
     assert found.keys() == {'samples', 'known', 'nfe'} and found['known'].shape == (3, SIZE, SIZE, 3)
     squares = smooth.repeat(factor, 1).repeat(factor, 2)
     assert np.abs(found['known'].astype(int) - squares).max() <= 1  # by truncation
@@ -176,64 +182,70 @@ def test_a_measured_picture_is_what_the_results_agree_with(place, tmp_path, exac
 
 
 def test_what_is_missing_is_filled_in_by_what_is_known(place, tmp_path, exact):
-    """Of pictures whose right half mirrors the left: the half that --mask names comes back as the mirror image of the other, to the
-    noise of the target (a quarter of SPREAD, 4 levels) and as much for what the sampler does not learn of the known half."""
-    exact(mirrored())
-    for name, missing in (('left', np.s_[:, :, :, :4]), ('right', np.s_[:, :, :, 4:])):
-        found, _ = run(place, tmp_path, 'inpaint', 'colour', exact_config(place, steps=200, resample=3), mask=name)
+    """Of pictures whose right half mirrors the left: the half that --mask names comes back as the mirror image of the other, but for the
+    noise of the target. With variances 1 + e and covariances 1 a pixel given its mirror image has the variance 1 + e - 1 / (1 + e);
+    768 of them tell the deviation to 3 %, and 15 % is allowed."""
+    noise, config = 0.03, exact_config(place, steps=200, resample=2)
+    exact(config, mirrored(noise))
+    expected = 127.5 * SPREAD * np.sqrt(1 + noise - 1 / (1 + noise))
+    for name, missing, known in (('left', np.s_[:, :, :, :4], np.s_[:, :, :, 4:]), ('right', np.s_[:, :, :, 4:], np.s_[:, :, :, :4])):
+        found, _ = run(place, tmp_path, 'inpaint', 'colour', config, mask=name)
         samples, inputs = found['samples'].astype(float), found['inputs'][:, None].repeat(RESULTS, 1).astype(float)
-        known = {'left': np.s_[:, :, :, 4:], 'right': np.s_[:, :, :, :4]}[name]
         assert (samples[known] == inputs[known]).all()
-        to_mirror, to_picture = (np.sqrt(np.square(samples - other)[missing].mean()) for other in (inputs[:, :, :, ::-1], inputs))
-        print(to_mirror, to_picture)
-        assert to_mirror < 8 < 20 < to_picture
+        error = samples[missing] - inputs[:, :, :, ::-1][missing]
+        assert abs(np.sqrt(np.square(error).mean()) / expected - 1) < 0.15
+        assert np.abs(samples - inputs)[missing].mean() > 4 * expected
 
 
-@pytest.mark.parametrize('how', ['network', 'classifier'])
-@pytest.mark.parametrize('task', ['classes', 'inpaint'])
-def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, task):
+@pytest.mark.parametrize('how, task, method', [('network', 'classes', 'pc'), ('network', 'classes', 'ode'), ('network', 'inpaint', 'pc'),
+                                               ('classifier', 'classes', 'pc'), ('classifier', 'inpaint', 'pc')])
+def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, task, method):
     """Of images that are dark, middling or bright: every sample is nearest to its class, in the order of the labels."""
-    levels, d = torch.tensor([-0.5, 0.0, 0.5]), 3 * SIZE * SIZE
-    covariance = SPREAD ** 2 * torch.eye(d)
-    target = GaussianMixture([1.0, 1.0, 1.0], levels[:, None].expand(3, d), covariance.expand(3, d, d), (3, SIZE, SIZE))
-    sde = exact(target, ExactConditionalNetwork if how == 'network' else ExactNetwork)
-    config = exact_config(place)
-    config.model.num_classes = 3 * (how == 'network')
-    judge = mutils.Undivided(ExactClassifier(sde, target))
+    config, levels = exact_config(place), [-0.5, 0.0, 0.5]
+    config.model.num_classes, config.sampling.method = 3 * (how == 'network'), method
+    sde = exact(config, shades(levels), ExactConditionalNetwork if how == 'network' else ExactNetwork)
+    judge = mutils.Undivided(ExactClassifier(sde, shades(levels)))
     judge.module.num_classes = 3
     monkeypatch.setattr(run_lib, 'load_classifier', lambda path, config: judge)
     settings = dict(labels='2,0,1,2') | (dict(classifier='exact') if how == 'classifier' else {})
-    if task == 'inpaint':  # all but a few pixels are missing, of which the label says what to make
+    if task == 'inpaint':  # all but one pixel are missing, of which the label says what to make
         corner = np.zeros((SIZE, SIZE), np.uint8)
         corner[0, 0] = 255
         settings |= dict(mask=written(tmp_path / 'mask', [corner]) / '0.png')
     found, _ = run(place, tmp_path, task, 'colour', config, **settings)
     assert found['labels'].tolist() == [2, 0, 1, 2] and found['samples'].shape == (4, RESULTS, SIZE, SIZE, 3)
-    expected = 255 * (levels[[2, 0, 1, 2]].numpy() + 1) / 2
+    expected = 127.5 * (np.array(levels)[[2, 0, 1, 2]] + 1)
     assert np.abs(found['samples'].mean((2, 3, 4)) - expected[:, None]).max() < 10  # they are 64 apart
 
 
-def test_codes_decode_to_their_pictures(place, tmp_path, exact):
+@pytest.mark.parametrize('name', ['vpsde', 'subvpsde', 'vesde'])
+def test_codes_decode_to_their_pictures(place, tmp_path, exact, name):
     """The codes are those of the closed form; what they decode to is the picture, to the truncation of 8 bits."""
-    sde, config = exact(independent(0.1)), exact_config(place)
+    config = exact_config(place, sde=name)
+    scale, mean = (0.5, 0.5) if name == 'vesde' else (1.0, 0.1)
+    sde = exact(config, independent(mean, scale))
     found, gallery = run(place, tmp_path, 'reconstruct', 'colour', config)
     assert np.abs(found['samples'].astype(int) - found['inputs']).max() <= 1
-    x = 2 * torch.tensor(found['inputs']).movedim(-1, 1).double() / 255 - 1
-    (m0, m1), (std0, std1) = sde.marginal_prob(torch.ones(2, 1, dtype=torch.float64), torch.tensor([1e-3, 1.0], dtype=torch.float64))
-    spread0, spread1 = ((m ** 2 * SPREAD ** 2 + std ** 2).sqrt() for m, std in ((m0, std0), (m1, std1)))
-    expected = 0.1 * m1 + spread1 * (x - 0.1 * m0) / spread0
-    np.testing.assert_allclose(found['codes'], expected, atol=1e-3)  # a hundred times the solver's tolerance
-    assert found['mean_error'].max() <= found['largest_error'].max() < 0.1 and (found['mean_error'] > 0).all()
+    x = torch.tensor(found['inputs']).movedim(-1, 1).double() / 255
+    x = 2 * x - 1 if config.data.centered else x
+    times = torch.tensor([sde.sampling_eps, 1.0], dtype=torch.float64)
+    (m0, m1), (std0, std1) = sde.marginal_prob(torch.ones(2, 1, dtype=torch.float64), times)
+    spread0, spread1 = ((m ** 2 * (scale * SPREAD) ** 2 + std ** 2).sqrt() for m, std in ((m0, std0), (m1, std1)))
+    expected = mean * m1 + spread1 * (x - mean * m0) / spread0
+    np.testing.assert_allclose(found['codes'], expected, atol=1e-3 * spread1.item())  # a hundred times the solver's tolerance
+    assert found['mean_error'].max() <= found['largest_error'].max() < 0.1 and (found['mean_error'] > 0).all()  # in grey levels
     shown = tiles(gallery, IMAGES, 3)
     assert (shown[:, 0] == found['inputs']).all() and (shown[:, 2] == found['samples']).all()
-    assert abs(shown[:, 1].std() * 6 / 255 - found['codes'].std()) < 0.02  # six standard deviations of the prior from black to white
+    prior = found['codes'].transpose(0, 2, 3, 1) / (50 if name == 'vesde' else 1)  # whose middle is grey, and 3 deviations black and white
+    assert np.abs(shown[:, 1] - np.clip(127.5 + 255 / 6 * prior, 0, 255)).max() < 4  # the prior's deviation is measured, to 1 %
 
 
 def test_between_around_and_mixed(place, tmp_path, exact):
     """Where pixels are independent, the flow is one of each pixel: halves of codes are halves of pictures, and half the temperature half
     the distance from the mean. All to a level or two: two roundings to 8 bits."""
-    exact(independent())
-    config = exact_config(place, temperatures=(0.5, 1.0, 0.0), steps=5)
+    config = exact_config(place, temperatures=(0.5, 1.0, 0.0))
+    config.control.steps = 5
+    exact(config, independent())
     found, gallery = run(place, tmp_path, 'mix', 'colour', config)
     first, second = found['inputs'][0::2].astype(int), found['inputs'][1::2].astype(int)
     even, sides, floors = (found['samples'][:, k].astype(int) for k in range(3))
@@ -269,7 +281,6 @@ def test_every_task(place, tmp_path, task):
     channels = 3 if name == 'colour' else 1
     config = CONFIGS[name](place)
     config.control.update(resample=2, consistency=0.5)
-    config.sampling.corrector = 'langevin'
     config.eval.batch_size = 5  # results come in more than one batch
     found, gallery = run(place, tmp_path, task, name, config)
     image, n = (SIZE, SIZE, channels), IMAGES
@@ -289,8 +300,8 @@ def test_every_task(place, tmp_path, task):
     shown = tiles(gallery, rows, columns)
     if 'known' in found:
         assert (shown == np.concatenate([found['inputs'][:, None], found['known'][:, None], found['samples']], 1)).all()
-    if 'nfe' in found:  # 25 times, a corrector and a predictor at each; of two walks of each step but the last with a measurement
-        assert found['nfe'] == (50 if task == 'classes' else 98)
+    if 'nfe' in found:  # 25 steps, and with a measurement all but the last twice
+        assert found['nfe'] == (25 if task == 'classes' else 49)
 
 
 def test_the_tasks_are_all_tested():
@@ -312,23 +323,22 @@ def test_inputs_are_test_images_of_the_data_set(place, tmp_path):
 def test_the_seed_decides(place, tmp_path):
     """All of the results, whatever was drawn before; another one, of the same pictures, gives others."""
     folder = written(tmp_path / 'pictures', pictures(3)[..., 0])
-    for name, task, settings in (('plain', 'inpaint', dict(input=folder)), ('classes', 'classes', {}),
-                                 ('plain', 'reconstruct', dict(input=folder))):  # which dequantises at random
+    for name, task, key, settings in (('plain', 'inpaint', 'samples', dict(input=folder)), ('classes', 'classes', 'samples', {}),
+                                      ('plain', 'reconstruct', 'codes', dict(input=folder / '0.png'))):  # which dequantises at random
         found = []
         for seed in (1, 1, 2):
             config = CONFIGS[name](place)
             config.seed = seed
-            found.append(run(place, tmp_path, task, name, config, **settings)[0])
-        first, again, other = (result['codes' if task == 'reconstruct' else 'samples'] for result in found)
-        assert (first == again).all() and not (first == other).all()
-        assert task == 'reconstruct' or not (first[:, 0] == first[:, 1]).all()
+            found.append(run(place, tmp_path, task, name, config, **settings)[0][key])
+        assert (found[0] == found[1]).all() and not (found[0] == found[2]).all()
+        assert task == 'reconstruct' or not (found[0][:, 0] == found[0][:, 1]).all()
 
 
 MASKS = (*measurements.MASKS, 'half', 'most')
 
 
-@pytest.mark.parametrize('source', ['data set', 'pictures'])
-@pytest.mark.parametrize('mask', [*MASKS, 'picture', 'large picture', 'grey picture'])
+@pytest.mark.parametrize('mask, source', [*((mask, 'pictures') for mask in (*MASKS, 'picture', 'large picture', 'grey picture')),
+                                          ('left', 'data set'), ('picture', 'data set')])
 def test_known_pixels_come_back_as_they_were(place, tmp_path, mask, source):
     """Bit for bit, though pictures have 256 levels and the network's data 17. What is missing is new."""
     drawn = np.zeros((SIZE, SIZE), bool)
@@ -367,17 +377,15 @@ def test_labels_guide_what_is_filled_in(place, tmp_path, guide, labels, expected
     assert not (without['samples'] == found['samples']).all()
 
 
-@pytest.mark.parametrize('guide, method', [('network', 'pc'), ('classifier', 'pc'), ('network', 'ode')])
-def test_classes_by_either_guide_and_sampler(place, tmp_path, guide, method):
+@pytest.mark.parametrize('guide', ['network', 'classifier'])
+def test_the_weight_of_the_guidance(place, tmp_path, guide):
     """Weight 0 makes the label nothing: the samples of other labels are the same, and those of a weight are not."""
     name, classifier = ('classes', '') if guide == 'network' else ('plain', place / 'classifier')
 
     def samples(labels, weight):
         config = CONFIGS[name](place)
-        config.sampling.update(method=method, guidance=weight)
-        found, _ = run(place, tmp_path, 'classes', name, config, labels=labels, classifier=classifier)
-        assert found['samples'].shape == (3, RESULTS, SIZE, SIZE, 1) and found['nfe'] > 0
-        return found['samples']
+        config.sampling.guidance = weight
+        return run(place, tmp_path, 'classes', name, config, labels=labels, classifier=classifier)[0]['samples']
     assert (samples('1,2,3', 0.0) == samples('4,4,4', 0.0)).all()
     assert not (samples('1,2,3', 5.0) == samples('4,4,4', 5.0)).all()
 
@@ -540,7 +548,6 @@ def test_faults_are_one_sentence_that_names_them(place, files, fault):
         config.update_from_flattened_dict({key: settings.pop(key) for key in list(settings) if '.' in key})
     message = refused(config, place / name, task, **settings)
     assert all(word.format(place=place, files=files) in message for word in words), message
-    print(f'{fault}: {message}')
 
 
 def test_without_a_checkpoint_there_is_nothing_to_control(place, tmp_path):
@@ -646,7 +653,7 @@ def test_samples_of_a_network_that_knows_classes_have_labels(place, tmp_path):
     plain = run_lib.sample(CONFIGS['plain'](place), place / 'plain', num_samples=2, output=str(tmp_path / 'plain'))
     assert set(np.load(plain / 'samples.npz').keys()) == {'samples'}
 
-    config.eval.stats_dir = str(tmp_path / 'stats')
+    config.eval.update(stats_dir=str(tmp_path / 'stats'), bpd_rtol=1.0, bpd_atol=1.0)
     run_lib.evaluate(config, place / 'classes', str(tmp_path / 'eval'))
     parts = np.load(tmp_path / 'eval' / 'ckpt_1' / 'samples_0.npz')
     assert parts['samples'].shape == (7, SIZE, SIZE, 1) and parts['labels'].shape == (7,)
@@ -655,15 +662,11 @@ def test_samples_of_a_network_that_knows_classes_have_labels(place, tmp_path):
 
 
 def test_samples_are_those_of_their_labels(place, tmp_path, exact):
-    """The guidance of `--mode sample` is that of the config: of images dark or bright, by the label."""
-    d = 3 * SIZE * SIZE
-    target = GaussianMixture([1.0, 1.0], torch.tensor([[-0.5], [0.5]]).expand(2, d), SPREAD ** 2 * torch.eye(d).expand(2, d, d),
-                             (3, SIZE, SIZE))
-    exact(target, ExactConditionalNetwork)
+    """In --mode sample, of images dark or bright, by the label."""
     config = exact_config(place)
     config.model.num_classes = 2
-    folder = run_lib.sample(config, place / 'colour', num_samples=12, output=str(tmp_path / 'out'))
-    found = np.load(folder / 'samples.npz')
+    exact(config, shades([-0.5, 0.5]), ExactConditionalNetwork)
+    found = np.load(run_lib.sample(config, place / 'colour', num_samples=12, output=str(tmp_path / 'out')) / 'samples.npz')
     assert 0 < found['labels'].sum() < 12
     assert ((found['samples'].mean((1, 2, 3)) > 127) == found['labels']).all()
 
@@ -680,27 +683,20 @@ def command(workdir, mode, *arguments, config='configs/vp/digits_ddpmpp_continuo
 
 
 def test_control_by_command_line(place, tmp_path):
-    """All flags of two tasks, and the place where results go by default."""
+    """All flags, in two tasks, and the place where results go by default."""
     folder = written(tmp_path / 'in', pictures(3))
-    done = command(place / 'plain', 'control', *TINY, '--task=inpaint', '--mask=top', f'--input={folder}', '--labels=3',
-                   f'--classifier={place / "classifier"}', f'--checkpoint={place / "plain" / "checkpoints" / "checkpoint_1.pth"}',
-                   f'--output={tmp_path / "out"}')
+    shutil.copytree(place / 'plain', tmp_path / 'w')
+    done = command(tmp_path / 'w', 'control', *TINY, '--task=inpaint', '--mask=top', f'--input={folder}', '--labels=3',
+                   f'--classifier={place / "classifier"}', f'--checkpoint={place / "plain" / "checkpoints" / "checkpoint_1.pth"}')
     assert done.returncode == 0, done.stderr
-    assert 'picture, what is known of it, results' in done.stderr and str(tmp_path / 'out') in done.stderr and '\r' not in done.stderr
-    found = np.load(tmp_path / 'out' / 'results.npz')
+    assert 'picture, what is known of it, results' in done.stderr and '\r' not in done.stderr
+    assert 'Wrote gallery.png' in (tmp_path / 'w' / 'stdout.txt').read_text()
+    found = np.load(tmp_path / 'w' / 'control_inpaint' / 'results.npz')
     assert found['samples'].shape == (3, 2, SIZE, SIZE, 1) and found['labels'].tolist() == [3, 3, 3]
 
-    shutil.copytree(place / 'plain', tmp_path / 'w')
-    done = command(tmp_path / 'w', 'control', *TINY, '--task=upscale4', '--measured', f'--input={folder}')
+    done = command(place / 'plain', 'control', *TINY, '--task=upscale4', '--measured', f'--input={folder}', f'--output={tmp_path / "out"}')
     assert done.returncode == 0, done.stderr
-    assert np.load(tmp_path / 'w' / 'control_upscale4' / 'results.npz')['samples'].shape == (3, 2, SIZE, SIZE, 1)
-    assert 'Wrote gallery.png' in (tmp_path / 'w' / 'stdout.txt').read_text()
-
-
-def test_a_fault_is_one_line_of_the_command_line(place, tmp_path):
-    done = command(place / 'plain', 'control', *TINY, '--task=inpaint', '--mask=middle')
-    assert done.returncode != 0 and 'Traceback' not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith('error:') and "'middle'" in line]) == 1
+    assert np.load(tmp_path / 'out' / 'results.npz')['samples'].shape == (3, 2, SIZE, SIZE, 1)
 
 
 def test_classifier_by_command_line(tmp_path):

@@ -139,6 +139,16 @@ def test_interpolation_goes_along_the_great_circle():
     torch.testing.assert_close(between[3], (z0 + z1) / (2 * (whole / 2).cos()).reshape(-1, 1, 1, 1), rtol=1e-12, atol=1e-12)  # halfway
 
 
+def test_interpolation_is_a_rotation_in_the_plane_of_its_codes():
+    """From cos 0 a + sin 0 b to cos w a + sin w b of orthogonal a and b: at the fraction f the angle is f w. From small angles, where the
+    arccos of a number near 1 knows 1e-16 / w, to nearly opposite codes, where the sine by which all is divided is 0.01."""
+    a, b = torch.zeros(7, 4, dtype=torch.float64), torch.zeros(7, 4, dtype=torch.float64)
+    a[:, 0] = b[:, 1] = 2.0
+    w, f = torch.tensor([2e-3, 0.01, 0.05, 0.5, 1.5, 3.0, 3.13], dtype=torch.float64)[:, None], torch.linspace(0, 1, 5)
+    between, angle = interpolate(a, w.cos() * a + w.sin() * b, f), f.double()[:, None, None] * w
+    torch.testing.assert_close(between, angle.cos() * a + angle.sin() * b, rtol=0, atol=1e-11)
+
+
 def test_interpolation_of_two_codes_does_not_see_the_others():
     z0, z1, fractions = codes_of(5), codes_of(5, seed=1), [0.0, 0.3, 1.0]
     alone = torch.cat([interpolate(z0[i:i + 1], z1[i:i + 1], fractions) for i in range(5)], 1)

@@ -474,6 +474,15 @@ def test_a_classifier_judges_each_image_by_itself_and_by_its_noise(embedding):
     assert not torch.allclose(network.train()(x, labels), logits, atol=1e-3)
 
 
+def test_a_classifier_is_told_the_logarithm_of_sigma():
+    """With whole frequencies, the features are those of e times the noise; of another ratio they are others."""
+    network, x, sigma = classifier('fourier', dict(num_channels=1)), torch.rand(3, 1, 8, 8), torch.tensor([0.01, 1.0, 18.0])
+    network.fourier.W.data.round_()
+    logits = network(x, sigma)
+    torch.testing.assert_close(network(x, math.e * sigma), logits, rtol=0, atol=1e-3)  # log sigma times 16 and 2 pi, in float32
+    assert (network(x, 1.5 * sigma) - logits).abs().amax(1).min() > 1e-2
+
+
 @pytest.mark.parametrize('embedding', EMBEDDINGS)
 def test_a_classifier_passes_its_gradient_on(embedding):
     """To every parameter, for training, and to the image, for guidance: that of finite differences, in float64."""
