@@ -100,6 +100,8 @@ def restore(path, state: dict, device='cpu') -> dict:
                       for optimizer in (state['optimizer'].state_dict(), content['optimizer'])]
             if counts[0] != counts[1]:
                 raise ValueError(f'the optimizer in it has {counts[1]} parameters, that of the config {counts[0]}')
+            for own, group in zip(state['optimizer'].param_groups, content['optimizer']['param_groups']):
+                group['fused'] = own.get('fused')  # how it computes is no matter of the file
         if 'ema' in state:
             state['ema'].load_state_dict(content['ema'])
     except (KeyError, TypeError, ValueError) as error:

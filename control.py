@@ -24,6 +24,7 @@ import reports
 import run_lib
 import sampling
 from errors import UserError
+from randomness import own_randomness
 
 
 class Task(NamedTuple):
@@ -53,13 +54,13 @@ def control(config, workdir, task, input='', mask='', labels='', classifier='', 
         if value and not takes:
             raise UserError(f'--{flag} has no meaning for --task={task}')
     job = types.SimpleNamespace(config=config, settings=config.control, task=task, mask=mask, measured=measured,
-                                size=config.data.image_size, sde=run_lib.get_sampling_sde(config),
+                                size=config.data.image_size, sde=sampling.get_sampling_sde(config),
                                 unscale=datasets.get_data_inverse_scaler(config))
     job.images = _inputs(job, kind, input) if kind.pictures else None
     job.labels = _labels(labels, len(job.images) if kind.pictures else None)
     job.model = run_lib.load_averaged_model(config, checkpoint or checkpoints.latest(workdir))
     job.guide = _guide(job, classifier)
-    with run_lib.own_randomness(config.seed):
+    with own_randomness(config.seed):
         job.x = _scaled(job) if kind.pictures else None
         columns, rows, arrays = kind.run(job)
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +228,8 @@ def _classes(job):
 
 def _coded(job):
     """The codes (n, C, H, W) of the pictures, and the function that decodes (..., C, H, W) to 8-bit images (..., H, W, C)."""
-    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, continuous=job.config.training.continuous)
+    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=job.config.sampling.get('ode_method', 'RK45'),
+                  continuous=job.config.training.continuous)
     encode, decode = latents.get_encoder(job.sde, **solver), latents.get_decoder(job.sde, lambda x: x, **solver)
 
     def in_batches(fn, x, what):

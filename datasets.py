@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import distributed
 import image_sources
 from errors import UserError
 from image_sources import Images, Streamed, central_crop, crop_resize, resize_small  # noqa: F401  (where notebooks look for them)
@@ -43,15 +44,15 @@ class Batches:
     """Batches of `images`: one pass that holds every image, or without end (`endless`), one epoch behind the other.
 
     `shuffle`: each epoch in a new order; `random_flip`: half of the images mirrored; `dequantize`: uniform noise, new in each pass;
-    `start`: the first batch, where there is no end. Damaged images, where they may be skipped, are missing from the batches of a pass;
-    in those without end, others of the same batch take their places.
+    `start`: the first batch, where there is no end; `rows`: those of every such batch that are wanted (all). Damaged images, where they
+    may be skipped, are missing from the batches of a pass; in those without end, others of the same batch take their places.
     """
 
     def __init__(self, images: Images | Streamed, batch_size: int, seed: int = 0, endless: bool = False, shuffle: bool = False,
-                 random_flip: bool = False, dequantize: bool = False, start: int = 0):
+                 random_flip: bool = False, dequantize: bool = False, start: int = 0, rows: slice = slice(None)):
         self.data, self.batch_size, self.seed, self.endless = images, batch_size, seed, endless
         self.shuffle, self.random_flip, self.dequantize, self.start = shuffle, random_flip, dequantize, start
-        self.passes = 0
+        self.rows, self.passes = rows, 0
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
 
     def __len__(self):
@@ -64,14 +65,14 @@ class Batches:
     def _order_of(self, epoch):
         return self._rng(0, epoch).permutation(len(self.data)) if self.shuffle else np.arange(len(self.data))
 
-    def _collect(self, indices, rng):
-        images, labels = self.data.read(indices)
-        if self.random_flip:
-            flipped = rng.random(len(images)) < 0.5
+    def _collect(self, indices, rng, rows=slice(None)):
+        images, labels = self.data.read(indices[rows])
+        if self.random_flip:  # what is random is drawn for the whole batch, whichever rows of it are wanted
+            flipped = (rng.random(len(indices)) < 0.5)[rows][:len(images)]
             images[flipped] = images[flipped, :, ::-1]
         x = images.astype(np.float32)
         if self.dequantize:
-            x += rng.random(x.shape, np.float32)
+            x += rng.random((len(indices), *x.shape[1:]), np.float32)[rows][:len(x)]
             x /= np.float32(self.data.levels)
         else:
             x /= np.float32(self.data.levels - 1)
@@ -82,11 +83,10 @@ class Batches:
         places = np.arange(i * self.batch_size, (i + 1) * self.batch_size)
         epochs, places = np.divmod(places, len(self.data))
         indices = np.concatenate([self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)])
-        found = self._collect(indices, self._rng(1, i))
+        found, size = self._collect(indices, self._rng(1, i), self.rows), len(indices[self.rows])
         if not len(found['label']):
-            raise UserError(f'not one of the {len(indices)} images of a training batch could be read')
-        return found if len(found['label']) == len(indices) else {
-            key: value[np.arange(len(indices)) % len(value)] for key, value in found.items()}
+            raise UserError(f'not one of the {size} images of a training batch could be read')
+        return found if len(found['label']) == size else {key: value[np.arange(size) % len(value)] for key, value in found.items()}
 
     def part(self, i: int, repeat: int = 0):
         """The i-th batch, from 0, of one pass in order; `repeat` numbers the passes, which differ by the noise of dequantisation."""
@@ -229,8 +229,8 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     """(training batches, evaluation batches, TFDS builder or None).
 
     For training, both go on without end, from training step `start` on: the first shuffled, and flipped where `data.random_flip`; the
-    second in order, a batch every `training.eval_freq` steps. For `evaluation`, both are one pass in order and hold every image, the
-    last batch being what is left.
+    second in order, a batch every `training.eval_freq` steps; of several processes each gets its own rows of every batch. For
+    `evaluation`, both are one pass in order and hold every image, the last batch being what is left.
     """
     train, test = get_split(config, 'train'), get_split(config, 'test')
     builder = get_source(config).builder
@@ -241,7 +241,8 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     size = config.training.batch_size
     if len(train) < size:
         raise UserError(f'config.training.batch_size is {size}: the training set of {config.data.dataset} has {len(train)} images')
-    make = functools.partial(Batches, batch_size=size, seed=config.seed, dequantize=uniform_dequantization, endless=True)
+    make = functools.partial(Batches, batch_size=size, seed=config.seed, dequantize=uniform_dequantization, endless=True,
+                             rows=distributed.rows(size))
     return (make(train, shuffle=True, random_flip=config.data.random_flip, start=start),
             make(test, start=math.ceil(start / config.training.eval_freq)), builder)
 

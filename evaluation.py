@@ -20,6 +20,7 @@ from absl import logging
 from tqdm import tqdm
 
 import datasets
+import distributed
 import image_sources
 import metrics
 import results
@@ -198,18 +199,24 @@ def load_dataset_stats(config):
 def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path:
     """Writes the features of a split, a random order of at most `eval.stats_samples` images, and what they are of. Returns the npz file.
 
-    A batch of images is in memory at a time, and the features of all.
+    A batch of images is in memory at a time, and, of process 0, the features of all.
     """
     path, images = statistics_path(config, extractor, split), datasets.get_split(config, split, in_memory=False)
     order = np.random.default_rng(0).permutation(len(images))[:config.eval.get('stats_samples', 50000)]
-    features = []
-    batches = range(0, len(order), 256)
-    for start in tqdm(batches, disable=not sys.stderr.isatty(), dynamic_ncols=True, desc=f'features of the {split} set', unit='batch'):
-        batch = images.read(order[start:start + 256])[0]
-        if len(batch):
-            features.append(extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32))
-        if (start // 256 + 1) % 20 == 0:
-            logging.info('%d of %d images of the %s set have features', start + len(batch), len(order), split)
+    batches, features, seen = [order[start:start + 256] for start in range(0, len(order), 256)], [], 0
+
+    def work(indices):
+        batch = images.read(indices)[0]
+        return extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32) if len(batch) else None
+
+    for indices, found in tqdm(distributed.in_turns(batches, work), disable=not (sys.stderr.isatty() and distributed.is_main()),
+                               total=len(batches), dynamic_ncols=True, desc=f'features of the {split} set', unit='batch'):
+        features += [] if found is None else [found]
+        seen += len(indices)
+        if seen // 256 % 20 == 0:
+            logging.info('%d of %d images of the %s set have features', seen, len(order), split)
+    if not distributed.is_main():
+        return path
     if sum(map(len, features)) < 4:
         raise UserError(f'statistics need the features of 4 images or more: the {split} set gave {sum(map(len, features))}')
     features = np.concatenate(features)
@@ -227,16 +234,18 @@ def _refuse_dead(features: np.ndarray, path):
         raise UserError(f'the features for {path} are not finite, or all the same: the weights do not serve for this layer')
 
 
-def reference(config, extractor: Extractor, split: str) -> Reference:
-    """The features of a split: those in `eval.stats_dir`, which are computed now if they are not there.
+def reference(config, extractor: Extractor, split: str) -> Reference | None:
+    """The features of a split, for process 0: those in `eval.stats_dir`, which all processes compute now if they are not there.
 
     UserError where the file there is of another protocol. One that tells none is taken for TF-GAN's features of the 2021 release, where
     that has published a file of its name.
     """
     path, expected = statistics_path(config, extractor, split), statistics_protocol(config, extractor, split)
-    if not path.is_file():
+    if not distributed.broadcast(path.is_file()):
         logging.info('There are no statistics %s yet: computing them, once.', path)
         compute_statistics(config, extractor, split)
+    if not distributed.is_main():
+        return None
     file = results.load(path)
     if file is None or 'pool_3' not in file:
         raise UserError(f"{path} holds no features 'pool_3' that can be read: move it away to have them computed")

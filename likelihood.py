@@ -17,7 +17,7 @@ import torch
 
 import ode_lib
 from errors import UserError
-from models.utils import get_score_fn
+from models.utils import get_score_fn, times_like
 
 PROBES = {'Rademacher': lambda x: torch.randint_like(x, low=0, high=2) * 2 - 1, 'Gaussian': torch.randn_like}
 
@@ -77,6 +77,8 @@ def get_log_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', rto
     if dequantize and scaler is None:
         raise UserError('dequantize=True moves the data in [0, 1] and needs the way back: pass scaler=')
 
+    ode_lib.check_method(method)
+
     def likelihood_fn(model, data):
         if dequantize:
             x = inverse_scaler(data)
@@ -90,8 +92,7 @@ def get_log_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', rto
                 return flow.sde(x, t)[0]
 
             def derivative(t, x, log_ratio):
-                times = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-                value, products = _value_and_products(drift, x, times, directions)
+                value, products = _value_and_products(drift, x, times_like(x, t), directions)
                 return value, products.sum(0, keepdim=True) if exact else products
 
             start = data.new_zeros(1 if exact else probes, len(data))

@@ -5,10 +5,16 @@ Every loss draws x_t = m(t) x_0 + std(t) z and asks the network for the score -z
 is  std s + z,  weighted equally at all times ("variance weighting"), or  (s + z/std) g(t)  ("likelihood weighting", Song et al.
 2021b). A training state is a dict: `model`, `optimizer`, `ema`, `step`. Losses of networks that know classes are called with
 `classes=` (B,), the classes of the images.
+
+A loss function draws its random numbers, times (or noise levels) and then noise, by its attribute `draw`, or takes them as `drawn`: a
+step shares out what it draws for a whole batch among processes and among parts of a batch, and so does not depend on their number.
 """
+import contextlib
+
 import torch
 import torch.nn.functional as F
 
+import distributed
 from errors import UserError
 from models.utils import get_model_fn, get_score_fn
 from sde_lib import VESDE, VPSDE, expand
@@ -27,13 +33,16 @@ def optimization_manager(config):
     """-> optimize_fn(optimizer, params, step, lr, warmup, grad_clip): one update with linear warm-up and clipping by the norm.
 
     It returns the norm of the gradient before clipping. Where that is not finite nothing is updated: an overflow costs a step,
-    not the run.
+    not the run. A fused optimizer decides that on its device: the host does not wait.
     """
     def optimize_fn(optimizer, params, step, lr=config.optim.lr, warmup=config.optim.warmup, grad_clip=config.optim.grad_clip):
         for group in optimizer.param_groups:
             group['lr'] = float(lr * min(step / warmup, 1.0)) if warmup > 0 else float(lr)
         norm = torch.nn.utils.clip_grad_norm_(list(params), max_norm=grad_clip if grad_clip >= 0 else float('inf'))
-        if torch.isfinite(norm):
+        if all(group.get('fused') for group in optimizer.param_groups):
+            optimizer.found_inf = (~torch.isfinite(norm)).float()
+            optimizer.step()
+        elif torch.isfinite(norm):
             optimizer.step()
         return norm
 
@@ -46,37 +55,57 @@ def _mean_loss(losses, reduce_mean: bool):
     return (losses.mean(1) if reduce_mean else 0.5 * losses.sum(1)).mean()
 
 
+def _with_draws(draw_levels, loss):
+    """-> loss_fn(model, batch (B, ...), *known, drawn=None, **condition) = loss(model, batch, levels (B,), noise, *known, **condition).
+
+    loss_fn.draw(shape, batch, generator=None) -> (levels, noise) for a batch of `shape`, on the device and in the dtype of `batch`;
+    draw_levels(number, device=, dtype=, generator=).
+    """
+    def draw(shape, batch, generator=None):
+        kind = dict(device=batch.device, dtype=batch.dtype, generator=generator)
+        return draw_levels(shape[0], **kind), torch.randn(shape, **kind)
+
+    def loss_fn(model, batch, *known, drawn=None, **condition):
+        return loss(model, batch, *(drawn or draw(batch.shape, batch)), *known, **condition)
+
+    loss_fn.draw = draw
+    return loss_fn
+
+
+def _times(sde, eps):
+    """number, ... -> so many times, uniform in [eps, T]."""
+    return lambda number, **kind: torch.rand(number, **kind) * (sde.T - eps) + eps
+
+
 def get_sde_loss_fn(sde, train, reduce_mean=True, continuous=True, likelihood_weighting=True, eps=1e-5):
     """-> loss_fn(model, batch (B, ...)): Eq. 7 with t uniform in [eps, T].
 
     `train`: dropout and the like are on. `reduce_mean`: mean over values instead of half the sum. `continuous`: what the network
     is told of the time, see `get_score_fn`. `likelihood_weighting`: weights g(t)^2 instead of std(t)^2.
     """
-    def loss_fn(model, batch, **condition):
-        score_fn = get_score_fn(sde, model, train=train, continuous=continuous)
-        t = torch.rand(len(batch), device=batch.device, dtype=batch.dtype) * (sde.T - eps) + eps
-        z = torch.randn_like(batch)
-        score = score_fn(sde.perturb(batch, t, z), t, **condition)
+    def loss(model, batch, t, z, **condition):
+        score = get_score_fn(sde, model, train=train, continuous=continuous)(sde.perturb(batch, t, z), t, **condition)
         std = expand(sde.marginal_prob(torch.zeros_like(batch), t)[1], batch)
         if not likelihood_weighting:
             return _mean_loss((std * score + z) ** 2, reduce_mean)
         diffusion = expand(sde.sde(torch.zeros_like(batch), t)[1], batch)
         return _mean_loss(((score + z / std) * diffusion) ** 2, reduce_mean)
 
-    return loss_fn
+    return _with_draws(_times(sde, eps), loss)
 
 
 def _get_discrete_loss_fn(sde, train, reduce_mean):
     sde.discrete_level(torch.zeros(1, dtype=torch.long))  # refuses at once an SDE without discrete levels
 
-    def loss_fn(model, batch, **condition):
-        labels = torch.randint(0, sde.N, (len(batch),), device=batch.device)
-        z = torch.randn_like(batch)
+    def labels(number, device, dtype, generator):
+        return torch.randint(0, sde.N, (number,), device=device, generator=generator)
+
+    def loss(model, batch, labels, z, **condition):
         m, std = sde.discrete_level(labels)
         output = get_model_fn(model, train)(expand(m, batch) * batch + expand(std, batch) * z, labels, **condition)
         return _mean_loss(sde.discrete_residual(output, z, std) ** 2, reduce_mean)
 
-    return loss_fn
+    return _with_draws(labels, loss)
 
 
 def get_smld_loss_fn(vesde, train, reduce_mean=False):
@@ -107,45 +136,57 @@ def get_classifier_loss_fn(sde, train, eps=1e-5):
     """-> loss_fn(model, batch (B, ...), classes (B,)): the cross-entropy of the classes of x_t, t uniform in [eps, T], for a classifier
     (x_t, label of the time) -> logits (B, K), whose gradient at x_t then guides samplers (Song et al. 2021, Sec. 5).
     """
-    def loss_fn(model, batch, classes):
-        t = torch.rand(len(batch), device=batch.device, dtype=batch.dtype) * (sde.T - eps) + eps
-        return F.cross_entropy(get_model_fn(model, train)(sde.perturb(batch, t), sde.network_label(t)), classes)
+    def loss(model, batch, t, z, classes):
+        return F.cross_entropy(get_model_fn(model, train)(sde.perturb(batch, t, z), sde.network_label(t)), classes)
 
-    return loss_fn
+    return _with_draws(_times(sde, eps), loss)
 
 
-def get_step_fn(sde, train, optimize_fn=None, reduce_mean=False, continuous=True, likelihood_weighting=False):
+def get_step_fn(sde, train, optimize_fn=None, reduce_mean=False, continuous=True, likelihood_weighting=False, *, accumulation=1):
     """-> step_fn(state, batch, metrics=None, **condition) -> loss, one step of training, or with `train=False` the loss of the averaged
     weights.
 
     Training changes `state` in place: optimizer, parameters, moving average, step. A dict given as `metrics` gets the gradient's
-    norm as 'grad_norm'.
+    norm as 'grad_norm'. `accumulation`: the parts of the batch, one after the other, whose gradients add up to that of the whole.
+    With several processes `batch` and the loss are of this process's own rows, the gradient is that of the whole.
     """
-    return _get_step_fn(get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting), train, optimize_fn)
+    return _get_step_fn(get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting), train, optimize_fn, accumulation)
 
 
-def get_classifier_step_fn(sde, train, optimize_fn=None, eps=1e-5):
+def get_classifier_step_fn(sde, train, optimize_fn=None, eps=1e-5, *, accumulation=1):
     """-> step_fn(state, batch, metrics=None, *, classes): as `get_step_fn`, for a classifier."""
-    return _get_step_fn(get_classifier_loss_fn(sde, train, eps), train, optimize_fn)
+    return _get_step_fn(get_classifier_loss_fn(sde, train, eps), train, optimize_fn, accumulation)
 
 
-def _get_step_fn(loss_fn, train, optimize_fn):
+def _get_step_fn(loss_fn, train, optimize_fn, accumulation):
+    def draw(batch, generator=None):
+        """This process's rows of what the whole batch draws."""
+        whole = (len(batch) * distributed.size(), *batch.shape[1:])
+        return [drawn[distributed.rows(len(drawn))] for drawn in loss_fn.draw(whole, batch, generator)]
+
     def train_step(state, batch, metrics=None, **condition):
         model, optimizer = state['model'], state['optimizer']
+        if len(batch) % accumulation:
+            raise UserError(f'a batch of {len(batch)} cannot be divided into {accumulation} equal parts')
+        drawn = draw(batch, distributed.common_generator(batch.device))
+        parts = [tensor.chunk(accumulation) for tensor in (batch, *drawn, *condition.values())]
         optimizer.zero_grad()
-        loss = loss_fn(model, batch, **condition)
-        loss.backward()
-        grad_norm = optimize_fn(optimizer, model.parameters(), step=state['step'])
-        if grad_norm is None or torch.isfinite(grad_norm):
-            state['ema'].update(model.parameters())
+        loss = 0
+        for i, (images, level, noise, *known) in enumerate(zip(*parts)):
+            with getattr(model, 'alone', contextlib.nullcontext)(i < accumulation - 1):
+                part = loss_fn(model, images, drawn=(level, noise), **dict(zip(condition, known))) / accumulation
+                part.backward()
+            loss = loss + part.detach()
+        norm = optimize_fn(optimizer, model.parameters(), step=state['step'])
+        state['ema'].update(model.parameters())
         state['step'] += 1
         if metrics is not None:
-            metrics['grad_norm'] = grad_norm
+            metrics['grad_norm'] = norm
         return loss
 
     @torch.no_grad()
     def eval_step(state, batch, metrics=None, **condition):
         with state['ema'].applied_to(state['model'].parameters()):
-            return loss_fn(state['model'], batch, **condition)
+            return loss_fn(state['model'], batch, drawn=draw(batch), **condition)
 
     return train_step if train else eval_step

@@ -8,6 +8,7 @@
   python main.py --config configs/vp/cifar10_ddpmpp_continuous.py --mode stats     # statistics of the data that FID and KID compare with
   python main.py --config configs/ve/cifar10_ncsnpp_continuous.py --mode data      # what the data are, and the sigma_max they suggest
 
+On several GPUs, of one machine or more: torchrun --nproc_per_node=4 main.py ... (train, classifier, eval, sample and stats share the work).
 Any value of the config can be set on the command line: --config.training.batch_size=64 (see configs/defaults.py for what they mean).
 """
 import logging
@@ -86,39 +87,46 @@ def main(argv):
         sys.exit(f'error: arguments that no flag takes: {" ".join(argv[1:])}')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     import control
+    import distributed
     import preflight
     import run_lib
     from errors import UserError
+    config, workdir = FLAGS.config, FLAGS.workdir
     try:
-        preflight.check(FLAGS.config, FLAGS.workdir, FLAGS.mode)
-        log_to(FLAGS.workdir and pathlib.Path(FLAGS.workdir, 'stdout.txt'))
+        if 'device' in config:
+            config.device = distributed.start(config.device, config.get('timeout_minutes', 60.0))
+        preflight.check(config, workdir, FLAGS.mode)
+        log_to(workdir and distributed.is_main() and pathlib.Path(workdir, 'stdout.txt'), distributed.is_main())
         if FLAGS.mode == 'train':
-            run_lib.train(FLAGS.config, FLAGS.workdir)
-        elif FLAGS.mode == 'control':
-            control.control(FLAGS.config, FLAGS.workdir, FLAGS.task, FLAGS.input, FLAGS.mask, FLAGS.labels, FLAGS.classifier,
-                            FLAGS.checkpoint, FLAGS.output, FLAGS.measured)
+            run_lib.train(config, workdir)
         elif FLAGS.mode == 'classifier':
-            run_lib.train_classifier(FLAGS.config, FLAGS.workdir)
+            run_lib.train_classifier(config, workdir)
         elif FLAGS.mode == 'eval':
-            run_lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder)
+            run_lib.evaluate(config, workdir, FLAGS.eval_folder)
+        elif FLAGS.mode == 'sample':
+            run_lib.sample(config, workdir, FLAGS.checkpoint, FLAGS.num_samples, FLAGS.output)
         elif FLAGS.mode == 'stats':
-            run_lib.statistics(FLAGS.config, FLAGS.workdir)
-        elif FLAGS.mode == 'data':
-            run_lib.describe_data(FLAGS.config, FLAGS.workdir)
+            run_lib.statistics(config, workdir)
+        elif not distributed.is_main():
+            pass  # the rest is not shared
+        elif FLAGS.mode == 'control':
+            control.control(config, workdir, FLAGS.task, FLAGS.input, FLAGS.mask, FLAGS.labels, FLAGS.classifier, FLAGS.checkpoint,
+                            FLAGS.output, FLAGS.measured)
         else:
-            run_lib.sample(FLAGS.config, FLAGS.workdir, FLAGS.checkpoint, FLAGS.num_samples, FLAGS.output)
+            run_lib.describe_data(config, workdir)
+        distributed.stop()
     except UserError as error:
         sys.exit('\n'.join(f'error: {line}' for line in str(error).splitlines()))
 
 
-def log_to(path):
-    """Log lines to the console and, behind those already there, to the file at `path`, if there is one."""
+def log_to(path, in_full: bool = True):
+    """Log lines (or only warnings) to the console and, behind those already there, to the file at `path`, if there is one."""
     root = logging.getLogger()
     root.handlers.clear()
     for handler in (Console(), *([logging.FileHandler(path)] if path else [])):
         handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         root.addHandler(handler)
-    absl_logging.set_verbosity(absl_logging.INFO)
+    absl_logging.set_verbosity(absl_logging.INFO if in_full else absl_logging.WARNING)
 
 
 if __name__ == '__main__':

@@ -1,35 +1,68 @@
-"""Initial value problems dx/dt = f(t, x) on tensors, by the adaptive solvers of SciPy."""
+"""Initial value problems dx/dt = f(t, x) on tensors, by the adaptive solvers of torchdiffeq, on their device, or of SciPy, on the host."""
+import itertools
+
 import numpy as np
 import torch
 from scipy import integrate
 
 from errors import UserError
 
-METHODS = ('RK45', 'RK23', 'DOP853', 'Radau', 'BDF', 'LSODA')
+SCIPY_METHODS = ('RK45', 'RK23', 'DOP853', 'Radau', 'BDF', 'LSODA')
+TORCH_METHODS = ('dopri5', 'bosh3', 'dopri8')
+METHODS = (*TORCH_METHODS, *SCIPY_METHODS)
 
 
 def solve(f, state: tuple[torch.Tensor, ...], t0: float, t1: float, rtol: float = 1e-5, atol: float = 1e-5, method: str = 'RK45'):
     """The state at `t1` of the problem that starts at `t0`, and the number of evaluations of f.
 
-    `state` is a tuple of tensors; f(t, *state), with t a number, answers their derivatives in the same shapes. The solver works in
-    float64 on the host and chooses its steps for all values together; f sees, and the result has, the dtypes and devices of
-    `state`. `method`: one of METHODS, see scipy.integrate.solve_ivp. RuntimeError where the solver gives up.
+    `state` is a tuple of tensors on one device; f(t, *state), with t a number or a tensor of shape (), answers their derivatives in the
+    same shapes. The solver works in float64 and chooses its steps for all values together; f sees, and the result has, the dtypes and
+    devices of `state`. `method`: one of METHODS. Of TORCH_METHODS (Dormand & Prince of order 5, Bogacki & Shampine of order 3, Dormand &
+    Prince of order 8) the state stays on its device, where float64 must be known; of SCIPY_METHODS, see scipy.integrate.solve_ivp, it is
+    on the host. 'dopri5' and 'RK45' are the same pair of formulas. RuntimeError where the solver gives up.
     """
-    if method not in METHODS:
-        raise UserError(f'unknown ODE method {method!r}: known are {", ".join(METHODS)}')
+    check_method(method)
     if t0 == t1:
         return state, 0
-    ends = np.cumsum([part.numel() for part in state])
+    sizes = [part.numel() for part in state]
 
     def unpack(flat):
-        parts = np.split(flat, ends[:-1])
-        return tuple(torch.tensor(p).to(like).reshape(like.shape) for p, like in zip(parts, state))
+        return tuple(part.to(like).reshape(like.shape) for part, like in zip(flat.split(sizes), state))
 
     def pack(parts):
-        return np.concatenate([part.detach().cpu().double().numpy().reshape(-1) for part in parts])
+        return torch.cat([part.detach().reshape(-1).double() for part in parts])
 
-    solution = integrate.solve_ivp(lambda t, flat: pack(f(t, *unpack(flat))), (t0, t1), pack(state), rtol=rtol, atol=atol, method=method,
-                                   t_eval=(t1,))
+    integrator = _on_device if method in TORCH_METHODS else _on_host
+    end, evaluations = integrator(lambda t, flat: pack(f(t, *unpack(flat))), pack(state), float(t0), float(t1), rtol, atol, method)
+    return unpack(end), evaluations
+
+
+def check_method(method: str):
+    """UserError for a method that is not one of METHODS."""
+    if method not in METHODS:
+        raise UserError(f'unknown ODE method {method!r}: known are {", ".join(METHODS)}')
+
+
+def _on_device(f, y, t0, t1, rtol, atol, method):
+    from torchdiffeq import odeint
+    calls = itertools.count()
+    times = torch.tensor([t0, t1], dtype=y.dtype, device=y.device)
+
+    def counted(t, y):
+        next(calls)
+        return f(t.clamp(min(t0, t1), max(t0, t1)), y)  # in search of its first step it may look beyond the end
+    try:
+        # step_t: it must not step over the end, where f need not exist, and interpolate
+        end = odeint(counted, y, times, rtol=rtol, atol=atol, method=method, options=dict(step_t=times[1:]))[-1]
+    except AssertionError as error:  # how it says that a step became too small, or a value not finite
+        raise RuntimeError(f'the ODE solver {method} stopped before t={t1:g}: {error}') from error
+    return end, next(calls)
+
+
+def _on_host(f, y, t0, t1, rtol, atol, method):
+    def on_host(t, flat):
+        return f(t, torch.from_numpy(np.ascontiguousarray(flat)).to(y.device)).cpu().numpy()
+    solution = integrate.solve_ivp(on_host, (t0, t1), y.cpu().numpy(), rtol=rtol, atol=atol, method=method, t_eval=(t1,))
     if not solution.success:
         raise RuntimeError(f'the ODE solver {method} stopped before t={t1:g}: {solution.message}')
-    return unpack(solution.y[:, -1]), solution.nfev
+    return torch.from_numpy(solution.y[:, -1].copy()).to(y.device), solution.nfev

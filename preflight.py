@@ -8,16 +8,20 @@ from ml_collections import ConfigDict
 
 import checkpoints
 import datasets
+import distributed
 import evaluation
 import losses
+import ode_lib
 import sampling
 import sde_lib
 from errors import UserError
 from models import utils as mutils
+from models.unet import UNet
 
 POSITIVE = ('data.image_size', 'training.batch_size', 'training.n_iters', 'training.snapshot_freq',
             'training.snapshot_freq_for_preemption', 'training.log_freq', 'training.eval_freq', 'eval.batch_size', 'eval.num_samples',
             'optim.lr', 'model.num_scales', 'model.nf')
+TOLERANCES = ('sampling.rtol', 'sampling.atol', 'eval.bpd_rtol', 'eval.bpd_atol', 'control.rtol', 'control.atol')
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 
 
@@ -83,6 +87,9 @@ def _numbers(config):
         section, name = key.split('.')
         if not config[section][name] > 0:
             faults.append(f'config.{key} is {config[section][name]!r}: it must be above 0')
+    for section, name in (key.split('.') for key in TOLERANCES):
+        if not config.get(section, {}).get(name, 1e-5) > 0:
+            faults.append(f'config.{section}.{name} is {config[section][name]!r}: it must be above 0')
     if config.seed < 0:
         faults.append(f'config.seed is {config.seed}: it must not be negative')
     if not 0 <= config.model.ema_rate <= 1:
@@ -105,6 +112,10 @@ def _network(config):
     if scaled and config.training.continuous and by_index:
         raise UserError("config.model.scale_by_sigma=True needs training.continuous=False, or NCSN++ with "
                         "model.embedding_type='fourier': other networks look sigma up by an index, which continuous time does not have")
+    if config.training.get('precision', 'float32') not in mutils.PRECISIONS:
+        raise UserError(f'config.training.precision is {config.training.precision!r}: known are {", ".join(mutils.PRECISIONS)}')
+    if config.training.get('recompute', False) and not issubclass(mutils.get_model(config.model.name), UNet):
+        raise UserError(f'config.training.recompute=True is for U-Nets, which {config.model.name!r} is not')
     with torch.device('meta'):
         network = mutils.get_model(config.model.name)(config)
         try:
@@ -131,12 +142,15 @@ def _kind(config, mode):
 
 def _sampler(config):
     shape = (1, config.data.num_channels, config.data.image_size, config.data.image_size)
-    sde = sde_lib.get_sde(config)
+    sde = sampling.get_sampling_sde(config)
     sampling.get_sampling_fn(config, sde, shape, lambda x: x, sde.sampling_eps)
 
 
 def _training(config):
-    training = config.training
+    training, shared = config.training, distributed.size() * config.training.get('accumulation', 1)
+    if training.get('accumulation', 1) < 1 or training.batch_size % shared:
+        raise UserError(f'config.training.batch_size is {training.batch_size}: it must be a multiple of the {distributed.size()} processes '
+                        f"times config.training.accumulation={training.get('accumulation', 1)}")
     losses.get_optimizer(config, [torch.zeros(1, requires_grad=True)])
     losses.get_step_fn(sde_lib.get_sde(config), True, None, training.reduce_mean, training.continuous, training.likelihood_weighting)
 
@@ -145,6 +159,8 @@ def _evaluation(config):
     settings = config.eval
     if settings.bpd_dataset.lower() not in ('train', 'test'):
         raise UserError(f"config.eval.bpd_dataset is {settings.bpd_dataset!r}: known are 'train' and 'test'")
+    if settings.enable_bpd:
+        ode_lib.check_method(settings.get('bpd_method', 'RK45'))
     if settings.begin_ckpt > settings.end_ckpt:
         raise UserError(f'config.eval.begin_ckpt={settings.begin_ckpt} lies behind end_ckpt={settings.end_ckpt}')
     if settings.enable_sampling:

@@ -16,12 +16,18 @@ from absl import logging
 
 def stored(path, protocol: dict, make) -> dict:
     """The arrays of the file at `path` where it is of this protocol; else those of make(), written there."""
-    found = load(path)
-    if found is not None and found.pop('protocol') == normal(protocol):
+    found = matching(path, protocol)
+    if found is not None:
         return found
     arrays = make()
     save(path, protocol, **arrays)
     return {key: np.asarray(value) for key, value in arrays.items()}
+
+
+def matching(path, protocol: dict) -> dict | None:
+    """The arrays of the file at `path` where it is of this protocol, else None."""
+    found = load(path)
+    return found if found is not None and found.pop('protocol') == normal(protocol) else None
 
 
 def save(path, protocol: dict, **arrays):

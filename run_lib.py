@@ -1,7 +1,6 @@
 """Training, evaluation and sampling: the wiring of data, SDE, network, loss, sampler and files. The mathematics is elsewhere."""
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import math
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 import checkpoints
 import datasets
+import distributed
 import evaluation
 import likelihood
 import losses
@@ -31,6 +31,7 @@ from errors import UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
 from models.utils import add_noise
+from randomness import own_randomness, per_image, seed_of
 
 
 def create_state(config) -> dict:
@@ -69,7 +70,12 @@ def load_classifier(path, config):
 
 def to_tensor(batch: dict, config, scaler) -> torch.Tensor:
     """The images of a batch as networks see them: (B, C, H, W) on the config's device."""
-    return scaler(torch.from_numpy(batch['image']).permute(0, 3, 1, 2).contiguous().to(config.device))
+    return scaler(to_device(torch.from_numpy(batch['image']).permute(0, 3, 1, 2).contiguous(), config.device))
+
+
+def to_device(x: torch.Tensor, device) -> torch.Tensor:
+    """`x` on the device, which the host does not wait for."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == 'cuda' else x.to(device)
 
 
 def get_classes(batch: dict, config) -> dict[str, torch.Tensor]:
@@ -80,7 +86,7 @@ def get_classes(batch: dict, config) -> dict[str, torch.Tensor]:
     if len(batch['label']) and not 0 <= batch['label'].min() <= batch['label'].max() < number:
         wrong = next(label for label in batch['label'] if not 0 <= label < number)
         raise UserError(f'the data set has the label {wrong}, but config.model.num_classes={number}: --mode data counts its labels')
-    return {'classes': torch.from_numpy(batch['label']).to(config.device)}
+    return {'classes': to_device(torch.from_numpy(batch['label']), config.device)}
 
 
 def to_images(samples: torch.Tensor, config) -> np.ndarray:
@@ -93,7 +99,7 @@ def to_images(samples: torch.Tensor, config) -> np.ndarray:
 
 def progress(iterable, **settings):
     """`iterable` behind a progress bar on a terminal; elsewhere the log has to do."""
-    return tqdm(iterable, disable=not sys.stderr.isatty(), dynamic_ncols=True, **settings)
+    return tqdm(iterable, disable=not (sys.stderr.isatty() and distributed.is_main()), dynamic_ncols=True, **settings)
 
 
 @contextlib.contextmanager
@@ -109,51 +115,40 @@ def shown_evaluations(model, what: str):
             hook.remove()
 
 
-@contextlib.contextmanager
-def own_randomness(seed: int, *place):
-    """Random numbers that follow from `seed` and `place` alone, leaving the stream outside the block as it was."""
-    if place:
-        seed = int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], 'little')
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
-
-
-def _random_state() -> dict:
-    return dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())
-
-
-def _set_random_state(state: dict | None):
-    if state is None:  # the checkpoint of a release that saved none
-        return
-    torch.set_rng_state(state['cpu'].cpu())
-    if len(state['cuda']) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
-
-
-def get_sampling_sde(config):
-    """The config's SDE with the number of steps that samplers are to take."""
-    sde = sde_lib.get_sde(config)
-    sde.N = config.sampling.get('steps') or sde.N
-    return sde
-
-
-def _draw(config, model, count: int) -> dict:
+def _draw(config, model, what: tuple, first: int, count: int) -> dict:
     """`count` samples as 8-bit images (count, H, W, C), by the config's sampler, and the network evaluations they took: samples, nfe; of
-    a network that knows classes also the labels, which are drawn uniformly."""
-    sde, number = get_sampling_sde(config), config.model.get('num_classes', 0)
+    a network that knows classes also the labels, which are drawn uniformly.
+
+    They are those from the number `first` on of the samples called `what`: their random numbers follow from it and `config.seed`. With
+    `sampling.seed_per_image` each image has its own.
+    """
+    sde, number = sampling.get_sampling_sde(config), config.model.get('num_classes', 0)
     shape = (count, config.data.num_channels, config.data.image_size, config.data.image_size)
-    labels = torch.randint(number, (count,)) if number else None
-    guidance = classifier_free_guidance(labels, config.sampling.get('guidance', 1.0)) if number else None
-    sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps, guidance)
-    with shown_evaluations(model, f'drawing {count} samples'):
-        samples, nfe = sampler(model)
+    seeds = [seed_of(config.seed, *what) + i for i in range(first, first + count)]
+    alone = config.sampling.get('seed_per_image', False)
+    with own_randomness(config.seed, *what, first), per_image(seeds) if alone else contextlib.nullcontext():
+        labels = None if not number else torch.tensor([seed % number for seed in seeds]) if alone else torch.randint(number, (count,))
+        guidance = classifier_free_guidance(labels, config.sampling.get('guidance', 1.0)) if number else None
+        sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps, guidance)
+        with shown_evaluations(model, f'drawing {count} samples'):
+            samples, nfe = sampler(model)
     logging.info('Drew %d samples with %d network evaluations.', count, nfe)
     return dict(samples=to_images(samples, config), nfe=nfe) | (dict(labels=labels.numpy()) if number else {})
 
 
-def _batch_sizes(total: int, largest: int) -> list[int]:
-    return [min(largest, total - start) for start in range(0, total, largest)]
+def _batches(total: int, largest: int) -> list[tuple[int, int]]:
+    """(first, count) of batches of at most `largest` among `total` images."""
+    return [(first, min(largest, total - first)) for first in range(0, total, largest)]
+
+
+def _draw_all(config, model, what: tuple, total: int, largest: int) -> list[dict]:
+    """`total` samples in batches of at most `largest`, which the processes share, for process 0. Images with random numbers of their own
+    are shared out evenly, batches only as a whole."""
+    if config.sampling.get('seed_per_image', False):
+        largest = min(largest, math.ceil(total / distributed.size()))
+    batches = _batches(total, largest)
+    return [part for _, part in progress(distributed.in_turns(batches, lambda batch: _draw(config, model, what, *batch)),
+                                         total=len(batches), desc='sampling', unit='batch')]
 
 
 def train(config, workdir):
@@ -177,60 +172,72 @@ def train_classifier(config, workdir):
 
 
 def _fit(config, workdir, get_step_fn, at_snapshot=None, kept=types.MappingProxyType({})):
-    """The loop of both. `get_step_fn(train, optimize_fn)`; `at_snapshot(config, state, step, workdir, writer)`; `kept`: goes into the
-    checkpoints too."""
+    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `at_snapshot(config, state, step, workdir, writer)`, which every
+    process calls; `kept`: goes into the checkpoints too. Between log lines the host does not wait for the device."""
     workdir, settings, scaler = pathlib.Path(workdir), config.training, datasets.get_data_scaler(config)
     torch.manual_seed(config.seed)
     state = create_state(config)
-    resume = checkpoints.resume_path(workdir)
-    if resume.is_file():
+    resume, randomness = checkpoints.resume_path(workdir), None
+    if distributed.broadcast(resume.is_file()):
         state['rng'] = None
         checkpoints.restore(resume, state, config.device)
-        _set_random_state(state.pop('rng'))
+        randomness = state.pop('rng')
         logging.info('Going on from step %d of %s.', state['step'], resume)
     first, last = state['step'], settings.n_iters - 1
     if first > last:
         logging.info('Training has reached step %d of config.training.n_iters=%d: nothing to do.', first, settings.n_iters)
         return
+    distributed.begin_randomness(config.device, config.seed, randomness)
+    state['model'].share()
 
     train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
     eval_batches = iter(eval_ds)
-    train_step, eval_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config)), get_step_fn(train=False)
+    train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
+    eval_step = get_step_fn(train=False)
 
     with tensorboard(workdir, first) as writer:
-        started, metrics = time.monotonic(), {}
+        started, metrics, skipped = time.monotonic(), {}, torch.zeros((), device=config.device)
         bar = progress(zip(range(first, settings.n_iters), train_ds), initial=first, total=settings.n_iters, desc='training', unit='step')
         for step, batch in bar:
             loss = train_step(state, to_tensor(batch, config, scaler), metrics, **get_classes(batch, config))
+            skipped += ~torch.isfinite(metrics['grad_norm'])
             if step % settings.log_freq == 0 or step == last:
-                rate = (step - first + 1) * settings.batch_size / (time.monotonic() - started)
-                logging.info('step: %d, training_loss: %.5e, images/s: %.0f', step, loss.item(), rate)
+                loss, rate = distributed.mean(loss).item(), (step - first + 1) * settings.batch_size / (time.monotonic() - started)
+                logging.info('step: %d, training_loss: %.5e, images/s: %.0f', step, loss, rate)
                 write(writer, step, training_loss=loss, learning_rate=state['optimizer'].param_groups[0]['lr'],
                       gradient_norm=metrics['grad_norm'], images_per_second=rate)
-                if not torch.isfinite(metrics['grad_norm']):
-                    logging.warning('step: %d, the gradient is not finite: the step was skipped', step)
+                if skipped:
+                    logging.warning('step: %d, %d steps since the last log line were skipped: their gradients were not finite', step,
+                                    int(skipped))
+                    skipped.zero_()
             if step % settings.eval_freq == 0:
                 held_out = next(eval_batches)
                 with own_randomness(config.seed + step):
                     eval_loss = eval_step(state, to_tensor(held_out, config, scaler), **get_classes(held_out, config))
-                logging.info('step: %d, eval_loss: %.5e', step, eval_loss.item())
+                eval_loss = distributed.mean(eval_loss).item()
+                logging.info('step: %d, eval_loss: %.5e', step, eval_loss)
                 write(writer, step, eval_loss=eval_loss)
             if step == last or step > 0 and step % settings.snapshot_freq == 0:
                 number = max(1, math.ceil(step / settings.snapshot_freq))
-                checkpoints.save(checkpoints.snapshot_path(workdir, number), state | kept)
+                if distributed.is_main():
+                    checkpoints.save(checkpoints.snapshot_path(workdir, number), state | kept)
                 if at_snapshot:
                     at_snapshot(config, state, step, workdir, writer)
             if step == last or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
                 # last: what comes before it would be missing after a resume
-                checkpoints.save(resume, state | kept | dict(rng=_random_state()))
+                randomness = distributed.random_state(config.device)
+                if distributed.is_main():
+                    checkpoints.save(resume, state | kept | dict(rng=randomness))
 
 
 def _save_training_samples(config, state, step, workdir, writer):
     """A batch of samples of the averaged weights, as `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
-    model = state['model']
-    with own_randomness(config.seed + step), state['ema'].applied_to(model.parameters()):
-        images = _draw(config, model, config.training.batch_size)['samples']
-    folder = workdir / 'samples' / f'iter_{step}'
+    model, size = state['model'], config.training.batch_size
+    with state['ema'].applied_to(model.parameters()):
+        parts = _draw_all(config, model, ('snapshot', step), size, size)
+    if not distributed.is_main():
+        return
+    images, folder = np.concatenate([part['samples'] for part in parts]), workdir / 'samples' / f'iter_{step}'
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'sample.np', 'wb') as file:
         np.save(file, images)
@@ -238,7 +245,9 @@ def _save_training_samples(config, state, step, workdir, writer):
 
 
 def _log_accuracy(config, state, step, workdir, writer):
-    """The share of test images that the averaged weights classify rightly, at several times."""
+    """The share of test images that the averaged weights classify rightly, at several times; by process 0."""
+    if not distributed.is_main():
+        return
     model, sde, scaler = state['model'], sde_lib.get_sde(config), datasets.get_data_scaler(config)
     batches = datasets.Batches(datasets.get_split(config, 'test'), config.eval.batch_size, config.seed,
                                dequantize=config.data.uniform_dequantization)
@@ -255,7 +264,11 @@ def _log_accuracy(config, state, step, workdir, writer):
 
 @contextlib.contextmanager
 def tensorboard(workdir, first_step: int):
-    """A writer of TensorBoard files, in which steps from `first_step` on, of an interrupted run, give way to new ones."""
+    """A writer of TensorBoard files, in which steps from `first_step` on, of an interrupted run, give way to new ones; None for all
+    processes but the first."""
+    if not distributed.is_main():
+        yield None
+        return
     sys.modules.setdefault('tensorboard.compat.notf', types.ModuleType('notf'))  # its own file writer: importing TensorFlow takes seconds
     from torch.utils.tensorboard import SummaryWriter
     with SummaryWriter(workdir / 'tensorboard', purge_step=first_step) as writer:
@@ -264,7 +277,7 @@ def tensorboard(workdir, first_step: int):
 
 
 def write(writer, step: int, **scalars):
-    for name, value in scalars.items():
+    for name, value in scalars.items() if writer else ():
         writer.add_scalar(name, value, step)
 
 
@@ -294,16 +307,18 @@ def evaluate(config, workdir, eval_folder='eval'):
         run.protocol = _protocol(config, path)
         for part in parts:
             part(run)
-        rows = reports.evaluation_rows(eval_dir, run.number)
+        rows = reports.evaluation_rows(eval_dir, run.number) if distributed.is_main() else []
         if rows:
             logging.info('Checkpoint %d, seed %d:\n%s', run.number, config.seed, reports.table(rows))
-    logging.info('Wrote %s.', reports.write([workdir], eval_dir, eval_folder))
+    if distributed.is_main():
+        logging.info('Wrote %s.', reports.write([workdir], eval_dir, eval_folder))
 
 
 def _protocol(config, checkpoint) -> dict:
     """What every number of a checkpoint depends on."""
     return dict(checkpoint=checkpoint.name, weights=results.digest(checkpoint), seed=config.seed, device=torch.device(config.device).type,
-                model=config.model.to_dict(), training=dict(sde=config.training.sde, continuous=config.training.continuous),
+                model=config.model.to_dict(), training=dict(sde=config.training.sde, continuous=config.training.continuous,
+                              precision=config.training.get('precision', 'float32')),
                 data={key: config.data[key] for key in ('dataset', 'image_size', 'num_channels', 'centered', 'uniform_dequantization')})
 
 
@@ -315,17 +330,23 @@ def _evaluate_loss(run):
     protocol = results.normal(run.protocol | dict(
         part='loss', images=datasets.describe(config, 'test'), batch_size=config.eval.batch_size, reduce_mean=settings.reduce_mean,
         likelihood_weighting=settings.likelihood_weighting))
-    found = results.load(path)
-    values, sizes = ([*found['all_losses']], [*found['batch_sizes']]) if found and found['protocol'] == protocol else ([], [])
-    for i in progress(range(len(values), len(batches)), desc='loss', unit='batch'):
+    found = results.matching(path, protocol)
+    values, sizes = ([*found['all_losses']], [*found['batch_sizes']]) if found else ([], [])
+    places = range(distributed.broadcast(len(values)), len(batches))
+
+    def work(i):
         batch = batches.part(i)
         images = to_tensor(batch, config, datasets.get_data_scaler(config))
         with torch.no_grad(), own_randomness(config.seed, 'loss', i):  # no images: all damaged, and left out
-            values.append(loss_fn(run.model, images, **get_classes(batch, config)).item() if len(images) else 0.0)
-        sizes.append(len(images))
+            return loss_fn(run.model, images, **get_classes(batch, config)).item() if len(images) else 0.0, len(images)
+
+    for i, (value, size) in progress(distributed.in_turns(places, work), total=len(places), desc='loss', unit='batch'):
+        values.append(value)
+        sizes.append(size)
         complete = dict(mean_loss=np.average(values, weights=sizes)) if i == len(batches) - 1 else {}
         results.save(path, protocol, all_losses=np.array(values), batch_sizes=np.array(sizes), **complete)
-    logging.info('ckpt-%d loss: %.5e, of %d images', run.number, np.average(values, weights=sizes), sum(sizes))
+    if distributed.is_main():
+        logging.info('ckpt-%d loss: %.5e, of %d images', run.number, np.average(values, weights=sizes), sum(sizes))
 
 
 def _evaluate_bpd(run):
@@ -333,27 +354,39 @@ def _evaluate_bpd(run):
     config, settings = run.config, run.config.eval
     split = settings.bpd_dataset.lower()
     batches = datasets.Batches(run.split(split), settings.batch_size, config.seed, dequantize=True)
-    solver = dict(rtol=settings.get('bpd_rtol', 1e-5), atol=settings.get('bpd_atol', 1e-5), probes=settings.get('bpd_probes', 1))
+    solver = dict(rtol=settings.get('bpd_rtol', 1e-5), atol=settings.get('bpd_atol', 1e-5), method=settings.get('bpd_method', 'RK45'),
+                  probes=settings.get('bpd_probes', 1))
     likelihood_fn = likelihood.get_log_likelihood_fn(run.sde, datasets.get_data_inverse_scaler(config), levels=datasets.get_levels(config),
                                                      continuous=config.training.continuous, **solver)
-    protocol = run.protocol | dict(part='bpd', images=datasets.describe(config, split), batch_size=settings.batch_size) | solver
-    places, values, paths = [*itertools.product(range(settings.get('bpd_repeats', 5)), range(len(batches)))], [], []
+    places = [*itertools.product(range(settings.get('bpd_repeats', 5)), range(len(batches)))]
+    paths = [run.eval_dir / f'{split}_ckpt_{run.number}_bpd_{k}.npz' for k in range(len(places))]
+    common = run.protocol | dict(part='bpd', images=datasets.describe(config, split), batch_size=settings.batch_size) | solver
+    protocols = [common | dict(repeat=repeat, batch=i) for repeat, i in places]
 
-    def likelihoods(repeat, i):
+    def work(k):
+        repeat, i = places[k]
         images = to_tensor(batches.part(i, repeat), config, datasets.get_data_scaler(config))
         if not len(images):  # all damaged, and left out
-            return dict(bpd=np.empty(0), nats=np.empty(0), repeat=repeat, nfe=0, files=len(places))
+            return dict(bpd=np.empty(0), nats=np.empty(0), repeat=repeat, nfe=0)
         with shown_evaluations(run.model, f'likelihoods, batch {i + 1} of {len(batches)}'), own_randomness(config.seed, 'bpd', repeat, i):
             result = likelihood_fn(run.model, images)
-        return dict(bpd=result.bpd.cpu().numpy(), nats=result.nats.cpu().numpy(), repeat=repeat, nfe=result.nfe, files=len(places))
-    for k, (repeat, i) in enumerate(places):
-        paths.append(run.eval_dir / f'{split}_ckpt_{run.number}_bpd_{k}.npz')
-        found = results.stored(paths[-1], protocol | dict(repeat=repeat, batch=i), functools.partial(likelihoods, repeat, i))
+        return dict(bpd=result.bpd.cpu().numpy(), nats=result.nats.cpu().numpy(), repeat=repeat, nfe=result.nfe)
+
+    missing = distributed.broadcast([k for k in range(len(places)) if results.matching(paths[k], protocols[k]) is None])
+    for k, found in distributed.in_turns(missing, work):
+        results.save(paths[k], protocols[k], **found, files=len(places))
+        logging.info('ckpt-%d bits/dim: %.4f, of %d images (nfe %d), %d of %d', run.number, np.mean(found['bpd']), len(found['bpd']),
+                     found['nfe'], k + 1, len(places))
+    if not distributed.is_main():
+        return
+    values = []
+    for path, protocol in zip(paths, protocols):
+        found = results.matching(path, protocol)
         if found['files'] != len(places):  # other repeats than when it was made
-            results.save(paths[-1], protocol | dict(repeat=repeat, batch=i), **found | dict(files=len(places)))
+            results.save(path, protocol, **found | dict(files=len(places)))
         values.extend(found['bpd'])
-        logging.info('ckpt-%d bits/dim: %.4f +- %.4f, of %d likelihoods (nfe %d)', run.number, np.mean(values),
-                     np.std(values) / len(values)**0.5, len(values), found['nfe'])
+    logging.info('ckpt-%d bits/dim: %.4f +- %.4f, of %d likelihoods', run.number, np.mean(values), np.std(values) / len(values)**0.5,
+                 len(values))
     _remove_others(run.eval_dir.glob(f'{split}_ckpt_{run.number}_bpd_*.npz'), paths)
 
 
@@ -361,39 +394,45 @@ def _evaluate_samples(run):
     """Exactly `num_samples` samples, their features, and their metrics."""
     config, settings = run.config, run.config.eval
     folder, report, measured = run.eval_dir / f'ckpt_{run.number}', run.eval_dir / f'report_{run.number}.npz', run.extractor is not None
-    protocol = run.protocol | dict(sampling=config.sampling.to_dict(), batch_size=settings.batch_size)  # each batch has a seed of its own
-    of_report = results.normal(protocol | dict(part='metrics', num_samples=settings.num_samples, is_splits=settings.get('is_splits', 1),
-                                               extractor=run.extractor.protocol, reference=run.real.protocol,
-                                               floor=run.other and run.other.protocol)) if measured else None
-    if (results.load(report) or {}).get('protocol') != of_report:
-        report.unlink(missing_ok=True)  # of other samples
+    batches = _batches(settings.num_samples, settings.batch_size)  # whose random numbers follow from the number of their first image
+    of_batch = [run.protocol | dict(sampling=config.sampling.to_dict(), batch_size=settings.batch_size, batch=i, size=size)
+                for i, (_, size) in enumerate(batches)]
+    samples = [(folder / f'samples_{i}.npz', protocol | dict(part='samples')) for i, protocol in enumerate(of_batch)]
+    features = [(folder / f'statistics_{i}.npz', protocol | dict(part='features', extractor=run.extractor.protocol))
+                for i, protocol in enumerate(of_batch)] if measured else []
 
-    def draw(i, size):
-        with own_randomness(config.seed, 'samples', i):
-            return _draw(config, run.model, size)
-    samples, features, nfe = [], [], []
-    for i, size in enumerate(progress(_batch_sizes(settings.num_samples, settings.batch_size), desc='sampling', unit='batch')):
-        samples.append(folder / f'samples_{i}.npz')
-        batch = results.stored(samples[-1], protocol | dict(part='samples', batch=i, size=size), functools.partial(draw, i, size))
-        nfe.append(int(batch['nfe']))
-        if i == 0:
-            reports.save_grid(folder / 'samples.png', batch['samples'][:100])
+    def work(i):
+        batch = results.matching(*samples[i]) or _draw(config, run.model, ('samples',), *batches[i])
+        return batch, run.extractor.run(batch['samples']) if measured else None
+
+    missing = [i for i in range(len(batches)) if any(results.matching(*file) is None for file in (samples[i], *features[i:i + 1]))]
+    missing = distributed.broadcast(missing)
+    if missing and distributed.is_main():
+        report.unlink(missing_ok=True)  # of other samples
+    for i, (batch, found) in progress(distributed.in_turns(missing, work), total=len(missing), desc='sampling', unit='batch'):
+        if results.matching(*samples[i]) is None:  # else it was there, without its features
+            results.save(*samples[i], **batch)
         if measured:
-            features.append(folder / f'statistics_{i}.npz')
-            results.stored(features[-1], protocol | dict(part='features', batch=i, size=size, extractor=run.extractor.protocol),
-                           functools.partial(run.extractor.run, batch['samples']))
-    _remove_others([*folder.glob('samples_*.npz'), *folder.glob('statistics_*.npz')], samples + features)
+            results.save(*features[i], **found)
+    if not distributed.is_main():
+        return
+    reports.save_grid(folder / 'samples.png', results.matching(*samples[0])['samples'][:100])
+    _remove_others([*folder.glob('samples_*.npz'), *folder.glob('statistics_*.npz')], [path for path, _ in samples + features])
 
     def measure():
-        parts = [results.load(path) for path in features]
-        gathered = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key != 'protocol'}
-        found = evaluation.measure(gathered, run.real, settings.get('is_splits', 1), config.device) | dict(nfe=np.mean(nfe))
+        parts = [results.matching(*file) for file in features]
+        gathered = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        nfe = np.mean([int(results.matching(*file)['nfe']) for file in samples])
+        found = evaluation.measure(gathered, run.real, settings.get('is_splits', 1), config.device) | dict(nfe=nfe)
         if run.other:
             floor = evaluation.measure({'pool_3': run.other.features[:settings.num_samples]}, run.real, device=config.device)
             found |= {f'floor_{key}': value for key, value in floor.items()}
         return found
     if measured:
-        results.stored(report, of_report, measure)
+        results.stored(report, run.protocol | dict(
+            part='metrics', sampling=config.sampling.to_dict(), batch_size=settings.batch_size, num_samples=settings.num_samples,
+            is_splits=settings.get('is_splits', 1), extractor=run.extractor.protocol, reference=run.real.protocol,
+            floor=run.other and run.other.protocol), measure)
 
 
 def _remove_others(paths, kept):
@@ -411,7 +450,8 @@ def statistics(config, workdir=''):
     extractor = evaluation.get_extractor(config)
     real = evaluation.reference(config, extractor, config.eval.stats_split)
     path = evaluation.statistics_path(config, extractor, config.eval.stats_split)
-    logging.info('%s has the features of %d images.', path, len(real.features))
+    if real:
+        logging.info('%s has the features of %d images.', path, len(real.features))
     return path
 
 
@@ -448,9 +488,9 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     model = load_averaged_model(config, checkpoint or checkpoints.latest(workdir))
     folder = pathlib.Path(output or pathlib.Path(workdir, 'generated'))
     folder.mkdir(parents=True, exist_ok=True)
-    with own_randomness(config.seed):
-        parts = [_draw(config, model, size) for size in progress(_batch_sizes(num_samples, config.eval.batch_size), desc='sampling',
-                                                                 unit='batch')]
+    parts = _draw_all(config, model, ('sample',), num_samples, config.eval.batch_size)
+    if not distributed.is_main():
+        return folder
     images = np.concatenate([part['samples'] for part in parts])
     for i, image in enumerate(images):
         reports.save_image(folder / f'{i:05d}.png', image)

@@ -1,7 +1,8 @@
 """Samplers of the reverse-time SDE and of the probability-flow ODE (Song et al. 2021, Secs. 3.3 and 4, Appendices E to G).
 
 A predictor takes a step of the reverse SDE, a corrector one of Langevin dynamics at a fixed time; both answer (x, x_mean), where
-x_mean lacks the noise of the last step. A sampler, called with a network, returns samples and the number of network evaluations.
+x_mean lacks the noise of the last step. A sampler, called with a network, returns samples and the number of network evaluations. Noise
+comes from `randomness.normal_like`, so that images can be drawn from streams of their own.
 """
 import abc
 
@@ -9,9 +10,10 @@ import torch
 
 import ode_lib
 from errors import UserError
-from models.utils import get_score_fn
+from models.utils import get_score_fn, times_like
+from randomness import batch_mean, normal_like, prior_sampling
 from registry import Registry
-from sde_lib import expand
+from sde_lib import expand, get_sde
 
 PREDICTORS = Registry('predictor (config.sampling.predictor)')
 CORRECTORS = Registry('corrector (config.sampling.corrector)')
@@ -48,7 +50,7 @@ class EulerMaruyamaPredictor(Predictor):
 
     def update_fn(self, x, t):
         dt = self.sde.T / self.sde.N
-        z = torch.randn_like(x)
+        z = normal_like(x)
         drift, diffusion = self.rsde.sde(x, t)
         x_mean = x - drift * dt
         return x_mean + expand(diffusion, x) * dt ** 0.5 * z, x_mean
@@ -61,7 +63,7 @@ class ReverseDiffusionPredictor(Predictor):
     def update_fn(self, x, t):
         f, G = self.rsde.discretize(x, t)
         x_mean = x - f
-        return x_mean + expand(G, x) * torch.randn_like(x), x_mean
+        return x_mean + expand(G, x) * normal_like(x), x_mean
 
 
 @register_predictor(name='ancestral_sampling')
@@ -76,7 +78,7 @@ class AncestralSamplingPredictor(Predictor):
 
     def update_fn(self, x, t):
         x_mean, std = self.sde.ancestral_step(x, t, self.score_fn(x, t))
-        return x_mean + expand(std, x) * torch.randn_like(x), x_mean
+        return x_mean + expand(std, x) * normal_like(x), x_mean
 
 
 @register_predictor(name='none')
@@ -89,7 +91,10 @@ class NonePredictor(Predictor):
 
 @register_corrector(name='langevin')
 class LangevinCorrector(Corrector):
-    """Langevin dynamics whose step keeps the ratio of noise to score, averaged over the batch, at `snr` (Algorithms 4 and 5)."""
+    """Langevin dynamics whose step keeps the ratio of noise to score, averaged over the batch, at `snr` (Algorithms 4 and 5).
+
+    Images with streams of their own (randomness.py) have steps of their own.
+    """
 
     def __init__(self, sde, score_fn, snr, n_steps):
         super().__init__(sde, score_fn, snr, n_steps)
@@ -98,8 +103,8 @@ class LangevinCorrector(Corrector):
     def update_fn(self, x, t):
         alpha, x_mean = self.sde.langevin_alpha(t), x
         for _ in range(self.n_steps):
-            score, noise = self.score_fn(x, t), torch.randn_like(x)
-            score_norm, noise_norm = score.flatten(1).norm(dim=1).mean(), noise.flatten(1).norm(dim=1).mean()
+            score, noise = self.score_fn(x, t), normal_like(x)
+            score_norm, noise_norm = batch_mean(score.flatten(1).norm(dim=1)), batch_mean(noise.flatten(1).norm(dim=1))
             step = expand((self.snr * noise_norm / score_norm) ** 2 * 2 * alpha, x)
             x_mean = x + step * score
             x = x_mean + (2 * step).sqrt() * noise
@@ -115,7 +120,7 @@ class AnnealedLangevinDynamics(LangevinCorrector):
         step = expand((self.snr * std) ** 2 * 2 * self.sde.langevin_alpha(t), x)
         for _ in range(self.n_steps):
             x_mean = x + step * self.score_fn(x, t)
-            x = x_mean + (2 * step).sqrt() * torch.randn_like(x)
+            x = x_mean + (2 * step).sqrt() * normal_like(x)
         return x, x_mean
 
 
@@ -167,7 +172,7 @@ def predictor_corrector(predictor, corrector, x, timesteps, callback=None, proje
         for again in range(1 if start == len(times) - 1 else resample):
             if again:
                 mean, std = predictor.sde.transition_prob(x, landings[stretch[-1]], times[start])
-                x = mean + expand(std, x) * torch.randn_like(x)
+                x = mean + expand(std, x) * normal_like(x)
             for i in stretch:
                 x, x_mean = corrector.update_fn(x, times[i])
                 x, x_mean = predictor.update_fn(project(x, times[i]), times[i])
@@ -182,25 +187,33 @@ def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
     flow = sde.reverse(score_fn, probability_flow=True)
 
     def drift(t, x):
-        return (flow.sde(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))[0],)
+        return (flow.sde(x, times_like(x, t))[0],)
     return ode_lib.solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]
 
 
 def _start(sde, shape, model, device):
     """A draw from the prior, made on the CPU so that a seed means the same everywhere, on the sampler's device in the network's dtype."""
     parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    x = sde.prior_sampling(shape)
+    x = prior_sampling(sde, shape)
     if parameter is not None:
         x = x.to(device or parameter.device, torch.promote_types(parameter.dtype, torch.float32))
     return x.to(device) if device else x
+
+
+def get_sampling_sde(config):
+    """The config's SDE with the number of steps that samplers are to take."""
+    sde = get_sde(config)
+    sde.N = config.sampling.get('steps') or sde.N
+    return sde
 
 
 def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None):
     """The sampler that `config.sampling` describes, for samples of `shape`, stopping at time `eps`; `guidance` as samplers take it."""
     sampling, continuous, device = config.sampling, config.training.continuous, config.device
     if sampling.method.lower() == 'ode':
-        return get_ode_sampler(sde, shape, inverse_scaler, denoise=sampling.noise_removal, eps=eps, device=device, continuous=continuous,
-                               guidance=guidance)
+        return get_ode_sampler(sde, shape, inverse_scaler, denoise=sampling.noise_removal, rtol=sampling.get('rtol', 1e-5),
+                               atol=sampling.get('atol', 1e-5), method=sampling.get('ode_method', 'RK45'), eps=eps, device=device,
+                               continuous=continuous, guidance=guidance)
     if sampling.method.lower() == 'pc':
         return get_pc_sampler(sde, shape, get_predictor(sampling.predictor.lower()), get_corrector(sampling.corrector.lower()),
                               inverse_scaler, sampling.snr, n_steps=sampling.n_steps_each, probability_flow=sampling.probability_flow,
@@ -249,6 +262,8 @@ def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1
     (`shape`) or a draw from the prior. `denoise` adds one noiseless predictor step. `rtol`, `atol`, `method`: see `ode_lib.solve`.
     `guidance`: from the network's score function to the one that is followed.
     """
+    ode_lib.check_method(method)
+
     @torch.no_grad()
     def ode_sampler(model, z=None):
         score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
@@ -256,7 +271,7 @@ def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1
         x = _start(sde, shape, model, device) if z is None else z
         x = follow_flow(sde, guided, x, sde.T, eps, rtol, atol, method)
         if denoise:
-            x = ReverseDiffusionPredictor(sde, guided).update_fn(x, torch.full((len(x),), eps, dtype=x.dtype, device=x.device))[1]
+            x = ReverseDiffusionPredictor(sde, guided).update_fn(x, times_like(x, eps))[1]
         return inverse_scaler(x), score_fn.calls
 
     return ode_sampler

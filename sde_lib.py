@@ -15,6 +15,7 @@ import math
 import torch
 
 from errors import UserError
+from randomness import normal_like
 
 
 def expand(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +82,7 @@ class SDE(abc.ABC):
     def perturb(self, x, t, noise=None):
         """A draw of x_t given x_0 = x: mean + std z, with z standard normal unless `noise` (shape of x) is given."""
         mean, std = self.marginal_prob(x, t)
-        return mean + expand(std, x) * (torch.randn_like(x) if noise is None else noise)
+        return mean + expand(std, x) * (normal_like(x) if noise is None else noise)
 
     def denoise(self, x, t, score):
         """E[x_0 | x_t = x] from the score there (Tweedie's formula): (x + std^2 score) / m, where m x_0 is the mean of x_t; t > 0."""

@@ -11,7 +11,8 @@ Each function changes `config` in place and returns it. Every key can also be se
 `--config.model.ch_mult="(1,2,2)"`. Sampling during evaluation needs `--config.eval.enable_sampling=True` where that is off.
 References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); Song & Ermon 2019 (1907.05600) and 2020 (2006.09011).
 
-seed, device              random seed; a device by name ('cuda:0', 'cpu')
+seed, device              random seed; a device by name ('cuda:0', 'cpu'), of several processes one for each
+timeout_minutes           several processes: how long one waits for the others before all of them give up
 
 data.
   dataset                 CIFAR10, SVHN, CELEBA, LSUN (through TensorFlow Datasets), FFHQ, CelebAHQ (TFRecord files), FOLDER (your own
@@ -36,6 +37,11 @@ training.
   likelihood_weighting    weight the loss with g(t)^2 instead of std(t)^2: better bits/dim, worse FID; continuous training only
   reduce_mean             loss of an image: mean over its pixels (True) or half their sum (False)
   batch_size              images a step, over all GPUs together
+  accumulation            parts of a GPU's share of a batch, one after the other, whose gradients add up: less memory, the same numbers
+  recompute               U-Nets: compute what happens within a block anew for its gradient, instead of keeping it: less memory, more time
+  precision               'float32', or 'bfloat16' for convolutions and matrix products (autocast); parameters and losses stay float32
+  channels_last           images with their channels innermost in memory; changes nothing but speed and rounding
+  compile                 have PyTorch compile the network, which takes a minute (on a CPU it needs a C++ compiler): speed and rounding
   n_iters                 optimizer steps; one past a multiple of snapshot_freq, so that the last snapshot is written
   snapshot_freq           steps between the numbered checkpoints, which are kept: checkpoint_7 is step 7 * snapshot_freq
   snapshot_freq_for_preemption   steps between rewrites of the one checkpoint from which an interrupted run resumes
@@ -84,6 +90,9 @@ sampling.
   snr                     r, the signal-to-noise ratio that sets a corrector's step size; without effect where there is none
   probability_flow        the predictor follows the ODE, without noise
   steps                   steps of a predictor-corrector sampler; 0: num_scales
+  ode_method, rtol, atol  'ode': 'dopri5', 'bosh3' or 'dopri8' on the device, or a method of SciPy on the host, such as 'RK45'; tolerances
+  seed_per_image          every image has random numbers (and Langevin steps) of its own: it depends neither on the images beside it nor
+                          on the size of batches or the number of GPUs ('ode': up to the tolerances)
   noise_removal           return the mean of the last step, without its noise
   guidance                networks that know classes: weight w of (1 - w) s(x, t) + w s(x, t, class); 1.0: the class alone, larger: surer
                           of it and less varied, 0.0: without a class
@@ -96,7 +105,7 @@ control. (--mode control)
   blur                    deblur: standard deviation of the Gaussian, in pixels
   steps                   interpolate: codes on the way from one picture to the next, with its ends
   temperatures            temper: factors of the codes
-  rtol, atol              tolerances of the ODE solver that makes codes
+  rtol, atol              tolerances of the ODE solver, sampling.ode_method, that makes codes
 
 eval.
   begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate;  batch_size: images at a time
@@ -105,7 +114,7 @@ eval.
   enable_bpd              likelihood, in bits/dim, of bpd_dataset ('train' or 'test'); of networks that know classes without a class
   bpd_repeats             passes over that set, each with new dequantisation noise
   bpd_probes              random vectors averaged in each estimate of the divergence; more: less variance, more time
-  bpd_rtol, bpd_atol      tolerances of the ODE solver behind it
+  bpd_method              the ODE solver behind it, see sampling.ode_method;  bpd_rtol, bpd_atol: its tolerances
   wait_minutes            how long to wait for each of these checkpoints that is not there yet
   metrics_backend         features of the metrics (FID, KID, precision, recall, IS): 'tfgan', Inception by TF-GAN as in the paper (on the
                           CPU); 'torch_fidelity', the same weights or another network in PyTorch on `device`; 'pixels', no network, for
@@ -132,6 +141,7 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
         dict(
             seed=42,
             device='cuda:0' if torch.cuda.is_available() else 'cpu',
+            timeout_minutes=60.0,
             data=dict(
                 dataset=dataset,
                 image_size=image_size,
@@ -154,6 +164,11 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 likelihood_weighting=False,
                 reduce_mean=False,
                 batch_size=128,
+                accumulation=1,
+                recompute=False,
+                precision='float32',
+                channels_last=True,
+                compile=False,
                 n_iters=1300001,
                 snapshot_freq=50000,
                 snapshot_freq_for_preemption=10000,
@@ -197,6 +212,10 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 probability_flow=False,
                 noise_removal=True,
                 steps=0,
+                ode_method='dopri5',
+                rtol=1e-5,
+                atol=1e-5,
+                seed_per_image=False,
                 guidance=1.0,
             ),
             control=dict(
@@ -222,6 +241,7 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 bpd_dataset='test',
                 bpd_repeats=5,
                 bpd_probes=1,
+                bpd_method='dopri5',
                 bpd_rtol=1e-5,
                 bpd_atol=1e-5,
                 metrics_backend='tfgan',

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
 
@@ -43,6 +44,7 @@ class UNet(nn.Module):
     `config` gives the sizes (`data.image_size`, `data.num_channels`, `model.nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions`).
     `block(in_ch, out_ch)`, `attention(channels)`, `upsample(channels)` and `downsample(channels)` make the parts; the last two are
     called as blocks are, with (h, temb). `groups` is the number of groups of the other normalizations (None: by their channels).
+    With `training.recompute` the backward pass computes anew what happens within each block, instead of keeping it.
     With `model.num_classes` an embedding of the class is added to that of the time; the last of the embeddings stands for any class: for
     None, and in training for the share `model.label_dropout` of the images (Ho & Salimans 2022).
     """
@@ -54,6 +56,7 @@ class UNet(nn.Module):
         self.act, self.embedding, self.conditional = act, embedding, model.conditional
         self.nf, self.skip_rescale, self.scale_by_sigma, self.centered = model.nf, skip_rescale, model.scale_by_sigma, data.centered
         self.progressive, self.progressive_input = progressive, progressive_input
+        self.recompute = config.training.get('recompute', False)
         self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32))
         self.all_modules = nn.ModuleList()
         add = self._add
@@ -124,6 +127,10 @@ class UNet(nn.Module):
         self.all_modules.append(module)
         return len(self.all_modules) - 1
 
+    def _run(self, position, *inputs):
+        module = self.all_modules[position]
+        return checkpoint(module, *inputs, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else module(*inputs)
+
     def _norm_act_conv(self, positions, h):
         norm, conv = positions
         return self.all_modules[conv](self.act(self.all_modules[norm](h)))
@@ -176,36 +183,36 @@ class UNet(nn.Module):
 
     def forward(self, x, labels, classes=None):
         self._check(x, labels, classes)
-        modules, temb = self.all_modules, self._embed(labels, classes)
+        run, temb = self._run, self._embed(labels, classes)
         pyramid = x if self.centered else 2 * x - 1
 
-        h = modules[self.stem](pyramid)
+        h = self.all_modules[self.stem](pyramid)
         kept = [h]
         for level in self.down_levels:
             for block, attention in level.blocks:
-                h = modules[block](h, temb)
+                h = run(block, h, temb)
                 if attention is not None:
-                    h = modules[attention](h)
+                    h = run(attention, h)
                 kept.append(h)
             if level.resample is not None:
-                h = modules[level.resample](h, temb)
+                h = run(level.resample, h, temb)
                 if level.pyramid is not None:
                     h, pyramid = self._join_input(level.pyramid, h, pyramid)
                 kept.append(h)
 
         first, attention, second = self.bottom
-        h = modules[second](modules[attention](modules[first](h, temb)), temb)
+        h = run(second, run(attention, run(first, h, temb)), temb)
 
         pyramid = None
         for level in self.up_levels:
             for block in level.blocks:
-                h = modules[block](torch.cat([h, kept.pop()], 1), temb)
+                h = run(block, torch.cat([h, kept.pop()], 1), temb)
             if level.attention is not None:
-                h = modules[level.attention](h)
+                h = run(level.attention, h)
             if level.pyramid:
                 h, pyramid = self._join_output(level.pyramid, h, pyramid)
             if level.resample is not None:
-                h = modules[level.resample](h, temb)
+                h = run(level.resample, h, temb)
 
         h = pyramid if self.progressive == 'output_skip' else self._norm_act_conv(self.head, h)
         return h / self._sigma(labels).to(h)[:, None, None, None] if self.scale_by_sigma else h

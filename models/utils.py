@@ -1,8 +1,11 @@
 """Networks by name, and what stands between a network and an SDE: the score function and the plain functions made from it."""
+import contextlib
+
 import numpy as np
 import torch
 from torch import nn
 
+import distributed
 from errors import UserError
 from registry import Registry
 
@@ -40,20 +43,52 @@ def get_ddpm_params(config) -> dict:
                 num_diffusion_timesteps=n)
 
 
+PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16}
+
+
 class Undivided(nn.Module):
-    """Stands where published code has a DataParallel: holds the network as `module`, so that parameters keep their 'module.' prefix."""
+    """Stands where published code has a DataParallel: holds the network as `module`, so that parameters keep their 'module.' prefix.
 
-    def __init__(self, module: nn.Module):
+    What it answers is float32 and contiguous (B, C, H, W) however the network is run: `precision` 'bfloat16' runs convolutions and
+    matrix products so, `channels_last` keeps images with their channels innermost, `compile` has PyTorch compile the whole graph, anew
+    for training and for evaluation. `share` has several processes add up their gradients.
+    """
+
+    def __init__(self, module: nn.Module, precision: str = 'float32', channels_last: bool = False, compile: bool = False):
         super().__init__()
-        self.module = module
+        if precision not in PRECISIONS:
+            raise UserError(f'config.training.precision is {precision!r}: known are {", ".join(PRECISIONS)}')
+        self.module = module.to(memory_format=torch.channels_last) if channels_last else module
+        self.dtype = PRECISIONS[precision]
+        self._shared = []  # a list, so that the parameters are not counted twice
+        if compile:
+            module.compile(fullgraph=True)
 
-    def forward(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
+    def share(self):
+        """From now on a backward pass in training leaves the mean of all processes' gradients, whose parameters must be alike."""
+        if distributed.size() > 1:
+            self._shared = [nn.parallel.DistributedDataParallel(self.module, broadcast_buffers=False)]
+
+    @contextlib.contextmanager
+    def alone(self, alone: bool = True):
+        """Within the block, where `alone`, gradients pile up in each process, to be shared by the next backward pass outside."""
+        with self._shared[0].no_sync() if alone and self._shared else contextlib.nullcontext():
+            yield
+
+    def forward(self, x, *args, **kwargs):
+        network = self._shared[0] if self._shared and self.training and torch.is_grad_enabled() else self.module
+        with torch.autocast(x.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
+            output = network(x, *args, **kwargs)
+        output = output.contiguous()
+        return output.float() if self.dtype else output
 
 
 def create_model(config) -> nn.Module:
-    """The network that `config` describes, on `config.device`, wrapped as published checkpoints name its parameters."""
-    return Undivided(get_model(config.model.name)(config)).to(config.device)
+    """The network that `config` describes, on `config.device`, wrapped as published checkpoints name its parameters, to be run as
+    `config.training` says: `precision`, `channels_last`, `compile`."""
+    training = config.training
+    network = get_model(config.model.name)(config).to(config.device)
+    return Undivided(network, training.get('precision', 'float32'), training.get('channels_last', True), training.get('compile', False))
 
 
 def get_model_fn(model, train: bool = False):
@@ -62,7 +97,7 @@ def get_model_fn(model, train: bool = False):
     The condition is what a network knows beyond the time: `classes=` (B,) of one that was built with `model.num_classes`.
     """
     def model_fn(x, labels, **condition):
-        if isinstance(model, nn.Module):
+        if isinstance(model, nn.Module) and model.training != train:  # walking through all modules takes a while
             model.train(train)
         return model(x, labels, **condition)
     return model_fn
@@ -88,26 +123,27 @@ def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
     return score_fn
 
 
-def _times(x, t):
+def times_like(x, t):
+    """The time t, a number, a tensor of shape () or (B,), as a tensor (B,) for x (B, ...), in its dtype and on its device."""
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
 
 
 @torch.no_grad()
 def score(sde, model, x, t, continuous: bool = True):
     """grad_x log p_t(x), shape of x, at the time t: a number or (B,)."""
-    return get_score_fn(sde, model, continuous=continuous)(x, _times(x, t))
+    return get_score_fn(sde, model, continuous=continuous)(x, times_like(x, t))
 
 
 @torch.no_grad()
 def denoise(sde, model, x, t, continuous: bool = True):
     """The denoised estimate E[x_0 | x_t = x], shape of x, at the time t: a number or (B,)."""
-    t = _times(x, t)
+    t = times_like(x, t)
     return sde.denoise(x, t, get_score_fn(sde, model, continuous=continuous)(x, t))
 
 
 def add_noise(sde, x, t, noise=None):
     """A draw of x_t given x_0 = x, at the time t: a number or (B,)."""
-    return sde.perturb(x, _times(x, t), noise)
+    return sde.perturb(x, times_like(x, t), noise)
 
 
 def to_flattened_numpy(x: torch.Tensor) -> np.ndarray:

@@ -121,7 +121,7 @@ def config_for(n_iters):
 
 def final_state(workdir):
     content = torch.load(workdir / 'checkpoints-meta' / 'checkpoint.pth', weights_only=True)
-    return [*content['model'].values(), *content['ema']['shadow_params'], content['rng']['cpu'], torch.tensor(content['step'])]
+    return [*content['model'].values(), *content['ema']['shadow_params'], content['rng']['common'], torch.tensor(content['step'])]
 
 
 def test_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):

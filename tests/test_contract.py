@@ -218,7 +218,7 @@ def test_flattening():
 # What imports cost -------------------------------------------------------------------------------------------------------------------
 
 LAYERS = {name: layer for layer, names in enumerate((
-    'errors registry distributed',
+    'errors registry distributed randomness',
     'sde_lib op measurements',
     'models ode_lib',
     'losses sampling fast_sampling likelihood controllable_generation latents metrics results image_sources',

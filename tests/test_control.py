@@ -595,7 +595,7 @@ def test_classes_without_a_meaning_are_refused_before_any_work(place, tmp_path, 
 
 def final_state(workdir):
     content = checkpoints.load(checkpoints.resume_path(workdir))
-    return [*content['model'].values(), *content['ema']['shadow_params'], content['rng']['cpu'], torch.tensor(content['step'])]
+    return [*content['model'].values(), *content['ema']['shadow_params'], content['rng']['common'], torch.tensor(content['step'])]
 
 
 @pytest.mark.parametrize('name', ['classes', 'classifier'])
