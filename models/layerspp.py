@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .layers import NIN, AttnBlock, ResnetBlock, ResnetBlockDDPM, conv1x1, conv3x3  # noqa: F401 (NIN: notebooks)
-from .up_or_down_sampling import Conv2d, downsample_2d, naive_downsample_2d, naive_upsample_2d, upsample_2d
+from .up_or_down_sampling import Conv2d, enlarge, fir_filter, naive_downsample_2d, naive_upsample_2d, shrink
 
 # The blocks of DDPM with NCSN++'s normalization, whose number of groups follows the number of channels.
 AttnBlockpp = functools.partial(AttnBlock, groups=None)
@@ -46,17 +46,19 @@ class Upsample(nn.Module):
 
     def __init__(self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)):
         super().__init__()
-        self.fir_kernel, self.conv = fir_kernel if fir else None, None
-        if with_conv:
-            self.conv = 'Conv2d_0' if fir else 'Conv_0'
-            out_ch = out_ch or in_ch
-            self.add_module(self.conv, Conv2d(in_ch, out_ch, 3, up=True, resample_kernel=fir_kernel) if fir else conv3x3(in_ch, out_ch))
+        self.fir, self.with_conv = fir, with_conv
+        if fir and with_conv:
+            self.Conv2d_0 = Conv2d(in_ch, out_ch or in_ch, 3, up=True, resample_kernel=fir_kernel)
+        elif fir:
+            self.register_buffer('filter', fir_filter(fir_kernel, gain=4), persistent=False)
+        elif with_conv:
+            self.Conv_0 = conv3x3(in_ch, out_ch or in_ch)
 
     def forward(self, x, temb=None):
-        if self.fir_kernel and self.conv:
-            return self.Conv2d_0(x)
-        x = upsample_2d(x, self.fir_kernel) if self.fir_kernel else naive_upsample_2d(x)
-        return self.Conv_0(x) if self.conv else x
+        if self.fir:
+            return self.Conv2d_0(x) if self.with_conv else enlarge(x, self.filter)
+        x = naive_upsample_2d(x)
+        return self.Conv_0(x) if self.with_conv else x
 
 
 class Downsample(nn.Module):
@@ -64,17 +66,18 @@ class Downsample(nn.Module):
 
     def __init__(self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)):
         super().__init__()
-        self.fir_kernel, self.conv = fir_kernel if fir else None, None
-        if with_conv:
-            self.conv = 'Conv2d_0' if fir else 'Conv_0'
-            out_ch = out_ch or in_ch
-            self.add_module(self.conv, Conv2d(in_ch, out_ch, 3, down=True, resample_kernel=fir_kernel) if fir
-                            else conv3x3(in_ch, out_ch, stride=2, padding=0))
+        self.fir, self.with_conv = fir, with_conv
+        if fir and with_conv:
+            self.Conv2d_0 = Conv2d(in_ch, out_ch or in_ch, 3, down=True, resample_kernel=fir_kernel)
+        elif fir:
+            self.register_buffer('filter', fir_filter(fir_kernel), persistent=False)
+        elif with_conv:
+            self.Conv_0 = conv3x3(in_ch, out_ch or in_ch, stride=2, padding=0)
 
     def forward(self, x, temb=None):
-        if self.conv:
-            return self.Conv2d_0(x) if self.fir_kernel else self.Conv_0(nn.functional.pad(x, (0, 1, 0, 1)))
-        return downsample_2d(x, self.fir_kernel) if self.fir_kernel else naive_downsample_2d(x)
+        if self.fir:
+            return self.Conv2d_0(x) if self.with_conv else shrink(x, self.filter)
+        return self.Conv_0(nn.functional.pad(x, (0, 1, 0, 1))) if self.with_conv else naive_downsample_2d(x)
 
 
 class ResnetBlockBigGANpp(ResnetBlock):

@@ -13,7 +13,8 @@ from op import upfirdn2d
 from .layers import default_init
 
 
-def _filter(k, factor: int, gain: float) -> torch.Tensor:
+def fir_filter(k, factor: int = 2, gain: float = 1) -> torch.Tensor:
+    """The filter `k` as a matrix of float32 with sum `gain`; ValueError if it is neither a vector nor a square matrix."""
     k = np.ones(factor) if k is None else np.asarray(k, np.float64)
     k = np.outer(k, k) if k.ndim == 1 else k
     if k.ndim != 2 or k.shape[0] != k.shape[1]:
@@ -23,16 +24,40 @@ def _filter(k, factor: int, gain: float) -> torch.Tensor:
 
 def upsample_2d(x, k=None, factor: int = 2, gain: float = 1):
     """`x` enlarged by `factor`: zeros put between its pixels, then filtered."""
-    k = _filter(k, factor, gain * factor ** 2)
-    spare = len(k) - factor
-    return upfirdn2d(x, k, up=factor, pad=((spare + 1) // 2 + factor - 1, spare // 2))
+    return enlarge(x, fir_filter(k, factor, gain * factor ** 2), factor)
 
 
 def downsample_2d(x, k=None, factor: int = 2, gain: float = 1):
     """`x` filtered, and every `factor`-th pixel of it."""
-    k = _filter(k, factor, gain)
-    spare = len(k) - factor
-    return upfirdn2d(x, k, down=factor, pad=((spare + 1) // 2, spare // 2))
+    return shrink(x, fir_filter(k, factor, gain), factor)
+
+
+# The same with a filter (r, r) that is at hand, on the device of `x`: what is made in every call would have to be copied there.
+
+
+def enlarge(x, h, factor: int = 2):
+    """`upsample_2d` with the filter h, whose sum is factor^2 times the gain."""
+    spare = len(h) - factor
+    return upfirdn2d(x, h, up=factor, pad=((spare + 1) // 2 + factor - 1, spare // 2))
+
+
+def shrink(x, h, factor: int = 2):
+    """`downsample_2d` with the filter h, whose sum is the gain."""
+    spare = len(h) - factor
+    return upfirdn2d(x, h, down=factor, pad=((spare + 1) // 2, spare // 2))
+
+
+def enlarge_conv(x, w, h, factor: int = 2):
+    """`upsample_conv_2d` with the filter h, whose sum is factor^2 times the gain."""
+    spare = len(h) - factor - (w.shape[-1] - 1)
+    x = F.conv_transpose2d(x, w.flip(2, 3).transpose(0, 1), stride=factor)
+    return upfirdn2d(x, h, pad=((spare + 1) // 2 + factor - 1, spare // 2 + factor - 1))
+
+
+def conv_shrink(x, w, h, factor: int = 2):
+    """`conv_downsample_2d` with the filter h, whose sum is the gain."""
+    spare = len(h) - factor + (w.shape[-1] - 1)
+    return F.conv2d(upfirdn2d(x, h, pad=((spare + 1) // 2, spare // 2)), w, stride=factor)
 
 
 def naive_upsample_2d(x, factor: int = 2):
@@ -47,17 +72,12 @@ def naive_downsample_2d(x, factor: int = 2):
 
 def upsample_conv_2d(x, w, k=None, factor: int = 2, gain: float = 1):
     """`x` with zeros between its pixels, cross-correlated with `w` (out, in, r, r), then filtered: `upsample_2d` and a convolution."""
-    k = _filter(k, factor, gain * factor ** 2)
-    spare = len(k) - factor - (w.shape[-1] - 1)
-    x = F.conv_transpose2d(x, w.flip(2, 3).transpose(0, 1), stride=factor)
-    return upfirdn2d(x, k, pad=((spare + 1) // 2 + factor - 1, spare // 2 + factor - 1))
+    return enlarge_conv(x, w, fir_filter(k, factor, gain * factor ** 2), factor)
 
 
 def conv_downsample_2d(x, w, k=None, factor: int = 2, gain: float = 1):
     """`x` filtered, then cross-correlated with `w` (out, in, r, r) at a stride of `factor`."""
-    k = _filter(k, factor, gain)
-    spare = len(k) - factor + (w.shape[-1] - 1)
-    return F.conv2d(upfirdn2d(x, k, pad=((spare + 1) // 2, spare // 2)), w, stride=factor)
+    return conv_shrink(x, w, fir_filter(k, factor, gain), factor)
 
 
 class Conv2d(nn.Module):
@@ -71,9 +91,10 @@ class Conv2d(nn.Module):
             raise ValueError(f'the kernel size must be odd, got {kernel}')
         self.weight = nn.Parameter(default_init()((out_ch, in_ch, kernel, kernel)))
         self.bias = nn.Parameter(torch.zeros(out_ch)) if use_bias else None
-        self.up, self.down, self.resample_kernel = up, down, resample_kernel
+        self.resampling = enlarge_conv if up else conv_shrink if down else None
+        if self.resampling:
+            self.register_buffer('filter', fir_filter(resample_kernel, gain=4 if up else 1), persistent=False)
 
     def forward(self, x):
-        resampling = upsample_conv_2d if self.up else conv_downsample_2d if self.down else None
-        h = resampling(x, self.weight, self.resample_kernel) if resampling else F.conv2d(x, self.weight, padding='same')
+        h = self.resampling(x, self.weight, self.filter) if self.resampling else F.conv2d(x, self.weight, padding='same')
         return h if self.bias is None else h + self.bias[:, None, None]
