@@ -58,7 +58,8 @@ class Undivided(nn.Module):
         super().__init__()
         if precision not in PRECISIONS:
             raise UserError(f'config.training.precision is {precision!r}: known are {", ".join(PRECISIONS)}')
-        self.module = module.to(memory_format=torch.channels_last) if channels_last else module
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.module = module.to(memory_format=self.format)
         self.dtype = PRECISIONS[precision]
         self._shared = []  # a list, so that the parameters are not counted twice
         if compile:
@@ -77,6 +78,7 @@ class Undivided(nn.Module):
 
     def forward(self, x, *args, **kwargs):
         network = self._shared[0] if self._shared and self.training and torch.is_grad_enabled() else self.module
+        x = x.contiguous(memory_format=self.format) if x.ndim == 4 else x
         with torch.autocast(x.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
             output = network(x, *args, **kwargs)
         output = output.contiguous()

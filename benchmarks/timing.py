@@ -1,0 +1,98 @@
+"""What the benchmarks of speed share: interleaved timing, the limits measured beside it, the network they are about, and their reports."""
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import reports
+from configs.ve import cifar10_ncsnpp_continuous
+from machine import machine
+
+
+def arguments(doc: str, **defaults) -> argparse.ArgumentParser:
+    """A parser with what all of them take; `defaults` of --repeats."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--repeats', type=int, default=5, help='rounds over all ways (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of weights and images (default: %(default)s)')
+    parser.add_argument('--json', metavar='PATH', help='write the rows and the machine to this file')
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def seconds(work, device: str) -> float:
+    """How long `work()` takes, until the device is done."""
+    if device.startswith('cuda'):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device.startswith('cuda'):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """The seconds of each way, a function without arguments, in `repeats` rounds over all of them, one after another in each round."""
+    for way in ways.values():
+        for _ in range(warmup):
+            way()
+    found = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            found[name].append(seconds(way, device))
+    return found
+
+
+class Products:
+    """Products of two square matrices, the limit that networks are held against: `ways` to time, then `rate` in FLOP/s."""
+
+    def __init__(self, device: str, dtypes=(torch.float32,)):
+        self.size, self.calls = (8192, 10) if device.startswith('cuda') else (2048, 3)
+        self.ways = {}
+        for dtype in dtypes:
+            a, b = (torch.randn(self.size, self.size, device=device, dtype=dtype) for _ in range(2))
+            self.ways[f'{self.size}^3 products, {name_of(dtype)}'] = lambda a=a, b=b: [a @ b for _ in range(self.calls)]
+
+    def rate(self, times: dict, dtype=torch.float32) -> float:
+        return 2 * self.size**3 * self.calls / min(times[f'{self.size}^3 products, {name_of(dtype)}'])
+
+
+def name_of(dtype) -> str:
+    return str(dtype).removeprefix('torch.')
+
+
+def ncsnpp(device: str, **training):
+    """The config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters), to be run as `training` says."""
+    config = cifar10_ncsnpp_continuous.get_config()
+    config.device = device
+    config.training.update(training)
+    return config
+
+
+def inputs(config, batch: int):
+    """Noisy images (B, C, H, W) and noise levels (B,) as the network sees them."""
+    data = config.data
+    x = torch.rand(batch, data.num_channels, data.image_size, data.image_size, device=config.device)
+    return x, torch.exp(torch.empty(batch, device=config.device).uniform_(-4, 3))
+
+
+def flops(work) -> int:
+    """The floating-point operations of convolutions and products in `work()`, forwards and backwards."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def show(args, title: str, rows: list[dict], columns: dict, **extra):
+    """Prints machine, title and a table of `columns` {head: (key, format)}; writes `args.json`, if given."""
+    report = dict(machine=machine(), title=title, seed=args.seed, repeats=args.repeats, rows=rows, **extra)
+    print(f'{report["machine"]}\n{title}; seed {args.seed}, {args.repeats} interleaved repeats\n')
+    print(reports.table([tuple(columns), *(
+        tuple('' if row.get(key) is None else form.format(row[key]) for key, form in columns.values()) for row in rows)]))
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')

@@ -1,0 +1,78 @@
+"""What a training step of NCSN++ costs, in forward passes and against matrix products; and how much of it is not the network.
+
+    python benchmarks/train_step.py                     # three minutes on two cores
+    python benchmarks/train_step.py --settings precision=bfloat16,compile=True --json step.json
+
+A row is a step with its settings: least time of the rounds; its time over that of a forward pass (without gradients) with the same
+settings; the share of the rate of matrix products in the same precision that the operations of convolutions and products make, forwards
+and backwards, without what is computed twice; the share of the step that clipping, optimizer and moving average take; on a GPU the
+memory that PyTorch had allocated at most.
+"""
+import torch
+from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, show
+
+import losses
+import run_lib
+import sde_lib
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+CPU = ['', 'batch_size=64']
+GPU = ['', 'precision=bfloat16', 'precision=bfloat16,compile=True', 'precision=bfloat16,compile=True,recompute=True',
+       'precision=bfloat16,compile=True,accumulation=4']
+
+
+def parse(text: str) -> dict:
+    """'precision=bfloat16,compile=True' as settings of `config.training`."""
+    values = dict(part.split('=') for part in text.split(',') if part)
+    return {key: dict(True_=True, False_=False).get(f'{value}_', int(value) if value.isdigit() else value) for key, value in values.items()}
+
+
+def measure(setting: dict, args) -> dict:
+    """The row of one setting."""
+    gpu = args.device.startswith('cuda')
+    torch.manual_seed(args.seed)
+    config = ncsnpp(args.device, **(dict(batch_size=512 if gpu else 32) | setting))
+    dtype, batch = DTYPES[config.training.precision], config.training.batch_size
+    state, (x, labels) = run_lib.create_state(config), inputs(config, batch)
+    optimize = losses.optimization_manager(config)
+    step = losses.get_step_fn(sde_lib.get_sde(config), True, optimize, accumulation=config.training.accumulation)
+    products = Products(args.device, [dtype])
+
+    @torch.no_grad()
+    def forward():
+        state['model'].eval()(x, labels)
+
+    def update():
+        optimize(state['optimizer'], state['model'].parameters(), step=1000)
+        state['ema'].update(state['model'].parameters())
+
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    step(state, x)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else None
+    # a network that is run anew for its gradients, or compiled, does the operations of one that is not
+    plain = run_lib.create_state(ncsnpp(args.device, batch_size=1))
+    one = losses.get_step_fn(sde_lib.get_sde(config), True, optimize)
+    work = flops(lambda: one(plain, x[:1])) * batch
+    times = interleaved(products.ways | dict(forward=forward, step=lambda: step(state, x), update=update), args.device, args.repeats)
+    best = {name: min(times[name]) for name in ('forward', 'step', 'update')}
+    return dict(setting=', '.join(f'{key}={value}' for key, value in setting.items() if key != 'batch_size') or 'as configured',
+                batch=batch, seconds=best['step'], images_per_second=batch / best['step'], forwards=best['step'] / best['forward'],
+                of_products=work / best['step'] / products.rate(times, dtype), update=best['update'] / best['step'], memory=memory,
+                forward_seconds=best['forward'], rate_tflops=products.rate(times, dtype) / 1e12)
+
+
+def main():
+    parser = arguments(__doc__, repeats=2)
+    parser.add_argument('--settings', action='append', help="of config.training, such as precision=bfloat16,batch_size=64; may be repeated")
+    args = parser.parse_args()
+    settings = args.settings or (GPU if args.device.startswith('cuda') else CPU)
+    rows = [measure(parse(setting), args) for setting in settings]
+    show(args, 'NCSN++ training step, with dropout', rows, {
+        'setting': ('setting', '{}'), 'batch': ('batch', '{}'), 'seconds': ('seconds', '{:.3f}'),
+        'images/s': ('images_per_second', '{:.1f}'), 'forwards': ('forwards', '{:.2f}'), 'of products': ('of_products', '{:.2f}'),
+        'of it clip, Adam, EMA': ('update', '{:.1%}'), 'memory, GiB': ('memory', '{:.1f}')})
+
+
+if __name__ == '__main__':
+    main()

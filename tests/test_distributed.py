@@ -1,0 +1,234 @@
+"""Several processes do what one does: the same losses, samples and files. Each runs on the CPU, with gloo."""
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+
+import datasets
+import distributed
+import preflight
+from configs.vp import digits_ddpmpp_continuous
+from errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = 'configs/vp/digits_ddpmpp_continuous.py'
+SMALL = ['--config.device=cpu', '--config.model.nf=8', '--config.model.num_scales=25', '--config.training.batch_size=16',
+         '--config.training.n_iters=21', '--config.training.snapshot_freq=20', '--config.training.snapshot_freq_for_preemption=100',
+         '--config.training.log_freq=1', '--config.training.eval_freq=5', '--config.sampling.seed_per_image=True']
+EVALUATION = ['--config.eval.num_samples=50', '--config.eval.batch_size=20', '--config.eval.bpd_rtol=0.1', '--config.eval.bpd_atol=0.1']
+
+
+def run(processes, workdir, mode, *arguments, fails=False):
+    """The log of the command line in so many processes."""
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
+    result = subprocess.run([sys.executable, *launcher, 'main.py', '--config', CONFIG, '--workdir', str(workdir), '--mode', mode, *SMALL,
+                             *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert (result.returncode != 0) == fails, result.stderr
+    return result.stderr
+
+
+def logged(log, name):
+    return np.array([float(value) for value in re.findall(rf'{name}: ([-+.e\d]+)', log)])
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """The work directories and logs of the same training in one process and in two."""
+    folder = tmp_path_factory.mktemp('trained')
+    return {n: (folder / str(n), run(n, folder / str(n), 'train')) for n in (1, 2)}
+
+
+def checkpoint(workdir):
+    return torch.load(workdir / 'checkpoints-meta' / 'checkpoint.pth', weights_only=True)
+
+
+def test_training_gives_the_losses_of_one_process(trained):
+    for name, count in (('training_loss', 21), ('eval_loss', 5)):
+        one, two = (logged(trained[n][1], name) for n in (1, 2))
+        assert len(one) == len(two) == count
+        np.testing.assert_allclose(two, one, rtol=1e-5)
+    one, two = (checkpoint(trained[n][0]) for n in (1, 2))
+    assert one['step'] == two['step'] == 21 and list(one['model']) == list(two['model'])
+    for a, b in zip(one['ema']['shadow_params'], two['ema']['shadow_params']):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)  # 21 steps of Adam, which divides by small numbers
+
+
+def test_only_process_0_writes(trained):
+    files = [sorted(str(path.relative_to(workdir)) for path in workdir.rglob('*') if 'tfevents' not in path.name)
+             for workdir, _ in trained.values()]
+    assert files[0] == files[1]
+    for workdir, _ in trained.values():
+        assert len(list(workdir.glob('tensorboard/*'))) == 1
+        assert (workdir / 'stdout.txt').read_text().count('step: 3, training_loss') == 1
+
+
+def test_training_draws_the_samples_of_one_process(trained):
+    one, two = (np.load(workdir / 'samples' / 'iter_20' / 'sample.np').astype(int) for workdir, _ in trained.values())
+    assert one.shape == (16, 8, 8, 1) and np.abs(one - two).max() <= 255 // 16  # of the 17 grey levels one up or down
+    assert (one != two).mean() < 0.01
+
+
+def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
+    """What all draw together goes on; so does each process's own stream where their number stays, bit by bit."""
+    run(2, tmp_path / 'two', 'train', '--config.training.n_iters=9')
+    before = checkpoint(tmp_path / 'two')
+    assert len(before['rng']['own']) == 2 and not torch.equal(*before['rng']['own'])
+    log = run(1, shutil.copytree(tmp_path / 'two', tmp_path / 'one'), 'train')
+    np.testing.assert_allclose(logged(log, 'training_loss'), logged(trained[1][1], 'training_loss')[9:], rtol=1e-5)
+
+    run(2, tmp_path / 'two', 'train')
+    resumed, whole = checkpoint(tmp_path / 'two'), checkpoint(trained[2][0])
+    for key in whole['model']:
+        assert torch.equal(resumed['model'][key], whole['model'][key]), key
+    assert all(map(torch.equal, resumed['rng']['own'], whole['rng']['own']))
+
+
+def test_evaluation_gives_the_files_of_one_process(trained, tmp_path):
+    """Losses, likelihoods, whose solver takes other numbers of steps in each process, samples, features, statistics and metrics."""
+    workdir = trained[1][0]
+    for n in (1, 2):
+        log = run(n, workdir, 'eval', f'--eval_folder=eval{n}', *EVALUATION, f'--config.eval.stats_dir={tmp_path / str(n)}')
+        assert log.count('Wrote') >= 1 and 'Frechet distance, pixels' in log
+    one, two = ({path.relative_to(folder): path for path in sorted(folder.rglob('*.npz'))}
+                for folder in (workdir / 'eval1', workdir / 'eval2'))
+    assert list(one) == list(two) and len(one) == 1 + 18 + 6 + 1
+    for name in one:
+        a, b = (dict(np.load(path)) for path in (one[name], two[name]))
+        assert a.pop('protocol') == b.pop('protocol') and a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_allclose(b[key], a[key], rtol=1e-6, atol=1e-6, err_msg=f'{name} {key}')
+    nfe = {int(np.load(path)['nfe']) for path in one.values() if 'bpd' in path.name}
+    assert len(nfe) > 1, 'batches whose solvers take the same number of steps show nothing'
+    a, b = (np.load(next((tmp_path / str(n)).glob('digits_pixels*_stats.npz')))['pool_3'] for n in (1, 2))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_samples_are_those_of_one_process(trained, tmp_path):
+    for n in (1, 2):
+        run(n, trained[1][0], 'sample', '--num_samples=7', f'--output={tmp_path / str(n)}')
+    one, two = (np.load(tmp_path / str(n) / 'samples.npz')['samples'] for n in (1, 2))
+    np.testing.assert_array_equal(one, two)
+    assert len(one) == 7 and len({image.tobytes() for image in one}) == 7
+
+
+def test_a_fault_ends_all_processes(tmp_path):
+    log = run(2, tmp_path, 'train', '--config.training.batch_size=15', fails=True)
+    assert 'config.training.batch_size is 15: it must be a multiple of the 2 processes' in log
+
+
+# The functions, in processes of this test ---------------------------------------------------------------------------------------------
+
+
+def _process(rank, check, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE='3', LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1',
+                      MASTER_PORT=(folder / 'port').read_text())
+    torch.set_num_threads(1)
+    assert distributed.start('cpu', timeout_minutes=1) == 'cpu'
+    check(rank, folder)
+    distributed.stop()
+
+
+def in_three_processes(check, folder):
+    import socket
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        (folder / 'port').write_text(str(probe.getsockname()[1]))
+    torch.multiprocessing.spawn(_process, (check, folder), nprocs=3)
+
+
+def _check_exchange(rank, folder):
+    assert distributed.size() == 3 and distributed.rank() == rank and distributed.is_main() == (rank == 0)
+    assert distributed.mean(torch.tensor([1.0, rank])).tolist() == [1.0, 1.0]
+    assert distributed.broadcast({'of': rank}) == {'of': 0}
+    assert distributed.gather(rank) == ([0, 1, 2] if rank == 0 else None)
+    assert distributed.rows(12) == slice(4 * rank, 4 * rank + 4)
+    with pytest.raises(UserError, match='a batch of 13 cannot be shared evenly by 3'):
+        distributed.rows(13)
+    done = []
+    found = list(distributed.in_turns('abcdefg', lambda item: done.append(item) or (item, rank)))
+    assert ''.join(done) == 'abcdefg'[rank::3]
+    assert found == ([(item, (item, i % 3)) for i, item in enumerate('abcdefg')] if rank == 0 else [])
+    assert list(distributed.in_turns([], done.append)) == []
+
+
+def test_exchange(tmp_path):
+    in_three_processes(_check_exchange, tmp_path)
+
+
+def _check_randomness(rank, folder):
+    torch.manual_seed(5)
+    expected = torch.Generator().manual_seed(5)
+    distributed.begin_randomness('cpu', 5)
+    generator = distributed.common_generator(torch.device('cpu'))
+    first = torch.rand(4, generator=generator)
+    assert torch.equal(first, torch.rand(4, generator=expected))  # as one process would draw
+    own = torch.rand(4)
+    everyone = distributed.gather(own)
+    if rank == 0:
+        assert len({tuple(values.tolist()) for values in everyone}) == 3  # each its own
+    state = distributed.broadcast(distributed.random_state('cpu'))
+    after = torch.rand(4, generator=generator), torch.rand(4)
+    distributed.begin_randomness('cpu', 5, state)
+    generator = distributed.common_generator('cpu')
+    assert torch.equal(torch.rand(4, generator=generator), after[0]) and torch.equal(torch.rand(4), after[1])
+
+
+def test_randomness(tmp_path):
+    in_three_processes(_check_randomness, tmp_path)
+
+
+def test_a_single_process_needs_none_of_it(monkeypatch):
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    assert distributed.start('cpu', 1.0) == 'cpu' and not torch.distributed.is_initialized()
+    assert distributed.rows(5) == slice(0, 5) and distributed.broadcast(3) == 3 and distributed.gather(3) == [3]
+    assert list(distributed.in_turns([1, 2], lambda item: 10 * item)) == [(1, 10), (2, 20)]
+    assert distributed.common_generator('cpu') is None
+    torch.manual_seed(3)
+    distributed.begin_randomness('cpu', 0)
+    state, drawn = distributed.random_state('cpu'), torch.rand(3)
+    distributed.begin_randomness('cpu', 0, state)
+    assert torch.equal(torch.rand(3), drawn)
+
+
+# Data ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('dequantize', [False, True])
+def test_rows_of_a_batch_make_up_the_batch(dequantize):
+    """Each process reads its own images only, flipped and dequantised as in the whole batch."""
+    rng, read = np.random.default_rng(0), []
+
+    class Counting(datasets.Images):
+        def read(self, indices):
+            read.extend(indices)
+            return super().read(indices)
+
+    images = Counting(rng.integers(0, 256, (50, 6, 6, 3), np.uint8), np.arange(50))
+    settings = dict(batch_size=12, seed=1, endless=True, shuffle=True, random_flip=True, dequantize=dequantize)
+    whole = datasets.Batches(images, **settings)
+    parts = [datasets.Batches(images, **settings, rows=slice(4 * rank, 4 * rank + 4)) for rank in range(3)]
+    for i in (0, 3, 4, 40):  # also across the end of an epoch
+        read.clear()
+        expected = whole.batch(i)
+        all_read, found = sorted(read), []
+        read.clear()
+        for part in parts:
+            found.append(part.batch(i))
+            assert len(read) == 4 * len(found)
+        assert sorted(read) == all_read
+        for key in expected:
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in found]), expected[key])
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
+    config = digits_ddpmpp_continuous.get_config()
+    config.device, config.training.batch_size, config.training.accumulation = 'cpu', 16, 3
+    with pytest.raises(UserError, match='config.training.batch_size is 16: .* config.training.accumulation=3'):
+        preflight.check(config, tmp_path, 'train')
