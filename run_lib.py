@@ -42,13 +42,13 @@ def create_state(config) -> dict:
 
 
 def load_averaged_model(config, path):
-    """The network of a checkpoint, with its averaged weights, ready to sample from."""
+    """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters take no gradients."""
     model = mutils.create_model(config)
     state = dict(model=model, ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)
     checkpoints.restore(path, state, config.device)
     state['ema'].copy_to(model.parameters())
     logging.info('Loaded %s, of training step %d.', path, state['step'])
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def load_classifier(path, config):

@@ -62,6 +62,13 @@ class Products:
         return 2 * self.size**3 * self.calls / min(times[f'{self.size}^3 products, {name_of(dtype)}'])
 
 
+def dtypes(device: str) -> dict:
+    """The precisions, by name, that the device computes in: bfloat16 on a GPU, and on a CPU that has instructions for it (without, it is
+    a hundred times slower than float32)."""
+    has_bfloat16 = device.startswith('cuda') or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return {name: getattr(torch, name) for name in ('float32', 'bfloat16')[:1 + has_bfloat16]}
+
+
 def name_of(dtype) -> str:
     return str(dtype).removeprefix('torch.')
 

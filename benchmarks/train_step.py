@@ -54,7 +54,8 @@ def measure(setting: dict, args) -> dict:
     plain = run_lib.create_state(ncsnpp(args.device, batch_size=1))
     one = losses.get_step_fn(sde_lib.get_sde(config), True, optimize)
     work = flops(lambda: one(plain, x[:1])) * batch
-    times = interleaved(products.ways | dict(forward=forward, step=lambda: step(state, x), update=update), args.device, args.repeats)
+    ways = products.ways | dict(forward=forward, step=lambda: step(state, x), update=update)
+    times = interleaved(ways, args.device, args.repeats, warmup=1 if gpu else 0)  # on a CPU the first round is as good
     best = {name: min(times[name]) for name in ('forward', 'step', 'update')}
     return dict(setting=', '.join(f'{key}={value}' for key, value in setting.items() if key != 'batch_size') or 'as configured',
                 batch=batch, seconds=best['step'], images_per_second=batch / best['step'], forwards=best['step'] / best['forward'],

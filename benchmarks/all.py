@@ -1,0 +1,31 @@
+"""All benchmarks of speed, one after the other, on whatever device there is: their tables on the screen, their rows as JSON in a folder.
+
+    python benchmarks/all.py --folder benchmarks/results     # seven minutes on two cores
+
+On a busy machine the times mean little, and two busy processes on two cores slow each other far more than twofold.
+"""
+import argparse
+import pathlib
+import subprocess
+import sys
+import time
+
+BENCHMARKS = ('ops', 'forward', 'train_step', 'sampling', 'likelihood', 'data')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--folder', default='runs/benchmarks', help='where the JSON files go (default: %(default)s)')
+    args = parser.parse_args()
+    here, folder, failed = pathlib.Path(__file__).parent, pathlib.Path(args.folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in BENCHMARKS:
+        print(f'\n== {name}\n', flush=True)
+        start = time.monotonic()
+        failed += [name] if subprocess.run([sys.executable, here / f'{name}.py', '--json', folder / f'{name}.json']).returncode else []
+        print(f'\n{time.monotonic() - start:.0f} s', flush=True)
+    sys.exit(f'failed: {", ".join(failed)}' if failed else 0)
+
+
+if __name__ == '__main__':
+    main()
