@@ -109,6 +109,10 @@ def restore(path, state: dict, device='cpu') -> dict:
     state['model'].load_state_dict(model)
     if 'optimizer' in state:
         state['optimizer'].load_state_dict(content['optimizer'])
+        for parameter, values in state['optimizer'].state.items():  # moments in the layout of their parameters: fused steps rely on it
+            for key, value in values.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     for key in state.keys() - {'model', 'ema', 'optimizer'}:
         state[key] = content.get(key)
     return state

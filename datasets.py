@@ -45,7 +45,7 @@ class Batches:
 
     `shuffle`: each epoch in a new order; `random_flip`: half of the images mirrored; `dequantize`: uniform noise, new in each pass;
     `start`: the first batch, where there is no end; `rows`: those of every such batch that are wanted (all). Damaged images, where they
-    may be skipped, are missing from the batches of a pass; in those without end, others of the same batch take their places.
+    may be skipped, are missing from the batches of a pass; in those without end, others of the same rows take their places.
     """
 
     def __init__(self, images: Images | Streamed, batch_size: int, seed: int = 0, endless: bool = False, shuffle: bool = False,

@@ -6,14 +6,17 @@ Everything here is right in a single process too, and costs nothing there. A bat
 the random numbers of the whole batch and keeps its own rows, so that the numbers are those of a single process. All else is shared out
 as pieces of work that do not depend on each other (`in_turns`); process 0 gathers what came of them and is the only one that writes.
 """
+import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
+from absl import logging
 
 from errors import UserError
+from randomness import seed_of
 
 
 def size() -> int:
@@ -36,9 +39,11 @@ def start(device: str, timeout_minutes: float) -> str:
 
     `timeout_minutes`: how long one waits for the others before all of them give up.
     """
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized():
-        return device
     cuda = torch.device(device).type == 'cuda'
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized():
+        if cuda and torch.device(device).index is not None and torch.device(device).index < torch.cuda.device_count():
+            torch.cuda.set_device(device)  # so that nothing is laid on another
+        return device
     if cuda:
         local, found = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
         if local >= found:
@@ -91,6 +96,16 @@ def gather(value) -> list | None:
     return found
 
 
+@contextlib.contextmanager
+def main_first():
+    """Process 0 goes through the block, in which it may fetch or prepare what all of them need, before the others do."""
+    if not is_main():
+        broadcast(None)
+    yield
+    if is_main():
+        broadcast(None)
+
+
 def in_turns(items: Sequence, work: Callable) -> Iterator[tuple]:
     """(item, work(item)) of all items, in order, for process 0; the others do their part of the work and get nothing.
 
@@ -118,30 +133,35 @@ def common_generator(device) -> torch.Generator | None:
     return _common.get(_key(device)) if size() > 1 else None
 
 
-def begin_randomness(device, seed: int, state: dict | None = None):
+def begin_randomness(device, seed: int, state: dict | None = None, step: int = 0):
     """Separates what processes draw together from what each draws of its own rows within the network.
 
     `common_generator` begins where PyTorch's own generator of the device stands, which must be the same in every process, and that
-    begins a stream of the process. A single process has one stream for both. `state`: of `random_state`, to go on from there; with another
-    number of processes than there were, what they draw together goes on, and their own streams are new.
+    begins a stream of the process, from `seed` and `step`. A single process has one stream for both. `state`: of `random_state`, to go on
+    from there; with another number of processes than there were, what they draw together goes on, and their own streams are new.
     """
     if size() > 1:
         _common[_key(device)] = torch.Generator(device)
         _common[_key(device)].set_state(_own_state(device))
-        torch.manual_seed((seed + 1) * 1_000_003 + rank())
+        torch.manual_seed(seed_of(seed, 'process', rank(), step))
     if state is None:
+        return
+    if state.get('device') != _key(device):
+        logging.warning('The random numbers of the checkpoint are not those of a %s: they begin anew.', _key(device))
         return
     if size() > 1:
         common_generator(device).set_state(state['common'].cpu())
     own = [state['common']] if size() == 1 else state['own']
-    if len(own) == size():
-        (torch.cuda.set_rng_state if _key(device) == 'cuda' else torch.set_rng_state)(own[rank()].cpu())
+    if len(own) == size() and _key(device) == 'cuda':
+        torch.cuda.set_rng_state(own[rank()].cpu(), device)
+    elif len(own) == size():
+        torch.set_rng_state(own[rank()].cpu())
 
 
 def random_state(device) -> dict | None:
     """What `begin_randomness` needs to go on, for process 0; the others help to gather it."""
     own, common = gather(_own_state(device)), common_generator(device)
-    return dict(common=common.get_state() if common else own[0], own=own) if is_main() else None
+    return dict(device=_key(device), common=common.get_state() if common else own[0], own=own) if is_main() else None
 
 
 def _own_state(device) -> torch.Tensor:

@@ -201,7 +201,9 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
 
     A batch of images is in memory at a time, and, of process 0, the features of all.
     """
-    path, images = statistics_path(config, extractor, split), datasets.get_split(config, split, in_memory=False)
+    path = statistics_path(config, extractor, split)
+    with distributed.main_first():
+        images = datasets.get_split(config, split, in_memory=False)
     order = np.random.default_rng(0).permutation(len(images))[:config.eval.get('stats_samples', 50000)]
     batches, features, seen = [order[start:start + 256] for start in range(0, len(order), 256)], [], 0
 
@@ -240,13 +242,13 @@ def reference(config, extractor: Extractor, split: str) -> Reference | None:
     UserError where the file there is of another protocol. One that tells none is taken for TF-GAN's features of the 2021 release, where
     that has published a file of its name.
     """
-    path, expected = statistics_path(config, extractor, split), statistics_protocol(config, extractor, split)
+    path = statistics_path(config, extractor, split)
     if not distributed.broadcast(path.is_file()):
         logging.info('There are no statistics %s yet: computing them, once.', path)
         compute_statistics(config, extractor, split)
     if not distributed.is_main():
         return None
-    file = results.load(path)
+    file, expected = results.load(path), statistics_protocol(config, extractor, split)
     if file is None or 'pool_3' not in file:
         raise UserError(f"{path} holds no features 'pool_3' that can be read: move it away to have them computed")
     features, protocol = file['pool_3'].reshape(len(file['pool_3']), -1), file['protocol']

@@ -93,6 +93,8 @@ def main(argv):
     from errors import UserError
     config, workdir = FLAGS.config, FLAGS.workdir
     try:
+        if FLAGS.mode in ('control', 'data') and int(os.environ.get('WORLD_SIZE', 1)) > 1:
+            raise UserError(f'--mode {FLAGS.mode} is the work of one process: start it without torchrun')
         if 'device' in config:
             config.device = distributed.start(config.device, config.get('timeout_minutes', 60.0))
         preflight.check(config, workdir, FLAGS.mode)
@@ -107,8 +109,6 @@ def main(argv):
             run_lib.sample(config, workdir, FLAGS.checkpoint, FLAGS.num_samples, FLAGS.output)
         elif FLAGS.mode == 'stats':
             run_lib.statistics(config, workdir)
-        elif not distributed.is_main():
-            pass  # the rest is not shared
         elif FLAGS.mode == 'control':
             control.control(config, workdir, FLAGS.task, FLAGS.input, FLAGS.mask, FLAGS.labels, FLAGS.classifier, FLAGS.checkpoint,
                             FLAGS.output, FLAGS.measured)

@@ -79,8 +79,9 @@ def prior_sampling(sde, shape) -> torch.Tensor:
     images = _seeds.get()
     if images is None:
         return sde.prior_sampling(shape)
-    parts = []
-    for seed in images.seeds:
-        with own_randomness(2 * seed):
-            parts.append(sde.prior_sampling((1, *shape[1:])))
+    parts, state = [], torch.get_rng_state()
+    for seed in images.seeds:  # `own_randomness` would set aside the streams of every GPU each time
+        torch.default_generator.manual_seed(2 * seed)
+        parts.append(sde.prior_sampling((1, *shape[1:])))
+    torch.set_rng_state(state)
     return torch.cat(parts)

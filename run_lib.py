@@ -187,10 +187,11 @@ def _fit(config, workdir, get_step_fn, at_snapshot=None, kept=types.MappingProxy
     if first > last:
         logging.info('Training has reached step %d of config.training.n_iters=%d: nothing to do.', first, settings.n_iters)
         return
-    distributed.begin_randomness(config.device, config.seed, randomness)
+    distributed.begin_randomness(config.device, config.seed, randomness, first)
     state['model'].share()
 
-    train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
+    with distributed.main_first():
+        train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
     eval_batches = iter(eval_ds)
     train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
     eval_step = get_step_fn(train=False)
@@ -234,7 +235,7 @@ def _save_training_samples(config, state, step, workdir, writer):
     """A batch of samples of the averaged weights, as `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
     model, size = state['model'], config.training.batch_size
     with state['ema'].applied_to(model.parameters()):
-        parts = _draw_all(config, model, ('snapshot', step), size, size)
+        parts = _draw_all(config, model, ('snapshot', step), size, size // distributed.size())
     if not distributed.is_main():
         return
     images, folder = np.concatenate([part['samples'] for part in parts]), workdir / 'samples' / f'iter_{step}'
@@ -293,11 +294,12 @@ def evaluate(config, workdir, eval_folder='eval'):
     eval_dir = pathlib.Path(workdir, eval_folder)
     eval_dir.mkdir(parents=True, exist_ok=True)
     run = types.SimpleNamespace(config=config, sde=sde_lib.get_sde(config), eval_dir=eval_dir, extractor=None, other=None,
-                                split=functools.cache(functools.partial(datasets.get_split, config)))
+                                split=functools.cache(distributed.main_first()(functools.partial(datasets.get_split, config))))
     parts = [part for part, wanted in ((_evaluate_loss, config.eval.enable_loss), (_evaluate_bpd, config.eval.enable_bpd),
                                        (_evaluate_samples, config.eval.enable_sampling)) if wanted]
     if config.eval.enable_sampling and config.eval.metrics_backend != 'none':  # what is missing shows before hours of sampling
-        run.extractor = evaluation.get_extractor(config)
+        with distributed.main_first():
+            run.extractor = evaluation.get_extractor(config)
         run.real = evaluation.reference(config, run.extractor, config.eval.stats_split)
         if config.eval.get('metrics_floor'):
             run.other = evaluation.reference(config, run.extractor, 'test' if config.eval.stats_split == 'train' else 'train')
@@ -310,15 +312,17 @@ def evaluate(config, workdir, eval_folder='eval'):
         rows = reports.evaluation_rows(eval_dir, run.number) if distributed.is_main() else []
         if rows:
             logging.info('Checkpoint %d, seed %d:\n%s', run.number, config.seed, reports.table(rows))
+        distributed.broadcast(None)  # all begin together to wait for the next checkpoint
     if distributed.is_main():
         logging.info('Wrote %s.', reports.write([workdir], eval_dir, eval_folder))
 
 
 def _protocol(config, checkpoint) -> dict:
     """What every number of a checkpoint depends on."""
+    precision = config.training.get('precision', 'float32')
     return dict(checkpoint=checkpoint.name, weights=results.digest(checkpoint), seed=config.seed, device=torch.device(config.device).type,
-                model=config.model.to_dict(), training=dict(sde=config.training.sde, continuous=config.training.continuous,
-                              precision=config.training.get('precision', 'float32')),
+                model=config.model.to_dict(), training=dict(sde=config.training.sde, continuous=config.training.continuous) | (
+                    {} if precision == 'float32' else dict(precision=precision)),
                 data={key: config.data[key] for key in ('dataset', 'image_size', 'num_channels', 'centered', 'uniform_dequantization')})
 
 
@@ -447,7 +451,8 @@ def _remove_others(paths, kept):
 def statistics(config, workdir=''):
     """Computes the statistics that metrics refer to, of the config's data and extractor, if they are not there; returns their file."""
     preflight.check(config, workdir, 'stats')
-    extractor = evaluation.get_extractor(config)
+    with distributed.main_first():
+        extractor = evaluation.get_extractor(config)
     real = evaluation.reference(config, extractor, config.eval.stats_split)
     path = evaluation.statistics_path(config, extractor, config.eval.stats_split)
     if real:

@@ -36,7 +36,6 @@ def measure(setting: dict, args) -> dict:
     state, (x, labels) = run_lib.create_state(config), inputs(config, batch)
     optimize = losses.optimization_manager(config)
     step = losses.get_step_fn(sde_lib.get_sde(config), True, optimize, accumulation=config.training.accumulation)
-    products = Products(args.device, [dtype])
 
     @torch.no_grad()
     def forward():
@@ -46,10 +45,12 @@ def measure(setting: dict, args) -> dict:
         optimize(state['optimizer'], state['model'].parameters(), step=1000)
         state['ema'].update(state['model'].parameters())
 
+    step(state, x)
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    step(state, x)
+        step(state, x)
     memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else None
+    products = Products(args.device, [dtype])
     # a network that is run anew for its gradients, or compiled, does the operations of one that is not
     plain = run_lib.create_state(ncsnpp(args.device, batch_size=1))
     one = losses.get_step_fn(sde_lib.get_sde(config), True, optimize)

@@ -73,4 +73,4 @@ class ExponentialMovingAverage:
         if len(loaded) != len(self.shadow_params):
             raise ValueError(f'the moving average in the state has {len(loaded)} tensors, this network {len(self.shadow_params)}')
         self.decay, self.num_updates = state_dict['decay'], state_dict['num_updates']
-        self.shadow_params = [new.to(own, copy=True) for own, new in zip(self.shadow_params, loaded)]
+        self.shadow_params = [torch.empty_like(own).copy_(new) for own, new in zip(self.shadow_params, loaded)]

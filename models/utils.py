@@ -1,5 +1,6 @@
 """Networks by name, and what stands between a network and an SDE: the score function and the plain functions made from it."""
 import contextlib
+import warnings
 
 import numpy as np
 import torch
@@ -68,7 +69,9 @@ class Undivided(nn.Module):
     def share(self):
         """From now on a backward pass in training leaves the mean of all processes' gradients, whose parameters must be alike."""
         if distributed.size() > 1:
-            self._shared = [nn.parallel.DistributedDataParallel(self.module, broadcast_buffers=False)]
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', FutureWarning)  # of the keyword that releases before 2.14 know
+                self._shared = [nn.parallel.DistributedDataParallel(self.module, broadcast_buffers=False)]
 
     @contextlib.contextmanager
     def alone(self, alone: bool = True):

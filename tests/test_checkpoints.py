@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import checkpoints
+import losses
 import run_lib
+import sde_lib
 import utils
 from configs.vp import digits_ddpmpp_continuous
 
@@ -127,6 +129,35 @@ def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
     with pytest.raises(OSError, match='disk full'):
         checkpoints.save(tmp_path / 'a.pth', state)
     assert (tmp_path / 'a.pth').read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('layouts', [(False, True), (True, False)])
+def test_the_layout_of_a_file_does_not_matter(tmp_path, layouts):
+    """Optimizer and average take the layout of the network: the next steps are those of a training that went on."""
+    def fresh(channels_last):
+        config = tiny()
+        config.training.channels_last = channels_last
+        config.optim.warmup = 0
+        state = run_lib.create_state(config)
+        return state, losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config))
+
+    def steps(state, step_fn, numbers):
+        for i in numbers:
+            torch.manual_seed(i)
+            step_fn(state, torch.rand(4, 1, 8, 8))
+    torch.manual_seed(0)
+    state, step_fn = fresh(layouts[0])
+    steps(state, step_fn, range(3))
+    checkpoints.save(tmp_path / 'a.pth', state)
+    steps(state, step_fn, range(3, 6))
+    other, step_fn = fresh(layouts[1])
+    checkpoints.restore(tmp_path / 'a.pth', other)
+    for parameter, average in zip([p for p in other['model'].parameters() if p.requires_grad], other['ema'].shadow_params):
+        moments = other['optimizer'].state[parameter]
+        assert parameter.stride() == moments['exp_avg'].stride() == moments['exp_avg_sq'].stride() == average.stride()
+    steps(other, step_fn, range(3, 6))
+    for a, b in zip(state['ema'].shadow_params, other['ema'].shadow_params):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-5)  # rounding, and Adam, which divides by small numbers
 
 
 def test_latest_is_the_largest_number(tmp_path):

@@ -118,6 +118,20 @@ def test_samples_are_those_of_one_process(trained, tmp_path):
     assert len(one) == 7 and len({image.tobytes() for image in one}) == 7
 
 
+def test_random_numbers_of_another_device_begin_anew(caplog):
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    for state in (dict(device='cuda', common=torch.zeros(16, dtype=torch.uint8), own=[]), dict(cpu=torch.get_rng_state())):
+        distributed.begin_randomness('cpu', 0, state)
+    assert torch.equal(torch.rand(2), expected) and 'begin anew' in caplog.text
+
+
+def test_control_is_the_work_of_one_process(tmp_path):
+    log = run(2, tmp_path, 'control', '--task=interpolate', fails=True)
+    assert '--mode control is the work of one process: start it without torchrun' in log
+
+
 def test_a_fault_ends_all_processes(tmp_path):
     log = run(2, tmp_path, 'train', '--config.training.batch_size=15', fails=True)
     assert 'config.training.batch_size is 15: it must be a multiple of the 2 processes' in log
