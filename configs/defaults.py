@@ -39,7 +39,8 @@ training.
   batch_size              images a step, over all GPUs together
   accumulation            parts of a GPU's share of a batch, one after the other, whose gradients add up: less memory, the same numbers
   recompute               U-Nets: compute what happens within a block anew for its gradient, instead of keeping it: less memory, more time
-  precision               'float32', or 'bfloat16' for convolutions and matrix products (autocast); parameters and losses stay float32
+  precision               'float32', or 'bfloat16' for convolutions and matrix products (autocast); parameters and losses stay float32.
+                          For GPUs, and CPUs with AVX512-BF16 or AMX: others are far slower with it
   channels_last           images with their channels innermost in memory; changes nothing but speed and rounding
   compile                 have PyTorch compile the network, which takes a minute (on a CPU it needs a C++ compiler): speed and rounding
   n_iters                 optimizer steps; one past a multiple of snapshot_freq, so that the last snapshot is written
