@@ -293,8 +293,12 @@ def evaluate(config, workdir, eval_folder='eval'):
     preflight.check(config, workdir, 'eval', numbers)
     eval_dir = pathlib.Path(workdir, eval_folder)
     eval_dir.mkdir(parents=True, exist_ok=True)
-    run = types.SimpleNamespace(config=config, sde=sde_lib.get_sde(config), eval_dir=eval_dir, extractor=None, other=None,
-                                split=functools.cache(distributed.main_first()(functools.partial(datasets.get_split, config))))
+
+    @functools.cache
+    def split(name):
+        with distributed.main_first():
+            return datasets.get_split(config, name)
+    run = types.SimpleNamespace(config=config, sde=sde_lib.get_sde(config), eval_dir=eval_dir, extractor=None, other=None, split=split)
     parts = [part for part, wanted in ((_evaluate_loss, config.eval.enable_loss), (_evaluate_bpd, config.eval.enable_bpd),
                                        (_evaluate_samples, config.eval.enable_sampling)) if wanted]
     if config.eval.enable_sampling and config.eval.metrics_backend != 'none':  # what is missing shows before hours of sampling
