@@ -151,8 +151,8 @@ def _training(config):
     if parts < 1:
         raise UserError(f'config.training.accumulation is {parts}: it must be above 0')
     if training.batch_size % (parts * processes):
-        raise UserError(f'config.training.batch_size is {training.batch_size}: it must be a multiple of config.training.accumulation={parts}'
-                        + f' times the {processes} processes' * (processes > 1))
+        raise UserError(f'config.training.batch_size is {training.batch_size}: it must be a multiple of '
+                        f'config.training.accumulation={parts}' + f' times the {processes} processes' * (processes > 1))
     losses.get_optimizer(config, [torch.zeros(1, requires_grad=True)])
     losses.get_step_fn(sde_lib.get_sde(config), True, None, training.reduce_mean, training.continuous, training.likelihood_weighting)
 
