@@ -50,8 +50,7 @@ def start(device: str, timeout_minutes: float) -> str:
             raise UserError(f'torchrun started process {local} on a machine with {found} CUDA devices: --nproc_per_node must not be more')
         torch.cuda.set_device(local)
         device = f'cuda:{local}'
-    dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo', timeout=datetime.timedelta(minutes=timeout_minutes),
-                            device_id=torch.device(device) if cuda else None)
+    dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo', timeout=datetime.timedelta(minutes=timeout_minutes))
     return device
 
 
