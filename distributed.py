@@ -39,11 +39,9 @@ def start(device: str, timeout_minutes: float) -> str:
 
     `timeout_minutes`: how long one waits for the others before all of them give up.
     """
-    cuda = torch.device(device).type == 'cuda'
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized():
-        if cuda and torch.device(device).index is not None and torch.device(device).index < torch.cuda.device_count():
-            torch.cuda.set_device(device)  # so that nothing is laid on another
         return device
+    cuda = str(device).startswith('cuda')
     if cuda:
         local, found = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
         if local >= found:
