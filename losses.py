@@ -42,6 +42,7 @@ def optimization_manager(config):
         if all(group.get('fused') for group in optimizer.param_groups):
             optimizer.found_inf = (~torch.isfinite(norm)).float()
             optimizer.step()
+            del optimizer.found_inf  # it is about this step alone
         elif torch.isfinite(norm):
             optimizer.step()
         return norm

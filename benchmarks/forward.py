@@ -1,6 +1,6 @@
 """How near the forward pass of NCSN++ comes to the speed of matrix products on the same machine.
 
-    python benchmarks/forward.py                        # two minutes on two cores
+    python benchmarks/forward.py                        # half a minute on two cores
     python benchmarks/forward.py --compile --json forward.json
 
 Each time is the least of the rounds. 'of products': floating-point operations of the network's convolutions and products over its time,

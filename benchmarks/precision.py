@@ -1,6 +1,6 @@
 """Whether bfloat16 trains as float32 does: losses over 300 steps, against the spread of float32 runs with other seeds.
 
-    python benchmarks/precision.py                      # the quickstart's network: two minutes on two cores
+    python benchmarks/precision.py                      # the quickstart's network
     python benchmarks/precision.py --network cifar10    # NCSN++ on CIFAR-10's shape, for a GPU
 
 Every run has the same images in the same order. A seed decides weights, times and noise; a run in bfloat16 shares all of them with the

@@ -1,6 +1,6 @@
 """What samplers add to the time of their network: predictor-corrector sampling against its network evaluations alone.
 
-    python benchmarks/sampling.py                       # under a minute on two cores
+    python benchmarks/sampling.py                       # a minute on two cores
     python benchmarks/sampling.py --batch 64 --steps 20 --json sampling.json
 
 A round draws images with NCSN++ on CIFAR-10 (reverse diffusion and Langevin, as published and with random numbers for each image), and

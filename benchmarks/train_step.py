@@ -1,6 +1,6 @@
 """What a training step of NCSN++ costs, in forward passes and against matrix products; and how much of it is not the network.
 
-    python benchmarks/train_step.py                     # three minutes on two cores
+    python benchmarks/train_step.py                     # four minutes on two cores
     python benchmarks/train_step.py --settings precision=bfloat16,compile=True --json step.json
 
 A row is a step with its settings: least time of the rounds; its time over that of a forward pass (without gradients) with the same
