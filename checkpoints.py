@@ -1,24 +1,19 @@
 """Training states in files: {'optimizer', 'model', 'ema', 'step'}, as the 2021 release writes them, and `rng` where training saved it.
 
-A file is complete or it is not there: it is written beside its place and renamed. Reading executes nothing (`weights_only`), yet takes
-the numpy scalars of published files; it is strict, and says what is missing.
+A file is complete or it is not there: it is written beside its place and renamed. Reading executes nothing, and takes the files of others
+as well (`dialects`); it is strict, and says what is missing.
 """
 import os
 import pathlib
-import pickle
 import re
 import time
-import zipfile
 
-import numpy as np
 import torch
 from absl import logging
 
-from errors import UserError
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another network."""
+import dialects
+from dialects import published
+from errors import CheckpointError
 
 
 def save(path, state: dict):
@@ -37,24 +32,12 @@ def save(path, state: dict):
         partial.unlink(missing_ok=True)
 
 
-def _numpy_scalars():
-    """What a pickled numpy scalar is made of, under the names it has in files of numpy 1 and of numpy 2."""
-    scalar = np.float64(0).__reduce__()[0]
-    return [(scalar, 'numpy.core.multiarray.scalar'), (scalar, 'numpy._core.multiarray.scalar'), np.dtype, np.dtypes.Float64DType,
-            np.dtypes.Float32DType, np.dtypes.Int64DType]
-
-
 def load(path, device='cpu') -> dict:
-    """The content of a checkpoint file; CheckpointError where there is none that can be read."""
+    """The content of a file of `save`; CheckpointError where there is none that can be read."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise CheckpointError(f'there is no checkpoint {path}')
-    try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            content = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = '' if isinstance(error, OSError) else ': ' + (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f'{path} cannot be read as a checkpoint; it may be cut short, or of another kind{reason}') from error
+    content = published.load(path, device)
     if not isinstance(content, dict) or 'model' not in content:
         raise CheckpointError(f"{path} is no training state: it has no 'model'")
     return content
@@ -65,49 +48,69 @@ def _listed(names, most: int = 4) -> str:
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
-def _fitted(path, model, loaded: dict) -> dict:
-    """The parameters of a file under the model's own names, with or without 'module.', if they are all there in the right shapes."""
+def _fitted(path, model, loaded: dict, what: str = 'it') -> dict:
+    """The tensors of a file under the model's own names, with or without 'module.', if they are all there in the right shapes."""
     own = model.state_dict()
     prefix = 'module.' if all(key.startswith('module.') for key in own) else ''
     loaded = {prefix + key.removeprefix('module.'): value for key, value in loaded.items()}
+    shapes = {key: (tuple(loaded[key].shape), tuple(own[key].shape)) for key in own if key in loaded}
+    missing, unknown = [key for key in own if key not in loaded], [key for key in loaded if key not in own]
+    wrong = [key for key, (there, here) in shapes.items() if there != here]
     faults = []
-    if missing := [key for key in own if key not in loaded]:
-        faults.append(f'it lacks {_listed(missing)}')
-    if unknown := [key for key in loaded if key not in own]:
-        faults.append(f'it has, beyond the network, {_listed(unknown)}')
-    if wrong := [key for key in own if key in loaded and own[key].shape != loaded[key].shape]:
-        key = wrong[0]
-        faults.append(f'{len(wrong)} shapes differ, first {key}: {tuple(loaded[key].shape)} in the file, '
-                      f'{tuple(own[key].shape)} in the network')
+    if missing:
+        faults.append(f'{what} lacks {_listed(missing)}')
+    if unknown:
+        faults.append(f'{what} has, beyond the network, {_listed(unknown)}')
+    if wrong:
+        there, here = shapes[wrong[0]]
+        faults.append(f'{len(wrong)} shapes differ, first {wrong[0]}: {there} in the file, {here} in the network')
     if faults:
-        raise CheckpointError(f'{path} does not fit the network of the config: {"; ".join(faults)}')
+        raise CheckpointError(f'{path} does not fit the network of the config: {"; ".join(faults)}', [
+            *(f'missing: {key} {tuple(own[key].shape)}' for key in missing),
+            *(f'beyond the network: {key} {tuple(loaded[key].shape)}' for key in unknown),
+            *(f'another shape: {key} {shapes[key][0]} in the file, {shapes[key][1]} in the network' for key in wrong)])
     return loaded
 
 
-def restore(path, state: dict, device='cpu') -> dict:
-    """Loads every entry of `state` (model, ema, optimizer in place) from the file at `path` and returns `state`.
+def _average(path, model, weights: dict, average: dict) -> dict:
+    """The state of a moving average whose tensors a file has by name, under 'named'."""
+    named = _fitted(path, model, average['named'], 'its average')
+    parameters = list(model.named_parameters())
+    untrained = [name for name, parameter in parameters if not parameter.requires_grad]
+    of_its_own = any(not torch.equal(named[name], weights[name]) for name in untrained)
+    return {key: value for key, value in average.items() if key != 'named'} | dict(
+        num_updates=None, shadow_params=[named[name] for name, parameter in parameters if parameter.requires_grad]) | (
+        dict(untrained=[named[name] for name in untrained]) if of_its_own else {})
 
-    `rng`, where `state` asks for it, may be missing in the file (published ones lack it): it is then None. CheckpointError, with
+
+def restore(path, state: dict, device='cpu', optional=('rng',)) -> dict:
+    """Loads every entry of `state` (model, ema, optimizer in place) from a file or folder of any of the `dialects` and returns `state`.
+
+    What is `optional` may be missing (published files lack `rng`): the optimizer is then as it was, `rng` None. CheckpointError, with
     nothing changed, where anything else is missing or does not fit.
     """
-    content = load(path, device)
-    if missing := state.keys() - content.keys() - {'rng'}:
-        raise CheckpointError(f'{path} lacks {_listed(missing)}')
+    content = dialects.read(path, getattr(state['model'], 'module', state['model']), device)
     model = _fitted(path, state['model'], content['model'])
+    if 'named' in content.get('ema', {}):
+        content['ema'] = _average(path, state['model'], model, content['ema'])
+    if missing := state.keys() - content.keys() - set(optional):
+        raise CheckpointError(f'{path} lacks {_listed(missing)}')
+    has_optimizer = 'optimizer' in state and 'optimizer' in content
     try:
-        if 'optimizer' in state:
-            counts = [[len(group['params']) for group in optimizer['param_groups']]
-                      for optimizer in (state['optimizer'].state_dict(), content['optimizer'])]
+        if has_optimizer:
+            groups = state['optimizer'].param_groups, content['optimizer']['param_groups']
+            counts = [[len(group['params']) for group in part] for part in groups]
             if counts[0] != counts[1]:
                 raise ValueError(f'the optimizer in it has {counts[1]} parameters, that of the config {counts[0]}')
-            for own, group in zip(state['optimizer'].param_groups, content['optimizer']['param_groups']):
+            for own, group in zip(*groups):
+                group.update({key: value for key, value in own.items() if key not in group})  # what the file does not tell
                 group['fused'] = own.get('fused')  # how it computes is no matter of the file
         if 'ema' in state:
-            state['ema'].load_state_dict(content['ema'])
+            state['ema'].load_state_dict({'decay': state['ema'].decay} | content['ema'])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f'{path} does not fit the config: {error}') from error
     state['model'].load_state_dict(model)
-    if 'optimizer' in state:
+    if has_optimizer:
         state['optimizer'].load_state_dict(content['optimizer'])
         for parameter, values in state['optimizer'].state.items():  # moments in the layout of their parameters: fused steps rely on it
             for key, value in values.items():

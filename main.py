@@ -11,15 +11,14 @@
 On several GPUs, of one machine or more: torchrun --nproc_per_node=4 main.py ... (train, classifier, eval, sample and stats share the work).
 Any value of the config can be set on the command line: --config.training.batch_size=64 (see configs/defaults.py for what they mean).
 """
-import logging
 import os
 import pathlib
-import runpy
 import sys
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections.config_flags import config_flags
+
+from cli import exit_with, log_to, parse_flags
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
@@ -43,43 +42,6 @@ flags.mark_flags_as_required(['config', 'mode'])
 @flags.multi_flags_validator(['mode', 'workdir'], '--workdir is needed: the folder for checkpoints, samples and logs')
 def _has_workdir(given):
     return given['workdir'] is not None or given['mode'] in ('stats', 'data', None)
-
-
-class Console(logging.Handler):
-    """Log lines on stderr, above a progress bar where there is one."""
-
-    def emit(self, record):
-        from tqdm import tqdm
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-def parse_flags(argv):
-    """Absl's parser; a config file or key that is not there becomes one line."""
-    path = next((b if a.endswith('config') else a.partition('=')[2] for a, b in zip(argv, [*argv[1:], ''])
-                 if a.lstrip('-') == 'config' or a.lstrip('-').startswith('config=')), '').partition(':')[0]
-    if path and not os.path.isfile(path):
-        sys.exit(f'error: --config={path}: there is no such file')
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError) as error:
-        config = runpy.run_path(path)['get_config']()
-        unknown = next((key for key in _config_keys(argv) if not _has(config, key)), None)
-        if unknown is None:
-            raise
-        raise SystemExit(f'error: the config has no key {unknown}: {path} and configs/defaults.py show those it has') from error
-
-
-def _config_keys(argv):
-    """The keys that arguments such as --config.model.nf=64 set: 'model.nf'."""
-    return [arg.lstrip('-').removeprefix('config.').partition('=')[0] for arg in argv if arg.lstrip('-').startswith('config.')]
-
-
-def _has(config, key: str) -> bool:
-    for name in key.split('.'):
-        if not hasattr(config, 'keys') or name not in config:
-            return False
-        config = config[name]
-    return True
 
 
 def main(argv):
@@ -116,17 +78,7 @@ def main(argv):
             run_lib.describe_data(config, workdir)
         distributed.stop()
     except UserError as error:
-        sys.exit('\n'.join(f'error: {line}' for line in str(error).splitlines()))
-
-
-def log_to(path, in_full: bool = True):
-    """Log lines (or only warnings) to the console and, behind those already there, to the file at `path`, if there is one."""
-    root = logging.getLogger()
-    root.handlers.clear()
-    for handler in (Console(), *([logging.FileHandler(path)] if path else [])):
-        handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%Y-%m-%d %H:%M:%S'))
-        root.addHandler(handler)
-    absl_logging.set_verbosity(absl_logging.INFO if in_full else absl_logging.WARNING)
+        exit_with(error)
 
 
 if __name__ == '__main__':

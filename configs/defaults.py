@@ -72,6 +72,11 @@ model.
   widen                   wideresnet: a further factor of the channels of all levels, 10 in the "28-10" network
   num_res_blocks          residual blocks at each resolution;  attn_resolutions: sides, in pixels, at which attention follows them
   normalization           'GroupNorm' or 'InstanceNorm++';  nonlinearity: 'swish', 'elu', 'relu', 'lrelu'
+  up_attention            U-Nets: on the way up attention follows the last block of a 'level', or every 'block' as in Ho et al.'s own code
+  groups                  ddpm: groups of each normalization;  attn_groups: NCSN++: groups of those around attention in the levels, which
+                          diffusers gives 32; 0: as everywhere, min(channels / 4, 32)
+  attn_head_dim           channels of each head of attention; 0: one head, as published
+  center_input            U-Nets: bring images in [0, 1] (data.centered=False) to [-1, 1] within the network
   resamp_with_conv        a convolution goes with each change of resolution
   fir, fir_kernel         NCSN++: resample with this anti-aliasing filter, instead of by nearest neighbours and means
   skip_rescale            NCSN++: divide the sum of each skip connection by sqrt(2)
@@ -198,6 +203,11 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 nf=128,
                 dropout=0.1,
                 normalization='GroupNorm',
+                groups=32,
+                attn_groups=0,
+                up_attention='level',
+                attn_head_dim=0,
+                center_input=True,
                 nonlinearity='swish',
                 embedding_type='fourier',
                 scale_by_sigma=False,

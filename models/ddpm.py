@@ -7,13 +7,17 @@ from .utils import accept, register_model
 
 
 class DDPM(UNet):
-    """(x (B, C, H, W), labels (B,)) -> (B, C, H, W). Labels are times, or indices of noise levels; nf must be a multiple of 32."""
+    """(x (B, C, H, W), labels (B,)) -> (B, C, H, W). Labels are times, or indices of noise levels; nf must be a multiple of
+    `model.groups`, 32 as published."""
 
     def __init__(self, config):
         model, act = config.model, layers.get_act(config)
+        groups = model.get('groups', 32)
         accept(config, 'model.normalization', 'GroupNorm')
-        make = functools.partial(layers.ResnetBlockDDPM, act, temb_dim=4 * model.nf if model.conditional else None, dropout=model.dropout)
-        super().__init__(config, act, block=make, attention=layers.AttnBlock, groups=32,
+        make = functools.partial(layers.ResnetBlockDDPM, act, temb_dim=4 * model.nf if model.conditional else None, dropout=model.dropout,
+                                 groups=groups)
+        super().__init__(config, act, block=make, groups=groups,
+                         attention=functools.partial(layers.AttnBlock, groups=groups, head_dim=model.get('attn_head_dim', 0)),
                          upsample=functools.partial(layers.Upsample, with_conv=model.resamp_with_conv),
                          downsample=functools.partial(layers.Downsample, with_conv=model.resamp_with_conv))
 

@@ -8,7 +8,8 @@ class ExponentialMovingAverage:
     """shadow <- d shadow + (1 - d) parameter at each `update`.
 
     d is `decay`, or with `use_num_updates` the smaller of it and (1 + n) / (10 + n) at the n-th update, so that the average
-    forgets its start. `shadow_params` has the order of `parameters`, of those that require a gradient.
+    forgets its start. `shadow_params` has the order of `parameters`, of those that require a gradient. `untrained`, of the others, is
+    there only in an average that JAX made, which averages every parameter.
     """
 
     def __init__(self, parameters, decay: float, use_num_updates: bool = True):
@@ -17,10 +18,10 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.num_updates = 0 if use_num_updates else None
         self.shadow_params = [p.detach().clone() for p in parameters if p.requires_grad]
-        self.collected_params = []
+        self.untrained, self.collected_params, self.collected_untrained = [], [], []
 
-    def _paired(self, parameters, own):
-        theirs = [p for p in parameters if p.requires_grad]
+    def _paired(self, parameters, own, trained=True):
+        theirs = [p for p in parameters if p.requires_grad == trained]
         if [p.shape for p in theirs] != [s.shape for s in own]:
             raise ValueError(f'the average is of {len(own)} tensors, which are not those of the {len(theirs)} parameters given: '
                              'their numbers or shapes differ')
@@ -38,17 +39,25 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def copy_to(self, parameters):
         """Overwrites `parameters` with the average."""
+        parameters = list(parameters)
         torch._foreach_copy_(self._paired(parameters, self.shadow_params), self.shadow_params)
+        if self.untrained:
+            torch._foreach_copy_(self._paired(parameters, self.untrained, trained=False), self.untrained)
 
     def store(self, parameters):
         """Keeps a copy of `parameters`, to come back with `restore`."""
+        parameters = list(parameters)
         self.collected_params = [p.detach().clone() for p in parameters if p.requires_grad]
+        self.collected_untrained = [p.detach().clone() for p in parameters if not p.requires_grad] if self.untrained else []
 
     @torch.no_grad()
     def restore(self, parameters):
         """Brings back what `store` kept."""
+        parameters = list(parameters)
         torch._foreach_copy_(self._paired(parameters, self.collected_params), self.collected_params)
-        self.collected_params = []
+        if self.collected_untrained:
+            torch._foreach_copy_(self._paired(parameters, self.collected_untrained, trained=False), self.collected_untrained)
+        self.collected_params, self.collected_untrained = [], []
 
     @contextlib.contextmanager
     def applied_to(self, parameters):
@@ -62,7 +71,8 @@ class ExponentialMovingAverage:
             self.restore(parameters)
 
     def state_dict(self) -> dict:
-        return dict(decay=self.decay, num_updates=self.num_updates, shadow_params=self.shadow_params)
+        return dict(decay=self.decay, num_updates=self.num_updates, shadow_params=self.shadow_params) | (
+            dict(untrained=self.untrained) if self.untrained else {})
 
     def load_state_dict(self, state_dict: dict):
         """Takes over an average of the same parameters; ValueError, before anything changes, where numbers or shapes differ."""
@@ -74,3 +84,4 @@ class ExponentialMovingAverage:
             raise ValueError(f'the moving average in the state has {len(loaded)} tensors, this network {len(self.shadow_params)}')
         self.decay, self.num_updates = state_dict['decay'], state_dict['num_updates']
         self.shadow_params = [torch.empty_like(own).copy_(new) for own, new in zip(self.shadow_params, loaded)]
+        self.untrained = [torch.as_tensor(p).to(self.shadow_params[0].device) for p in state_dict.get('untrained', ())]

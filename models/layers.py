@@ -94,10 +94,13 @@ class NIN(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Self-attention with one head over all pixels, added to its input."""
+    """Self-attention over all pixels, added to its input; with one head, or heads of `head_dim` channels."""
 
-    def __init__(self, channels, skip_rescale=False, init_scale=0.0, groups=32):
+    def __init__(self, channels, skip_rescale=False, init_scale=0.0, groups=32, head_dim=0):
         super().__init__()
+        if head_dim and channels % head_dim:
+            raise UserError(f'{channels} channels do not divide into heads of config.model.attn_head_dim={head_dim}')
+        self.heads = channels // (head_dim or channels)
         self.GroupNorm_0 = group_norm(channels, groups)
         for i in range(3):  # queries, keys, values
             self.add_module(f'NIN_{i}', NIN(channels, channels))
@@ -106,8 +109,8 @@ class AttnBlock(nn.Module):
 
     def forward(self, x):
         h = self.GroupNorm_0(x)
-        q, k, v = (project(h).flatten(2).transpose(1, 2)[:, None] for project in (self.NIN_0, self.NIN_1, self.NIN_2))
-        h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
+        q, k, v = (project(h).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3) for project in (self.NIN_0, self.NIN_1, self.NIN_2))
+        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
         return merge(x, self.NIN_3(h), self.skip_rescale)
 
 

@@ -6,7 +6,7 @@ log sigma; DDPM++ has none of FIR and pyramids, and embeds positions.
 import functools
 
 from . import layerspp
-from .layers import get_act
+from .layers import get_act, group_norm
 from .unet import UNet
 from .utils import accept, register_model
 
@@ -38,12 +38,23 @@ class NCSNpp(UNet):
             down = functools.partial(layerspp.Downsample, with_conv=model.resamp_with_conv, **fir)
         super().__init__(
             config, act, block=lambda in_ch, out_ch: make(in_ch=in_ch, out_ch=out_ch),
-            attention=functools.partial(layerspp.AttnBlockpp, skip_rescale=model.skip_rescale, init_scale=model.init_scale),
+            attention=functools.partial(layerspp.AttnBlockpp, skip_rescale=model.skip_rescale, init_scale=model.init_scale,
+                                        head_dim=model.get('attn_head_dim', 0)),
             upsample=lambda channels: up(in_ch=channels), downsample=lambda channels: down(in_ch=channels),
             embedding=model.embedding_type.lower(), fourier_scale=model.get('fourier_scale', 16.0),
             progressive=model.progressive.lower(), progressive_input=model.progressive_input.lower(),
             progressive_combine=model.progressive_combine.lower(), pyramid=fir,
             skip_rescale=model.skip_rescale, init_scale=model.init_scale)
+        if model.get('attn_groups', 0):
+            self._regroup(model.attn_groups)
+
+    def _regroup(self, groups: int):
+        """Gives the attention of every level, and the blocks on the way up around it, normalizations of so many groups."""
+        layers = [self.all_modules[attention] for level in self.down_levels + self.up_levels for _, attention in level.blocks
+                  if attention is not None]
+        layers += [self.all_modules[block] for level in self.up_levels if level.blocks[-1][1] is not None for block, _ in level.blocks]
+        for layer in layers:
+            layer.GroupNorm_0 = group_norm(layer.GroupNorm_0.num_channels, groups)
 
 
 register_model(NCSNpp, name='ncsnpp')

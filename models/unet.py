@@ -3,9 +3,9 @@
     labels -> embedding -> temb
     x -> stem -> down level 0 -> ... -> down level L-1 -> bottom -> up level L-1 -> ... -> up level 0 -> head -> output
 
-Each level is `num_res_blocks` residual blocks (one more on the way up), attention behind them at the resolutions that ask for it,
-and a resampling to the next level; what a down level makes is kept for the up level of the same size. A progressive input feeds
-shrunken copies of x to the down levels; a progressive output sums up images, or features, made at every up level.
+Each level is `num_res_blocks` residual blocks (one more on the way up), attention behind each of them (on the way up, behind the last) at
+the resolutions that ask for it, and a resampling to the next level; what a down level makes is kept for the up level of the same size. A
+progressive input feeds shrunken copies of x to the down levels; a progressive output sums up images, or features, made at every up level.
 
 The position of every block in `all_modules` is written down once, when it is built; `all_modules` stays the sole owner, so that
 the parameters have the names and the order of the published checkpoints.
@@ -31,9 +31,8 @@ class DownLevel(NamedTuple):
 
 
 class UpLevel(NamedTuple):
-    """Positions: of residual blocks; of the attention; of the output pyramid's layers; of the resampling."""
-    blocks: list[int]
-    attention: int | None
+    """Positions: of residual blocks, each with the attention behind it or None; of the output pyramid's layers; of the resampling."""
+    blocks: list[tuple[int, int | None]]
     pyramid: list[int]
     resample: int | None
 
@@ -54,7 +53,8 @@ class UNet(nn.Module):
         super().__init__()
         model, data = config.model, config.data
         self.act, self.embedding, self.conditional = act, embedding, model.conditional
-        self.nf, self.skip_rescale, self.scale_by_sigma, self.centered = model.nf, skip_rescale, model.scale_by_sigma, data.centered
+        self.nf, self.skip_rescale, self.scale_by_sigma = model.nf, skip_rescale, model.scale_by_sigma
+        self.centers = not data.centered and model.get('center_input', True)  # x in [0, 1] to [-1, 1]
         self.progressive, self.progressive_input = progressive, progressive_input
         self.recompute = config.training.get('recompute', False)
         self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32))
@@ -70,6 +70,8 @@ class UNet(nn.Module):
         self.channels = channels
         widths = [self.nf * mult for mult in model.ch_mult]
         attends = [data.image_size // 2 ** i in model.attn_resolutions for i in range(last + 1)]
+        accept(config, 'model.up_attention', 'level', 'block')
+        attends_each = model.get('up_attention', 'level') == 'block'
         pyramid = pyramid or {}
         self.pyramid_down = Downsample(**pyramid) if progressive_input == 'input_skip' else None
         self.pyramid_up = Upsample(**pyramid) if progressive == 'output_skip' else None
@@ -100,10 +102,10 @@ class UNet(nn.Module):
         self.up_levels, pyramid_width = [], None
         for i, out in reversed(list(enumerate(widths))):
             blocks = []
-            for _ in range(model.num_res_blocks + 1):
-                blocks.append(add(block(width + kept.pop(), out)))
+            for j in range(model.num_res_blocks + 1):
+                here = attends[i] and (attends_each or j == model.num_res_blocks)
+                blocks.append((add(block(width + kept.pop(), out)), add(attention(out)) if here else None))
                 width = out
-            attend = add(attention(width)) if attends[i] else None
             layers = []
             if progressive == 'output_skip':
                 layers = [add(group_norm(width)), add(conv3x3(width, channels, init_scale=init_scale))]
@@ -112,7 +114,7 @@ class UNet(nn.Module):
             elif progressive == 'residual':
                 layers = [add(Upsample(pyramid_width, width, with_conv=True, **pyramid))]
             pyramid_width = width
-            self.up_levels.append(UpLevel(blocks, attend, layers, add(upsample(width)) if i > 0 else None))
+            self.up_levels.append(UpLevel(blocks, layers, add(upsample(width)) if i > 0 else None))
         assert not kept, 'every feature map that was kept is used once'
 
         if progressive != 'output_skip':
@@ -184,7 +186,7 @@ class UNet(nn.Module):
     def forward(self, x, labels, classes=None):
         self._check(x, labels, classes)
         run, temb = self._run, self._embed(labels, classes)
-        pyramid = x if self.centered else 2 * x - 1
+        pyramid = 2 * x - 1 if self.centers else x
 
         h = self.all_modules[self.stem](pyramid)
         kept = [h]
@@ -205,10 +207,10 @@ class UNet(nn.Module):
 
         pyramid = None
         for level in self.up_levels:
-            for block in level.blocks:
+            for block, attention in level.blocks:
                 h = run(block, torch.cat([h, kept.pop()], 1), temb)
-            if level.attention is not None:
-                h = run(level.attention, h)
+                if attention is not None:
+                    h = run(attention, h)
             if level.pyramid:
                 h, pyramid = self._join_output(level.pyramid, h, pyramid)
             if level.resample is not None:

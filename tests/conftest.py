@@ -1,5 +1,6 @@
 """What the tests share: the library on the path, one thread, a fixed seed, the reference numbers and a measure of distance to them."""
 import importlib
+import json
 import pathlib
 import sys
 
@@ -40,3 +41,13 @@ def load_config(module: str, data=(), **model):
         config.data.update(dict(data))
         config.model.update(model)
     return config
+
+
+def reference_config(name: str):
+    """The config of the network in a reference file: a module, and changes to its sections `model` and `data`."""
+    changes = json.loads(str(parity(name)['config']))
+    module, model, data = changes.pop('base'), dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0), {}
+    for key, value in changes.items():
+        section, key = (data, key.removeprefix('data').lstrip('_.')) if key.startswith('data') else (model, key.removeprefix('model.'))
+        section[key] = value
+    return load_config(module, data, **model)

@@ -218,13 +218,14 @@ def test_flattening():
 # What imports cost -------------------------------------------------------------------------------------------------------------------
 
 LAYERS = {name: layer for layer, names in enumerate((
-    'errors registry distributed randomness',
+    'errors registry distributed randomness configs',
     'sde_lib op measurements',
     'models ode_lib',
+    'dialects',
     'losses sampling fast_sampling likelihood controllable_generation latents metrics results image_sources',
     'checkpoints datasets evaluation reports plots preflight',
     'run_lib control utils',
-    'main')) for name in names.split()}
+    'cli main convert validation')) for name in names.split()}
 
 
 def imported_parts(path) -> set[str]:
@@ -238,8 +239,8 @@ def imported_parts(path) -> set[str]:
     return {name for name in names if (ROOT / f'{name}.py').is_file() or (ROOT / name / '__init__.py').is_file()}
 
 
-FILES = {path: path.stem for path in ROOT.glob('*.py')} | {path: path.parent.name for path in [*ROOT.glob('models/*.py'),
-                                                                                               *ROOT.glob('op/*.py')]}
+FILES = {path: path.stem for path in ROOT.glob('*.py')} | {path: path.parent.name for part in ('models', 'op', 'dialects', 'validation')
+                                                            for path in ROOT.glob(f'{part}/*.py')}
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))

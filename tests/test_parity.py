@@ -14,7 +14,7 @@ import likelihood
 import losses
 import sampling
 import utils
-from conftest import DATA, load_config, parity, relative_error
+from conftest import DATA, load_config, parity, reference_config, relative_error
 from models import layers
 from models import up_or_down_sampling as resampling
 from models import utils as mutils
@@ -151,13 +151,7 @@ def test_likelihood(name, probe):
 
 
 def reference_network(name):
-    """The network of a reference file as its `config` describes it: a config module and changes to its sections `model` and `data`."""
-    changes = json.loads(str(parity(name)['config']))
-    module, model, data = changes.pop('base'), dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0), {}
-    for key, value in changes.items():
-        section, key = (data, key.removeprefix('data').lstrip('_.')) if key.startswith('data') else (model, key.removeprefix('model.'))
-        section[key] = value
-    config = load_config(module, data, **model)
+    config = reference_config(name)
     return mutils.get_model(config.model.name)(config)
 
 

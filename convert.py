@@ -1,0 +1,98 @@
+"""Turns a checkpoint of one kind into one of another: of the 2021 releases, of NCSN and NCSNv2, of diffusers, and safetensors.
+
+  python convert.py checkpoint_24.pth cifar10.safetensors --config configs/ve/cifar10_ncsnpp_continuous.py
+  python convert.py checkpoint_48 celebahq/checkpoints/checkpoint_48.pth --config configs/ve/celebahq_256_ncsnpp_continuous.py   # from JAX
+  python convert.py checkpoint_48.pth celebahq-256 --config configs/ve/celebahq_256_ncsnpp_continuous.py    # a folder for diffusers
+  python convert.py ddpm-cifar10-32 ddpm.safetensors     # from diffusers, which tells its config; it is written to ddpm.json
+
+What SOURCE is shows in its first bytes, what DESTINATION will be in its name: NAME.pth (a training state as the 2021 PyTorch release loads
+it), NAME.safetensors, or a folder (a pipeline of diffusers). The config is that beside SOURCE, where there is one, or --config. Safetensors
+and diffusers hold one set of weights: the averaged ones, or with --weights=raw those that are trained. What has been written is read again
+and compared before it takes its place.
+"""
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import torch
+from absl import app, flags, logging
+from ml_collections.config_flags import config_flags
+
+from cli import log_to, parse_flags
+
+FLAGS = flags.FLAGS
+SUFFIXES = {'.pth': 'pytorch', '.pt': 'pytorch', '.safetensors': 'safetensors', '': 'diffusers'}
+
+
+def convert(source, destination, config=None, weights: str = 'ema', overwrite: bool = False) -> str:
+    """Writes the checkpoint `source` as `destination`, of the kind that its name says; returns that kind.
+
+    `config`: of the network, where `source` does not bring one along. `weights`: 'ema' or 'raw', for kinds that hold one set.
+    UserError, with nothing written, where it does not fit, cannot be expressed, or is there already.
+    """
+    import checkpoints
+    import dialects
+    import run_lib
+    from errors import UserError
+
+    destination = pathlib.Path(destination)
+    kind = SUFFIXES.get(destination.suffix)
+    if kind is None:
+        raise UserError(f'{destination}: its name must end in .pth or .safetensors, or have no ending, for a folder of diffusers')
+    beside = [destination.with_suffix('.json')] if kind == 'safetensors' else []
+    for path in (destination, *beside):
+        if path.exists() and not overwrite:
+            raise UserError(f'{path} is there already: --overwrite replaces it')
+    if destination.exists() and destination.is_dir() != (kind == 'diffusers' and dialects.DIALECTS[kind].matches(destination)):
+        raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
+    found = dialects.guess(source)
+    config = config or dialects.config_of(source)
+    if config is None:
+        raise UserError(f'{source} ({found}) does not tell its config: give --config')
+    config = config.copy_and_resolve_references()
+    config.device = 'cpu'
+    state = checkpoints.restore(source, run_lib.create_state(config), optional=('rng', 'optimizer'))
+    network = state['model'].module
+    with state['ema'].applied_to(network.parameters()) if weights == 'ema' else torch.no_grad():
+        chosen = {name: value.clone() for name, value in network.state_dict().items()}
+    notes = dict(step=state['step'], weights='averaged' if weights == 'ema' else 'raw')
+
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix='.convert-') as folder:
+        partial = pathlib.Path(folder, destination.name)
+        if kind == 'pytorch':
+            checkpoints.save(partial, state)
+            compared = {name.removeprefix('module.'): value for name, value in state['model'].state_dict().items()}
+        else:
+            dialects.DIALECTS[kind].write(partial, network, chosen, config, notes)
+            compared = chosen
+        again = {name.removeprefix('module.'): value for name, value in dialects.read(partial, network)['model'].items()}
+        assert again.keys() == compared.keys() and all(torch.equal(again[name], compared[name]) for name in compared), 'read as written'
+        if destination.is_dir():
+            shutil.rmtree(destination)
+        for path in pathlib.Path(folder).iterdir():
+            os.replace(path, destination.parent / path.name)
+    count = sum(value.numel() for value in network.parameters())
+    logging.info('%s (%s, step %d, %.1f million parameters) -> %s (%s%s)', source, found, state['step'], count / 1e6, destination, kind,
+                 '' if kind == 'pytorch' else f', {notes["weights"]} weights')
+    return kind
+
+
+def main(argv):
+    from errors import UserError
+    if len(argv) != 3:
+        sys.exit(f'error: SOURCE and DESTINATION are needed, got {len(argv) - 1} arguments: see python convert.py --help')
+    log_to(None)
+    try:
+        convert(argv[1], argv[2], FLAGS.config, FLAGS.weights, FLAGS.overwrite)
+    except UserError as error:
+        sys.exit('\n  '.join([f'error: {error}', *getattr(error, 'details', ())]))
+
+
+if __name__ == '__main__':
+    config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
+    flags.DEFINE_enum('weights', 'ema', ['ema', 'raw'], 'For safetensors and diffusers: averaged or raw weights.')
+    flags.DEFINE_bool('overwrite', False, 'Replace DESTINATION if it is there.')
+    app.run(main, flags_parser=parse_flags)
