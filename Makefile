@@ -1,9 +1,10 @@
-# `make quickstart` trains, evaluates and samples a small model; `make test` checks everything. Both need Python >= 3.10 and nothing else.
+# `make quickstart` trains, evaluates and samples a small model; `make test` checks everything; `make validate` checks checkpoints from end to
+# end, the published ones or small ones (see `python -m validation --help` for MODELS). All need Python >= 3.10 and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART := --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/quickstart
 
-.PHONY: quickstart test
+.PHONY: quickstart test validate
 
 quickstart: .venv/installed
 	$(BIN)/python main.py $(QUICKSTART) --mode train
@@ -13,6 +14,9 @@ quickstart: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+validate: .venv/installed
+	$(BIN)/python -m validation $(MODELS)
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with PYTHON=...")'

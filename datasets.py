@@ -217,6 +217,26 @@ def get_split(config, split: str, in_memory: bool = True) -> Images | Streamed:
     return images
 
 
+class Subset:
+    """Those of the `images` that are numbered in `indices`, in that order."""
+
+    def __init__(self, images: Images | Streamed, indices: np.ndarray):
+        self.images, self.indices, self.levels, self.shape = images, indices, images.levels, images.shape
+
+    def __len__(self):
+        return len(self.indices)
+
+    def read(self, indices):
+        return self.images.read(self.indices[indices])
+
+
+def at_most(images: Images | Streamed, most: int, seed: int) -> Images | Streamed | Subset:
+    """All images, or `most` of them, drawn at random from the seed and kept in order; 0: all."""
+    if not 0 < most < len(images):
+        return images
+    return Subset(images, np.sort(np.random.default_rng(seed).choice(len(images), most, replace=False)))
+
+
 def has_held_out(config) -> bool:
     """Whether the test set is another than the training set: FFHQ and CelebA-HQ have one set for both, as have a folder and an array
     with a `test_fraction` of 0 and no test set of their own."""

@@ -14,10 +14,12 @@ import lzma
 import math
 import os
 import pathlib
+import socket
 import struct
 import sys
 import threading
 import time
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -455,6 +457,12 @@ def tensorflow():
     return tf
 
 
+def _require_network():
+    """OSError where no name can be resolved and there is no proxy: TFDS would try for minutes."""
+    if not urllib.request.getproxies():
+        socket.getaddrinfo('storage.googleapis.com', 443)  # where TFDS looks first, for any data set
+
+
 def tfds_builder(config, name: str):
     """The builder of a TFDS data set, downloaded and prepared; UserError where that cannot be."""
     tensorflow()
@@ -462,6 +470,8 @@ def tfds_builder(config, name: str):
     directory = config.data.get('tfds_dir') or None
     try:
         builder = tfds.builder(name, data_dir=directory)
+        if not pathlib.Path(builder.data_dir).is_dir():
+            _require_network()
         builder.download_and_prepare()
     except Exception as error:  # whatever TFDS or the network raises, the remedy is the same
         reason = str(error).strip().splitlines() or [type(error).__name__]

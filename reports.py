@@ -121,7 +121,7 @@ class Number(NamedTuple):
         return said
 
 
-def _numbers(eval_dir, checkpoint: int) -> list[Number]:
+def numbers_of(eval_dir, checkpoint: int) -> list[Number]:
     """All that the files in `eval_dir` say of a checkpoint."""
     bits = [number for split in ('test', 'train') for number in _bits(eval_dir, checkpoint, split)]
     return _loss(eval_dir, checkpoint) + bits + (_metrics(eval_dir, checkpoint) or _samples(eval_dir, checkpoint))
@@ -221,7 +221,7 @@ def _images(data, noun, unknown=UNKNOWN) -> str:
 def evaluation_rows(eval_dir, checkpoint: int) -> list[tuple[str, str, str]]:
     """What an evaluation folder says of a checkpoint: rows of quantity, value and remark; warnings stand in rows below their number."""
     rows, said = [], set()
-    for number in _numbers(pathlib.Path(eval_dir), checkpoint):
+    for number in numbers_of(pathlib.Path(eval_dir), checkpoint):
         counted, against, sampler, nfe, features, _ = number.basis().values()
         counted = f'{against.partition(" of ")[0]}, {counted}' if number.counted == 'images' else f'{counted} {against}'.strip()
         told = ['; '.join(filter(None, (counted, features, sampler, nfe and f'{nfe} evaluations', number.note))),
@@ -258,7 +258,7 @@ def write(workdirs, output, eval_folder: str = 'eval') -> pathlib.Path:
 def _read(workdir, label, eval_folder) -> Run:
     eval_dir = workdir / eval_folder
     found = [re.match(r'(?:train_|test_)?(?:ckpt|report)_(\d+)', path.name) for path in eval_dir.glob('*')]
-    numbers = {checkpoint: _numbers(eval_dir, checkpoint) for checkpoint in sorted({int(name[1]) for name in found if name})}
+    numbers = {checkpoint: numbers_of(eval_dir, checkpoint) for checkpoint in sorted({int(name[1]) for name in found if name})}
     if not any(numbers.values()):
         raise UserError(f'{eval_dir} has no results: python main.py --config ... --workdir {workdir} --mode eval makes them')
     return Run(label, workdir, eval_dir, {checkpoint: found for checkpoint, found in numbers.items() if found})
@@ -314,7 +314,7 @@ def _section(run, shown, output) -> list[str]:
     return [SUMMARY.format_map(numbers[0].words()), *(line for title, lines in parts.items() if lines for line in (f'### {title}', *lines))]
 
 
-def _markdown(header, rows) -> str:
+def markdown(header, rows) -> str:
     cells = [[str(cell).replace('|', '\\|') or '-' for cell in row] for row in (header, ['---'] * len(header), *rows)]
     return '\n'.join(f'| {" | ".join(row)} |' for row in cells)
 
@@ -322,7 +322,7 @@ def _markdown(header, rows) -> str:
 def _number_table(header, rows) -> str:
     """Rows ((what stands under `header`), number), with all that the number rests on."""
     cells = [(number.quantity + number.real, *first, number.text(), *number.basis().values()) for first, number in rows]
-    return _markdown(('Quantity', *header, 'Value', *rows[0][1].basis()), cells)
+    return markdown(('Quantity', *header, 'Value', *rows[0][1].basis()), cells)
 
 
 def _checkpoint_table(run) -> str:
@@ -333,7 +333,7 @@ def _checkpoint_table(run) -> str:
              numbers[0].protocol.get('weights', UNKNOWN)) for i, (checkpoint, numbers) in enumerate(run.numbers.items())]
     rows += [(name, *('; '.join(dict.fromkeys(number.basis()[name] for number in column if number)) for column in columns.values()), '')
              for name in next(iter(found.values())).basis()]
-    return _markdown(('Checkpoint', *columns, 'Digest of its weights'), rows)
+    return markdown(('Checkpoint', *columns, 'Digest of its weights'), rows)
 
 
 def _incomparable(numbers) -> str:

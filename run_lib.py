@@ -125,15 +125,17 @@ def _draw(config, model, what: tuple, first: int, count: int) -> dict:
     sde, number = sampling.get_sampling_sde(config), config.model.get('num_classes', 0)
     shape = (count, config.data.num_channels, config.data.image_size, config.data.image_size)
     seeds = [seed_of(config.seed, *what) + i for i in range(first, first + count)]
-    alone = config.sampling.get('seed_per_image', False)
+    alone, started = config.sampling.get('seed_per_image', False), time.monotonic()
     with own_randomness(config.seed, *what, first), per_image(seeds) if alone else contextlib.nullcontext():
         labels = None if not number else torch.tensor([seed % number for seed in seeds]) if alone else torch.randint(number, (count,))
         guidance = classifier_free_guidance(labels, config.sampling.get('guidance', 1.0)) if number else None
         sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps, guidance)
         with shown_evaluations(model, f'drawing {count} samples'):
             samples, nfe = sampler(model)
+            samples = to_images(samples, config)
+    seconds = time.monotonic() - started
     logging.info('Drew %d samples with %d network evaluations.', count, nfe)
-    return dict(samples=to_images(samples, config), nfe=nfe) | (dict(labels=labels.numpy()) if number else {})
+    return dict(samples=samples, nfe=nfe, seconds=seconds) | (dict(labels=labels.numpy()) if number else {})
 
 
 def _batches(total: int, largest: int) -> list[tuple[int, int]]:
@@ -297,7 +299,7 @@ def evaluate(config, workdir, eval_folder='eval'):
     @functools.cache
     def split(name):
         with distributed.main_first():
-            return datasets.get_split(config, name)
+            return datasets.at_most(datasets.get_split(config, name), config.eval.get('most_images', 0), config.seed)
     run = types.SimpleNamespace(config=config, sde=sde_lib.get_sde(config), eval_dir=eval_dir, extractor=None, other=None, split=split)
     parts = [part for part, wanted in ((_evaluate_loss, config.eval.enable_loss), (_evaluate_bpd, config.eval.enable_bpd),
                                        (_evaluate_samples, config.eval.enable_sampling)) if wanted]
@@ -330,13 +332,19 @@ def _protocol(config, checkpoint) -> dict:
                 data={key: config.data[key] for key in ('dataset', 'image_size', 'num_channels', 'centered', 'uniform_dequantization')})
 
 
+def _images(config, split: str) -> dict:
+    """What the images are that losses and likelihoods are of."""
+    most = config.eval.get('most_images', 0)
+    return datasets.describe(config, split) | (dict(at_most=most) if most else {})
+
+
 def _evaluate_loss(run):
     """The mean loss over the test set; the file holds the batches so far, and the mean when all are there."""
     config, settings, path = run.config, run.config.training, run.eval_dir / f'ckpt_{run.number}_loss.npz'
     batches = datasets.Batches(run.split('test'), config.eval.batch_size, config.seed, dequantize=config.data.uniform_dequantization)
     loss_fn = losses.get_loss_fn(run.sde, False, settings.reduce_mean, settings.continuous, settings.likelihood_weighting)
     protocol = results.normal(run.protocol | dict(
-        part='loss', images=datasets.describe(config, 'test'), batch_size=config.eval.batch_size, reduce_mean=settings.reduce_mean,
+        part='loss', images=_images(config, 'test'), batch_size=config.eval.batch_size, reduce_mean=settings.reduce_mean,
         likelihood_weighting=settings.likelihood_weighting))
     found = results.matching(path, protocol)
     values, sizes = ([*found['all_losses']], [*found['batch_sizes']]) if found else ([], [])
@@ -368,17 +376,19 @@ def _evaluate_bpd(run):
                                                      continuous=config.training.continuous, **solver)
     places = [*itertools.product(range(settings.get('bpd_repeats', 5)), range(len(batches)))]
     paths = [run.eval_dir / f'{split}_ckpt_{run.number}_bpd_{k}.npz' for k in range(len(places))]
-    common = run.protocol | dict(part='bpd', images=datasets.describe(config, split), batch_size=settings.batch_size) | solver
+    common = run.protocol | dict(part='bpd', images=_images(config, split), batch_size=settings.batch_size) | solver
     protocols = [common | dict(repeat=repeat, batch=i) for repeat, i in places]
 
     def work(k):
         repeat, i = places[k]
         images = to_tensor(batches.part(i, repeat), config, datasets.get_data_scaler(config))
         if not len(images):  # all damaged, and left out
-            return dict(bpd=np.empty(0), nats=np.empty(0), repeat=repeat, nfe=0)
+            return dict(bpd=np.empty(0), nats=np.empty(0), repeat=repeat, nfe=0, seconds=0.0)
+        started = time.monotonic()
         with shown_evaluations(run.model, f'likelihoods, batch {i + 1} of {len(batches)}'), own_randomness(config.seed, 'bpd', repeat, i):
             result = likelihood_fn(run.model, images)
-        return dict(bpd=result.bpd.cpu().numpy(), nats=result.nats.cpu().numpy(), repeat=repeat, nfe=result.nfe)
+            bpd, nats = result.bpd.cpu().numpy(), result.nats.cpu().numpy()
+        return dict(bpd=bpd, nats=nats, repeat=repeat, nfe=result.nfe, seconds=time.monotonic() - started)
 
     missing = distributed.broadcast([k for k in range(len(places)) if results.matching(paths[k], protocols[k]) is None])
     for k, found in distributed.in_turns(missing, work):

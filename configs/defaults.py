@@ -118,6 +118,7 @@ eval.
   enable_loss             loss over the test set
   enable_sampling         draw num_samples images, and measure them as metrics_backend says
   enable_bpd              likelihood, in bits/dim, of bpd_dataset ('train' or 'test'); of networks that know classes without a class
+  most_images             loss and likelihood of at most so many images of their set, drawn at random; 0: of all
   bpd_repeats             passes over that set, each with new dequantisation noise
   bpd_probes              random vectors averaged in each estimate of the divergence; more: less variance, more time
   bpd_method              the ODE solver behind it, see sampling.ode_method;  bpd_rtol, bpd_atol: its tolerances
@@ -250,6 +251,7 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 enable_sampling=False,
                 enable_bpd=False,
                 bpd_dataset='test',
+                most_images=0,
                 bpd_repeats=5,
                 bpd_probes=1,
                 bpd_method='dopri5',
