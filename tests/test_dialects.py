@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import diffusers
 import msgpack
 import numpy as np
 import pytest
@@ -25,7 +26,6 @@ from dialects import flax, hub
 from errors import CheckpointError, UserError
 from models import utils as mutils
 
-diffusers = pytest.importorskip('diffusers')
 SMALL = dict(nf=8, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0)
 VE = 'configs.ve.cifar10_ncsnpp_continuous'
 OFFICIAL = ('official_ve_checkpoint.pth', 'official_ve_checkpoint_outputs')

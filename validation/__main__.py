@@ -22,9 +22,10 @@ from absl import logging as absl_logging
 from cli import log_to
 from errors import UserError
 
-DIGITS = {'configs/ve/digits_ncsnpp_continuous.py': 'runs/validation_ve', 'configs/vp/digits_ddpmpp_continuous.py': 'runs/quickstart'}
+DIGITS = {'configs/ve/digits_ncsnpp_continuous.py': 'runs/digits_ve', 'configs/vp/digits_ddpmpp_continuous.py': 'runs/digits_vp'}
 
 SETTINGS_OF_DIGITS = {'eval.most_images': 0, 'eval.batch_size': 500}  # small: all test images, as their own evaluation has them
+SHORTER = '--config.training.n_iters=2001', '--config.training.snapshot_freq=2000', '--config.training.snapshot_sampling=False'
 
 
 def digits() -> list[str]:
@@ -35,7 +36,7 @@ def digits() -> list[str]:
         if not snapshot_path(workdir, 1).is_file():
             absl_logging.info('Training %s in %s, with its log in stdout.txt there.', config, workdir)
             training[workdir] = subprocess.Popen(
-                [sys.executable, 'main.py', '--config', config, '--workdir', workdir, '--mode', 'train', '--config.device=cpu'],
+                [sys.executable, 'main.py', '--config', config, '--workdir', workdir, '--mode', 'train', '--config.device=cpu', *SHORTER],
                 cwd=pathlib.Path(__file__).parents[1], env=os.environ | dict(OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
     failed = [workdir for workdir, process in training.items() if process.wait() != 0]
     if failed:

@@ -138,8 +138,8 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
     left_out, profile, real = {}, None, None
     try:
         split = datasets.get_split(config, 'test')
-        model_of, started = run_lib.load_averaged_model(config, snapshot), time.monotonic()
-        profile = checks.denoising(config, model_of, split, config.seed)
+        network, started = run_lib.load_averaged_model(config, snapshot), time.monotonic()
+        profile = checks.denoising(config, network, split, config.seed)
         _tell_the_time(config, (time.monotonic() - started) / (len(profile.t) * profile.n))
     except UserError as error:
         split, left_out['denoising'] = None, _sentence(error)
@@ -178,8 +178,10 @@ def _evaluate(config, workdir, left_out: dict, with_data: bool) -> list[checks.C
         except UserError as error:
             logging.info('Without the published statistics: %s', _sentence(error))
     backend = config.eval.metrics_backend
-    for part, metrics, again in (('loss', backend, False), ('bpd', backend, False), ('sampling', backend, False), ('sampling', 'none', True)):
-        if not wanted[part] or again and PARTS['sampling'] not in left_out:
+    for part, metrics in (('loss', backend), ('bpd', backend), ('sampling', backend), ('samples alone', 'none')):
+        if part == 'samples alone' and PARTS['sampling'] in left_out:
+            part = 'sampling'
+        if not wanted.get(part):
             continue
         config.eval.metrics_backend = metrics
         for key in wanted:
