@@ -3,8 +3,12 @@
 A file is complete or it is not there: it is written beside its place and renamed. Reading executes nothing, and takes the files of others
 as well (`dialects`); it is strict, and says what is missing.
 """
+import concurrent.futures
+import contextlib
+import fcntl
 import os
 import pathlib
+import platform
 import re
 import time
 
@@ -13,23 +17,131 @@ from absl import logging
 
 import dialects
 from dialects import published
-from errors import CheckpointError
+from errors import CheckpointError, UserError
 
 
-def save(path, state: dict):
-    """Writes the state dicts of `state['optimizer']`, `['model']` and `['ema']`, and whatever else `state` holds, to `path`."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {key: value.state_dict() if hasattr(value, 'state_dict') else value for key, value in state.items()}
-    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+def save(path, state: dict, keep_previous: bool = False):
+    """Writes the state dicts of `state['optimizer']`, `['model']` and `['ema']`, and whatever else `state` holds, to `path`.
+
+    With `keep_previous` the file that was there before stays, as `previous(path)`. CheckpointError where it cannot be written: what was
+    there is then as it was.
+    """
+    _write(pathlib.Path(path), _content(state), keep_previous)
+
+
+def _content(state: dict) -> dict:
+    return {key: value.state_dict() if hasattr(value, 'state_dict') else value for key, value in state.items()}
+
+
+def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
+    partial, linked = (path.with_name(f'{path.name}.{os.getpid()}.{kind}') for kind in ('partial', 'link'))
     try:
-        with open(partial, 'wb') as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, 'w+b') as file:
             torch.save(content, file)
+            published.seal(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            try:
+                os.link(path, linked)  # at no moment is there none of the two
+            except OSError:  # a file system without links
+                os.replace(path, linked)
+            os.replace(linked, previous(path))
         os.replace(partial, path)
+        _sync(path.parent)
+    except (OSError, RuntimeError) as error:  # RuntimeError: of PyTorch's writer, when the file takes no more
+        cause = error if isinstance(error, OSError) else error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, 'strerror', None) or str(cause).splitlines()[0]
+        raise CheckpointError(f'{path} cannot be written: {reason}. Earlier checkpoints are as they were') from error
     finally:
-        partial.unlink(missing_ok=True)
+        for leftover in (partial, linked):
+            leftover.unlink(missing_ok=True)
+
+
+def _sync(folder):
+    """Has the names in a folder written to the disk, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems
+        pass
+    finally:
+        os.close(handle)
+
+
+def previous(path) -> pathlib.Path:
+    """Where the file before that at `path` is kept."""
+    path = pathlib.Path(path)
+    return path.with_name(f'{path.stem}_previous{path.suffix}')
+
+
+class Saver:
+    """Saves in a thread of its own, while training goes on with the next steps: `save` takes as long as a copy of the state. One save may
+    wait behind the one being written; a further one waits here. What went wrong is raised by the next `save` or `wait`, at the latest at
+    the end of the `with` block."""
+
+    def __enter__(self):
+        self._pool, self._pending = concurrent.futures.ThreadPoolExecutor(1), []
+        return self
+
+    def __exit__(self, kind, *_):
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self.wait()
+
+    def wait(self, most: int = 0):
+        """Returns when all but `most` saves are written."""
+        while len(self._pending) > most or self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
+
+    def save(self, path, state: dict, keep_previous: bool = False, keep: int = 0):
+        """As the function `save`; of numbered snapshots at most `keep` stay (0: all), the newest."""
+        self.wait(1)
+        content = _copied(_content(state))
+
+        def work():
+            _write(pathlib.Path(path), content, keep_previous)
+            for old in _numbered(pathlib.Path(path).parent)[:-keep] if keep else ():
+                old.unlink()
+        self._pending.append(self._pool.submit(work))
+
+
+def _copied(content):
+    """The same in the memory of the host, which later steps do not change."""
+    if torch.is_tensor(content):
+        return content.detach().to('cpu', copy=True)
+    if isinstance(content, dict):
+        return {key: _copied(value) for key, value in content.items()}
+    return [_copied(value) for value in content] if isinstance(content, list) else content
+
+
+def _numbered(folder) -> list[pathlib.Path]:
+    """The snapshots in a folder, in the order of their numbers."""
+    snapshots = [path for path in pathlib.Path(folder).glob('checkpoint_*.pth') if re.fullmatch(r'checkpoint_\d+', path.stem)]
+    return sorted(snapshots, key=lambda path: int(path.stem.rpartition('_')[2]))
+
+
+@contextlib.contextmanager
+def only_writer(workdir):
+    """Refuses, with a UserError, a work directory in which another training is at work, here or on a machine that shares the file system's
+    locks. The lock is gone when the process is, however it ended."""
+    path = pathlib.Path(workdir, 'training.lock')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UserError(f'another training is at work in {workdir} ({file.read().strip() or "it does not tell which"}): '
+                            'wait for it, stop it, or take another --workdir') from error
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {platform.node()}')
+        file.flush()
+        yield
 
 
 def load(path, device='cpu') -> dict:
@@ -143,12 +255,27 @@ def resume_path(workdir) -> pathlib.Path:
     return pathlib.Path(workdir, 'checkpoints-meta', 'checkpoint.pth')
 
 
+def resume(workdir, state: dict, device='cpu') -> pathlib.Path | None:
+    """Loads the file from which training goes on into `state`, or the one before it where that is damaged, which is told; returns its path,
+    None where there is neither. CheckpointError where none of them can be read, or does not fit."""
+    path = resume_path(workdir)
+    there = [file for file in (path, previous(path)) if file.is_file()]
+    for i, file in enumerate(there):
+        try:
+            restore(file, state, device)
+            return file
+        except CheckpointError as error:
+            if i == len(there) - 1:
+                raise
+            logging.warning('%s: going on from the one before it, %s', error, there[i + 1])
+    return None
+
+
 def latest(workdir) -> pathlib.Path:
     """The snapshot with the largest number, or where there is none the file to resume from; CheckpointError without either."""
     folder = pathlib.Path(workdir, 'checkpoints')
-    snapshots = [path for path in folder.glob('checkpoint_*.pth') if re.fullmatch(r'checkpoint_\d+', path.stem)]
-    if snapshots:
-        return max(snapshots, key=lambda path: int(path.stem.rpartition('_')[2]))
+    if snapshots := _numbered(folder):
+        return snapshots[-1]
     if resume_path(workdir).is_file():
         return resume_path(workdir)
     raise CheckpointError(f'there is no checkpoint in {folder} nor {resume_path(workdir)}: train first, or name one with --checkpoint')

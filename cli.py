@@ -1,5 +1,6 @@
 """What the commands share: flags, of which one is a config, and the log."""
 import logging
+import logging.handlers
 import os
 import runpy
 import sys
@@ -54,7 +55,7 @@ def log_to(path, in_full: bool = True):
     """Log lines (or only warnings) to the console and, behind those already there, to the file at `path`, if there is one."""
     root = logging.getLogger()
     root.handlers.clear()
-    for handler in (Console(), *([logging.FileHandler(path)] if path else [])):
+    for handler in (Console(), *([logging.handlers.WatchedFileHandler(path)] if path else [])):
         handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         root.addHandler(handler)
     absl_logging.set_verbosity(absl_logging.INFO if in_full else absl_logging.WARNING)

@@ -75,6 +75,15 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     return total / size()
 
 
+def any_of(value: int) -> int:
+    """The largest of the numbers of all processes; the hosts wait for each other, their devices do not."""
+    if size() == 1:
+        return value
+    box = torch.tensor(value)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
 def broadcast(value):
     """What process 0 calls `value`, for every process."""
     if size() == 1:

@@ -13,6 +13,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
+from absl import logging
 
 import distributed
 from errors import UserError
@@ -157,6 +158,31 @@ def get_step_fn(sde, train, optimize_fn=None, reduce_mean=False, continuous=True
 def get_classifier_step_fn(sde, train, optimize_fn=None, eps=1e-5, *, accumulation=1):
     """-> step_fn(state, batch, metrics=None, *, classes): as `get_step_fn`, for a classifier."""
     return _get_step_fn(get_classifier_loss_fn(sde, train, eps), train, optimize_fn, accumulation)
+
+
+class Skips:
+    """Counts, on the device, the steps that were skipped because their gradients were not finite."""
+
+    def __init__(self, device):
+        self.since, self.in_row, self.longest = (torch.zeros((), dtype=torch.long, device=device) for _ in range(3))
+
+    def count(self, grad_norm: torch.Tensor):
+        """A further step, with the norm of its gradient."""
+        bad = ~torch.isfinite(grad_norm)
+        self.since = self.since + bad
+        self.in_row = (self.in_row + 1) * bad
+        self.longest = torch.maximum(self.longest, self.in_row)
+
+    def tell(self, step: int, rate: float, most: int, checkpoint):
+        """Logs how many were skipped since the last time; UserError where `most` or more were so in a row (0: any number may be)."""
+        since, longest = torch.stack([self.since, self.longest]).tolist()
+        if since:
+            logging.warning('step: %d, %d steps since the last log line were skipped: their gradients were not finite', step, since)
+        if most and longest >= most:
+            raise UserError(f'training stopped at step {step}: the gradients of {longest} steps in a row were not finite '
+                            f'(config.training.max_bad_steps={most}), with a learning rate of {rate:g}. Parameters and averages are from '
+                            f'before these steps; the last checkpoint is {checkpoint}: go on from it with a smaller config.optim.lr')
+        self.since, self.longest = torch.zeros_like(self.since), self.in_row
 
 
 def _get_step_fn(loss_fn, train, optimize_fn, accumulation):

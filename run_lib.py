@@ -4,8 +4,12 @@ import functools
 import itertools
 import json
 import math
+import os
 import pathlib
+import re
+import signal
 import sys
+import threading
 import time
 import types
 
@@ -176,15 +180,22 @@ def train_classifier(config, workdir):
 def _fit(config, workdir, get_step_fn, at_snapshot=None, kept=types.MappingProxyType({})):
     """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `at_snapshot(config, state, step, workdir, writer)`, which every
     process calls; `kept`: goes into the checkpoints too. Between log lines the host does not wait for the device."""
-    workdir, settings, scaler = pathlib.Path(workdir), config.training, datasets.get_data_scaler(config)
+    with checkpoints.only_writer(workdir) if distributed.is_main() else contextlib.nullcontext():
+        distributed.broadcast(None)  # refused: none of the processes goes on
+        _train(config, pathlib.Path(workdir), get_step_fn, at_snapshot, kept)
+
+
+def _train(config, workdir, get_step_fn, at_snapshot, kept):
+    settings, scaler = config.training, datasets.get_data_scaler(config)
     torch.manual_seed(config.seed)
-    state = create_state(config)
-    resume, randomness = checkpoints.resume_path(workdir), None
-    if distributed.broadcast(resume.is_file()):
+    state, resume, randomness = create_state(config), checkpoints.resume_path(workdir), None
+    if distributed.broadcast(resume.is_file() or checkpoints.previous(resume).is_file()):
         state['rng'] = None
-        checkpoints.restore(resume, state, config.device)
+        found = checkpoints.resume(workdir, state, config.device)
         randomness = state.pop('rng')
-        logging.info('Going on from step %d of %s.', state['step'], resume)
+        if distributed.is_main():
+            _forget_steps(workdir / 'stdout.txt', state['step'])
+        logging.info('Going on from step %d of %s.', state['step'], found)
     first, last = state['step'], settings.n_iters - 1
     if first > last:
         logging.info('Training has reached step %d of config.training.n_iters=%d: nothing to do.', first, settings.n_iters)
@@ -198,21 +209,18 @@ def _fit(config, workdir, get_step_fn, at_snapshot=None, kept=types.MappingProxy
     train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
     eval_step = get_step_fn(train=False)
 
-    with tensorboard(workdir, first) as writer:
-        started, metrics, skipped = time.monotonic(), {}, torch.zeros((), device=config.device)
+    with interruptible() as interruption, tensorboard(workdir, first) as writer, checkpoints.Saver() as saver:
+        started, metrics, skips = time.monotonic(), {}, losses.Skips(config.device)
         bar = progress(zip(range(first, settings.n_iters), train_ds), initial=first, total=settings.n_iters, desc='training', unit='step')
         for step, batch in bar:
             loss = train_step(state, to_tensor(batch, config, scaler), metrics, **get_classes(batch, config))
-            skipped += ~torch.isfinite(metrics['grad_norm'])
+            skips.count(metrics['grad_norm'])
             if step % settings.log_freq == 0 or step == last:
                 loss, rate = distributed.mean(loss).item(), (step - first + 1) * settings.batch_size / (time.monotonic() - started)
                 logging.info('step: %d, training_loss: %.5e, images/s: %.0f', step, loss, rate)
                 write(writer, step, training_loss=loss, learning_rate=state['optimizer'].param_groups[0]['lr'],
                       gradient_norm=metrics['grad_norm'], images_per_second=rate)
-                if skipped:
-                    logging.warning('step: %d, %d steps since the last log line were skipped: their gradients were not finite', step,
-                                    int(skipped))
-                    skipped.zero_()
+                skips.tell(step, state['optimizer'].param_groups[0]['lr'], settings.get('max_bad_steps', 100), resume)
             if step % settings.eval_freq == 0:
                 held_out = next(eval_batches)
                 with own_randomness(config.seed + step):
@@ -223,14 +231,21 @@ def _fit(config, workdir, get_step_fn, at_snapshot=None, kept=types.MappingProxy
             if step == last or step > 0 and step % settings.snapshot_freq == 0:
                 number = max(1, math.ceil(step / settings.snapshot_freq))
                 if distributed.is_main():
-                    checkpoints.save(checkpoints.snapshot_path(workdir, number), state | kept)
+                    saver.save(checkpoints.snapshot_path(workdir, number), state | kept, keep=settings.get('keep_checkpoints', 0))
                 if at_snapshot:
                     at_snapshot(config, state, step, workdir, writer)
-            if step == last or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
+            stopping = distributed.any_of(interruption.signal)
+            if step == last or stopping or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
                 # last: what comes before it would be missing after a resume
                 randomness = distributed.random_state(config.device)
                 if distributed.is_main():
-                    checkpoints.save(resume, state | kept | dict(rng=randomness))
+                    writer.flush()
+                    saver.save(resume, state | kept | dict(rng=randomness), keep_previous=True)
+            if stopping:
+                break
+    if stopping and step < last:
+        logging.info('Stopped by signal %d behind step %d, which is saved: the same command goes on from there.', stopping, step)
+        sys.exit(128 + stopping)
 
 
 def _save_training_samples(config, state, step, workdir, writer):
@@ -277,6 +292,39 @@ def tensorboard(workdir, first_step: int):
     with SummaryWriter(workdir / 'tensorboard', purge_step=first_step) as writer:
         sys.modules.pop('tensorboard.compat.notf')
         yield writer
+
+
+def _forget_steps(path, first: int):
+    """Takes the lines on steps from `first` on out of a log: of a run that was broken off, they will come again."""
+    lines = path.read_text(errors='replace').splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if not ((told := re.search(r' step: (\d+),', line)) and int(told[1]) >= first)]
+    if len(kept) < len(lines):
+        partial = path.with_name(path.name + '.partial')
+        partial.write_text(''.join(kept))
+        os.replace(partial, path)  # the log's handler notices and opens the new one
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Within the block SIGTERM and SIGINT are only noted, in `signal` of what it yields (0: none came); a second one ends the process at
+    once."""
+    noted = types.SimpleNamespace(signal=0)
+
+    def note(number, _):
+        if noted.signal:
+            os._exit(128 + number)
+        noted.signal = number
+        logging.info('Signal %d: stopping behind this step. A second one stops at once.', number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield noted  # only the main thread may
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write(writer, step: int, **scalars):

@@ -46,6 +46,8 @@ training.
   n_iters                 optimizer steps; one past a multiple of snapshot_freq, so that the last snapshot is written
   snapshot_freq           steps between the numbered checkpoints, which are kept: checkpoint_7 is step 7 * snapshot_freq
   snapshot_freq_for_preemption   steps between rewrites of the one checkpoint from which an interrupted run resumes
+  keep_checkpoints        how many of the numbered checkpoints stay, the newest; 0: all
+  max_bad_steps           training stops after so many steps in a row whose gradients are not finite (each is skipped); 0: never
   snapshot_sampling       draw a batch of samples at each numbered checkpoint
   log_freq, eval_freq     steps between logged training losses; between losses of one evaluation batch
 
@@ -179,6 +181,8 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 n_iters=1300001,
                 snapshot_freq=50000,
                 snapshot_freq_for_preemption=10000,
+                keep_checkpoints=0,
+                max_bad_steps=100,
                 snapshot_sampling=True,
                 log_freq=50,
                 eval_freq=100,

@@ -3,9 +3,15 @@
 A training state is {'optimizer', 'model', 'ema', 'step'}; names in 'model' begin with 'module.'. A list is [model, optimizer] (NCSN) or
 [model, optimizer, epoch, step, average] (NCSNv2), the average {name: tensor} and there only where it was switched on. Reading executes
 nothing (`weights_only`), yet takes the numpy scalars of published files.
+
+Such a file is a zip archive without compression. Ours carry the SHA-256 of all that is in them as the archive's comment, which any reader
+of zip files passes over: a byte that is not as it was written is noticed. Of others the sums of the archive itself are checked.
 """
+import hashlib
 import pathlib
 import pickle
+import re
+import struct
 import zipfile
 
 import numpy as np
@@ -21,6 +27,57 @@ def _numpy_scalars():
             np.dtypes.Float32DType, np.dtypes.Int64DType]
 
 
+END = b'PK\x05\x06'  # the archive's last record, of 22 bytes: the last two are the length of the comment behind it
+SEAL = re.compile(rb'sha256:([0-9a-f]{64})')
+SEAL_LENGTH = 71
+
+
+def _digest(file, count: int) -> str:
+    """SHA-256 of the first `count` bytes of an open file."""
+    sha = hashlib.sha256()
+    file.seek(0)
+    while count:
+        block = file.read(min(count, 1 << 20))
+        if not block:
+            break
+        sha.update(block)
+        count -= len(block)
+    return sha.hexdigest()
+
+
+def seal(file):
+    """Writes the digest of a zip archive, open for reading and writing, behind it."""
+    size = file.seek(0, 2)
+    digest = _digest(file, size - 2)
+    file.seek(size - 22)
+    assert file.read()[:4] == END, 'torch.save ends with the end of an archive that has no comment'
+    file.seek(size - 2)
+    file.write(struct.pack('<H', SEAL_LENGTH) + b'sha256:' + digest.encode())
+
+
+def verify(path):
+    """CheckpointError for an archive with something in it that is not as it was written, or that no `torch.save` has written."""
+    with open(path, 'rb') as file:
+        if file.read(2) != b'PK':
+            return  # of before 2020: no archive
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 22 - SEAL_LENGTH))
+        end = file.read()
+        found = SEAL.fullmatch(end[-SEAL_LENGTH:])
+        if found and end[:4] == END and end[20:22] == struct.pack('<H', SEAL_LENGTH):
+            if _digest(file, size - SEAL_LENGTH - 2) != found[1].decode():
+                raise CheckpointError(f'{path} is damaged: what is in it is not what was written (its SHA-256 is another)')
+            return
+    if end[-22:-18] != END or end[-2:] != b'\0\0':
+        raise CheckpointError(f'{path} is damaged, or cut short: it does not end as such files do')
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
+            raise CheckpointError(f'{path} is no checkpoint of PyTorch: it holds compressed data')
+        if (broken := archive.testzip()) is not None:
+            raise CheckpointError(f'{path} is damaged: the sum of {broken} in it is another')
+
+
 def matches(path: pathlib.Path) -> bool:
     """A zip file, or a pickle of before 2020."""
     if not path.is_file():
@@ -32,11 +89,19 @@ def matches(path: pathlib.Path) -> bool:
 def load(path, device='cpu'):
     """The content of a file of `torch.save`; CheckpointError where it cannot be read without executing anything."""
     try:
+        verify(path)
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = '' if isinstance(error, OSError) else ': ' + (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f'{path} cannot be read as a checkpoint; it may be cut short, or of another kind{reason}') from error
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r'GLOBAL ([\w.]+)|import.*?([\w.]+\.[\w.]+)', str(error))
+        what = f'to import {wanted[1] or wanted[2]}' if wanted else f'what no data need ({str(error).strip().splitlines()[-1][:200]})'
+        raise CheckpointError(f'{path} is refused: besides data there is code in it, which wants {what}') from error
+    except (RuntimeError, EOFError, OSError, MemoryError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
+            NotImplementedError, struct.error, zipfile.BadZipFile) as error:  # whatever a damaged file makes PyTorch's reader stumble over
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f'{path} cannot be read as a checkpoint; it may be cut short, or of another kind: {reason}') from error
 
 
 def bare(weights: dict) -> dict:

@@ -1,0 +1,194 @@
+"""Whether anything is lost when a training, or an evaluation, is killed at random moments.
+
+    python benchmarks/faults.py --kills 100 --json faults.json      # some minutes on one core
+    python benchmarks/faults.py --kills 5 --work evaluation
+
+A small network of digits is trained with a checkpoint every two steps. Its process is killed (SIGKILL) after a random time, during saves
+too, and started again, until the training is done; then all over again with another seed, until there have been so many kills. Behind
+every kill a checkpoint must be there that can be read and is not older than the one before. In the end parameters, moments, averages,
+random states and snapshots must be those of a training that was never stopped, bit for bit, and log and TensorBoard file must have every
+step once. The evaluation is killed in the same way; its files must hold the same arrays.
+"""
+import argparse
+import contextlib
+import functools
+import logging
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+from timing import show
+
+import checkpoints
+import cli
+import plots
+import results
+import run_lib
+from configs.vp import digits_ddpmpp_continuous
+from errors import CheckpointError
+
+STEPS = 60
+
+
+def config_of(seed: int, folder):
+    config = digits_ddpmpp_continuous.get_config()
+    config.seed, config.device = seed, 'cpu'
+    config.model.update(nf=8, num_scales=25, ema_rate=0.9)
+    config.training.update(batch_size=8, n_iters=STEPS, snapshot_freq=20, snapshot_freq_for_preemption=2, log_freq=1, eval_freq=7,
+                           snapshot_sampling=False)
+    config.eval.update(begin_ckpt=1, end_ckpt=2, batch_size=60, num_samples=120, stats_dir=str(folder / 'stats'), bpd_rtol=0.1,
+                       bpd_atol=0.1)
+    return config
+
+
+def in_child(work) -> int:
+    """The number of a process that does `work` and ends."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        with open(os.devnull, 'w') as nothing, contextlib.redirect_stderr(nothing):
+            work()
+        os._exit(0)
+    except BaseException as error:  # noqa: B036 (whatever it is, the child must not go on as the parent)
+        print(f'{type(error).__name__}: {error}', file=sys.stdout, flush=True)
+        os._exit(1)
+
+
+def killed(work, longest: float, rng) -> bool:
+    """Starts `work` and kills it after at most so many seconds; False where it was done before."""
+    process, deadline = in_child(work), time.monotonic() + rng.uniform(0, longest)
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            if status:
+                raise SystemExit(f'the process ended by itself, with status {os.waitstatus_to_exitcode(status)}')
+            return False
+        time.sleep(0.001)
+    os.kill(process, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+def train(config, workdir):
+    cli.log_to(workdir / 'stdout.txt')
+    run_lib.train(config, workdir)
+
+
+def evaluate(config, workdir):
+    cli.log_to(workdir / 'stdout.txt')
+    run_lib.evaluate(config, workdir)
+
+
+def tensors(value) -> list:
+    """All that is in a checkpoint, as bytes, by the order of keys."""
+    if isinstance(value, dict):
+        return [(key, tensors(value[key])) for key in sorted(value, key=str)]
+    if isinstance(value, (list, tuple)):
+        return [tensors(part) for part in value]
+    return value.numpy().tobytes() if torch.is_tensor(value) else value
+
+
+def state_of(workdir) -> list:
+    paths = [checkpoints.resume_path(workdir), *sorted((workdir / 'checkpoints').glob('*.pth'))]
+    return [(path.name, tensors(checkpoints.load(path))) for path in paths]
+
+
+def steps_of(workdir) -> dict:
+    """The steps, in their order, that the log and every curve of TensorBoard tell."""
+    log = [int(step) for step in re.findall(r' step: (\d+), training_loss', (workdir / 'stdout.txt').read_text())]
+    return dict(log=log) | {tag: [*map(int, steps)] for tag, (steps, _) in plots.curves(workdir).items()}
+
+
+def loadable_step(workdir) -> int:
+    """The step from which training would go on; -1 before the first save."""
+    path = checkpoints.resume_path(workdir)
+    for file in (path, checkpoints.previous(path)):
+        if file.is_file():
+            try:
+                return checkpoints.load(file)['step']
+            except CheckpointError as error:
+                print(f'  {error}')
+    return -1
+
+
+def trainings(kills: int, folder, rng) -> dict:
+    done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
+    while done < kills:
+        config = config_of(finished, folder)
+        whole, parts = folder / f'whole_{finished}', folder / f'parts_{finished}'
+        for workdir in (whole, parts):
+            workdir.mkdir()
+        started = time.monotonic()
+        assert not killed(functools.partial(train, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
+        longest, newest, here = 0.5 * (time.monotonic() - started), -1, 0
+        while killed(functools.partial(train, config, parts), longest, rng):
+            done, here, step = done + 1, here + 1, loadable_step(parts)
+            faults['lost'] += step < newest
+            newest = max(newest, step)
+        faults['state'] += state_of(whole) != state_of(parts)
+        faults['steps'] += steps_of(whole) != steps_of(parts) or steps_of(parts)['log'] != list(range(STEPS))
+        finished += 1
+        print(f'training {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True)
+    return dict(what='training', kills=done, finished=finished) | faults
+
+
+def arrays_of(workdir) -> dict:
+    found = {path.relative_to(workdir).as_posix(): results.load(path) for path in workdir.glob('eval/**/*.npz')}
+    return {name: [(key, np.asarray(value).tobytes()) for key, value in sorted(file.items()) if key not in ('seconds', 'protocol')]
+            for name, file in found.items()}
+
+
+def evaluations(kills: int, folder, rng) -> dict:
+    done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
+    trained = folder / 'trained'
+    trained.mkdir()
+    assert not killed(functools.partial(train, config_of(0, folder), trained), 1e4, random.Random(1)), 'the training'
+    while done < kills:
+        config = config_of(finished, folder)
+        whole, parts = folder / f'eval_whole_{finished}', folder / f'eval_parts_{finished}'
+        for workdir in (whole, parts):
+            shutil.copytree(trained, workdir)
+        started = time.monotonic()
+        assert not killed(functools.partial(evaluate, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
+        longest, files, here = 0.5 * (time.monotonic() - started), 0, 0
+        while killed(functools.partial(evaluate, config, parts), longest, rng):
+            now = len(arrays_of(parts))
+            faults['lost'] += now < files
+            files, done, here = now, done + 1, here + 1
+        faults['state'] += arrays_of(whole) != arrays_of(parts)
+        finished += 1
+        print(f'evaluation {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True)
+    return dict(what='evaluation', kills=done, finished=finished) | faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--kills', type=int, default=100, help='at least so many of each kind (%(default)s)')
+    parser.add_argument('--work', choices=('training', 'evaluation', 'both'), default='both')
+    parser.add_argument('--seed', type=int, default=0, help='of the moments of the kills (%(default)s)')
+    parser.add_argument('--json', metavar='PATH', help='write the rows and the machine to this file')
+    parser.set_defaults(repeats=1)
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # before the first fork: threads would not survive it
+    logging.getLogger('tensorboard').setLevel(logging.ERROR)  # it tells of every restart
+    rng, rows = random.Random(args.seed), []
+    with tempfile.TemporaryDirectory() as folder:
+        for what, work in (('training', trainings), ('evaluation', evaluations)):
+            if args.work in (what, 'both'):
+                rows.append(work(args.kills, pathlib.Path(folder), rng))
+    show(args, 'Killed at random moments', rows, {
+        'what': ('what', '{}'), 'kills': ('kills', '{}'), 'runs to the end': ('finished', '{}'),
+        'checkpoints or files lost': ('lost', '{}'), 'other end states': ('state', '{}'), 'steps missing or doubled': ('steps', '{}')})
+    return any(row[fault] for row in rows for fault in ('lost', 'state', 'steps'))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
