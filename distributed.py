@@ -9,6 +9,7 @@ as pieces of work that do not depend on each other (`in_turns`); process 0 gathe
 import contextlib
 import datetime
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -50,6 +51,12 @@ def start(device: str, timeout_minutes: float) -> str:
         device = f'cuda:{local}'
     dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo', timeout=datetime.timedelta(minutes=timeout_minutes))
     return device
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether an error says that another process has died, or has not answered in time."""
+    words = 'closed by peer|connection reset|timed out|timeout|broken pipe|connection refused|remote process'
+    return size() > 1 and (isinstance(error, dist.DistError) or bool(re.search(words, str(error), re.IGNORECASE)))
 
 
 def stop():

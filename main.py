@@ -79,6 +79,12 @@ def main(argv):
         distributed.stop()
     except UserError as error:
         exit_with(error)
+    except RuntimeError as error:
+        if not distributed.is_loss(error):
+            raise
+        print(f'error: process {distributed.rank()} of {distributed.size()}: another process of this job has died, or did not answer '
+              f'within config.timeout_minutes={config.get("timeout_minutes", 60.0):g}: {str(error).splitlines()[0]}', file=sys.stderr, flush=True)
+        os._exit(1)  # what would be tidied up waits for the others
 
 
 if __name__ == '__main__':

@@ -128,7 +128,7 @@ def trainings(kills: int, folder, rng) -> dict:
             workdir.mkdir()
         started = time.monotonic()
         assert not killed(functools.partial(train, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
-        longest, newest, here = 0.5 * (time.monotonic() - started), -1, 0
+        longest, newest, here = 0.3 * (time.monotonic() - started), -1, 0
         while killed(functools.partial(train, config, parts), longest, rng):
             done, here, step = done + 1, here + 1, loadable_step(parts)
             faults['lost'] += step < newest
@@ -158,7 +158,7 @@ def evaluations(kills: int, folder, rng) -> dict:
             shutil.copytree(trained, workdir)
         started = time.monotonic()
         assert not killed(functools.partial(evaluate, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
-        longest, files, here = 0.5 * (time.monotonic() - started), 0, 0
+        longest, files, here = 0.3 * (time.monotonic() - started), 0, 0
         while killed(functools.partial(evaluate, config, parts), longest, rng):
             now = len(arrays_of(parts))
             faults['lost'] += now < files

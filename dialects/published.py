@@ -95,9 +95,9 @@ def load(path, device='cpu'):
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        wanted = re.search(r'GLOBAL ([\w.]+)|import.*?([\w.]+\.[\w.]+)', str(error))
-        what = f'to import {wanted[1] or wanted[2]}' if wanted else f'what no data need ({str(error).strip().splitlines()[-1][:200]})'
-        raise CheckpointError(f'{path} is refused: besides data there is code in it, which wants {what}') from error
+        wanted = re.search(r'GLOBAL ([\w.]+)', str(error))
+        raise CheckpointError(f'{path} is refused: besides data there is code in it, which wants to import {wanted[1]}' if wanted else
+                              f'{path} cannot be read as a checkpoint; it may be cut short, or of another kind') from error
     except (RuntimeError, EOFError, OSError, MemoryError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
             NotImplementedError, struct.error, zipfile.BadZipFile) as error:  # whatever a damaged file makes PyTorch's reader stumble over
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

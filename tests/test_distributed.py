@@ -3,8 +3,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +45,48 @@ def trained(tmp_path_factory):
     """The work directories and logs of the same training in one process and in two."""
     folder = tmp_path_factory.mktemp('trained')
     return {n: (folder / str(n), run(n, folder / str(n), 'train')) for n in (1, 2)}
+
+
+def endless(tmp_path):
+    """A job of two processes, some steps into a training that would not end by itself."""
+    log = tmp_path / 'stdout.txt'
+    job = subprocess.Popen(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'main.py', '--config', CONFIG, '--workdir',
+         str(tmp_path), '--mode', 'train', *SMALL, '--config.training.n_iters=100000', '--config.training.snapshot_freq_for_preemption=2',
+         '--config.training.snapshot_freq=100000', '--config.timeout_minutes=0.5'],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and 'step: 4, training_loss' in log.read_text()):
+        assert time.monotonic() < deadline and job.poll() is None, job.communicate()[1]
+        time.sleep(0.05)
+    return job
+
+
+def test_a_signal_to_two_processes_saves_and_stops(tmp_path):
+    job = endless(tmp_path)
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=60)
+    stopped = re.search(r'Stopped by signal 15 behind step (\d+)', (tmp_path / 'stdout.txt').read_text())
+    assert job.returncode != 0 and checkpoint(tmp_path)['step'] == int(stopped[1]) + 1 > 5
+    log = run(2, tmp_path, 'train', '--config.training.snapshot_freq=100000', f'--config.training.n_iters={int(stopped[1]) + 4}')
+    assert logged(log, 'step')[0] == int(stopped[1]) + 1  # and goes on with the next one
+
+
+def test_a_dead_process_ends_the_job_with_a_message(tmp_path):
+    """Killed in the middle of training: the other one says so, soon, and what was saved stays."""
+    job, workers = endless(tmp_path), {}
+    for folder in pathlib.Path('/proc').glob('[0-9]*'):
+        try:
+            settings = dict(part.split('=', 1) for part in (folder / 'environ').read_text().split('\0') if '=' in part)
+            if str(tmp_path) in (folder / 'cmdline').read_text() and 'LOCAL_RANK' in settings:
+                workers[int(settings['RANK'])] = int(folder.name)
+        except OSError:  # of somebody else, or gone
+            continue
+    assert workers.keys() == {0, 1}
+    os.kill(workers[1], signal.SIGKILL)
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode != 0 and 'error: process 0 of 2: another process of this job has died' in said, said
+    assert checkpoint(tmp_path)['step'] >= 3
 
 
 def checkpoint(workdir):

@@ -1,0 +1,416 @@
+"""Faults under training and its files: nothing is lost, nothing damaged is taken for whole, nothing in a file is executed."""
+import builtins
+import errno
+import functools
+import io
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoints
+import cli
+import run_lib
+from configs.vp import digits_ddpmpp_continuous
+from conftest import ROOT
+from dialects import published
+from errors import UserError
+
+KEYS = dict(model={'module.w': torch.arange(300.0)}, ema=dict(decay=0.9, num_updates=3, shadow_params=[torch.arange(300.0)]), step=7)
+
+
+def config_for(steps, **training):
+    config = digits_ddpmpp_continuous.get_config()
+    config.device = 'cpu'
+    config.model.update(nf=8, num_scales=25)
+    config.training.update(batch_size=8, n_iters=steps, snapshot_freq=2, snapshot_freq_for_preemption=1, log_freq=1, eval_freq=3,
+                           snapshot_sampling=False)
+    config.training.update(training)
+    return config
+
+
+def final_state(workdir):
+    content = checkpoints.load(checkpoints.resume_path(workdir))
+    return [*content['model'].values(), *content['ema']['shadow_params'], content['rng']['common'], torch.tensor(content['step'])]
+
+
+def same_end(a, b):
+    return all(map(torch.equal, final_state(a), final_state(b)))
+
+
+# Damaged files -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp('whole') / 'a.pth'
+    checkpoints.save(path, KEYS)
+    return path.read_bytes()
+
+
+def test_a_sealed_file_is_an_ordinary_one(whole, tmp_path):
+    (tmp_path / 'a.pth').write_bytes(whole)
+    assert torch.load(tmp_path / 'a.pth', weights_only=True)['step'] == 7  # as the 2021 release reads it, and any zip program
+    with zipfile.ZipFile(tmp_path / 'a.pth') as archive:
+        assert archive.testzip() is None and archive.comment.startswith(b'sha256:')
+
+
+def test_every_flipped_byte_is_noticed(whole, tmp_path):
+    """At 200 places at random, and at each of the last ones, where the seal is."""
+    places = [*np.random.default_rng(0).integers(0, len(whole), 200), *range(len(whole) - 100, len(whole))]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(place % 8)
+        (tmp_path / 'a.pth').write_bytes(damaged)
+        with pytest.raises(checkpoints.CheckpointError, match='a.pth'):
+            checkpoints.load(tmp_path / 'a.pth')
+
+
+def test_every_truncation_is_noticed(whole, tmp_path):
+    for size in [*(len(whole) * i // 16 for i in range(16)), *range(len(whole) - 100, len(whole))]:
+        (tmp_path / 'a.pth').write_bytes(whole[:size])
+        with pytest.raises(checkpoints.CheckpointError, match='a.pth'):
+            checkpoints.load(tmp_path / 'a.pth')
+
+
+def test_flipped_bytes_of_data_in_files_of_others(tmp_path):
+    """Without a seal the archive's own sums are what there is."""
+    torch.save(KEYS, tmp_path / 'a.pth')
+    content = (tmp_path / 'a.pth').read_bytes()
+    assert checkpoints.load(tmp_path / 'a.pth')['step'] == 7
+    place = content.index(struct.pack('<3f', 100, 101, 102))
+    (tmp_path / 'a.pth').write_bytes(content[:place] + b'\x01' + content[place + 1:])
+    with pytest.raises(checkpoints.CheckpointError, match='is damaged: the sum of'):
+        checkpoints.load(tmp_path / 'a.pth')
+
+
+class Limited(io.FileIO):
+    """A file on a disk that is full, or broken, after so many bytes."""
+    left, fault = 2000, errno.ENOSPC
+
+    def write(self, data):
+        Limited.left -= len(data)
+        if Limited.left < 0:
+            raise OSError(Limited.fault, os.strerror(Limited.fault))
+        return super().write(data)
+
+
+@pytest.mark.parametrize('bytes_left', [0, 100, 2000, 3000])
+@pytest.mark.parametrize('fault', [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails(whole, tmp_path, monkeypatch, fault, bytes_left):
+    path = tmp_path / 'a.pth'
+    path.write_bytes(whole)
+
+    def limited(name, mode='r', **settings):
+        return Limited(name, mode) if '.partial' in str(name) and 'w' in mode else builtins.open(name, mode, **settings)
+    monkeypatch.setattr(checkpoints, 'open', limited, raising=False)
+    monkeypatch.setattr(Limited, 'left', bytes_left)
+    monkeypatch.setattr(Limited, 'fault', fault)
+    with pytest.raises(checkpoints.CheckpointError, match='cannot be written.*Earlier checkpoints are as they were') as caught:
+        checkpoints.save(path, KEYS, keep_previous=True)
+    assert os.strerror(fault) in str(caught.value) and '\n' not in str(caught.value)
+    assert path.read_bytes() == whole and [file.name for file in tmp_path.iterdir()] == ['a.pth']
+
+
+@pytest.mark.parametrize('name', ['replace', 'fsync', 'link'])
+def test_a_call_that_fails(whole, tmp_path, monkeypatch, name):
+    """Renaming, flushing: what was there stays; linking: a file system that cannot, where the old file is renamed instead."""
+    path = tmp_path / 'a.pth'
+    path.write_bytes(whole)
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(os, name, broken)
+    if name == 'link':
+        checkpoints.save(path, KEYS | dict(step=8), keep_previous=True)
+        assert checkpoints.load(path)['step'] == 8 and checkpoints.load(checkpoints.previous(path))['step'] == 7
+        return
+    with pytest.raises(checkpoints.CheckpointError, match=os.strerror(errno.EIO)):
+        checkpoints.save(path, KEYS)
+    assert path.read_bytes() == whole and [file.name for file in tmp_path.iterdir()] == ['a.pth']
+
+
+def test_a_full_disk_stops_training_with_a_sentence(tmp_path, monkeypatch):
+    run_lib.train(config_for(3), tmp_path)
+    before = final_state(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(checkpoints.CheckpointError, match='No space left on device. Earlier checkpoints'):
+        run_lib.train(config_for(6), tmp_path)
+    monkeypatch.undo()
+    assert all(map(torch.equal, before, final_state(tmp_path)))
+
+
+@pytest.mark.parametrize('damage', ['cut', 'flipped', 'empty', 'gone'])
+def test_the_one_before_is_used(tmp_path, damage, caplog):
+    """A damaged latest file is told, training goes on from the one before it, and ends as if nothing had been."""
+    run_lib.train(config_for(8), tmp_path / 'whole')
+    run_lib.train(config_for(5), tmp_path / 'parts')
+    path = checkpoints.resume_path(tmp_path / 'parts')
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    if damage == 'gone':
+        path.unlink()
+    else:
+        path.write_bytes({'cut': content[:len(content) // 3], 'flipped': content, 'empty': b''}[damage])
+    with caplog.at_level('INFO'):
+        run_lib.train(config_for(8), tmp_path / 'parts')
+    assert 'Going on from step 4 of' in caplog.text and ('going on from the one before it' in caplog.text) == (damage != 'gone')
+    assert same_end(tmp_path / 'whole', tmp_path / 'parts')
+
+
+def test_two_damaged_ones_are_an_error_and_stay_as_they_are(tmp_path):
+    run_lib.train(config_for(3), tmp_path)
+    path = checkpoints.resume_path(tmp_path)
+    for file in (path, checkpoints.previous(path)):
+        file.write_bytes(b'PK nothing')
+    with pytest.raises(checkpoints.CheckpointError, match='previous'):
+        run_lib.train(config_for(5), tmp_path)
+    assert path.read_bytes() == b'PK nothing'
+
+
+# Saving beside training ----------------------------------------------------------------------------------------------------------------
+
+
+def test_saving_takes_no_longer_than_the_copy(tmp_path, monkeypatch):
+    """The writer is slow; training goes on, what is written is the state as it was, and a failure is told."""
+    state = dict(model={'w': torch.zeros(3)})
+    write = checkpoints._write
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        write(*arguments)
+    monkeypatch.setattr(checkpoints, '_write', slow)
+    with checkpoints.Saver() as saver:
+        for i in range(2):
+            started = time.monotonic()
+            saver.save(tmp_path / f'checkpoint_{i}.pth', state)
+            assert time.monotonic() - started < 0.1
+            state['model']['w'] += 1
+        saver.wait()
+        assert [checkpoints.load(tmp_path / f'checkpoint_{i}.pth')['model']['w'][0].item() for i in range(2)] == [0, 1]
+
+    def broken(*_):
+        raise checkpoints.CheckpointError('cannot be written')
+    monkeypatch.setattr(checkpoints, '_write', broken)
+    with pytest.raises(checkpoints.CheckpointError, match='cannot be written'), checkpoints.Saver() as saver:
+        saver.save(tmp_path / 'checkpoint_9.pth', state)
+
+
+def test_the_newest_snapshots_stay(tmp_path):
+    run_lib.train(config_for(9, keep_checkpoints=2), tmp_path)
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['checkpoint_3.pth', 'checkpoint_4.pth']
+
+
+# Signals, a second writer, bad steps ---------------------------------------------------------------------------------------------------
+
+
+def start(workdir, steps, *arguments):
+    return subprocess.Popen(
+        [sys.executable, 'main.py', '--config', 'configs/vp/digits_ddpmpp_continuous.py', '--workdir', str(workdir), '--mode', 'train',
+         '--config.device=cpu', '--config.model.nf=8', '--config.model.num_scales=25', '--config.training.batch_size=8',
+         f'--config.training.n_iters={steps}', '--config.training.snapshot_freq=100000', '--config.training.log_freq=1',
+         '--config.training.eval_freq=3', '--config.training.snapshot_sampling=False', *arguments],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+
+
+def wait_for_step(process, workdir, step, seconds=120):
+    deadline, log = time.monotonic() + seconds, workdir / 'stdout.txt'
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.is_file() and f'step: {step}, training_loss' in log.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f'there was no step {step}: {process.communicate()[1]}')
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_stops(tmp_path, number, status):
+    process = start(tmp_path, 100000)
+    wait_for_step(process, tmp_path, 5)
+    process.send_signal(number)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == status and f'Stopped by signal {int(number)} behind step' in log and 'Traceback' not in log
+    stopped = checkpoints.load(checkpoints.resume_path(tmp_path))['step']
+    assert stopped > 5 and f'behind step {stopped - 1},' in log
+    again, whole = (start(workdir, stopped + 4) for workdir in (tmp_path, tmp_path / 'whole'))
+    for process in (again, whole):
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    assert same_end(tmp_path, tmp_path / 'whole')
+    steps = [line for line in (tmp_path / 'stdout.txt').read_text().splitlines() if 'training_loss' in line]
+    assert len(steps) == stopped + 4
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    with run_lib.interruptible() as noted:
+        assert noted.signal == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert noted.signal == signal.SIGTERM
+    process = subprocess.Popen([sys.executable, '-c', 'import time, run_lib\nwith run_lib.interruptible():\n print("go", flush=True)\n'
+                                ' time.sleep(60)'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout.readline() == 'go\n'
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    assert process.wait(timeout=5) == 143
+    process.stdout.close()
+
+
+def test_one_training_at_a_time(tmp_path):
+    first = start(tmp_path, 100000)
+    wait_for_step(first, tmp_path, 1)
+    second = start(tmp_path, 100000)
+    _, log = second.communicate(timeout=120)
+    assert second.returncode == 1 and log.count('error:') == 1
+    assert f'another training is at work in {tmp_path} (process {first.pid} on ' in log and first.poll() is None
+    first.kill()
+    first.communicate()
+    run_lib.train(config_for(1), tmp_path)  # it died, and with it its lock
+
+
+def test_bad_steps_in_a_row_stop_training(tmp_path, monkeypatch):
+    """Never a value in parameters or averages that is not finite; the error names step, learning rate and checkpoint."""
+    import losses
+    backward = torch.Tensor.backward
+    calls = []
+
+    def poisoned(loss, *arguments, **settings):
+        calls.append(1)
+        backward(loss * (float('nan') if len(calls) > 4 else 1.0), *arguments, **settings)
+    monkeypatch.setattr(torch.Tensor, 'backward', poisoned)
+    with pytest.raises(UserError, match=r'stopped at step 6: the gradients of 3 steps in a row .*max_bad_steps=3.*learning rate of 0\.000.*'
+                                        r'checkpoint\.pth'):
+        run_lib.train(config_for(30, max_bad_steps=3), tmp_path)
+    assert all(torch.isfinite(value).all() for value in final_state(tmp_path) if value.is_floating_point())
+    skips = losses.Skips('cpu')
+    for norm in (1.0, float('inf'), float('nan'), 2.0, float('nan')):
+        skips.count(torch.tensor(norm))
+    skips.tell(5, 0.1, 3, 'x')  # two in a row, then one
+    for norm in (float('nan'), float('nan')):
+        skips.count(torch.tensor(norm))
+    with pytest.raises(UserError, match='3 steps in a row'):
+        skips.tell(7, 0.1, 3, 'x')  # which began before the last log line
+
+
+def test_the_log_forgets_what_comes_again(tmp_path):
+    path = tmp_path / 'stdout.txt'
+    cli.log_to(path)
+    from absl import logging
+    for step in range(4):
+        logging.info('step: %d, training_loss: 1.0', step)
+    logging.warning('something went wrong behind step 3')
+    run_lib._forget_steps(path, 2)
+    logging.info('step: 2, training_loss: 1.0')
+    told = [line.split('INFO ')[-1].split('WARNING ')[-1] for line in path.read_text().splitlines()]
+    assert told == ['step: 0, training_loss: 1.0', 'step: 1, training_loss: 1.0', 'something went wrong behind step 3',
+                    'step: 2, training_loss: 1.0']
+
+
+# Files that are not to be trusted ------------------------------------------------------------------------------------------------------
+
+
+class Trap:
+    def __init__(self, function, *arguments):
+        self.what = function, arguments
+
+    def __reduce__(self):
+        return self.what
+
+
+def hostile(folder):
+    """{file name: (what makes it, words of its error)}."""
+    spring = (os.system, f'touch {folder}/sprung')
+
+    def saved(content, **settings):
+        return functools.partial(torch.save, content, **settings)
+
+    def pickled(content, protocol=2):
+        return lambda path: path.write_bytes(pickle.dumps(content, protocol))
+
+    def archive(compression, **files):
+        def make(path):
+            with zipfile.ZipFile(path, 'w', compression) as file:
+                for name, content in files.items():
+                    file.writestr(f'a/{name.replace("_", ".")}', content)
+        return make
+    found = {
+        'system.pth': (saved({'model': Trap(*spring)}), 'wants to import'),
+        'eval.pth': (saved({'model': {}, 'x': Trap(eval, f'open("{folder}/sprung", "w")')}), 'wants to import eval'),
+        'exec.pth': (saved({'model': {}, 'x': [Trap(exec, f'open("{folder}/sprung", "w")')]}), 'wants to import exec'),
+        'popen.pth': (saved({'model': {}, 'x': Trap(subprocess.Popen, ['touch', f'{folder}/sprung'])}), 'wants to import .*Popen'),
+        'getattr.pth': (saved({'model': {}, 'x': Trap(getattr, 'x', 'upper')}), 'code in it|cannot be read'),
+        'old_system.pth': (saved({'model': Trap(*spring)}, _use_new_zipfile_serialization=False), 'wants to import'),
+        'pickle.pth': (pickled({'model': Trap(*spring)}), 'code in it|cannot be read'),
+        'pickle4.pth': (pickled({'model': Trap(*spring)}, 4), 'code in it|cannot be read'),
+        'numpy.pth': (saved({'model': np.arange(5)}), 'code in it|no training state|cannot be read'),
+        'bomb.pth': (archive(zipfile.ZIP_DEFLATED, data_pkl=bytes(50_000_000)), 'compressed data'),
+        'no_pickle.pth': (archive(zipfile.ZIP_STORED, version=b'3'), 'cannot be read'),
+        'bad_pickle.pth': (archive(zipfile.ZIP_STORED, data_pkl=b'\x80\x02garbage.', version=b'3'), 'code in it|cannot be read'),
+        'deep.pth': (archive(zipfile.ZIP_STORED, data_pkl=b'\x80\x02' + b'(' * 100_000 + b'l' * 100_000 + b'.', version=b'3'),
+                     'code in it|cannot be read|no training state'),
+        'list.pth': (saved([1, 2, 3]), 'no training state'), 'number.pth': (saved(3.0), 'no training state'),
+        'other.pth': (saved({'weights': {}}), "no 'model'"), 'text.pth': (lambda path: path.write_text('hello'), 'cannot be read'),
+        'html.pth': (lambda path: path.write_text('<!doctype html>'), 'cannot be read'),
+        'zeros.pth': (lambda path: path.write_bytes(bytes(10_000)), 'cannot be read'),
+        'empty.pth': (lambda path: path.write_bytes(b''), 'cannot be read')}
+    for i in range(15):
+        found[f'cut_{i}.pth'] = (functools.partial(_cut, i), 'damaged|cannot be read')
+        noise = b'PK' + np.random.default_rng(i).bytes(5000)
+        found[f'noise_{i}.pth'] = (lambda path, noise=noise: path.write_bytes(noise), 'damaged|cannot be read')
+        if i < 10:
+            data = b'\x80\x02' + np.random.default_rng(i).bytes(300)
+            found[f'random_pickle_{i}.pth'] = (archive(zipfile.ZIP_STORED, data_pkl=data, version=b'3'), 'code in it|cannot be read')
+    return found
+
+
+def _cut(i, path):
+    checkpoints.save(path, KEYS)
+    path.write_bytes(path.read_bytes()[:-(i + 1) * 500])
+
+
+def test_hostile_files_are_refused(tmp_path):
+    """One sentence each that names the file; nothing is executed; memory stays bounded."""
+    import resource
+    files = hostile(tmp_path)
+    assert len(files) >= 50
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, (make, words) in files.items():
+        make(tmp_path / name)
+        with pytest.raises(checkpoints.CheckpointError, match=words) as caught:
+            checkpoints.load(tmp_path / name)
+        assert name in str(caught.value) and '\n' not in str(caught.value), name
+    assert not (tmp_path / 'sprung').exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def test_a_huge_claim_is_no_memory(tmp_path):
+    """A tensor said to have far more values than the file has bytes."""
+    torch.save({'model': {'w': torch.zeros(10)}}, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
+    content = (tmp_path / 'a.pth').read_bytes()
+    claims = content.replace(b'K\n', b'\x8a\x05\x00\x00\x00\x00\x10')  # 10 -> 2^36
+    assert claims != content
+    (tmp_path / 'a.pth').write_bytes(claims)
+    with pytest.raises(checkpoints.CheckpointError):
+        checkpoints.load(tmp_path / 'a.pth')
+
+
+def test_published_scalars_are_still_read(tmp_path):
+    torch.save({'model': {}, 'lr': np.float64(0.5), 'n': np.int64(3), 'x': np.float32(2)}, tmp_path / 'a.pth')
+    assert published.load(tmp_path / 'a.pth')['lr'] == 0.5
+
+
+def test_kills_at_random_moments(tmp_path):
+    """The short version of benchmarks/faults.py."""
+    done = subprocess.run([sys.executable, 'benchmarks/faults.py', '--kills', '5', '--work', 'training', '--json', f'{tmp_path}/a.json'],
+                          cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0 and (tmp_path / 'a.json').is_file(), done.stdout + done.stderr
