@@ -83,7 +83,8 @@ def main(argv):
         if not distributed.is_loss(error):
             raise
         print(f'error: process {distributed.rank()} of {distributed.size()}: another process of this job has died, or did not answer '
-              f'within config.timeout_minutes={config.get("timeout_minutes", 60.0):g}: {str(error).splitlines()[0]}', file=sys.stderr, flush=True)
+              f'within config.timeout_minutes={config.get("timeout_minutes", 60.0):g}: {str(error).splitlines()[0]}',
+              file=sys.stderr, flush=True)
         os._exit(1)  # what would be tidied up waits for the others
 
 

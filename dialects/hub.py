@@ -182,10 +182,10 @@ def _faults(unet: dict, accepted: dict) -> list[str]:
     return faults
 
 
-def config_of(path) -> ConfigDict:
+def config_of(path, with_scheduler: bool = True) -> ConfigDict:
     """The config of the network and the SDE in a folder: the one beside it if we wrote it, else what follows from its own.
 
-    CheckpointError, which names the keys, for a network that is none of ours.
+    CheckpointError, which names the keys, for a network that is none of ours. Without the scheduler only the network is described.
     """
     path = pathlib.Path(path)
     if (path / OUR_CONFIG).is_file():
@@ -228,7 +228,7 @@ def config_of(path) -> ConfigDict:
                  for j in range(config.model.num_res_blocks)]
         if inner and all(_is_identity(weights, attention) for attention in inner):
             config.model.up_attention = 'level'
-    return _with_scheduler(path, config)
+    return _with_scheduler(path, config) if with_scheduler else config
 
 
 def _with_scheduler(path: pathlib.Path, config):
@@ -272,7 +272,7 @@ def read(path, network, device='cpu') -> dict:
     if not isinstance(network, UNet):
         raise CheckpointError(f'{path} is a network of diffusers, of which ddpm and ncsnpp networks are read here')
     weights = load(path)
-    reference = _network(config_of(path))
+    reference = _network(config_of(path, with_scheduler=False))
     alike = network.state_dict().keys() == reference.state_dict().keys()
     details = [f'{there} in the folder, {here.partition(": ")[2]} by the config' for here, there in zip(
         _beside_parameters(network, alike), _beside_parameters(reference, alike)) if here != there]

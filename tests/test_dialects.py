@@ -422,6 +422,20 @@ def test_images_of_the_ddpm_pipeline_are_ours(tmp_path):
     assert relative_error(ours.clamp(0, 1).permute(0, 2, 3, 1), theirs) < 1e-4
 
 
+def test_a_network_without_its_scheduler(tmp_path):
+    """Does not tell the noise levels of its training: they are asked for, and with a config it is read."""
+    unet = saved(skip_unet(), tmp_path)
+    config = dialects.config_of(tmp_path)
+    (tmp_path / 'scheduler' / 'scheduler_config.json').unlink()
+    with pytest.raises(CheckpointError, match='has no scheduler, .* give --config'):
+        dialects.config_of(tmp_path)
+    for folder in (tmp_path, tmp_path / 'unet'):
+        convert.convert(folder, tmp_path / 'a.safetensors', config, overwrite=True)
+        model = run_lib.load_averaged_model(config, tmp_path / 'a.safetensors')
+        x, labels = torch.rand(1, 3, 16, 16), torch.ones(1)
+        assert relative_error(outputs(model, x, labels), unet(x, labels).sample) < 1e-5
+
+
 @pytest.mark.parametrize('settings, message', [
     (dict(norm_eps=1e-5), 'norm_eps=1e-05'), (dict(resnet_time_scale_shift='scale_shift'), 'resnet_time_scale_shift'),
     (dict(downsample_padding=1), 'downsample_padding=1'), (dict(flip_sin_to_cos=True), 'flip_sin_to_cos=True'),
