@@ -46,8 +46,9 @@ def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
             try:
                 os.link(path, linked)  # at no moment is there none of the two
             except OSError:  # a file system without links
-                os.replace(path, linked)
-            os.replace(linked, previous(path))
+                os.replace(path, previous(path))
+            else:
+                os.replace(linked, previous(path))
         os.replace(partial, path)
         _sync(path.parent)
     except (OSError, RuntimeError) as error:  # RuntimeError: of PyTorch's writer, when the file takes no more
@@ -134,10 +135,14 @@ def only_writer(workdir):
     with open(path, 'a+') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise UserError(f'another training is at work in {workdir} ({file.read().strip() or "it does not tell which"}): '
                             'wait for it, stop it, or take another --workdir') from error
+        except OSError as error:
+            logging.warning('%s cannot be locked (%s): nothing keeps a second training out of it.', workdir, error.strerror)
+        for leftover in [*path.parent.glob('checkpoints*/*.partial'), *path.parent.glob('checkpoints*/*.link')]:
+            leftover.unlink()  # of a process that was killed
         file.truncate(0)
         file.write(f'process {os.getpid()} on {platform.node()}')
         file.flush()
@@ -255,20 +260,25 @@ def resume_path(workdir) -> pathlib.Path:
     return pathlib.Path(workdir, 'checkpoints-meta', 'checkpoint.pth')
 
 
-def resume(workdir, state: dict, device='cpu') -> pathlib.Path | None:
-    """Loads the file from which training goes on into `state`, or the one before it where that is damaged, which is told; returns its path,
-    None where there is neither. CheckpointError where none of them can be read, or does not fit."""
+def find_resumable(workdir) -> pathlib.Path | None:
+    """The file from which training goes on: the newest, or where that is damaged, which is told, the one before it; None without any.
+
+    A damaged one is put aside, so that it never takes the place of the one before. CheckpointError where both are damaged.
+    """
     path = resume_path(workdir)
-    there = [file for file in (path, previous(path)) if file.is_file()]
-    for i, file in enumerate(there):
-        try:
-            restore(file, state, device)
-            return file
-        except CheckpointError as error:
-            if i == len(there) - 1:
-                raise
-            logging.warning('%s: going on from the one before it, %s', error, there[i + 1])
-    return None
+    before, aside = previous(path), path.with_name(f'{path.stem}_damaged{path.suffix}')
+    if not path.is_file():
+        return before if before.is_file() and load(before) else None
+    try:
+        load(path)
+        return path
+    except CheckpointError as error:
+        if not before.is_file():
+            raise
+        load(before)
+        os.replace(path, aside)
+        logging.warning('%s: going on from the one before it, %s; it is kept as %s', error, before, aside)
+        return before
 
 
 def latest(workdir) -> pathlib.Path:

@@ -12,7 +12,6 @@ and compared before it takes its place.
 """
 import os
 import pathlib
-import shutil
 import sys
 import tempfile
 
@@ -41,13 +40,15 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
     kind = SUFFIXES.get(destination.suffix)
     if kind is None:
         raise UserError(f'{destination}: its name must end in .pth or .safetensors, or have no ending, for a folder of diffusers')
-    beside = [destination.with_suffix('.json')] if kind == 'safetensors' else []
+    brings = config is None and pathlib.Path(source).exists() and dialects.config_of(source) is not None
+    beside = [destination.with_suffix('.json')] if kind == 'safetensors' or kind == 'pytorch' and brings else []
     for path in (destination, *beside):
         if path.exists() and not overwrite:
             raise UserError(f'{path} is there already: --overwrite replaces it')
-    if destination.exists() and destination.is_dir() != (kind == 'diffusers' and dialects.DIALECTS[kind].matches(destination)):
+    folder = kind == 'diffusers'
+    if destination.exists() and not (dialects.DIALECTS[kind].matches(destination) if folder else destination.is_file()):
         raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
-    found = dialects.guess(source)
+    found, brought = dialects.guess(source), config is None
     config = config or dialects.config_of(source)
     if config is None:
         raise UserError(f'{source} ({found}) does not tell its config: give --config')
@@ -59,25 +60,42 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
         chosen = {name: value.clone() for name, value in network.state_dict().items()}
     notes = dict(step=state['step'], weights='averaged' if weights == 'ema' else 'raw')
 
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix='.convert-') as folder:
-        partial = pathlib.Path(folder, destination.name)
-        if kind == 'pytorch':
-            checkpoints.save(partial, state)
-            compared = {name.removeprefix('module.'): value for name, value in state['model'].state_dict().items()}
-        else:
-            dialects.DIALECTS[kind].write(partial, network, chosen, config, notes)
-            compared = chosen
-        again = {name.removeprefix('module.'): value for name, value in dialects.read(partial, network)['model'].items()}
-        assert again.keys() == compared.keys() and all(torch.equal(again[name], compared[name]) for name in compared), 'read as written'
-        if destination.is_dir():
-            shutil.rmtree(destination)
-        for path in pathlib.Path(folder).iterdir():
-            os.replace(path, destination.parent / path.name)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=destination.parent, prefix='.convert-') as folder:
+            partial = pathlib.Path(folder, destination.name)
+            if kind == 'pytorch':
+                checkpoints.save(partial, state)
+                if brought:  # no config of the repository need have what it says
+                    partial.with_suffix('.json').write_text(config.to_json_best_effort(indent=1) + '\n')
+                compared = {name.removeprefix('module.'): value for name, value in state['model'].state_dict().items()}
+                averaged = dialects.read(partial, network)['ema']['shadow_params']
+                _compare(destination, dict(enumerate(averaged)), dict(enumerate(state['ema'].shadow_params)))
+            else:
+                dialects.DIALECTS[kind].write(partial, network, chosen, config, notes)
+                compared = chosen
+            again = {name.removeprefix('module.'): value for name, value in dialects.read(partial, network)['model'].items()}
+            _compare(destination, again, compared)
+            for path in pathlib.Path(folder).rglob('*'):
+                if path.is_file():  # of a folder that is there only what is written is replaced
+                    place = destination.parent / path.relative_to(folder)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, place)
+    except OSError as error:
+        raise UserError(f'{destination} cannot be written: {error.strerror or error}') from error
     count = sum(value.numel() for value in network.parameters())
     logging.info('%s (%s, step %d, %.1f million parameters) -> %s (%s%s)', source, found, state['step'], count / 1e6, destination, kind,
                  '' if kind == 'pytorch' else f', {notes["weights"]} weights')
     return kind
+
+
+def _compare(path, again: dict, written: dict):
+    """CheckpointError where what was read again is not what was written, bit for bit or both no number."""
+    from errors import CheckpointError
+    same = again.keys() == written.keys() and all(again[key].shape == written[key].shape and torch.allclose(
+        again[key], written[key], rtol=0, atol=0, equal_nan=True) for key in written)
+    if not same:
+        raise CheckpointError(f'{path} was not written: what was read again differed from it, which a failing disk may do')
 
 
 def main(argv):

@@ -180,8 +180,9 @@ class Skips:
             logging.warning('step: %d, %d steps since the last log line were skipped: their gradients were not finite', step, since)
         if most and longest >= most:
             raise UserError(f'training stopped at step {step}: the gradients of {longest} steps in a row were not finite '
-                            f'(config.training.max_bad_steps={most}), with a learning rate of {rate:g}. Parameters and averages are from '
-                            f'before these steps; the last checkpoint is {checkpoint}: go on from it with a smaller config.optim.lr')
+                            f'(config.training.max_bad_steps={most}), with a learning rate of {rate:g}. The parameters are from before '
+                            'these steps; ' + (f'the last checkpoint is {checkpoint}: go on from it' if checkpoint else
+                                               'there is no checkpoint yet: begin again') + ' with a smaller config.optim.lr')
         self.since, self.longest = torch.zeros_like(self.since), self.in_row
 
 

@@ -189,9 +189,10 @@ def _train(config, workdir, get_step_fn, at_snapshot, kept):
     settings, scaler = config.training, datasets.get_data_scaler(config)
     torch.manual_seed(config.seed)
     state, resume, randomness = create_state(config), checkpoints.resume_path(workdir), None
-    if distributed.broadcast(resume.is_file() or checkpoints.previous(resume).is_file()):
+    found = distributed.broadcast(checkpoints.find_resumable(workdir) if distributed.is_main() else None)
+    if found:
         state['rng'] = None
-        found = checkpoints.resume(workdir, state, config.device)
+        checkpoints.restore(found, state, config.device)
         randomness = state.pop('rng')
         if distributed.is_main():
             _forget_steps(workdir / 'stdout.txt', state['step'])
@@ -210,6 +211,8 @@ def _train(config, workdir, get_step_fn, at_snapshot, kept):
     eval_step = get_step_fn(train=False)
 
     with interruptible() as interruption, tensorboard(workdir, first) as writer, checkpoints.Saver() as saver:
+        if at_snapshot and first and _is_snapshot(first - 1, settings) and not distributed.broadcast(_has_samples(workdir, first - 1)):
+            at_snapshot(config, state, first - 1, workdir, writer)
         started, metrics, skips = time.monotonic(), {}, losses.Skips(config.device)
         bar = progress(zip(range(first, settings.n_iters), train_ds), initial=first, total=settings.n_iters, desc='training', unit='step')
         for step, batch in bar:
@@ -220,7 +223,8 @@ def _train(config, workdir, get_step_fn, at_snapshot, kept):
                 logging.info('step: %d, training_loss: %.5e, images/s: %.0f', step, loss, rate)
                 write(writer, step, training_loss=loss, learning_rate=state['optimizer'].param_groups[0]['lr'],
                       gradient_norm=metrics['grad_norm'], images_per_second=rate)
-                skips.tell(step, state['optimizer'].param_groups[0]['lr'], settings.get('max_bad_steps', 100), resume)
+                skips.tell(step, state['optimizer'].param_groups[0]['lr'], settings.get('max_bad_steps', 100),
+                           resume if resume.is_file() else None)
             if step % settings.eval_freq == 0:
                 held_out = next(eval_batches)
                 with own_randomness(config.seed + step):
@@ -228,24 +232,30 @@ def _train(config, workdir, get_step_fn, at_snapshot, kept):
                 eval_loss = distributed.mean(eval_loss).item()
                 logging.info('step: %d, eval_loss: %.5e', step, eval_loss)
                 write(writer, step, eval_loss=eval_loss)
-            if step == last or step > 0 and step % settings.snapshot_freq == 0:
+            stopping, is_snapshot = distributed.any_of(interruption.signal), _is_snapshot(step, settings)
+            if is_snapshot and distributed.is_main():
                 number = max(1, math.ceil(step / settings.snapshot_freq))
-                if distributed.is_main():
-                    saver.save(checkpoints.snapshot_path(workdir, number), state | kept, keep=settings.get('keep_checkpoints', 0))
-                if at_snapshot:
-                    at_snapshot(config, state, step, workdir, writer)
-            stopping = distributed.any_of(interruption.signal)
-            if step == last or stopping or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
-                # last: what comes before it would be missing after a resume
+                saver.save(checkpoints.snapshot_path(workdir, number), state | kept, keep=settings.get('keep_checkpoints', 0))
+            if stopping or is_snapshot or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
                 randomness = distributed.random_state(config.device)
                 if distributed.is_main():
-                    writer.flush()
+                    writer.flush()  # a step that is saved is told
                     saver.save(resume, state | kept | dict(rng=randomness), keep_previous=True)
+            if is_snapshot and at_snapshot and not stopping:  # which takes long: what is stopped within it comes first after a resume
+                at_snapshot(config, state, step, workdir, writer)
             if stopping:
                 break
     if stopping and step < last:
         logging.info('Stopped by signal %d behind step %d, which is saved: the same command goes on from there.', stopping, step)
         sys.exit(128 + stopping)
+
+
+def _is_snapshot(step: int, settings) -> bool:
+    return step == settings.n_iters - 1 or step > 0 and step % settings.snapshot_freq == 0
+
+
+def _has_samples(workdir, step: int) -> bool:
+    return (workdir / 'samples' / f'iter_{step}' / 'sample.png').is_file()
 
 
 def _save_training_samples(config, state, step, workdir, writer):
@@ -307,13 +317,15 @@ def _forget_steps(path, first: int):
 @contextlib.contextmanager
 def interruptible():
     """Within the block SIGTERM and SIGINT are only noted, in `signal` of what it yields (0: none came); a second one ends the process at
-    once."""
-    noted = types.SimpleNamespace(signal=0)
+    once, unless it comes within two seconds: launchers and process groups deliver one signal twice."""
+    noted = types.SimpleNamespace(signal=0, time=0.0)
 
     def note(number, _):
         if noted.signal:
-            os._exit(128 + number)
-        noted.signal = number
+            if time.monotonic() > noted.time + 2:
+                os._exit(128 + number)
+            return
+        noted.signal, noted.time = number, time.monotonic()
         logging.info('Signal %d: stopping behind this step. A second one stops at once.', number)
 
     if threading.current_thread() is not threading.main_thread():

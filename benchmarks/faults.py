@@ -129,7 +129,7 @@ def trainings(kills: int, folder, rng) -> dict:
         started = time.monotonic()
         assert not killed(functools.partial(train, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
         longest, newest, here = 0.3 * (time.monotonic() - started), -1, 0
-        while killed(functools.partial(train, config, parts), longest, rng):
+        while killed(functools.partial(train, config, parts), longest * (10 if here >= min(kills, 30) else 1), rng):
             done, here, step = done + 1, here + 1, loadable_step(parts)
             faults['lost'] += step < newest
             newest = max(newest, step)
@@ -159,7 +159,7 @@ def evaluations(kills: int, folder, rng) -> dict:
         started = time.monotonic()
         assert not killed(functools.partial(evaluate, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
         longest, files, here = 0.3 * (time.monotonic() - started), 0, 0
-        while killed(functools.partial(evaluate, config, parts), longest, rng):
+        while killed(functools.partial(evaluate, config, parts), longest * (10 if here >= min(kills, 30) else 1), rng):
             now = len(arrays_of(parts))
             faults['lost'] += now < files
             files, done, here = now, done + 1, here + 1

@@ -22,7 +22,7 @@ def get_config(path: str) -> ConfigDict:
         config = defaults.base(found['data']['dataset'], found['data']['image_size'])
         for key, value in found.items():
             if isinstance(value, dict) and key in config:
-                config[key].update(value)
+                config[key].update({name: tuple(part) if isinstance(part, list) else part for name, part in value.items()})
             else:
                 config[key] = value
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -40,7 +40,10 @@ def guess(path) -> str:
     path = pathlib.Path(path)
     if not path.exists():
         raise CheckpointError(f'there is no checkpoint {path}')
-    found = next((name for name, dialect in DIALECTS.items() if dialect.matches(path)), None)
+    try:
+        found = next((name for name, dialect in DIALECTS.items() if dialect.matches(path)), None)
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
     if found is None:
         raise CheckpointError(f'{path} is no checkpoint of a kind known here ({", ".join(DIALECTS)}); it may be damaged')
     return found

@@ -119,8 +119,9 @@ def read(path, network, device='cpu') -> dict:
     try:
         weights, step, optimizer = flat(tree['optimizer']['target']), int(tree['step']), tree['optimizer'].get('state', {})
         average, rate = flat(tree['params_ema']), float(tree['ema_rate'])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no training state of the JAX release: it lacks what belongs to {error}") from error
+        assert isinstance(optimizer, dict), 'optimizer/state'
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise CheckpointError(f'{path} is no training state of the JAX release: it lacks what belongs to {error}') from error
     names = table(network)
     state = dict(model=to_ours(names, weights, network), step=step,
                  ema=dict(decay=rate, named=to_ours(names, average, network)))

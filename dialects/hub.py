@@ -38,6 +38,9 @@ PLAIN = COMMON | dict(time_embedding_type=('positional', ('positional',)), mid_b
                       flip_sin_to_cos=(True, (False,)), freq_shift=(0, (1,)), downsample_padding=(1, (0,)),
                       center_input_sample=(False, (False,)), downsample_type=('conv', ('conv',)), upsample_type=('conv', ('conv',)))
 
+# Schedulers of DDPM's chain of noise levels, with the same defaults: 1000 steps, beta from 1e-4 to 0.02.
+CHAINS = ('DDPMScheduler', 'DDIMScheduler', 'PNDMScheduler', 'DDPMParallelScheduler', 'DDIMParallelScheduler', 'DEISMultistepScheduler',
+          'DPMSolverMultistepScheduler', 'DPMSolverSinglestepScheduler', 'UniPCMultistepScheduler')
 FAMILIES = {'SkipDownBlock2D', 'AttnSkipDownBlock2D'}, {'DownBlock2D', 'AttnDownBlock2D'}  # blocks on the way down
 
 # What a config of ours must be to be written as one or the other.
@@ -137,9 +140,12 @@ def matches(path: pathlib.Path) -> bool:
 
 def _json(path: pathlib.Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f'{path} cannot be read: {error}') from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f'{path} cannot be read: expected settings by name')
+    return found
 
 
 def _folder(path) -> pathlib.Path:
@@ -163,6 +169,9 @@ def load(path) -> dict:
         if 'attentions' in parts and len(parts) > 1:
             parts[-2] = OLD_NAMES.get(parts[-2], parts[-2])
         renamed['.'.join(parts)] = value
+    both = [renamed.get(f'time_proj.{name}') for name in ('W', 'weight')]  # older files have the frequencies under two names
+    if both[0] is not None and (both[1] is None or torch.equal(*both)):
+        renamed['time_proj.weight'] = renamed.pop('time_proj.W')
     return renamed
 
 
@@ -187,7 +196,15 @@ def config_of(path, with_scheduler: bool = True) -> ConfigDict:
 
     CheckpointError, which names the keys, for a network that is none of ours. Without the scheduler only the network is described.
     """
-    path = pathlib.Path(path)
+    try:
+        return _config_of(pathlib.Path(path), with_scheduler)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise CheckpointError(f'{path} is no network of ours: its settings cannot be understood: {error}') from error
+
+
+def _config_of(path: pathlib.Path, with_scheduler: bool) -> ConfigDict:
     if (path / OUR_CONFIG).is_file():
         return stored.get_config(path / OUR_CONFIG)
     unet = _json(_folder(path) / 'config.json')
@@ -202,6 +219,10 @@ def config_of(path, with_scheduler: bool = True) -> ConfigDict:
         raise CheckpointError(f'{path} is no network of ours: it has ' + '; '.join(faults))
 
     size, widths = unet.get('sample_size'), list(unet.get('block_out_channels', ()))
+    groups = unet.get('norm_num_groups', 32)
+    if skip and groups is not None and any(groups != min(width // 4, 32) for width in (widths[0], widths[-1])):
+        raise CheckpointError(f'{path} is no network of ours: it has norm_num_groups={groups}, where the first and the last width, '
+                              f'{widths[0]} and {widths[-1]}, have channels / 4 here, at most 32')
     size = size[0] if isinstance(size, (list, tuple)) else size
     attends = [name.startswith('Attn') for name in down]
     if not size or any(width % widths[0] for width in widths):
@@ -244,7 +265,7 @@ def _with_scheduler(path: pathlib.Path, config):
                             num_scales=steps)
         config.sampling.update(snr=float(scheduler.get('snr', 0.15)), n_steps_each=scheduler.get('correct_steps', 1))
         return config
-    if config.training.sde == 'vpsde' and 'beta_start' in scheduler | {'beta_start': 0}:
+    if config.training.sde == 'vpsde' and kind in CHAINS:
         faults = _faults(scheduler, dict(beta_schedule=('linear', ('linear',)), prediction_type=('epsilon', ('epsilon',)),
                                          trained_betas=(None, (None,)), rescale_betas_zero_snr=(False, (False,))))
         if faults:

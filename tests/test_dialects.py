@@ -436,6 +436,56 @@ def test_a_network_without_its_scheduler(tmp_path):
         assert relative_error(outputs(model, x, labels), unet(x, labels).sample) < 1e-5
 
 
+def test_groups_of_the_middle_and_the_end(tmp_path):
+    """Skip networks with norm_num_groups take it there, where ours follow the channels: refused, unless both are the same."""
+    saved(skip_unet(norm_num_groups=32), tmp_path / 'a')
+    with pytest.raises(CheckpointError, match='norm_num_groups=32'):
+        dialects.config_of(tmp_path / 'a')
+    unet = saved(skip_unet(norm_num_groups=32, block_out_channels=(128, 128, 128)), tmp_path / 'b')
+    config = dialects.config_of(tmp_path / 'b')
+    config.device = 'cpu'
+    x, labels = torch.rand(1, 3, 16, 16), torch.ones(1)
+    assert relative_error(outputs(run_lib.load_averaged_model(config, tmp_path / 'b'), x, labels), unet(x, labels).sample) < 1e-5
+
+
+def test_frequencies_under_two_names(tmp_path):
+    """As older versions saved them."""
+    unet = saved(skip_unet(), tmp_path)
+    file = tmp_path / 'unet' / 'diffusion_pytorch_model.safetensors'
+    named = safetensors.torch.load_file(file)
+    config = dialects.config_of(tmp_path)
+    config.device = 'cpu'
+    x, labels = torch.rand(1, 3, 16, 16), torch.ones(1)
+    for also in (True, False):
+        again = dict(named, **{'time_proj.W': named['time_proj.weight'].clone()})
+        again if also else again.pop('time_proj.weight')
+        safetensors.torch.save_file(again, file)
+        assert relative_error(outputs(run_lib.load_averaged_model(config, tmp_path), x, labels), unet(x, labels).sample) < 1e-5
+
+
+@pytest.mark.parametrize('name', ['FlowMatchEulerDiscreteScheduler', 'EDMEulerScheduler', 'ScoreSdeVeScheduler', ''])
+def test_schedulers_of_other_noise_levels(name, tmp_path):
+    saved(plain_unet(), tmp_path)
+    (tmp_path / 'scheduler' / 'scheduler_config.json').write_text(json.dumps({'_class_name': name}))
+    with pytest.raises(CheckpointError, match='which does not go with the network'):
+        dialects.config_of(tmp_path)
+
+
+@pytest.mark.parametrize('change', [
+    dict(attention_head_dim=[8, 8]), dict(layers_per_block=[1, 2]), dict(down_block_types=None), dict(block_out_channels=[]),
+    dict(down_block_types=[1, 2], up_block_types=[2, 1]), dict(sample_size='big'), dict(_class_name='UNet2DConditionModel')])
+def test_settings_that_make_no_sense_are_one_sentence(change, tmp_path):
+    saved(plain_unet(), tmp_path)
+    file = tmp_path / 'unet' / 'config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match='is no network of ours'):
+        dialects.config_of(tmp_path)
+    for content in ('[]', '{"a"', '[' * 100000):
+        file.write_text(content)
+        with pytest.raises(CheckpointError, match='cannot be read'):
+            dialects.config_of(tmp_path)
+
+
 @pytest.mark.parametrize('settings, message', [
     (dict(norm_eps=1e-5), 'norm_eps=1e-05'), (dict(resnet_time_scale_shift='scale_shift'), 'resnet_time_scale_shift'),
     (dict(downsample_padding=1), 'downsample_padding=1'), (dict(flip_sin_to_cos=True), 'flip_sin_to_cos=True'),
@@ -510,6 +560,52 @@ def test_nothing_is_replaced_unasked(tmp_path):
     with pytest.raises(UserError, match='no diffusers checkpoint: it is not replaced'):
         convert.convert(DATA / JAX[0], tmp_path / 'photos', config, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a.json', 'a.pth', 'photos']
+
+
+def test_of_a_folder_only_what_is_written_is_replaced(tmp_path):
+    config = load_config('configs.vp.ddpm.cifar10', dict(image_size=16), **SMALL | dict(nf=32))
+    checkpoints.save(tmp_path / 'folder' / 'raw.pth', randomized(config))
+    (tmp_path / 'folder' / 'config.json').write_text('{}')
+    (tmp_path / 'folder' / 'thesis.txt').write_text('precious')
+    convert.convert(tmp_path / 'folder' / 'raw.pth', tmp_path / 'folder', config, overwrite=True)
+    assert (tmp_path / 'folder' / 'thesis.txt').read_text() == 'precious' and (tmp_path / 'folder' / 'raw.pth').is_file()
+    assert (tmp_path / 'folder' / 'model_index.json').is_file() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_that_are_no_numbers_are_converted_as_they_are(tmp_path):
+    """A converter does not judge; the validation does."""
+    state = randomized(small_ve())
+    next(state['model'].parameters()).data[0] = float('nan')
+    checkpoints.save(tmp_path / 'a.pth', state)
+    convert.convert(tmp_path / 'a.pth', tmp_path / 'b.pth', small_ve())
+    convert.convert(tmp_path / 'a.pth', tmp_path / 'c.safetensors', small_ve(), 'raw')
+    assert any(value.isnan().any() for value in safetensors.torch.load_file(tmp_path / 'c.safetensors').values())
+
+
+def test_places_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='cannot be written'):
+        convert.convert(DATA / OFFICIAL[0], tmp_path / 'file' / 'a.pth', small_ve())
+    (tmp_path / 'b').write_text('')
+    with pytest.raises(UserError, match='is there and no diffusers checkpoint'):
+        convert.convert(DATA / JAX[0], tmp_path / 'b', small_ve(), overwrite=True)
+
+    def denied(*_):
+        raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(pathlib.Path, 'is_dir', denied)
+    with pytest.raises(CheckpointError, match='cannot be read: Permission denied'):
+        dialects.guess(DATA / OFFICIAL[0])
+
+
+def test_training_goes_on_from_a_folder_of_diffusers(tmp_path):
+    """With the config that is written beside the training state, in which every key can be changed."""
+    saved(plain_unet(), tmp_path / 'folder')
+    convert.convert(tmp_path / 'folder', tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.pth')
+    config = stored.get_config(tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.json')
+    config.lock().model.ch_mult = (1, 2)  # a tuple, as flags set it
+    assert config.model.up_attention == 'block'
+    state = checkpoints.restore(checkpoints.find_resumable(tmp_path / 'w'), run_lib.create_state(config) | dict(rng=None))
+    assert state['step'] == 0 and state['rng'] is None
 
 
 def test_what_cannot_be_told_is_asked_for(tmp_path):

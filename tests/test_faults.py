@@ -166,7 +166,93 @@ def test_the_one_before_is_used(tmp_path, damage, caplog):
     with caplog.at_level('INFO'):
         run_lib.train(config_for(8), tmp_path / 'parts')
     assert 'Going on from step 4 of' in caplog.text and ('going on from the one before it' in caplog.text) == (damage != 'gone')
+    assert path.with_name('checkpoint_damaged.pth').exists() == (damage != 'gone')
     assert same_end(tmp_path / 'whole', tmp_path / 'parts')
+
+
+def test_a_damaged_one_never_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    """Even where the next save fails at its last call."""
+    run_lib.train(config_for(5), tmp_path)
+    path = checkpoints.resume_path(tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    replace = os.replace
+
+    def broken(source, target):
+        if str(target) == str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+    monkeypatch.setattr(os, 'replace', broken)
+    with pytest.raises(checkpoints.CheckpointError, match='cannot be written'):
+        run_lib.train(config_for(7), tmp_path)
+    monkeypatch.undo()
+    assert checkpoints.load(checkpoints.find_resumable(tmp_path))['step'] == 4
+
+
+def test_without_links_one_of_the_two_is_always_there(whole, tmp_path, monkeypatch):
+    path = tmp_path / 'a.pth'
+    path.write_bytes(whole)
+    replace, calls = os.replace, []
+
+    def broken(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    def unsupported(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    monkeypatch.setattr(os, 'replace', broken)
+    monkeypatch.setattr(os, 'link', unsupported)
+    with pytest.raises(checkpoints.CheckpointError, match='cannot be written'):
+        checkpoints.save(path, KEYS, keep_previous=True)
+    assert checkpoints.load(checkpoints.previous(path))['step'] == 7
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    run_lib.train(config_for(2), tmp_path)
+    leftover = checkpoints.resume_path(tmp_path).with_name('checkpoint.pth.123.partial')
+    leftover.write_bytes(b'half')
+    run_lib.train(config_for(3), tmp_path)
+    assert not leftover.exists()
+
+
+def test_a_file_system_without_locks_is_no_conflict(tmp_path, monkeypatch, caplog):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr(checkpoints.fcntl, 'flock', unsupported)
+    with caplog.at_level('WARNING'):
+        run_lib.train(config_for(2), tmp_path)
+    assert 'nothing keeps a second training out' in caplog.text
+
+
+def test_samples_that_a_signal_kept_from_being_drawn_come_after_the_resume(tmp_path, monkeypatch):
+    """What takes long is not begun behind a signal; the state is saved before it."""
+    drawn = []
+
+    def drawing(config, state, step, workdir, writer):
+        drawn.append(step)
+        assert checkpoints.find_resumable(tmp_path) is not None
+        (workdir / 'samples' / f'iter_{step}').mkdir(parents=True)
+        (workdir / 'samples' / f'iter_{step}' / 'sample.png').write_bytes(b'')
+    monkeypatch.setattr(run_lib, '_save_training_samples', drawing)
+    step_fn = run_lib.losses.get_step_fn
+
+    def signalling(*arguments, **settings):
+        inner = step_fn(*arguments, **settings)
+
+        def step(state, batch, *rest, **known):
+            if settings['train'] and state['step'] == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return inner(state, batch, *rest, **known)
+        return step
+    config = config_for(8, snapshot_sampling=True, snapshot_freq=4)
+    monkeypatch.setattr(run_lib.losses, 'get_step_fn', signalling)
+    with pytest.raises(SystemExit) as caught:
+        run_lib.train(config, tmp_path)
+    assert caught.value.code == 143 and drawn == []
+    monkeypatch.setattr(run_lib.losses, 'get_step_fn', step_fn)
+    run_lib.train(config, tmp_path)
+    assert drawn == [4, 7]
 
 
 def test_two_damaged_ones_are_an_error_and_stay_as_they_are(tmp_path):
@@ -259,9 +345,10 @@ def test_a_second_signal_stops_at_once(tmp_path):
     process = subprocess.Popen([sys.executable, '-c', 'import time, run_lib\nwith run_lib.interruptible():\n print("go", flush=True)\n'
                                 ' time.sleep(60)'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout.readline() == 'go\n'
-    for _ in range(2):
+    for pause in (0.3, 2.0, 0.0):  # the second is the first, delivered twice
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        time.sleep(pause)
+        assert pause == 0 or process.poll() is None
     assert process.wait(timeout=5) == 143
     process.stdout.close()
 
@@ -380,17 +467,38 @@ def _cut(i, path):
 
 def test_hostile_files_are_refused(tmp_path):
     """One sentence each that names the file; nothing is executed; memory stays bounded."""
-    import resource
     files = hostile(tmp_path)
     assert len(files) >= 50
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name, (make, words) in files.items():
         make(tmp_path / name)
         with pytest.raises(checkpoints.CheckpointError, match=words) as caught:
             checkpoints.load(tmp_path / name)
         assert name in str(caught.value) and '\n' not in str(caught.value), name
     assert not (tmp_path / 'sprung').exists()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+@pytest.mark.parametrize('kind', ['compressed', 'sealed', 'bytearray', 'old'])
+def test_memory_stays_bounded(tmp_path, kind):
+    """A file of a few bytes or a megabyte that would become gigabytes; in a process of its own, whose memory is then its own."""
+    path = tmp_path / 'bomb.pth'
+    if kind == 'bytearray':
+        torch.save({'model': {}, 'x': Trap(bytearray, 3_000_000_000)}, path)
+    elif kind == 'old':
+        torch.save({'model': {}, 'x': Trap(bytearray, 3_000_000_000)}, path, _use_new_zipfile_serialization=False)
+    else:
+        with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive, archive.open('a/data.pkl', 'w', force_zip64=True) as file:
+            for _ in range(60):
+                file.write(bytes(2**24))
+        if kind == 'sealed':
+            with open(path, 'r+b') as file:
+                published.seal(file)
+    assert path.stat().st_size < 2_000_000
+    code = ('import resource, torch, checkpoints\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
+            f'try: checkpoints.load({str(path)!r})\nexcept checkpoints.CheckpointError as error: print(error)\n'
+            'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    message, grown = done.stdout.splitlines()
+    assert 'bomb.pth' in message and int(grown) < 200_000, done.stdout  # KiB
 
 
 def test_a_huge_claim_is_no_memory(tmp_path):

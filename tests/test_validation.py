@@ -194,6 +194,20 @@ def test_help_says_what_it_does():
     assert done.returncode == 0 and 'REPORT.md' in done.stdout and '--digits' in done.stdout
 
 
+@pytest.mark.parametrize('which', ['raw', 'averaged'])
+def test_numbers_of_another_checkpoint_never_stand_under_this_one(pair, tmp_path, which):
+    """Into the same folder: first a good one, then one from which nothing comes."""
+    folder, _ = pair
+    assert main([f'{VE}={folder / "ve.pth"}', '--output', str(tmp_path / 'out'), *options(folder)]) == 1
+    content = torch.load(folder / 've.pth', weights_only=True)
+    (content['ema']['shadow_params'][3] if which == 'averaged' else content['model']['module.all_modules.3.weight'])[0] = float('nan')
+    torch.save(content, tmp_path / 'nan.pth')
+    assert main([f'{VE}={tmp_path / "nan.pth"}', '--output', str(tmp_path / 'out'), *options(folder)]) == 1
+    text = (tmp_path / 'out' / 'REPORT.md').read_text()
+    assert '| weights are finite | **NO** | 1 of ' in text and '| bits/dim |' not in text and '| samples vary |' not in text
+    assert len((tmp_path / 'out' / 'summary.csv').read_text().splitlines()) == 1
+
+
 def test_one_checkpoint_that_does_not_fit_is_an_error(pair, tmp_path):
     folder, _ = pair
     with pytest.raises(CheckpointError, match='does not fit'):

@@ -69,7 +69,8 @@ def _steps(result, what) -> str:
 def write(found, output) -> pathlib.Path:
     """Writes everything to the folder `output`; returns the path of REPORT.md."""
     output = pathlib.Path(output)
-    details = reports.write([result.workdir for result in found if result.numbers], output / 'details')
+    measured = [result.workdir for result in found if result.numbers]
+    details = reports.write(measured, output / 'details').relative_to(output).as_posix() if measured else ''
     pictures = _grids(found, output)
     _summary(found, output / 'summary.csv')
     done = [check for result in found for check in result.checks]
@@ -89,7 +90,7 @@ def write(found, output) -> pathlib.Path:
         reports.markdown(('Checkpoint', 'Quantity', 'Here', 'n', 'Real to real', 'Paper', 'Beside the paper'), _result_rows(found)),
         'Averaged weights. ± is the standard error. *Real to real*: between held-out and training images, for scale. With samplers, '
         'features and all that these rest on: '
-        f'[details/report.md]({details.relative_to(output).as_posix()}); in full precision: [summary.csv](summary.csv).',
+        f'[details/report.md]({details}); in full precision: [summary.csv](summary.csv).',
         '## Time',
         reports.markdown(('Checkpoint', 'Of a', 'Seconds an image', 'Evaluations of the network', 'ms of each, an image', 'n', 'By'),
                          _cost_rows(found)),

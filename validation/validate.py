@@ -109,7 +109,7 @@ def validate(models: list[Model], output, settings: dict) -> tuple[pathlib.Path,
                 raise
             logging.warning('%s', error)
             found.append(_unread(model, config, error))
-    if not any(result.numbers for result in found):
+    if not any(result.checks[0].passed for result in found):
         raise UserError('not one of the checkpoints could be read: ' + '; '.join(result.checks[0].detail for result in found))
     return report.write(found, output), all(check.passed is not False for result in found for check in result.checks)
 
@@ -130,6 +130,10 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
     if model.source.resolve() != snapshot.resolve():
         convert.convert(model.source, snapshot, config, overwrite=True)
     state = checkpoints.restore(snapshot, run_lib.create_state(config), config.device, optional=('rng', 'optimizer'))
+    for path in (workdir / 'eval').rglob('*.npz'):  # of another checkpoint that lay here before
+        file = results.load(path)
+        if file is None or file['protocol'].get('weights') != results.digest(snapshot):
+            path.unlink()
     about = dict(source=model.source.name, dialect=dialects.guess(model.source), digest=results.digest(model.source), step=state['step'],
                  parameters=sum(p.numel() for p in state['model'].parameters()))
     found = [checks.Check('is read, every name and shape', True, f'{about["dialect"]}, step {about["step"]}, '
