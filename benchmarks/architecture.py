@@ -1,6 +1,6 @@
 """What the options of NCSN++ cost, how its parameters and operations spread over its levels, and how large the network of every config is.
 
-    python benchmarks/architecture.py --json docs/architecture.json     # three minutes on two idle cores
+    python benchmarks/architecture.py --json docs/architecture.json     # five minutes on one core, fewer on two
     python benchmarks/architecture.py --tables                          # no times: counts anew, and brings docs/architecture.md up to date
 
 The baseline is `configs/ve/cifar10_ncsnpp_continuous.py` with nf=64; each row changes what it names and nothing else. Times are the least
