@@ -297,12 +297,13 @@ def trained(config, workdir, numbers=(1,)):
 
 
 def content(folder):
-    """Every file below a folder: the arrays of npz files, the bytes of others."""
+    """Every file below a folder: the arrays of npz files, but for the seconds that it took, the bytes of others."""
     def of(path):
         if path.suffix != '.npz':
             return path.read_bytes()
         with np.load(path) as arrays:
-            return {key: (value.dtype.str, value.shape, value.tobytes()) for key, value in arrays.items()}
+            return {key: (value.dtype.str, value.shape, value.tobytes()) for key, value in arrays.items()
+                    if key != 'seconds'}
     return {str(path.relative_to(folder)): of(path) for path in sorted(pathlib.Path(folder).rglob('*')) if path.is_file()}
 
 
