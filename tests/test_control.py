@@ -629,7 +629,7 @@ def test_a_classifier_learns_digits(place, tmp_path, caplog):
     config.training.update(n_iters=151, snapshot_freq=75, batch_size=64, eval_freq=75, log_freq=75)
     config.model.ema_rate = 0.9
     config.optim.lr = 5e-3
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, 'absl'):
         run_lib.train_classifier(config, tmp_path)
     lines = [record.getMessage() for record in caplog.records if 'accuracy on 359 test images' in record.getMessage()]
     assert [line.partition(',')[0] for line in lines] == ['step: 75', 'step: 150']
