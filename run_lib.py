@@ -194,13 +194,13 @@ def _train(config, workdir, get_step_fn, at_snapshot, kept):
         state['rng'] = None
         checkpoints.restore(found, state, config.device)
         randomness = state.pop('rng')
-        if distributed.is_main():
-            _forget_steps(workdir / 'stdout.txt', state['step'])
         logging.info('Going on from step %d of %s.', state['step'], found)
     first, last = state['step'], settings.n_iters - 1
     if first > last:
         logging.info('Training has reached step %d of config.training.n_iters=%d: nothing to do.', first, settings.n_iters)
         return
+    if distributed.is_main():
+        _forget_steps(workdir / 'stdout.txt', first)
     distributed.begin_randomness(config.device, config.seed, randomness, first)
     state['model'].share()
 
