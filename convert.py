@@ -40,18 +40,17 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
     kind = SUFFIXES.get(destination.suffix)
     if kind is None:
         raise UserError(f'{destination}: its name must end in .pth or .safetensors, or have no ending, for a folder of diffusers')
-    brings = config is None and pathlib.Path(source).exists() and dialects.config_of(source) is not None
-    beside = [destination.with_suffix('.json')] if kind == 'safetensors' or kind == 'pytorch' and brings else []
-    for path in (destination, *beside):
-        if path.exists() and not overwrite:
-            raise UserError(f'{path} is there already: --overwrite replaces it')
-    folder = kind == 'diffusers'
-    if destination.exists() and not (dialects.DIALECTS[kind].matches(destination) if folder else destination.is_file()):
-        raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
     found, brought = dialects.guess(source), config is None
     config = config or dialects.config_of(source)
     if config is None:
         raise UserError(f'{source} ({found}) does not tell its config: give --config')
+    beside = [destination.with_suffix('.json')] if kind == 'safetensors' or kind == 'pytorch' and brought else []
+    for path in (destination, *beside):
+        if path.exists() and not overwrite:
+            raise UserError(f'{path} is there already: --overwrite replaces it')
+    replaceable = dialects.DIALECTS[kind].matches if kind == 'diffusers' else pathlib.Path.is_file
+    if destination.exists() and not replaceable(destination):
+        raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
     config = config.copy_and_resolve_references()
     config.device = 'cpu'
     state = checkpoints.restore(source, run_lib.create_state(config), optional=('rng', 'optimizer'))

@@ -164,7 +164,7 @@ def train(config, workdir):
     loss_settings = dict(reduce_mean=settings.reduce_mean, continuous=settings.continuous,
                          likelihood_weighting=settings.likelihood_weighting)
     _fit(config, workdir, functools.partial(losses.get_step_fn, sde, **loss_settings),
-         _save_training_samples if settings.snapshot_sampling else None)
+         *(_save_training_samples, _has_samples) if settings.snapshot_sampling else ())
 
 
 def train_classifier(config, workdir):
@@ -177,15 +177,16 @@ def train_classifier(config, workdir):
          kept=dict(config=config.to_json()))
 
 
-def _fit(config, workdir, get_step_fn, at_snapshot=None, kept=types.MappingProxyType({})):
+def _fit(config, workdir, get_step_fn, at_snapshot=None, was_done=None, kept=types.MappingProxyType({})):
     """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `at_snapshot(config, state, step, workdir, writer)`, which every
-    process calls; `kept`: goes into the checkpoints too. Between log lines the host does not wait for the device."""
+    process calls; `was_done(workdir, step)`: whether it came to its end at a step, else it is made up for when training goes on; `kept`:
+    goes into the checkpoints too. Between log lines the host does not wait for the device."""
     with checkpoints.only_writer(workdir) if distributed.is_main() else contextlib.nullcontext():
         distributed.broadcast(None)  # refused: none of the processes goes on
-        _train(config, pathlib.Path(workdir), get_step_fn, at_snapshot, kept)
+        _train(config, pathlib.Path(workdir), get_step_fn, at_snapshot, was_done, kept)
 
 
-def _train(config, workdir, get_step_fn, at_snapshot, kept):
+def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
     settings, scaler = config.training, datasets.get_data_scaler(config)
     torch.manual_seed(config.seed)
     state, resume, randomness = create_state(config), checkpoints.resume_path(workdir), None
@@ -211,7 +212,7 @@ def _train(config, workdir, get_step_fn, at_snapshot, kept):
     eval_step = get_step_fn(train=False)
 
     with interruptible() as interruption, tensorboard(workdir, first) as writer, checkpoints.Saver() as saver:
-        if at_snapshot and first and _is_snapshot(first - 1, settings) and not distributed.broadcast(_has_samples(workdir, first - 1)):
+        if was_done and first and _is_snapshot(first - 1, settings) and not distributed.broadcast(was_done(workdir, first - 1)):
             at_snapshot(config, state, first - 1, workdir, writer)
         started, metrics, skips = time.monotonic(), {}, losses.Skips(config.device)
         bar = progress(zip(range(first, settings.n_iters), train_ds), initial=first, total=settings.n_iters, desc='training', unit='step')

@@ -105,23 +105,19 @@ def table(network: UNet) -> tuple[dict[str, Entry], dict[str, int]]:
     for position, there in zip(network.embedding_layers, ('linear_1', 'linear_2')):
         found |= _both(place(position), f'time_embedding.{there}')
     found |= _both(place(network.stem), 'conv_in')
-    for i, level in enumerate(network.down_levels):
-        there = f'down_blocks.{i}'
-        blocks(level, there)
-        if level.resample is not None:
-            found |= (_block(modules[level.resample], place(level.resample), f'{there}.resnet_down') if skip else
-                      _both(f'{place(level.resample)}.Conv_0', f'{there}.downsamplers.0.conv'))
-        if level.pyramid is not None:
-            found |= _both(f'{place(level.pyramid)}.Conv_0', f'{there}.skip_conv')
+    for way, levels in (('down', network.down_levels), ('up', network.up_levels)):
+        for i, level in enumerate(levels):
+            there = f'{way}_blocks.{i}'
+            blocks(level, there)
+            if level.resample is not None:
+                own = place(level.resample)
+                found |= (_block(modules[level.resample], own, f'{there}.resnet_{way}') if skip else
+                          _both(f'{own}.Conv_0', f'{there}.{way}samplers.0.conv'))
+            if way == 'down' and level.pyramid is not None:
+                found |= _both(f'{place(level.pyramid)}.Conv_0', f'{there}.skip_conv')
     first, attention, second = network.bottom
     found |= _block(modules[first], place(first), 'mid_block.resnets.0') | _attention(place(attention), 'mid_block.attentions.0')
     found |= _block(modules[second], place(second), 'mid_block.resnets.1')
-    for i, level in enumerate(network.up_levels):
-        there = f'up_blocks.{i}'
-        blocks(level, there)
-        if level.resample is not None:
-            found |= (_block(modules[level.resample], place(level.resample), f'{there}.resnet_up') if skip else
-                      _both(f'{place(level.resample)}.Conv_0', f'{there}.upsamplers.0.conv'))
     outputs = [level.pyramid for level in network.up_levels] if skip else [network.head]
     for i, (norm, conv) in enumerate(outputs):
         last = i == len(outputs) - 1
@@ -333,11 +329,7 @@ def unfit(config) -> list[str]:
             faults.append(f'config.{key}={got!r}: its blocks {"of NCSN++" if skip else "of DDPM"} and its pipeline have {value!r}')
     if faults or not skip:
         return faults
-    network = _network(config)
-    groups = {network.all_modules[attention].GroupNorm_0.num_groups for level in network.down_levels + network.up_levels
-              for _, attention in level.blocks if attention is not None}
-    groups |= {network.all_modules[block].GroupNorm_0.num_groups for level in network.up_levels if level.blocks[-1][1] is not None
-               for block, _ in level.blocks}
+    groups = {layer.GroupNorm_0.num_groups for layer in _network(config).around_attention()}
     return [f'config.model.attn_groups={config.model.get("attn_groups", 0)}: around attention its blocks have 32 groups, this network has '
             + ', '.join(map(str, sorted(groups)))] if groups - {32} else []
 

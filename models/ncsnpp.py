@@ -46,15 +46,14 @@ class NCSNpp(UNet):
             progressive_combine=model.progressive_combine.lower(), pyramid=fir,
             skip_rescale=model.skip_rescale, init_scale=model.init_scale)
         if model.get('attn_groups', 0):
-            self._regroup(model.attn_groups)
+            for layer in self.around_attention():
+                layer.GroupNorm_0 = group_norm(layer.GroupNorm_0.num_channels, model.attn_groups)
 
-    def _regroup(self, groups: int):
-        """Gives the attention of every level, and the blocks on the way up around it, normalizations of so many groups."""
-        layers = [self.all_modules[attention] for level in self.down_levels + self.up_levels for _, attention in level.blocks
-                  if attention is not None]
-        layers += [self.all_modules[block] for level in self.up_levels if level.blocks[-1][1] is not None for block, _ in level.blocks]
-        for layer in layers:
-            layer.GroupNorm_0 = group_norm(layer.GroupNorm_0.num_channels, groups)
+    def around_attention(self) -> list:
+        """The attention of every level, and the blocks on the way up around it, whose first normalization `model.attn_groups` is about."""
+        positions = [attention for level in self.down_levels + self.up_levels for _, attention in level.blocks if attention is not None]
+        positions += [block for level in self.up_levels if level.blocks[-1][1] is not None for block, _ in level.blocks]
+        return [self.all_modules[position] for position in positions]
 
 
 register_model(NCSNpp, name='ncsnpp')

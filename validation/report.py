@@ -70,7 +70,8 @@ def write(found, output) -> pathlib.Path:
     """Writes everything to the folder `output`; returns the path of REPORT.md."""
     output = pathlib.Path(output)
     measured = [result.workdir for result in found if result.numbers]
-    details = reports.write(measured, output / 'details').relative_to(output).as_posix() if measured else ''
+    details = [f'With samplers, features and all that these rest on: [{path}]({path}); in full precision: [summary.csv](summary.csv).'
+               for path in ([reports.write(measured, output / 'details').relative_to(output).as_posix()] if measured else [])]
     pictures = _grids(found, output)
     _summary(found, output / 'summary.csv')
     done = [check for result in found for check in result.checks]
@@ -88,9 +89,7 @@ def write(found, output) -> pathlib.Path:
              result.about['step'], f'{result.about["parameters"] / 1e6:.3g} million', f'`{result.about["digest"]}`') for result in found]),
         '## Numbers',
         reports.markdown(('Checkpoint', 'Quantity', 'Here', 'n', 'Real to real', 'Paper', 'Beside the paper'), _result_rows(found)),
-        'Averaged weights. ± is the standard error. *Real to real*: between held-out and training images, for scale. With samplers, '
-        'features and all that these rest on: '
-        f'[details/report.md]({details}); in full precision: [summary.csv](summary.csv).',
+        ' '.join(['Averaged weights. ± is the standard error. *Real to real*: between held-out and training images, for scale.', *details]),
         '## Time',
         reports.markdown(('Checkpoint', 'Of a', 'Seconds an image', 'Evaluations of the network', 'ms of each, an image', 'n', 'By'),
                          _cost_rows(found)),
