@@ -1,4 +1,5 @@
 """What the commands share: flags, of which one is a config, and the log."""
+import difflib
 import logging
 import logging.handlers
 import os
@@ -35,7 +36,11 @@ def parse_flags(argv):
         unknown = next((key for key in _config_keys(argv) if not _has(config, key)), None)
         if unknown is None:
             raise
-        raise SystemExit(f'error: the config has no key {unknown}: {path} and configs/defaults.py show those it has') from error
+        known = [f'{section}.{name}' if name else section for section in config for name in
+                 (config[section] if hasattr(config[section], 'keys') else [''])]
+        near = difflib.get_close_matches(unknown, known, 1)
+        raise SystemExit(f'error: the config has no key {unknown}: ' + (f'did you mean {near[0]}? ' if near else '') +
+                         f'{path} and configs/defaults.py show those it has') from error
 
 
 def _config_keys(argv):

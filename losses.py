@@ -26,7 +26,7 @@ def get_optimizer(config, params) -> torch.optim.Optimizer:
     optim = config.optim
     if optim.optimizer.lower() != 'adam':
         raise UserError(f"config.optim.optimizer is {optim.optimizer!r}: known is 'Adam'")
-    return torch.optim.Adam(params, lr=optim.lr, betas=(optim.beta1, 0.999), eps=optim.eps, weight_decay=optim.weight_decay,
+    return torch.optim.Adam(params, lr=optim.lr, betas=(float(optim.beta1), 0.999), eps=optim.eps, weight_decay=optim.weight_decay,
                             amsgrad=optim.get('amsgrad', False), fused=True)
 
 

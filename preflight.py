@@ -14,14 +14,11 @@ import losses
 import ode_lib
 import sampling
 import sde_lib
+from configs import rules
 from errors import UserError
 from models import utils as mutils
 from models.unet import UNet
 
-POSITIVE = ('data.image_size', 'training.batch_size', 'training.n_iters', 'training.snapshot_freq',
-            'training.snapshot_freq_for_preemption', 'training.log_freq', 'training.eval_freq', 'eval.batch_size', 'eval.num_samples',
-            'optim.lr', 'model.num_scales', 'model.nf')
-TOLERANCES = ('sampling.rtol', 'sampling.atol', 'eval.bpd_rtol', 'eval.bpd_atol', 'control.rtol', 'control.atol')
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 
 
@@ -30,36 +27,62 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
 
     `mode`: 'train', 'classifier', 'eval', 'sample', 'control', 'stats' or 'data'; `numbers`: the snapshots to evaluate.
     """
-    for section in SECTIONS + ('control',) * (mode == 'control'):
-        if section not in config:
-            raise UserError(f'the config has no section {section!r}: start from configs/defaults.py')
-    checks = [lambda: _device(config), lambda: _numbers(config), lambda: datasets.get_levels(config)]
+    missing = [section for section in SECTIONS + ('control',) * (mode == 'control') if not hasattr(config.get(section), 'items')]
+    if missing:
+        raise UserError('\n'.join(f'the config has no section {section!r}: start from configs/defaults.py' for section in missing))
+    refused = rules.faults(config, _own_keys(config))
+    if 'device' not in refused:
+        refused |= _device(config)
+    if refused:  # what follows is told of the other keys only: one that was refused is as if it were missing
+        config = _without(config, refused)
+    checks = [datasets.get_levels, _names]
     if mode not in ('stats', 'data'):
-        checks += [lambda: (_kind(config, mode), _network(config)), lambda: sde_lib.get_sde(config)]
+        checks += [lambda config: _kind(config, mode), _scaling, _network, sde_lib.get_sde]
     if workdir or mode not in ('stats', 'data'):
-        checks += [lambda: _workdir(workdir)]
-    if {'train': config.training.snapshot_sampling, 'eval': config.eval.enable_sampling, 'sample': True, 'control': True}.get(mode):
-        checks += [lambda: _sampler(config)]
+        checks += [lambda config: _workdir(workdir)]
+    if {'train': config.training.get('snapshot_sampling'), 'eval': config.eval.get('enable_sampling'), 'sample': True,
+            'control': True}.get(mode):
+        checks += [_sampler]
     if mode in ('train', 'classifier'):
-        checks += [lambda: datasets.get_source(config), lambda: _training(config)]
+        checks += [datasets.get_source, _batches, _optimizer, _objective]
     if mode == 'eval':
-        checks += [lambda: datasets.get_source(config), lambda: _evaluation(config), lambda: _snapshots(config, workdir, numbers)]
+        checks += [datasets.get_source, _evaluation, lambda config: _snapshots(config, workdir, numbers)]
     if mode in ('stats', 'data'):
-        checks += [lambda: datasets.get_source(config)]
+        checks += [datasets.get_source]
     if mode == 'stats':
-        checks += [lambda: _metrics(config, with_none=False)]
-    faults = []
+        checks += [lambda config: _metrics(config, with_none=False)]
+    faults = list(refused.values())
     for run in checks:
         try:
-            run()
+            run(config)
         except (UserError, NotImplementedError) as fault:
             faults += [line for line in str(fault).splitlines() if line not in faults]
         except (AttributeError, KeyError) as fault:
             if not _is_missing_key(fault):
                 raise
-            faults.append(f'the config lacks a key: {str(fault).splitlines()[0]}')
+            key = str(fault).partition('\\n')[0].strip('\'"\\')
+            if key not in {name.rpartition('.')[2] for name in refused}:
+                faults.append(f'the config lacks the key {key!r}: configs/defaults.py tells what it means')
     if faults:
-        raise UserError('\n'.join(faults))
+        raise UserError('\n'.join(dict.fromkeys(faults)))
+
+
+def _own_keys(config) -> list[str]:
+    """The keys that networks and data sets which are not of this library may have for themselves."""
+    name, dataset = config.model.get('name'), config.data.get('dataset')
+    network = mutils.MODELS.find(name) if isinstance(name, str) else None
+    source = datasets.SOURCES.get(dataset.upper()) if isinstance(dataset, str) else None
+    own = [f'data.{key}' for key in source.keys] if source else []
+    return own + ['model.'] * (network is not None and not network.__module__.startswith('models.'))
+
+
+def _without(config, keys) -> ConfigDict:
+    """A copy of the config that lacks the keys."""
+    content = config.to_dict()
+    for key in keys:
+        section, _, name = key.rpartition('.')
+        (content[section] if section else content).pop(name, None)
+    return ConfigDict(content)
 
 
 def _is_missing_key(fault) -> bool:
@@ -70,48 +93,51 @@ def _is_missing_key(fault) -> bool:
     return 'ml_collections' in trace.tb_frame.f_code.co_filename
 
 
-def _device(config):
+def _device(config) -> dict[str, str]:
+    """{} for a device that is there, else {'device': one sentence}."""
     try:
         device = torch.device(config.device)
-    except RuntimeError as error:
-        raise UserError(f"config.device is {config.device!r}: expected a device such as 'cpu', 'cuda' or 'cuda:0'") from error
+    except RuntimeError:
+        return {'device': f"config.device is {config.device!r}: expected a device such as 'cpu', 'cuda' or 'cuda:0'"}
     if device.type == 'cuda' and not torch.cuda.is_available():
-        raise UserError(f"config.device is {str(config.device)!r}, but PyTorch finds no CUDA device here: use --config.device=cpu")
+        return {'device': f'config.device is {str(config.device)!r}, but PyTorch finds no CUDA device here: use --config.device=cpu'}
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f'config.device is {str(config.device)!r}, but there are only {torch.cuda.device_count()} CUDA devices, from 0')
+        return {'device': f'config.device is {str(config.device)!r}, but there are only {torch.cuda.device_count()} CUDA devices, from 0'}
+    return {}
 
 
-def _numbers(config):
-    faults = []
-    for key in POSITIVE:
-        section, name = key.split('.')
-        if not config[section][name] > 0:
-            faults.append(f'config.{key} is {config[section][name]!r}: it must be above 0')
-    for section, name in (key.split('.') for key in TOLERANCES):
-        if not config.get(section, {}).get(name, 1e-5) > 0:
-            faults.append(f'config.{section}.{name} is {config[section][name]!r}: it must be above 0')
-    if config.seed < 0:
-        faults.append(f'config.seed is {config.seed}: it must not be negative')
-    if not 0 <= config.model.ema_rate <= 1:
-        faults.append(f'config.model.ema_rate is {config.model.ema_rate!r}: it must lie in [0, 1]')
-    if config.optim.grad_clip == 0:
-        faults.append('config.optim.grad_clip is 0, which makes every gradient 0: for no clipping it is negative')
-    if not 0 <= config.model.dropout < 1:
-        faults.append(f'config.model.dropout is {config.model.dropout!r}: it must lie in [0, 1)')
+def _names(config):
+    """The names of samplers and solvers are known, those too that another setting leaves unused."""
+    settings, faults = config.sampling, []
+    if settings.method.lower() not in sampling.METHODS:
+        faults.append(f'config.sampling.method is {settings.method!r}: known are {", ".join(sampling.METHODS)}')
+    for registry, name in ((sampling.PREDICTORS, settings.predictor), (sampling.CORRECTORS, settings.corrector)):
+        if registry.find(name.lower()) is None:
+            faults.append(f'unknown {registry.kind} {name!r}: known are {", ".join(registry.names())}')
+    for key, method in (('sampling.ode_method', settings.get('ode_method')), ('eval.bpd_method', config.eval.get('bpd_method'))):
+        if method is not None and method not in ode_lib.METHODS:
+            faults.append(f'config.{key} is {method!r}: known are {", ".join(ode_lib.METHODS)}')
     if faults:
         raise UserError('\n'.join(faults))
+
+
+def _scaling(config):
+    """Where a network divides by sigma it can tell sigma from its label."""
+    model = config.model
+    if not model.get('scale_by_sigma'):
+        return
+    if config.training.sde.lower() != 'vesde':
+        raise UserError("config.model.scale_by_sigma=True needs training.sde='vesde': it divides by the sigma of that SDE")
+    name = model.name.lower()
+    by_index = name == 'ddpm' or name in ('ncsnpp', 'ddpmpp') and model.get('embedding_type') == 'positional'
+    if config.training.continuous and by_index:
+        raise UserError("config.model.scale_by_sigma=True needs training.continuous=False, or NCSN++ with "
+                        "model.embedding_type='fourier': other networks look sigma up by an index, which continuous time does not have")
 
 
 def _network(config):
     """Builds the network without its numbers, and runs one image through its shapes."""
     size, channels = config.data.image_size, config.data.num_channels
-    name, scaled = config.model.name.lower(), config.model.get('scale_by_sigma')
-    if scaled and config.training.sde.lower() != 'vesde':
-        raise UserError("config.model.scale_by_sigma=True needs training.sde='vesde': it divides by the sigma of that SDE")
-    by_index = name == 'ddpm' or name in ('ncsnpp', 'ddpmpp') and config.model.get('embedding_type') == 'positional'
-    if scaled and config.training.continuous and by_index:
-        raise UserError("config.model.scale_by_sigma=True needs training.continuous=False, or NCSN++ with "
-                        "model.embedding_type='fourier': other networks look sigma up by an index, which continuous time does not have")
     if config.training.get('precision', 'float32') not in mutils.PRECISIONS:
         raise UserError(f'config.training.precision is {config.training.precision!r}: known are {", ".join(mutils.PRECISIONS)}')
     if config.training.get('recompute', False) and not issubclass(mutils.get_model(config.model.name), UNet):
@@ -120,9 +146,25 @@ def _network(config):
         network = mutils.get_model(config.model.name)(config)
         try:
             network(torch.zeros(1, channels, size, size), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
-        except RuntimeError as error:
+        except (RuntimeError, UserError) as error:
             reason = str(error).partition('\n')[0]
             raise UserError(f'the network cannot take images of config.data.image_size={size}: {reason}') from error
+    _memory(config, sum(p.numel() for p in network.parameters()))
+
+
+def _memory(config, parameters: int):
+    """The parameters and their average fit on the device."""
+    device = torch.device(config.device)
+    if device.type == 'cuda':
+        there = torch.cuda.get_device_properties(device).total_memory
+    elif device.type == 'cpu':
+        there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    else:
+        return
+    if 8 * parameters > there:
+        raise UserError(f'a network of {parameters:,} parameters, which with their average take {8 * parameters / 2 ** 30:.1f} GiB, does '
+                        f'not fit into the {there / 2 ** 30:.1f} GiB of config.device={str(device)!r}: make config.model.nf, ch_mult or '
+                        'num_res_blocks smaller')
 
 
 def _kind(config, mode):
@@ -133,8 +175,6 @@ def _kind(config, mode):
     if mode != 'classifier' and classifies:
         raise UserError(f'config.model.name={config.model.name!r} is a classifier: --mode classifier trains it')
     classes, dropout = config.model.get('num_classes', 0), config.model.get('label_dropout', 0.1)
-    if classes < 0 or not 0 <= dropout <= 1:
-        raise UserError(f'config.model.num_classes={classes} and label_dropout={dropout}: a number of classes, and a share of images')
     if classes and not classifies and dropout == 0 and config.sampling.get('guidance', 1.0) != 1:
         raise UserError(f'config.sampling.guidance={config.sampling.guidance} needs the score without a class as well: it must be trained '
                         'with config.model.label_dropout above 0')
@@ -146,14 +186,19 @@ def _sampler(config):
     sampling.get_sampling_fn(config, sde, shape, lambda x: x, sde.sampling_eps)
 
 
-def _training(config):
+def _batches(config):
     training, parts, processes = config.training, config.training.get('accumulation', 1), distributed.size()
-    if parts < 1:
-        raise UserError(f'config.training.accumulation is {parts}: it must be above 0')
     if training.batch_size % (parts * processes):
         raise UserError(f'config.training.batch_size is {training.batch_size}: it must be a multiple of '
                         f'config.training.accumulation={parts}' + f' times the {processes} processes' * (processes > 1))
+
+
+def _optimizer(config):
     losses.get_optimizer(config, [torch.zeros(1, requires_grad=True)])
+
+
+def _objective(config):
+    training = config.training
     losses.get_step_fn(sde_lib.get_sde(config), True, None, training.reduce_mean, training.continuous, training.likelihood_weighting)
 
 
@@ -161,8 +206,6 @@ def _evaluation(config):
     settings = config.eval
     if settings.bpd_dataset.lower() not in ('train', 'test'):
         raise UserError(f"config.eval.bpd_dataset is {settings.bpd_dataset!r}: known are 'train' and 'test'")
-    if settings.enable_bpd:
-        ode_lib.check_method(settings.get('bpd_method', 'RK45'))
     if settings.begin_ckpt > settings.end_ckpt:
         raise UserError(f'config.eval.begin_ckpt={settings.begin_ckpt} lies behind end_ckpt={settings.end_ckpt}')
     if settings.enable_sampling:

@@ -28,6 +28,10 @@ class Registry:
             raise UserError(f'unknown {self.kind} {name!r}: known are {", ".join(self.names())}')
         return self._classes[name]
 
+    def find(self, name: str):
+        """The class called `name`, or None."""
+        return self._classes.get(name)
+
     def names(self) -> list[str]:
         """The known names, sorted."""
         return sorted(self._classes)

@@ -19,6 +19,7 @@ PREDICTORS = Registry('predictor (config.sampling.predictor)')
 CORRECTORS = Registry('corrector (config.sampling.corrector)')
 register_predictor, get_predictor = PREDICTORS.register, PREDICTORS.get
 register_corrector, get_corrector = CORRECTORS.register, CORRECTORS.get
+METHODS = ('pc', 'ode')
 
 
 class Predictor(abc.ABC):
@@ -72,7 +73,8 @@ class AncestralSamplingPredictor(Predictor):
 
     def __init__(self, sde, score_fn, probability_flow=False):
         if probability_flow:
-            raise NotImplementedError('ancestral sampling has no probability flow: use reverse_diffusion or euler_maruyama')
+            raise NotImplementedError('sampling.probability_flow=True has no meaning for ancestral sampling: use reverse_diffusion or '
+                                      'euler_maruyama')
         super().__init__(sde, score_fn)
         sde.ancestral_step(torch.zeros(1), torch.full((1,), float(sde.T)), torch.zeros(1))  # refuses at once an SDE without a chain
 
@@ -218,7 +220,7 @@ def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None):
         return get_pc_sampler(sde, shape, get_predictor(sampling.predictor.lower()), get_corrector(sampling.corrector.lower()),
                               inverse_scaler, sampling.snr, n_steps=sampling.n_steps_each, probability_flow=sampling.probability_flow,
                               continuous=continuous, denoise=sampling.noise_removal, eps=eps, device=device, guidance=guidance)
-    raise UserError(f"config.sampling.method is {sampling.method!r}: known are 'pc' and 'ode'")
+    raise UserError(f'config.sampling.method is {sampling.method!r}: known are {", ".join(METHODS)}')
 
 
 def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,

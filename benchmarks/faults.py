@@ -1,13 +1,14 @@
 """Whether anything is lost when a training, or an evaluation, is killed at random moments.
 
     python benchmarks/faults.py --kills 100 --json faults.json      # some minutes on one core
-    python benchmarks/faults.py --kills 5 --work evaluation
+    python benchmarks/faults.py --kills 5 --work evaluation     # or training, or two: processes that train together
 
 A small network of digits is trained with a checkpoint every two steps. Its process is killed (SIGKILL) after a random time, during saves
 too, and started again, until the training is done; then all over again with another seed, until there have been so many kills. Behind
 every kill a checkpoint must be there that can be read and is not older than the one before. In the end parameters, moments, averages,
 random states and snapshots must be those of a training that was never stopped, bit for bit, and log and TensorBoard file must have every
-step once. The evaluation is killed in the same way; its files must hold the same arrays.
+step once. So are two processes that train together, killed at the same moment and compared with two that were not; and the evaluation,
+whose files must hold the same arrays.
 """
 import argparse
 import contextlib
@@ -19,6 +20,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -29,6 +31,7 @@ from timing import show
 
 import checkpoints
 import cli
+import distributed
 import plots
 import results
 import run_lib
@@ -49,12 +52,14 @@ def config_of(seed: int, folder):
     return config
 
 
-def in_child(work) -> int:
-    """The number of a process that does `work` and ends."""
+def in_child(work, *at_first) -> int:
+    """The number of a process that does all that is in `at_first`, then `work`, and ends."""
     process = os.fork()
     if process:
         return process
     try:
+        for prepare in at_first:
+            prepare()
         with open(os.devnull, 'w') as nothing, contextlib.redirect_stderr(nothing):
             work()
         os._exit(0)
@@ -64,22 +69,47 @@ def in_child(work) -> int:
 
 
 def killed(work, longest: float, rng) -> bool:
-    """Starts `work` and kills it after at most so many seconds; False where it was done before."""
-    process, deadline = in_child(work), time.monotonic() + rng.uniform(0, longest)
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            if status:
-                raise SystemExit(f'the process ended by itself, with status {os.waitstatus_to_exitcode(status)}')
-            return False
-        time.sleep(0.001)
-    os.kill(process, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    """Starts `work` and kills it, with all processes that it started, after at most so many seconds; False where it was done before."""
+    alive, held = os.pipe()
+    process, deadline = in_child(work, os.setsid, functools.partial(os.close, alive)), time.monotonic() + rng.uniform(0, longest)
+    os.close(held)
+    try:
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(process, os.WNOHANG)
+            if done:
+                if status:
+                    raise SystemExit(f'the process ended by itself, with status {os.waitstatus_to_exitcode(status)}')
+                return False
+            time.sleep(0.001)
+        for kill in (os.killpg, os.kill):  # the first moment it has no group yet
+            with contextlib.suppress(ProcessLookupError):
+                kill(process, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    finally:
+        os.read(alive, 1)  # comes to its end when the last of them is dead
+        os.close(alive)
 
 
 def train(config, workdir):
     cli.log_to(workdir / 'stdout.txt')
     run_lib.train(config, workdir)
+
+
+def train_by_two(config, workdir):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        place = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE='2')
+
+    def join(rank):
+        os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+        distributed.start(config.device, 5.0)
+        if rank == 0:
+            cli.log_to(workdir / 'stdout.txt')
+        run_lib.train(config, workdir)
+        distributed.stop()
+    others = [in_child(functools.partial(join, rank)) for rank in range(2)]
+    if any([os.waitpid(process, 0)[1] for process in others]):
+        raise SystemExit('one of the two processes ended by itself')
 
 
 def evaluate(config, workdir):
@@ -119,11 +149,11 @@ def loadable_step(workdir) -> int:
     return -1
 
 
-def trainings(kills: int, folder, rng) -> dict:
+def trainings(kills: int, folder, rng, train=train, what='training') -> dict:
     done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
     while done < kills:
         config = config_of(finished, folder)
-        whole, parts = folder / f'whole_{finished}', folder / f'parts_{finished}'
+        whole, parts = folder / f'{train.__name__}_whole_{finished}', folder / f'{train.__name__}_parts_{finished}'
         for workdir in (whole, parts):
             workdir.mkdir()
         started = time.monotonic()
@@ -136,8 +166,8 @@ def trainings(kills: int, folder, rng) -> dict:
         faults['state'] += state_of(whole) != state_of(parts)
         faults['steps'] += steps_of(whole) != steps_of(parts) or steps_of(parts)['log'] != list(range(STEPS))
         finished += 1
-        print(f'training {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True)
-    return dict(what='training', kills=done, finished=finished) | faults
+        print(f'{what} {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True)
+    return dict(what=what, kills=done, finished=finished) | faults
 
 
 def arrays_of(workdir) -> dict:
@@ -169,10 +199,14 @@ def evaluations(kills: int, folder, rng) -> dict:
     return dict(what='evaluation', kills=done, finished=finished) | faults
 
 
+WORK = {'training': trainings, 'two': functools.partial(trainings, train=train_by_two, what='training by two processes'),
+        'evaluation': evaluations}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=100, help='at least so many of each kind (%(default)s)')
-    parser.add_argument('--work', choices=('training', 'evaluation', 'both'), default='both')
+    parser.add_argument('--work', choices=(*WORK, 'all'), default='all')
     parser.add_argument('--seed', type=int, default=0, help='of the moments of the kills (%(default)s)')
     parser.add_argument('--json', metavar='PATH', help='write the rows and the machine to this file')
     parser.set_defaults(repeats=1)
@@ -181,8 +215,8 @@ def main() -> int:
     logging.getLogger('tensorboard').setLevel(logging.ERROR)  # it tells of every restart
     rng, rows = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as folder:
-        for what, work in (('training', trainings), ('evaluation', evaluations)):
-            if args.work in (what, 'both'):
+        for what, work in WORK.items():
+            if args.work in (what, 'all'):
                 rows.append(work(args.kills, pathlib.Path(folder), rng))
     show(args, 'Killed at random moments', rows, {
         'what': ('what', '{}'), 'kills': ('kills', '{}'), 'runs to the end': ('finished', '{}'),

@@ -36,6 +36,8 @@ class RefineNet(nn.Module):
         super().__init__()
         accept(config, 'model.num_classes', 0, why='the U-Nets can be told classes')
         model, norm, act = config.model, get_normalization(config, self.conditional), get_act(config)
+        if model.nf < 2:
+            raise UserError(f'config.model.nf is {model.nf}: {model.name} needs 2 channels or more, whose means it compares')
         nf, inner_norm = model.nf, norm if self.conditional else None
         self.centered, self.act = config.data.centered, act
         self.begin_conv = _conv(config.data.num_channels, nf)

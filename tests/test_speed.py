@@ -145,7 +145,7 @@ def test_bfloat16_is_near_float32(name):
 
 @pytest.mark.parametrize('key, value, message', [
     ('precision', 'float8', "config.training.precision is 'float8': known are float32, bfloat16"),
-    ('accumulation', 0, 'config.training.accumulation is 0: it must be above 0'),
+    ('accumulation', 0, 'config.training.accumulation is 0: it must be a whole number, 1 or more'),
     ('accumulation', 7, 'config.training.batch_size is 64: it must be a multiple of config.training.accumulation=7$')])
 def test_settings_without_a_meaning_are_refused(key, value, message, tmp_path):
     config = digits_ddpmpp_continuous.get_config()

@@ -1,0 +1,171 @@
+"""What every value of a config may be, whatever the others are; what the keys mean is told in `defaults`.
+
+    faults(config) -> {'model.dropout': 'config.model.dropout is 1.5: it must be a number in [0, 1)', ...}
+
+Bounds that look arbitrary keep float32 from overflowing, or a slip of the hand from filling the memory before anything can be told.
+Which values go together, and which names are known, is said by those who use them; preflight.py asks them all.
+"""
+import difflib
+import math
+import numbers
+import os
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class Rule(NamedTuple):
+    """Whether a value is accepted, and what is: '... must be {text}'."""
+    accepts: Callable[[Any], bool]
+    text: str
+
+
+def _is_flag(value) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def whole(least: int, most: int = 2 ** 63 - 1) -> Rule:
+    """A whole number from `least` to `most`."""
+    text = f'a whole number, {least} or more' if most == 2 ** 63 - 1 else f'a whole number from {least} to {most}'
+    return Rule(lambda value: isinstance(value, numbers.Integral) and not _is_flag(value) and least <= value <= most, text)
+
+
+def real(interval: str = '(-inf, inf)') -> Rule:
+    """A finite number in an interval such as '(0, 1]'."""
+    low, high = (float(end) for end in interval[1:-1].split(','))
+    open_low, open_high = interval[0] == '(', interval[-1] == ')'
+
+    def accepts(value):
+        if not isinstance(value, numbers.Real) or _is_flag(value) or not math.isfinite(value):
+            return False
+        return (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+    if high < math.inf:
+        return Rule(accepts, f'a number in {interval}')
+    return Rule(accepts, 'a finite number' if low == -math.inf else f'a number above {low:g}' if open_low else f'a number, {low:g} or more')
+
+
+def several(rule: Rule, least: int = 0) -> Rule:
+    """A tuple or list of `least` or more values, each of which keeps `rule`."""
+    kind = rule.text.partition(' ')[2]
+    return Rule(lambda value: isinstance(value, (tuple, list)) and len(value) >= least and all(map(rule.accepts, value)),
+                f'a tuple{" of one or more" * (least > 0)}, each of them a {kind}')
+
+
+def one_of(*names: str) -> Rule:
+    """One of the names, in any case."""
+    return Rule(lambda value: isinstance(value, str) and value.lower() in names, ' or '.join(map(repr, names)))
+
+
+def unused(value) -> Rule:
+    """The one published value of a key that was never of any effect, a slip of the pen or an old name."""
+    return Rule(lambda given: type(given) in (type(value), int) and given == value, f'{value!r}, as published: it is without effect')
+
+
+def _is_filter(value) -> bool:
+    taps = np.asarray(value, object)
+    return taps.ndim == 1 and 0 < len(taps) <= 64 and all(map(real().accepts, taps)) and abs(sum(taps)) > 1e-3 * max(map(abs, taps))
+
+
+FLAG = Rule(_is_flag, 'True or False')
+TEXT = Rule(lambda value: isinstance(value, str), 'a text in quotes')
+PATH = Rule(lambda value: isinstance(value, (str, os.PathLike)), 'a path in quotes')
+DEVICE = Rule(lambda value: isinstance(value, (str, torch.device)), "a device such as 'cpu', 'cuda' or 'cuda:0'")
+FILTER = Rule(_is_filter, 'a tuple of at most 64 numbers whose sum is not 0')
+SECTION = Rule(lambda value: False, 'a section, with keys in it')
+COUNT, TOLERANCE, NOISE = whole(1), real('[1e-10, 1)'), real('[1e-6, 1e6]')
+CLIPPING = Rule(lambda value: real().accepts(value) and value != 0, 'a number, not 0, which would make every gradient 0: for no clipping '
+                'it is negative')
+
+RULES = {
+    '': dict(
+        seed=whole(0), device=DEVICE, timeout_minutes=real('(0, 1e6]'),
+    ),
+    'data': dict(
+        dataset=TEXT, image_size=whole(1, 2 ** 14), num_channels=whole(1, 2 ** 10), random_flip=FLAG, centered=FLAG,
+        uniform_dequantization=FLAG, tfds_dir=PATH, category=TEXT, tfrecords_path=PATH, path=PATH, test_fraction=real('[0, 1)'),
+        fit=one_of('crop', 'exact'), on_error=one_of('raise', 'skip'), memory_gib=real('[0, inf)'),
+    ),
+    'training': dict(
+        sde=TEXT, continuous=FLAG, likelihood_weighting=FLAG, reduce_mean=FLAG, batch_size=COUNT, accumulation=COUNT,
+        recompute=FLAG, precision=TEXT, channels_last=FLAG, compile=FLAG, n_iters=COUNT, snapshot_freq=COUNT,
+        snapshot_freq_for_preemption=COUNT, keep_checkpoints=whole(0), max_bad_steps=whole(0), snapshot_sampling=FLAG, log_freq=COUNT,
+        eval_freq=COUNT, loss=unused('vesde'), continuouse=unused(False),
+    ),
+    'optim': dict(
+        optimizer=TEXT, lr=real('(0, 1]'), beta1=real('[0, 1)'), eps=real('[1e-20, 1]'), weight_decay=real('[0, 1]'), amsgrad=FLAG,
+        warmup=whole(0), grad_clip=CLIPPING,
+    ),
+    'model': dict(
+        name=TEXT, ema_rate=real('[0, 1]'), sigma_min=NOISE, sigma_max=NOISE,
+        beta_min=real('[1e-4, 300]'), beta_max=real('[1e-4, 300]'),  # above, float32 knows no trace of x_0 in x_T
+        num_scales=whole(1, 10 ** 6), dropout=real('[0, 1)'), scale_by_sigma=FLAG, conditional=FLAG, num_classes=whole(0, 10 ** 6),
+        label_dropout=real('[0, 1]'), embedding_type=one_of('fourier', 'positional'), fourier_scale=real('(0, 1e6]'),
+        nf=whole(1, 2 ** 14), ch_mult=several(whole(1, 2 ** 10), 1), widen=whole(1, 2 ** 10), num_res_blocks=whole(1, 1000),
+        attn_resolutions=several(COUNT), normalization=TEXT, nonlinearity=TEXT, up_attention=one_of('level', 'block'), groups=COUNT,
+        attn_groups=whole(0), attn_head_dim=whole(0), center_input=FLAG, resamp_with_conv=FLAG, fir=FLAG, fir_kernel=FILTER,
+        skip_rescale=FLAG, resblock_type=one_of('biggan', 'ddpm'), progressive=one_of('none', 'output_skip', 'residual'),
+        progressive_input=one_of('none', 'input_skip', 'residual'), progressive_combine=one_of('sum', 'cat'), init_scale=real('[0, 100]'),
+        interpolation=one_of('bilinear', 'bicubic', 'nearest', 'area'), attention_type=TEXT, conv_size=COUNT, sigma_begin=unused(90.0),
+    ),
+    'sampling': dict(
+        method=TEXT, predictor=TEXT, corrector=TEXT, n_steps_each=whole(0), snr=real('(0, 10]'), probability_flow=FLAG, noise_removal=FLAG,
+        steps=whole(0, 10 ** 6), ode_method=TEXT, rtol=TOLERANCE, atol=TOLERANCE, seed_per_image=FLAG, guidance=real('[-1000, 1000]'),
+    ),
+    'control': dict(
+        images=COUNT, results=COUNT, resample=COUNT, jump=COUNT, consistency=real('[0, inf)'), blur=real('(0, 1000]'), steps=whole(2),
+        temperatures=several(real('[0, 1000]'), 1), rtol=TOLERANCE, atol=TOLERANCE,
+    ),
+    'eval': dict(
+        begin_ckpt=whole(0), end_ckpt=whole(0), batch_size=COUNT, num_samples=COUNT, enable_loss=FLAG, enable_sampling=FLAG,
+        enable_bpd=FLAG, bpd_dataset=TEXT, most_images=whole(0), bpd_repeats=COUNT, bpd_probes=COUNT, bpd_method=TEXT, bpd_rtol=TOLERANCE,
+        bpd_atol=TOLERANCE, metrics_backend=TEXT, inception_path=PATH, extractor=TEXT, features=TEXT, stats_dir=PATH, stats_split=TEXT,
+        stats_samples=COUNT, metrics_floor=FLAG, is_splits=COUNT, wait_minutes=real('[0, inf)'),
+    ),
+}
+
+# Of other keys some networks, data sets and modes have no need, or they have defaults.
+REQUIRED = {
+    '': 'seed device',
+    'data': 'dataset image_size num_channels random_flip centered uniform_dequantization',
+    'training': 'sde continuous likelihood_weighting reduce_mean batch_size n_iters snapshot_freq snapshot_freq_for_preemption '
+                'snapshot_sampling log_freq eval_freq',
+    'optim': 'optimizer lr beta1 eps weight_decay warmup grad_clip',
+    'model': 'name ema_rate num_scales',
+    'sampling': 'method predictor corrector n_steps_each snr probability_flow noise_removal',
+    'eval': 'begin_ckpt end_ckpt batch_size num_samples enable_loss enable_sampling enable_bpd bpd_dataset',
+}
+
+
+def faults(config, own: Collection[str] = ()) -> dict[str, str]:
+    """{key: one sentence} of the keys of `config` that are missing, unknown, or whose value breaks its rule, such as 'model.nf'.
+
+    `own`: beginnings of keys that may stand there besides the known ones, of whatever value: 'model.' for a network of one's own.
+    """
+    top = [(name, value) for name, value in config.items() if not (name in RULES and hasattr(value, 'items'))]
+    found = _faults('', top, RULES[''] | {name: SECTION for name in RULES if name}, own)
+    for section, rules in RULES.items():
+        if section and section in config and section not in dict(top):
+            found |= _faults(section + '.', config[section].items(), rules, own)
+    return found
+
+
+def _faults(prefix, items, rules, own):
+    found = {prefix + name: f'the config lacks the key {prefix}{name}: configs/defaults.py tells what it means'
+             for name in REQUIRED.get(prefix[:-1], '').split() if name not in dict(items)}
+    for name, value in items:
+        key = prefix + name
+        if name in rules:
+            if not rules[name].accepts(value):
+                found[key] = f'config.{key} is {_shown(value)}: it must be {rules[name].text}'
+        elif not key.startswith(tuple(own)):
+            near = difflib.get_close_matches(name, rules, 1)
+            found[key] = f'config.{key} is no key of this library: ' + (
+                f'did you mean config.{prefix}{near[0]}?' if near else 'configs/defaults.py tells those that it has')
+    return found
+
+
+def _shown(value, most: int = 80) -> str:
+    shown = ' '.join(repr(value).split())
+    return shown if len(shown) <= most else shown[:most] + '...'

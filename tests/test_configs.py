@@ -1,0 +1,232 @@
+"""Configs from tired people: whatever its values, a config gives a network, a loss and a sampler that take a step, or it is refused before
+any work by sentences that name its keys.
+
+Configs are mutated at random, with values that are nearly right, of a wrong type, or absurd. How many: CONFIGS, 400 by default.
+"""
+import copy
+import functools
+import os
+import re
+
+import pytest
+import torch
+from hypothesis import HealthCheck, event, given, seed, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+import datasets
+import losses
+import preflight
+import run_lib
+import sampling
+import sde_lib
+from configs import defaults, rules
+from conftest import load_config
+from errors import UserError
+from models import utils as mutils
+
+MODULES = ('ve.digits_ncsnpp_continuous', 'vp.digits_ddpmpp_continuous', 'subvp.digits_ddpmpp_continuous', 'vp.digits_ddpmpp_classes',
+           'vp.digits_wideresnet', 've.cifar10_ncsnpp', 'vp.ddpm.cifar10', 've.ncsn.cifar10', 've.ncsnv2.cifar10')
+NETWORKS = (*mutils.MODELS.names(), 'unet')
+NAMES = ('none', 'pc', 'ode', 'vesde', 'vpsde', 'subvpsde', 'VPSDE', 'swish', 'elu', 'relu', 'fourier', 'positional', 'biggan', 'ddpm',
+         'residual', 'output_skip', 'input_skip', 'sum', 'cat', 'GroupNorm', 'InstanceNorm++', 'VarianceNorm', 'euler_maruyama',
+         'reverse_diffusion', 'ancestral_sampling', 'langevin', 'ald', 'block', 'level', 'bilinear', 'nearest', 'bfloat16', 'float32',
+         'RK45', 'dopri5', 'Adam', 'DIGITS', 'train', 'test', 'pixels', '', 'x', 'None', 'true', 'crop', 'exact',
+         'raise', 'skip', *NETWORKS)
+WHOLE = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 30, 32, 64, 100, -1, -2, 2 ** 31, 2 ** 63, 10 ** 30)
+REAL = (0.0, 1e-30, 1e-9, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.999, 1.0, 1.5, 2.0, 16.0, 50.0, 299.0, 1e4, 1e12, 1e30, -1e-9, -1.0, -1e30,
+        float('nan'), float('inf'), float('-inf'))
+TUPLES = ((), (1,), (1, 2), (2, 1), (1, 1, 2), (1, 2, 2, 2), (4,), (8,), (16, 8), (0,), (-1, 2), (1.0, 2.0), ('a',), (None,), ((1, 2),),
+          (1, 3, 3, 1), (1, 1), (1, 2, 1), (1, -1), (0, 0), (3, 10 ** 9), (10 ** 30, 1), (float('nan'), 1.0))
+KINDS = {bool: (True, False), int: WHOLE, float: REAL, str: NAMES, tuple: TUPLES, list: TUPLES}
+ANYTHING = (None, b'1', object(), {}, {'a': 1}, [], 1j, torch.ones(2), *(value for values in KINDS.values() for value in values))
+GONE = 'gone'
+MISSPELT = ('nff', 'sigma_mx', 'Name', 'dropOut', 'lr', 'x')
+
+
+@functools.cache
+def base(module: str) -> ConfigDict:
+    """The config of a module for images of 8 or 16 pixels, and so small that a step of it takes no time."""
+    config = load_config(f'configs.{module}')
+    config.data.update(dataset='FOLDER', path='pictures', num_channels=1, image_size=16 if 'ncsnv2' in module else 8)
+    config.model.update(nf=32 if config.model.name == 'ddpm' else 8)
+    with config.ignore_type():
+        if 'ch_mult' in config.model:
+            config.model.update(ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,))
+        if 'widen' in config.model:
+            config.model.widen = 1
+    config.training.compile = False
+    return config
+
+
+@functools.cache
+def accepted(key: str) -> list:
+    """The values that the key may have, of all that are tried."""
+    section, _, name = key.rpartition('.')
+    return [value for value in ANYTHING if rules.RULES[section][name].accepts(value)]
+
+
+@st.composite
+def mutations(draw):
+    """(module, {key: value}): some keys, with values that each may have, so that it is their combination that is tried; or with some of
+    a wrong value or type, or gone, or with another name."""
+    module, tidy = draw(st.sampled_from(MODULES)), draw(st.booleans())
+    found = flatten(base(module))
+    keys = sorted(found.keys() - {'training.compile', 'device'})
+    changes = {}
+    for key in draw(st.lists(st.sampled_from(keys), min_size=1, max_size=8 if tidy else 4, unique=True)):
+        what = 20 if tidy else draw(st.integers(0, 19))
+        if what == 0:
+            changes[key] = GONE
+        elif what == 1:
+            changes |= {key: GONE, f'{key.rpartition(".")[0]}.{draw(st.sampled_from(MISSPELT))}'.lstrip('.'): found[key]}
+        elif what < 5:
+            changes[key] = draw(st.sampled_from(ANYTHING))
+        else:
+            changes[key] = draw(st.sampled_from(accepted(key) if tidy else KINDS.get(type(found[key]), ANYTHING)))
+    return module, changes
+
+
+def mutated(module: str, changes: dict) -> ConfigDict:
+    content = copy.deepcopy(base(module).to_dict())
+    for key, value in changes.items():
+        section, _, name = key.rpartition('.')
+        place = content[section] if section else content
+        place[name] = value
+        if value is GONE:
+            del place[name]
+    return ConfigDict(content)
+
+
+def flatten(config) -> dict:
+    """{'model.nf': 8, ...}"""
+    return {f'{section}.{name}' if name else section: value for section, content in config.items()
+            for name, value in (content.items() if isinstance(content, ConfigDict) else [('', content)])}
+
+
+def take_a_step(config, classifies: bool):
+    """Everything that a training and a sampler begin with; all numbers must be finite."""
+    device, settings = torch.device(config.device), config.training
+    state, sde, known = run_lib.create_state(config), sde_lib.get_sde(config), config.model.get('num_classes', 0)
+    parts = settings.get('accumulation', 1)
+    x = torch.rand(2 * parts, config.data.num_channels, config.data.image_size, config.data.image_size, device=device)
+    classes = {'classes': torch.arange(2 * parts) % known} if known else {}
+    optimize_fn = losses.optimization_manager(config)
+    if classifies:
+        step_fn = losses.get_classifier_step_fn(sde, True, optimize_fn, accumulation=parts)
+    else:
+        step_fn = losses.get_step_fn(sde, True, optimize_fn, settings.reduce_mean, settings.continuous, settings.likelihood_weighting,
+                                     accumulation=parts)
+    loss = step_fn(state, x, **classes)
+    numbers = [loss, *state['model'].parameters(), *state['ema'].shadow_params]
+    if not classifies:
+        numbers.append(begin_sampling(config, state['model'], x[:2]))
+    assert all(torch.isfinite(tensor).all() for tensor in numbers)
+
+
+@torch.no_grad()
+def begin_sampling(config, model, x):
+    """A step of the sampler from the prior."""
+    chosen, sde = config.sampling, sampling.get_sampling_sde(config)
+    sampling.get_sampling_fn(config, sde, x.shape, lambda x: x, sde.sampling_eps)
+    score_fn = mutils.get_score_fn(sde, model, continuous=config.training.continuous)
+    x = sde.prior_sampling(x.shape)
+    if chosen.method.lower() == 'ode':
+        return sde.reverse(score_fn, probability_flow=True).sde(x, torch.ones(len(x)))[0]
+    predictor = sampling.get_predictor(chosen.predictor.lower())(sde, score_fn, chosen.probability_flow)
+    corrector = sampling.get_corrector(chosen.corrector.lower())(sde, score_fn, chosen.snr, min(chosen.n_steps_each, 2))
+    return sampling.predictor_corrector(predictor, corrector, x, torch.ones(1))[0]
+
+
+def names_a_key(line: str, keys) -> bool:
+    known = {name.rpartition('.')[2] for name in keys} | {name for section in rules.RULES.values() for name in section}
+    return bool(known & set(re.findall(r'\w+', line)))
+
+
+def is_refused(config, workdir, mode) -> bool:
+    try:
+        preflight.check(config, workdir, mode)
+    except UserError as refusal:
+        for line in str(refusal).splitlines():
+            assert names_a_key(line, flatten(config)), f'{line!r} names no key'
+        return True
+    return False
+
+
+@pytest.fixture(scope='session')
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp('workdir')
+
+
+@seed(0)
+@settings(max_examples=int(os.environ.get('CONFIGS', 400)), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(mutations())
+def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
+    config = mutated(*mutation)
+    torch.manual_seed(0)
+    classifies = config.model.get('name') == 'wideresnet'
+    refused = [mode for mode in ('train', 'classifier', 'sample', 'eval', 'control', 'stats', 'data') if is_refused(config, workdir, mode)]
+    if {'classifier'} & set(refused) if classifies else {'train', 'sample'} & set(refused):
+        event('refused')
+        return
+    with torch.device('meta'):
+        parameters = [p.numel() for p in mutils.get_model(config.model.name)(config).parameters()]
+    small = sum(parameters) < 2e7 and len(parameters) < 2000
+    event('took a step' if small else 'too large to take a step here')
+    if small:
+        take_a_step(config, classifies)
+
+
+def test_all_that_is_wrong_is_told_at_once(workdir):
+    config = base('vp.digits_ddpmpp_continuous').copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+        config.model.update(dropot=0.5, dropout=1.5, conditional='yes', num_scales=10)
+        config.training.update(batch_size='8', n_iters=True, likelihood_weighting=True, continuous=False)
+        config.optim.lr = float('nan')
+        config.sampling.update(predictor='eulr', ode_method='rk')
+        config.evl = ConfigDict({})
+        del config.seed
+    with pytest.raises(UserError) as caught:
+        preflight.check(config, workdir, 'train')
+    lines = str(caught.value).splitlines()
+    for beginning in ('the config lacks the key seed', "config.evl is no key of this library: did you mean config.eval?",
+                      'config.model.dropot is no key of this library: did you mean config.model.dropout?',
+                      'config.model.dropout is 1.5: it must be a number in [0, 1)',
+                      "config.model.conditional is 'yes': it must be True or False",
+                      "config.training.batch_size is '8': it must be a whole number, 1 or more", 'config.training.n_iters is True',
+                      'config.optim.lr is nan', "unknown predictor (config.sampling.predictor) 'eulr'",
+                      "config.sampling.ode_method is 'rk'",
+                      'a VP chain of N=10 steps', 'likelihood weighting is defined for continuous training'):
+        assert sum(line.startswith(beginning) for line in lines) == 1, (beginning, lines)
+    assert len(lines) == 12, lines
+
+
+def test_keys_of_a_network_or_data_set_of_ones_own(workdir, monkeypatch):
+    @mutils.register_model(name='of_my_own')
+    class Mine(torch.nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(config.data.num_channels, config.data.num_channels, config.model.my_kernel, padding='same')
+
+        def forward(self, x, labels):
+            return self.layer(x)
+    monkeypatch.setitem(datasets.SOURCES, 'MINE', datasets.SOURCES['FOLDER']._replace(keys=('path', 'my_part')))
+    config = base('vp.digits_ddpmpp_continuous').copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(name='of_my_own', my_kernel=3)
+        config.data.update(dataset='mine', my_part=1)
+    preflight.check(config, workdir, 'sample')
+    with config.unlocked():
+        config.data.update(dataset='FOLDER')
+    with pytest.raises(UserError, match='config.data.my_part is no key of this library'):
+        preflight.check(config, workdir, 'sample')
+
+
+def test_every_key_has_a_rule_and_is_explained():
+    for key in flatten(defaults.base()):
+        section, _, name = key.rpartition('.')
+        assert name in rules.RULES[section], key
+    for section, known in rules.RULES.items():
+        for name in known.keys() - {'loss', 'continuouse', 'sigma_begin'}:
+            assert re.search(rf'\b{name}\b', defaults.__doc__), f'{section}.{name}'
+        assert set(rules.REQUIRED.get(section, '').split()) <= known.keys()
