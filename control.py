@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 import checkpoints
 import controllable_generation as control_lib
 import datasets
+import fast_sampling
 import image_sources
 import latents
 import measurements
@@ -53,6 +54,8 @@ def control(config, workdir, task, input='', mask='', labels='', classifier='', 
                                ('labels', labels, kind.labelled), ('classifier', classifier, kind.labelled)):
         if value and not takes:
             raise UserError(f'--{flag} has no meaning for --task={task}')
+    config = ConfigDict(config.to_dict())
+    config.sampling.round = False  # results have 8 bits in any case
     job = types.SimpleNamespace(config=config, settings=config.control, task=task, mask=mask, measured=measured,
                                 size=config.data.image_size, sde=sampling.get_sampling_sde(config),
                                 unscale=datasets.get_data_inverse_scaler(config))
@@ -145,15 +148,16 @@ def _measured(make_measurement: Callable, columns: str = 'picture, what is known
     """The task of drawing images that agree with a measurement, which `make_measurement(job)` makes."""
     def run(job):
         s, measurement = job.config.sampling, make_measurement(job)
-        if s.method.lower() != 'pc':
-            raise UserError(f"config.sampling.method is {s.method!r}: --task={job.task} needs 'pc', which a measurement can be imposed on")
         y = job.x if job.measured else measurement(job.x)
         samples, nfe = [], 0
+
+        def get_sampler(shape, **how):
+            return sampling.get_sampling_fn(job.config, job.sde, shape, lambda x: x, job.sde.sampling_eps, resample=job.settings.resample,
+                                            jump=job.settings.jump, **how)
+        get_sampler((1,), project=lambda x, t: x)  # refuses at once what has no definition
         for part in _repeated(job, len(y)):
-            sampler = control_lib.get_pc_measured_sampler(
-                job.sde, sampling.get_predictor(s.predictor.lower()), sampling.get_corrector(s.corrector.lower()), lambda x: x, s.snr,
-                s.n_steps_each, s.probability_flow, job.config.training.continuous, s.noise_removal, job.sde.sampling_eps,
-                resample=job.settings.resample, jump=job.settings.jump, consistency=job.settings.consistency,
+            sampler = control_lib.get_measured_sampler(
+                job.sde, get_sampler, lambda x: x, s.noise_removal, consistency=job.settings.consistency,
                 guidance=job.guide(None if job.labels is None else job.labels[part]))
             with run_lib.shown_evaluations(job.model, f'drawing {len(part)} images'):
                 found, nfe = sampler(job.model, measurement, y[part])
@@ -228,8 +232,11 @@ def _classes(job):
 
 def _coded(job):
     """The codes (n, C, H, W) of the pictures, and the function that decodes (..., C, H, W) to 8-bit images (..., H, W, C)."""
-    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=job.config.sampling.get('ode_method', 'RK45'),
+    chosen = job.config.sampling
+    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.get('ode_method', 'RK45'),
                   continuous=job.config.training.continuous)
+    if chosen.method.lower() in fast_sampling.SOLVERS.names():
+        solver |= dict(method=chosen.method.lower(), steps=chosen.get('steps'))
     encode, decode = latents.get_encoder(job.sde, **solver), latents.get_decoder(job.sde, lambda x: x, **solver)
 
     def in_batches(fn, x, what):

@@ -23,18 +23,14 @@ from sampling import get_pc_sampler
 from sde_lib import expand
 
 
-def get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False,
-                            denoise=True, eps=1e-5, *, resample=1, jump=1, consistency=0.0, guidance=None):
-    """-> sampler(model, measurement, y) -> (samples, nfe): images that agree with y = A x, by predictor-corrector sampling.
+def get_measured_sampler(sde, get_sampler, inverse_scaler, denoise=True, *, consistency=0.0, guidance=None):
+    """-> sampler(model, measurement, y) -> (samples, nfe): images that agree with y = A x.
 
-    `measurement`: A, a `Measurement`; `y`: measured of images (B, C, H, W) that are scaled as the network sees them. `resample`, `jump`:
-    how often each stretch of so many steps is walked. `consistency`: weight of `measurement_guidance`, which has every evaluation of the
-    network differentiated. `guidance`: towards something else besides. Everything else as for `sampling.get_pc_sampler`.
+    `get_sampler(shape, guidance=, project=)` -> sampler(model) -> (x, nfe), for images as the network sees them: any of sampling.py but
+    the adaptive ODE solver, within whose steps nothing can be imposed. `measurement`: A, a `Measurement`; `y`: measured of images
+    (B, C, H, W), scaled so. `denoise`: x is an estimate of images without noise, which agrees with y itself. `consistency`: weight of
+    `measurement_guidance`, which has every evaluation of the network differentiated. `guidance`: towards something else besides.
     """
-    settings = dict(predictor=predictor, corrector=corrector, inverse_scaler=lambda x: x, snr=snr, n_steps=n_steps, denoise=denoise,
-                    eps=eps, probability_flow=probability_flow, continuous=continuous, resample=resample, jump=jump)
-    get_pc_sampler(sde, (1,), **settings)  # refuses at once what has no definition
-
     def sampler(model, measurement: Measurement, y):
         known = measurement.pinv(y)
         guides = [guide for guide in (guidance, consistency and measurement_guidance(sde, measurement, y, consistency)) if guide]
@@ -47,12 +43,24 @@ def get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_st
         def replaced(x, known):
             return x - measurement.project(x) + measurement.project(known)
 
-        sample = get_pc_sampler(sde, known.shape, **settings, guidance=guided,
-                                project=lambda x, t: replaced(x, sde.perturb(known.to(x), t)))
+        sample = get_sampler(known.shape, guidance=guided, project=lambda x, t: replaced(x, sde.perturb(known.to(x), t)))
         x, nfe = sample(model)
         return inverse_scaler(replaced(x, known.to(x)) if denoise else x), nfe
 
     return sampler
+
+
+def get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False,
+                            denoise=True, eps=1e-5, *, resample=1, jump=1, consistency=0.0, guidance=None):
+    """-> sampler(model, measurement, y) -> (samples, nfe), as `get_measured_sampler`, by predictor-corrector sampling.
+
+    `resample`, `jump`: how often each stretch of so many steps is walked. Everything else as for `sampling.get_pc_sampler`.
+    """
+    settings = dict(predictor=predictor, corrector=corrector, inverse_scaler=lambda x: x, snr=snr, n_steps=n_steps, denoise=denoise,
+                    eps=eps, probability_flow=probability_flow, continuous=continuous, resample=resample, jump=jump)
+    get_pc_sampler(sde, (1,), **settings)  # refuses at once what has no definition
+    return get_measured_sampler(sde, lambda shape, **how: get_pc_sampler(sde, shape, **settings, **how), inverse_scaler, denoise,
+                                consistency=consistency, guidance=guidance)
 
 
 def get_pc_inpainter(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,

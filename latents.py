@@ -6,28 +6,48 @@ keep the scale of the prior where a plain average would shrink it.
 """
 import torch
 
+import fast_sampling
 from errors import UserError
 from models.utils import get_score_fn
-from sampling import Counted, follow_flow, get_ode_sampler
+from sampling import Counted, follow_flow, get_fast_sampler, get_ode_sampler
 
 
-def get_encoder(sde, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None):
+def get_encoder(sde, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None, steps=None):
     """-> encoder(model, x (B, ...), scaled as the network sees it) -> (codes, shape of x, and the number of network evaluations).
 
-    `eps`: the time at which the flow meets the image, None the SDE's `sampling_eps`; `rtol`, `atol`, `method`: see `ode_lib.solve`.
+    `eps`: the time at which the flow meets the image, None the SDE's `sampling_eps`. `rtol`, `atol`, `method`: see `ode_lib.solve`; or
+    `method` is a solver of fast_sampling.py that follows the flow, such as 'heun', of so many `steps` (None: its default).
     """
+    solver, eps = _solver(method), sde.sampling_eps if eps is None else eps
+
     @torch.no_grad()
     def encoder(model, x):
         score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
-        start = sde.sampling_eps if eps is None else eps
-        return follow_flow(sde, guidance(score_fn) if guidance else score_fn, x, start, sde.T, rtol, atol, method), score_fn.calls
+        guided = guidance(score_fn) if guidance else score_fn
+        if not solver:
+            return follow_flow(sde, guided, x, eps, sde.T, rtol, atol, method), score_fn.calls
+        intervals = solver.intervals(steps or solver.default_steps, denoise=False)
+        stepper = solver(sde, guided, fast_sampling.time_grid(sde, intervals, eps, solver.skip_type).flip(0))
+        for i in range(intervals):
+            x = stepper.step(x, i)
+        return x, score_fn.calls
     return encoder
 
 
-def get_decoder(sde, inverse_scaler, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None):
+def get_decoder(sde, inverse_scaler, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None, steps=None):
     """-> decoder(model, z (B, ...)) -> (images, number of network evaluations), the inverse of the encoder of the same arguments."""
-    return get_ode_sampler(sde, None, inverse_scaler, False, rtol, atol, method, sde.sampling_eps if eps is None else eps,
-                           continuous=continuous, guidance=guidance)
+    solver, eps = _solver(method), sde.sampling_eps if eps is None else eps
+    if solver:
+        return get_fast_sampler(sde, None, solver, inverse_scaler, steps, denoise=False, eps=eps, continuous=continuous, guidance=guidance)
+    return get_ode_sampler(sde, None, inverse_scaler, False, rtol, atol, method, eps, continuous=continuous, guidance=guidance)
+
+
+def _solver(method: str):
+    """The solver of that name, if it is one of fast_sampling.py."""
+    solver = fast_sampling.SOLVERS.find(method)
+    if solver and not solver.follows_flow:
+        raise UserError(f'codes are made by the flow: method={method!r} adds noise')
+    return solver
 
 
 def interpolate(z0, z1, fractions):

@@ -3,7 +3,6 @@ import itertools
 
 import numpy as np
 import torch
-from scipy import integrate
 
 from errors import UserError
 
@@ -60,6 +59,8 @@ def _on_device(f, y, t0, t1, rtol, atol, method):
 
 
 def _on_host(f, y, t0, t1, rtol, atol, method):
+    from scipy import integrate
+
     def on_host(t, flat):
         return f(t, torch.from_numpy(np.ascontiguousarray(flat)).to(y.device)).cpu().numpy()
     solution = integrate.solve_ivp(on_host, (t0, t1), y.cpu().numpy(), rtol=rtol, atol=atol, method=method, t_eval=(t1,))

@@ -10,6 +10,7 @@ import checkpoints
 import datasets
 import distributed
 import evaluation
+import fast_sampling
 import losses
 import ode_lib
 import sampling
@@ -109,8 +110,11 @@ def _device(config) -> dict[str, str]:
 def _names(config):
     """The names of samplers and solvers are known, those too that another setting leaves unused."""
     settings, faults = config.sampling, []
-    if settings.method.lower() not in sampling.METHODS:
-        faults.append(f'config.sampling.method is {settings.method!r}: known are {", ".join(sampling.METHODS)}')
+    if settings.method.lower() not in sampling.methods():
+        faults.append(f'config.sampling.method is {settings.method!r}: known are {", ".join(sampling.methods())}')
+    skip_type = settings.get('skip_type')
+    if skip_type and skip_type.lower() not in [known.lower() for known in fast_sampling.SKIP_TYPES]:
+        faults.append(f'config.sampling.skip_type is {skip_type!r}: known are {", ".join(fast_sampling.SKIP_TYPES)}')
     for registry, name in ((sampling.PREDICTORS, settings.predictor), (sampling.CORRECTORS, settings.corrector)):
         if registry.find(name.lower()) is None:
             faults.append(f'unknown {registry.kind} {name!r}: known are {", ".join(registry.names())}')

@@ -5,21 +5,22 @@ x_mean lacks the noise of the last step. A sampler, called with a network, retur
 comes from `randomness.normal_like`, so that images can be drawn from streams of their own.
 """
 import abc
+import functools
 
 import torch
 
+import fast_sampling
 import ode_lib
 from errors import UserError
 from models.utils import get_score_fn, times_like
 from randomness import batch_mean, normal_like, prior_sampling
 from registry import Registry
-from sde_lib import expand, get_sde
+from sde_lib import OnGrid, expand, get_sde
 
 PREDICTORS = Registry('predictor (config.sampling.predictor)')
 CORRECTORS = Registry('corrector (config.sampling.corrector)')
 register_predictor, get_predictor = PREDICTORS.register, PREDICTORS.get
 register_corrector, get_corrector = CORRECTORS.register, CORRECTORS.get
-METHODS = ('pc', 'ode')
 
 
 class Predictor(abc.ABC):
@@ -31,7 +32,7 @@ class Predictor(abc.ABC):
 
     @abc.abstractmethod
     def update_fn(self, x, t):
-        """x (B, ...) at times t (B,) -> (x, x_mean) one step of T/N earlier."""
+        """x (B, ...) at times t (B,) -> (x, x_mean) one step earlier, of the length `sde.step_size(t)`, T/N unless the grid is another."""
 
 
 class Corrector(abc.ABC):
@@ -50,7 +51,8 @@ class EulerMaruyamaPredictor(Predictor):
     """x - f dt + g sqrt(dt) z with dt = T/N, on the reverse SDE."""
 
     def update_fn(self, x, t):
-        dt = self.sde.T / self.sde.N
+        dt = self.sde.step_size(t)
+        dt = expand(dt, x) if torch.is_tensor(dt) else dt
         z = normal_like(x)
         drift, diffusion = self.rsde.sde(x, t)
         x_mean = x - drift * dt
@@ -157,31 +159,50 @@ class Counted:
         return self.fn(*args, **settings)
 
 
-def predictor_corrector(predictor, corrector, x, timesteps, callback=None, project=None, resample=1, jump=1):
-    """x (B, ...) carried along `timesteps` (n,), correcting at each time before stepping to the next (Algorithm 1): (x, x_mean).
+def walk(step, sde, x, times, callback=None, project=None, resample=1, jump=1, begin=lambda: None):
+    """x (B, ...) at times[0] carried along `times` (n + 1,) by `step(x, i) -> (x, x_mean)` from each to the next: (x, x_mean).
 
     `callback(i, t, x)`, where given, sees the state after the i-th step. `project(x, t)`, where given, imposes on x what is known of it
-    at times t (B,): at the start, behind the corrector, and behind the predictor, whose step leads to the next time. `resample`: each
-    stretch of `jump` steps is walked so many times, the forward process carrying x back in between (Lugmayr et al. 2022, Algorithm 1 and
-    Appendix B); but once where the last step is a stretch of its own.
+    at times t (B,): at the start and behind every step. `resample`: each stretch of `jump` steps is walked so many times, the forward
+    process carrying x back in between (Lugmayr et al. 2022, Algorithm 1 and Appendix B), and `begin` being called anew; but once where
+    the last step is a stretch of its own.
     """
-    project = project or (lambda x, t: x)
-    times = [t.expand(len(x)) for t in timesteps]
-    landings = [*times[1:], times[-1]]
-    x = x_mean = project(x, times[0])
-    for start in range(0, len(times), jump):
-        stretch = range(start, min(start + jump, len(times)))
-        for again in range(1 if start == len(times) - 1 else resample):
+    project, last = project or (lambda x, t: x), len(times) - 2
+    times_like_x = [t.expand(len(x)) for t in times]
+    x = x_mean = project(x, times_like_x[0])
+    for start in range(0, last + 1, jump):
+        stretch = range(start, min(start + jump, last + 1))
+        for again in range(1 if start == last else resample):
             if again:
-                mean, std = predictor.sde.transition_prob(x, landings[stretch[-1]], times[start])
+                mean, std = sde.transition_prob(x, times_like_x[stretch[-1] + 1], times_like_x[start])
                 x = mean + expand(std, x) * normal_like(x)
+                begin()
             for i in stretch:
-                x, x_mean = corrector.update_fn(x, times[i])
-                x, x_mean = predictor.update_fn(project(x, times[i]), times[i])
-                x = project(x, landings[i])
+                x, x_mean = step(x, i)
+                x = project(x, times_like_x[i + 1])
                 if callback:
-                    callback(i, timesteps[i], x)
+                    callback(i, times[i], x)
     return x, x_mean
+
+
+ORDERS = ('corrector_predictor', 'predictor_corrector')
+
+
+def predictor_corrector(predictor, corrector, x, timesteps, callback=None, project=None, resample=1, jump=1, order=ORDERS[0]):
+    """x (B, ...) carried along `timesteps` (n,), by n steps of the predictor, the last from the last of them: (x, x_mean).
+
+    `order`: 'corrector_predictor' corrects at each time before stepping to the next, as published code does; 'predictor_corrector' steps
+    first and corrects at the next, as Algorithm 1 has it. Everything else as for `walk`; `project` comes between the two as well.
+    """
+    times, project = [*timesteps, timesteps[-1]], project or (lambda x, t: x)
+    corrects_first = order == ORDERS[0] or isinstance(corrector, NoneCorrector)
+
+    def step(x, i):
+        t, s = (times[j].expand(len(x)) for j in (i, i + 1))
+        if corrects_first:
+            return predictor.update_fn(project(corrector.update_fn(x, t)[0], t), t)
+        return corrector.update_fn(project(predictor.update_fn(x, t)[0], s), s)
+    return walk(step, predictor.sde, x, times, callback, project, resample, jump)
 
 
 def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
@@ -193,44 +214,80 @@ def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
     return ode_lib.solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]
 
 
-def _start(sde, shape, model, device):
+def _start(sde, shape, model, device, prior_mean=0.0):
     """A draw from the prior, made on the CPU so that a seed means the same everywhere, on the sampler's device in the network's dtype."""
     parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    x = prior_sampling(sde, shape)
+    x = prior_sampling(sde, shape) + prior_mean
     if parameter is not None:
         x = x.to(device or parameter.device, torch.promote_types(parameter.dtype, torch.float32))
     return x.to(device) if device else x
 
 
+def methods() -> list[str]:
+    """What `config.sampling.method` may be."""
+    return ['pc', 'ode', 'adaptive', *fast_sampling.SOLVERS.names()]
+
+
 def get_sampling_sde(config):
-    """The config's SDE with the number of steps that samplers are to take."""
-    sde = get_sde(config)
-    sde.N = config.sampling.get('steps') or sde.N
-    return sde
+    """The config's SDE with the number of steps that 'pc' is to take, and on the grid of times that `skip_type` says, if any."""
+    sde, settings = get_sde(config), config.sampling
+    if settings.method.lower() not in ('pc', 'ode'):
+        return sde
+    sde.N = settings.get('steps') or sde.N
+    skip_type = settings.get('skip_type')
+    if settings.method.lower() == 'ode' or not skip_type:
+        return sde
+    return OnGrid(sde, fast_sampling.time_grid(sde, sde.N - 1, sde.sampling_eps, skip_type, settings.get('rho', 7.0)))
 
 
-def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None):
-    """The sampler that `config.sampling` describes, for samples of `shape`, stopping at time `eps`; `guidance` as samplers take it."""
-    sampling, continuous, device = config.sampling, config.training.continuous, config.device
-    if sampling.method.lower() == 'ode':
-        return get_ode_sampler(sde, shape, inverse_scaler, denoise=sampling.noise_removal, rtol=sampling.get('rtol', 1e-5),
-                               atol=sampling.get('atol', 1e-5), method=sampling.get('ode_method', 'RK45'), eps=eps, device=device,
-                               continuous=continuous, guidance=guidance)
-    if sampling.method.lower() == 'pc':
+def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, *, project=None, resample=1, jump=1):
+    """The sampler that `config.sampling` describes, for samples of `shape`, stopping at time `eps`; `guidance`, `project`, `resample` and
+    `jump` as samplers take them."""
+    sampling, method = config.sampling, config.sampling.method.lower()
+    common = dict(denoise=sampling.noise_removal, eps=eps, device=config.device, continuous=config.training.continuous, guidance=guidance,
+                  prior_mean=sampling.get('prior_mean', 0.0))
+    correct = functools.partial(fast_sampling.threshold, centered=config.data.centered) if sampling.get('thresholding', False) else None
+    if sampling.get('round', False):
+        inverse_scaler = _rounded(inverse_scaler)
+    if method not in methods():
+        raise UserError(f'config.sampling.method is {sampling.method!r}: known are {", ".join(methods())}')
+    if correct and method not in fast_sampling.SOLVERS.names():
+        raise UserError(f'config.sampling.thresholding=True needs a solver that estimates images, which method={method!r} does not')
+    if project and method == 'ode':
+        raise UserError("config.sampling.method='ode': nothing can be imposed on the steps of that solver; use 'pc', 'adaptive' or one of "
+                        + ', '.join(fast_sampling.SOLVERS.names()))
+    tolerances = {key: sampling.get(key) or default for key, default in DEFAULT_TOLERANCES.get(method, {}).items()}
+    if method == 'ode':
+        return get_ode_sampler(sde, shape, inverse_scaler, method=sampling.get('ode_method', 'RK45'), **common, **tolerances)
+    common |= dict(project=project, resample=resample, jump=jump)
+    if method == 'pc':
         return get_pc_sampler(sde, shape, get_predictor(sampling.predictor.lower()), get_corrector(sampling.corrector.lower()),
                               inverse_scaler, sampling.snr, n_steps=sampling.n_steps_each, probability_flow=sampling.probability_flow,
-                              continuous=continuous, denoise=sampling.noise_removal, eps=eps, device=device, guidance=guidance)
-    raise UserError(f'config.sampling.method is {sampling.method!r}: known are {", ".join(METHODS)}')
+                              order=sampling.get('order', ORDERS[0]), **common)
+    if method == 'adaptive':
+        return get_adaptive_sampler(sde, shape, inverse_scaler, **common, **tolerances)
+    solver = fast_sampling.get_solver(method)
+    return get_fast_sampler(sde, shape, solver, inverse_scaler, sampling.get('steps'), skip_type=sampling.get('skip_type'),
+                            rho=sampling.get('rho', 7.0), correct=correct, **common,
+                            **{key: sampling[key] for key in solver.settings if key in sampling and key != 'steps'})
+
+
+DEFAULT_TOLERANCES = {'ode': dict(rtol=1e-5, atol=1e-5), 'adaptive': dict(rtol=0.05, atol=1 / 256)}
+
+
+def _rounded(inverse_scaler):
+    """-> x -> the nearest images of 8 bits."""
+    return lambda x: (inverse_scaler(x).clamp(0, 1) * 255).round() / 255
 
 
 def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,
-                   eps=1e-3, device=None, *, guidance=None, project=None, resample=1, jump=1):
+                   eps=1e-3, device=None, *, guidance=None, project=None, resample=1, jump=1, order=ORDERS[0], prior_mean=0.0):
     """-> pc_sampler(model, callback=None) -> (samples, nfe), over `sde.N` times from T to `eps` (Algorithm 1).
 
     `predictor`, `corrector`: classes, or None. `snr`, `n_steps`: of the corrector. `probability_flow`: the predictor steps along the
     ODE. `continuous`: how the network was trained. `denoise`: leave out the noise of the last step (of the predictor: without one there
     is no difference). `device`: None is the network's. `guidance`: from the network's score function to the one that is followed.
-    `project`, `resample`, `jump`: see `predictor_corrector`.
+    `project`, `resample`, `jump`, `order`: see `predictor_corrector`. `prior_mean`: added to the draw from the prior.
     A combination without a definition is refused here, before any step: NotImplementedError or ValueError.
     """
     predictor, corrector = predictor or NonePredictor, corrector or NoneCorrector
@@ -238,8 +295,9 @@ def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_step
         raise UserError("sampling.predictor and sampling.corrector are both 'none': nothing would turn the prior's noise into samples")
     if n_steps < 1 and corrector is not NoneCorrector:
         raise UserError(f'sampling.n_steps_each must be at least 1, got {n_steps}')
-    if resample < 1 or jump < 1:
-        raise UserError(f'resample={resample} and jump={jump}: both must be at least 1')
+    if order not in ORDERS:
+        raise UserError(f'sampling.order is {order!r}: known are {" and ".join(ORDERS)}')
+    _check_repeats(resample, jump)
     if resample > 1 and predictor is NonePredictor:
         raise UserError(f"resample={resample}: without a predictor (sampling.predictor='none') there is no step to repeat")
     unused = get_score_fn(sde, None)  # the classes refuse what they must when they are built
@@ -249,17 +307,69 @@ def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_step
     def pc_sampler(model, callback=None):
         score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
         guided = guidance(score_fn) if guidance else score_fn
-        x = _start(sde, shape, model, device)
-        timesteps = torch.linspace(sde.T, eps, sde.N, device=x.device, dtype=x.dtype)
+        x = _start(sde, shape, model, device, prior_mean)
+        timesteps = sde.timesteps(eps, x.device, x.dtype)
         x, x_mean = predictor_corrector(predictor(sde, guided, probability_flow), corrector(sde, guided, snr, n_steps), x, timesteps,
-                                        callback, project, resample, jump)
+                                        callback, project, resample, jump, order)
         return inverse_scaler(x_mean if denoise else x), score_fn.calls
 
     return pc_sampler
 
 
+def _check_repeats(resample, jump):
+    if resample < 1 or jump < 1:
+        raise UserError(f'resample={resample} and jump={jump}: both must be at least 1')
+
+
+def get_fast_sampler(sde, shape, solver, inverse_scaler, steps=None, skip_type=None, rho=7.0, denoise=True, eps=1e-3, device=None,
+                     continuous=True, *, guidance=None, project=None, resample=1, jump=1, correct=None, prior_mean=0.0, **settings):
+    """-> fast_sampler(model, z=None, callback=None) -> (samples, nfe), by a solver of fast_sampling.py.
+
+    It begins with the code `z` (`shape`), or a draw from the prior. `solver`: a class; `steps`: what it is to spend, None is its
+    `default_steps`; `skip_type`, `rho`: see `time_grid`, None is the grid that suits it. `denoise`: end with its estimate of the image,
+    one evaluation more. `settings`: its own, see there. `correct`: put on every estimate of the image, see `threshold`. Everything else as
+    for `get_pc_sampler`.
+    """
+    _check_repeats(resample, jump)
+    steps = steps or solver.default_steps
+    intervals = solver.intervals(steps, denoise=denoise, **settings)
+    settings |= dict(steps=steps) if 'steps' in solver.settings else {}
+    if intervals < 1:
+        raise UserError(f'config.sampling.steps={steps} are too few for {solver.__name__}')
+    times = fast_sampling.time_grid(sde, intervals, eps, skip_type or solver.skip_type, rho)
+    solver(sde, None, times, correct=correct, **settings)  # refuses what it must
+
+    @torch.no_grad()
+    def fast_sampler(model, z=None, callback=None):
+        score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
+        stepper = solver(sde, guidance(score_fn) if guidance else score_fn, times, correct=correct, **settings)
+        x = _start(sde, shape, model, device, prior_mean) if z is None else z
+        x, _ = walk(lambda x, i: (stepper.step(x, i),) * 2, sde, x, times.to(x.device, x.dtype), callback, project, resample, jump,
+                    stepper.forget)
+        return inverse_scaler(stepper.denoised(x) if denoise else x), score_fn.calls
+
+    return fast_sampler
+
+
+def get_adaptive_sampler(sde, shape, inverse_scaler, rtol=0.05, atol=1 / 256, denoise=True, eps=1e-3, device=None, continuous=True, *,
+                         guidance=None, project=None, resample=1, jump=1, prior_mean=0.0):
+    """-> adaptive_sampler(model, callback=None) -> (samples, nfe), by `fast_sampling.adaptive`. Everything else as for `get_pc_sampler`."""
+    if resample != 1 or jump != 1:
+        raise UserError("sampling.method='adaptive' has no steps that could be repeated: set control.resample and control.jump to 1")
+
+    @torch.no_grad()
+    def adaptive_sampler(model, callback=None):
+        score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
+        guided = guidance(score_fn) if guidance else score_fn
+        x = fast_sampling.adaptive(sde, guided, _start(sde, shape, model, device, prior_mean), eps, rtol, atol, callback, project)
+        t = times_like(x, eps)
+        return inverse_scaler(sde.denoise(x, t, guided(x, t)) if denoise else x), score_fn.calls
+
+    return adaptive_sampler
+
+
 def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1e-5, method='RK45', eps=1e-3, device=None,
-                    continuous=True, *, guidance=None):
+                    continuous=True, *, guidance=None, prior_mean=0.0):
     """-> ode_sampler(model, z=None) -> (samples, nfe): the probability-flow ODE from T to `eps` (Eq. 13), from the latent code `z`
     (`shape`) or a draw from the prior. `denoise` adds one noiseless predictor step. `rtol`, `atol`, `method`: see `ode_lib.solve`.
     `guidance`: from the network's score function to the one that is followed.
@@ -270,7 +380,7 @@ def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1
     def ode_sampler(model, z=None):
         score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
         guided = guidance(score_fn) if guidance else score_fn
-        x = _start(sde, shape, model, device) if z is None else z
+        x = _start(sde, shape, model, device, prior_mean) if z is None else z
         x = follow_flow(sde, guided, x, sde.T, eps, rtol, atol, method)
         if denoise:
             x = ReverseDiffusionPredictor(sde, guided).update_fn(x, times_like(x, eps))[1]

@@ -97,6 +97,14 @@ class SDE(abc.ABC):
         variance = expand(std_t, x) ** 2 - (ratio * expand(std_s, x)) ** 2
         return ratio * x, variance.clamp(min=0).sqrt().flatten(1)[:, 0]
 
+    def timesteps(self, eps, device=None, dtype=torch.float32):
+        """The N times, from T down to `eps`, from which samplers take their steps."""
+        return torch.linspace(self.T, eps, self.N, device=device, dtype=dtype)
+
+    def step_size(self, t):
+        """The length of the step from time t, a number or (B,)."""
+        return self.T / self.N
+
     def step_index(self, t, scales: int | None = None):
         """The index, 0 to N - 1, of time t in tables of N (or `scales`) steps: t (N - 1) / T, truncated."""
         return (t.to(_table_dtype(t)) * ((scales or self.N) - 1) / self.T).long()
@@ -365,6 +373,72 @@ class VESDE(SDE):
         sigma, below = self._neighbours(t)
         removed = sigma ** 2 - below ** 2
         return x + expand(removed, x) * score, (below ** 2 * removed / sigma ** 2).sqrt()
+
+
+class OnGrid(SDE):
+    """The process of `sde` on a grid of times (N,), from T down: each step leads from a time to the next, the last to the data themselves.
+
+    Its chain is the process looked at at these times, x_t = r x_s + std z for s < t (`transition_prob`), be they even or not, and so every
+    predictor can take its steps; ancestral sampling draws from p(x_s | x_t, x_0) with the denoised x_0.
+    """
+
+    def __init__(self, sde: SDE, times):
+        super().__init__(len(times))
+        self.process, self.times = sde, torch.as_tensor(times, dtype=torch.float64)
+        m, std = sde.marginal_prob(torch.ones(self.N, 1, dtype=torch.float64), self.times)
+        self.m, self.std = torch.cat([m[:, 0], torch.ones(1)]), torch.cat([std, torch.zeros(1)])
+        self.sampling_eps = sde.sampling_eps
+
+    @property
+    def T(self):
+        return self.process.T
+
+    def sde(self, x, t):
+        return self.process.sde(x, t)
+
+    def marginal_prob(self, x, t):
+        return self.process.marginal_prob(x, t)
+
+    def prior_sampling(self, shape):
+        return self.process.prior_sampling(shape)
+
+    def prior_logp(self, z):
+        return self.process.prior_logp(z)
+
+    def network_label(self, t, continuous=True, scales=None):
+        return self.process.network_label(t, continuous, scales or self.process.N)
+
+    def score_from_output(self, output, t, continuous=True, scales=None):
+        return self.process.score_from_output(output, t, continuous, scales or self.process.N)
+
+    def timesteps(self, eps, device=None, dtype=torch.float32):
+        return self.times.to(device, dtype)
+
+    def step_index(self, t, scales=None):
+        """The number of the time in the grid that is nearest to t."""
+        return (self.times.to(t.device) - t[:, None].double()).abs().argmin(1)
+
+    def step_size(self, t):
+        ends = torch.cat([self.times[1:], torch.zeros(1)])
+        return (self.times - ends).to(t)[self.step_index(t)]
+
+    def _step(self, t):
+        """r and std of x_t given x_s, and std at s and at t, each (B,)."""
+        i, m, std = self.step_index(t), self.m.to(t.device), self.std.to(t.device)
+        r = m[i] / m[i + 1]
+        between = (std[i] ** 2 - (r * std[i + 1]) ** 2).clamp(min=0).sqrt()
+        return [value.to(t) for value in (r, between, std[i + 1], std[i])]
+
+    def discretize(self, x, t):
+        r, between, _, _ = self._step(t)
+        return expand(r - 1, x) * x, between
+
+    def ancestral_step(self, x, t, score):
+        r, between, std_s, std_t = self._step(t)
+        return (x + expand(between, x) ** 2 * score) / expand(r, x), std_s * between / std_t
+
+    def langevin_alpha(self, t):
+        return self._step(t)[0] ** 2
 
 
 def get_sde(config) -> SDE:

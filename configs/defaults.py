@@ -91,17 +91,29 @@ model.
   attention_type, conv_size   only 'ddpm' and 3 were ever implemented
 
 sampling.
-  method                  'pc' (predictor-corrector) or 'ode' (probability flow, adaptive solver)
+  method                  'pc' (predictor-corrector); 'ode' (probability flow, adaptive solver); 'adaptive' (the SDE, in adaptive steps of
+                          each image); few evaluations: 'ddim', 'heun', 'dpm_solver', 'dpmpp_2m', 'dpmpp_2m_sde', 'unipc'
   predictor               'euler_maruyama', 'reverse_diffusion', 'ancestral_sampling' or 'none': one step to the next noise level
   corrector               'langevin' (Algorithms 4, 5), 'ald' (annealed Langevin dynamics, step 2 (snr sigma)^2) or 'none'
+  order                   'corrector_predictor', as published code has it, or 'predictor_corrector', as Algorithm 1 has it
   n_steps_each            corrector steps at each noise level
   snr                     r, the signal-to-noise ratio that sets a corrector's step size; without effect where there is none
   probability_flow        the predictor follows the ODE, without noise
-  steps                   steps of a predictor-corrector sampler; 0: num_scales
-  ode_method, rtol, atol  'ode': 'dopri5', 'bosh3' or 'dopri8' on the device, or a method of SciPy on the host, such as 'RK45'; tolerances
+  steps                   steps of 'pc' and of solvers ('dpm_solver': its evaluations); 0: num_scales; 18 of 'heun', 36 of others
+  skip_type               where their times lie: evenly in t ('time_uniform'), sqrt(t) ('time_quadratic') or log-SNR ('logSNR'), or as
+                          Karras et al. 2022 have them ('karras', with rho); '': 'pc' as published, solvers as suits them
+  rho                     of 'karras': large values have more steps at little noise
+  eta                     'ddim': 0.0 follows the ODE, 1.0 is ancestral sampling
+  churn                   'heun': noise put back in, S_churn; 0.0: none
+  dpm_solver_order        'dpm_solver': 1, 2 or 3; 'unipc': 1 and more
+  thresholding            solvers: estimated images are kept within the range of images, for large guidance
+  ode_method              'ode': 'dopri5', 'bosh3' or 'dopri8' on the device, or a method of SciPy on the host, such as 'RK45'
+  rtol, atol              tolerances of 'ode' (0.0: 1e-5) and 'adaptive' (0.0: 0.05, and 1/256 in units of the network's images)
+  prior_mean              mean of the noise that sampling begins with, in the same units
   seed_per_image          every image has random numbers (and Langevin steps) of its own: it depends neither on the images beside it nor
                           on the size of batches or the number of GPUs ('ode': up to the tolerances)
-  noise_removal           return the mean of the last step, without its noise
+  noise_removal           leave out the noise of the last step; solvers and 'adaptive': end with the estimate of the image
+  round                   round to images of 8 bits
   guidance                networks that know classes: weight w of (1 - w) s(x, t) + w s(x, t, class); 1.0: the class alone, larger: surer
                           of it and less varied, 0.0: without a class
 
@@ -223,15 +235,24 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 method='pc',
                 predictor='none',
                 corrector='none',
+                order='corrector_predictor',
                 n_steps_each=1,
                 snr=0.16,
                 probability_flow=False,
                 noise_removal=True,
                 steps=0,
+                skip_type='',
+                rho=7.0,
+                eta=0.0,
+                churn=0.0,
+                dpm_solver_order=2,
+                thresholding=False,
                 ode_method='dopri5',
-                rtol=1e-5,
-                atol=1e-5,
+                rtol=0.0,
+                atol=0.0,
+                prior_mean=0.0,
                 seed_per_image=False,
+                round=False,
                 guidance=1.0,
             ),
             control=dict(

@@ -73,6 +73,8 @@ TEXT = Rule(lambda value: isinstance(value, str), 'a text in quotes')
 PATH = Rule(lambda value: isinstance(value, (str, os.PathLike)), 'a path in quotes')
 DEVICE = Rule(lambda value: isinstance(value, (str, torch.device)), "a device such as 'cpu', 'cuda' or 'cuda:0'")
 FILTER = Rule(_is_filter, 'a tuple of at most 64 numbers whose sum is not 0')
+OR_DEFAULT = Rule(lambda value: real('[1e-10, 1)').accepts(value) or real('[0, 0]').accepts(value), 'a number in [1e-10, 1), or 0.0: '
+                  'that of the method')
 SECTION = Rule(lambda value: False, 'a section, with keys in it')
 COUNT, TOLERANCE, NOISE = whole(1), real('[1e-10, 1)'), real('[1e-6, 1e6]')
 CLIPPING = Rule(lambda value: real().accepts(value) and value != 0, 'a number, not 0, which would make every gradient 0: for no clipping '
@@ -111,7 +113,9 @@ RULES = {
     ),
     'sampling': dict(
         method=TEXT, predictor=TEXT, corrector=TEXT, n_steps_each=whole(0), snr=real('(0, 10]'), probability_flow=FLAG, noise_removal=FLAG,
-        steps=whole(0, 10 ** 6), ode_method=TEXT, rtol=TOLERANCE, atol=TOLERANCE, seed_per_image=FLAG, guidance=real('[-1000, 1000]'),
+        steps=whole(0, 10 ** 6), ode_method=TEXT, rtol=OR_DEFAULT, atol=OR_DEFAULT, seed_per_image=FLAG, guidance=real('[-1000, 1000]'),
+        order=one_of('corrector_predictor', 'predictor_corrector'), skip_type=TEXT, rho=real('[0.1, 100]'), eta=real('[0, 1]'),
+        churn=real('[0, inf)'), dpm_solver_order=whole(1, 6), thresholding=FLAG, prior_mean=real('[-1000, 1000]'), round=FLAG,
     ),
     'control': dict(
         images=COUNT, results=COUNT, resample=COUNT, jump=COUNT, consistency=real('[0, inf)'), blur=real('(0, 1000]'), steps=whole(2),

@@ -221,8 +221,8 @@ LAYERS = {name: layer for layer, names in enumerate((
     'errors registry distributed randomness configs',
     'sde_lib op measurements',
     'models ode_lib',
-    'dialects',
-    'losses sampling fast_sampling likelihood controllable_generation latents metrics results image_sources',
+    'dialects fast_sampling',
+    'losses sampling likelihood controllable_generation latents metrics results image_sources',
     'checkpoints datasets evaluation reports plots preflight',
     'run_lib control utils',
     'cli main convert validation')) for name in names.split()}

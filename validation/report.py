@@ -62,7 +62,9 @@ def _steps(result, what) -> str:
     if what == 'likelihood':
         return f'{evaluation.bpd_method}, rtol {evaluation.bpd_rtol:g}'
     if sampling.method.lower() == 'ode':
-        return f'{sampling.ode_method}, rtol {sampling.rtol:g}'
+        return f'{sampling.ode_method}, rtol {sampling.rtol or 1e-5:g}'
+    if sampling.method.lower() != 'pc':
+        return f'{sampling.method}, {sampling.steps} steps' if sampling.steps else sampling.method
     return f'{sampling.predictor} + {sampling.corrector}, {sampling.steps or result.config.model.num_scales} steps'
 
 

@@ -1,0 +1,454 @@
+"""Solvers for few evaluations: orders of convergence, agreement with diffusers on the same network and grid, and every way to use them."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import fast_sampling
+import latents
+import sampling
+from conftest import load_config
+from controllable_generation import classifier_free_guidance, get_measured_sampler
+from errors import UserError
+from fast_sampling import SKIP_TYPES, SOLVERS, get_solver, half_log_snr, levels, time_grid, time_of
+from measurements import Mask
+from models.utils import get_score_fn
+from oracles import ExactConditionalNetwork, ExactNetwork, gaussian, planar_mixture
+from randomness import per_image
+from sampling import get_adaptive_sampler, get_fast_sampler, get_pc_sampler, get_predictor, get_sampling_fn
+from sde_lib import SDE, VESDE, VPSDE, OnGrid, subVPSDE
+
+SDES = dict(ve=lambda: VESDE(0.01, 10), vp=VPSDE, subvp=subVPSDE)
+STARTS = dict(ve=0.2, vp=0.02, subvp=0.02)  # times at which the score of the mixture is smooth
+
+
+def identity(x):
+    return x
+
+
+def walked(solver, sde, score_fn, x, times, **settings):
+    solver = get_solver(solver)(sde, score_fn, times, **settings)
+    for i in range(len(times) - 1):
+        x = solver.step(x, i)
+    return x
+
+
+# Levels and grids
+
+
+@pytest.mark.parametrize('name', SDES)
+def test_times_of_levels(name):
+    sde, t = SDES[name](), torch.linspace(0.001, 1, 50, dtype=torch.float64)
+    assert torch.allclose(time_of(sde, half_log_snr(sde, t)), t, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', SDES)
+def test_grids(name):
+    sde = SDES[name]()
+    even = dict(time_uniform=identity, time_quadratic=torch.sqrt, logSNR=lambda t: half_log_snr(sde, t),
+                karras=lambda t: (-half_log_snr(sde, t) / 5).exp())
+    assert set(even) == set(SKIP_TYPES)
+    for kind, scale in even.items():
+        times = time_grid(sde, 20, 1e-3, kind, rho=5.0)
+        gaps = scale(times).diff()
+        assert times.shape == (21,) and times[0] == 1 and times[-1] == 1e-3
+        assert torch.allclose(gaps, gaps.mean(), rtol=1e-6)
+    with pytest.raises(UserError, match='config.sampling.skip_type.*known are'):
+        time_grid(sde, 20, 1e-3, 'even')
+
+
+# Orders
+
+
+ORDERS = [('ddim', {}, 1), ('heun', {}, 2), ('dpm_solver', dict(dpm_solver_order=1), 1), ('dpm_solver', dict(dpm_solver_order=2), 2),
+          ('dpm_solver', dict(dpm_solver_order=3), 3), ('dpmpp_2m', {}, 2), ('unipc', dict(dpm_solver_order=1), 2),
+          ('unipc', dict(dpm_solver_order=2), 3)]
+
+
+@pytest.fixture(scope='module')
+def problems():
+    """For each SDE: a score function, a start, and where the flow carries it, by 1,000 steps of order 3."""
+    found = {}
+    for name, make in SDES.items():
+        sde, target = make(), planar_mixture()
+        score_fn = get_score_fn(sde, ExactNetwork(sde, target), continuous=True)
+        x = sde.prior_sampling((100, 2)).double()
+        end = walked('dpm_solver', sde, score_fn, x, time_grid(sde, 1000, STARTS[name]), dpm_solver_order=3)
+        found[name] = sde, score_fn, x, end
+    return found
+
+
+@pytest.mark.parametrize('name', SDES)
+@pytest.mark.parametrize('solver, settings, order', ORDERS, ids=lambda value: str(value))
+def test_order_of_convergence(problems, name, solver, settings, order):
+    """log2 of how much the error falls from 120 steps to 240, the last steps, which are of lower order, included."""
+    sde, score_fn, x, end = problems[name]
+    errors = [(walked(solver, sde, score_fn, x, time_grid(sde, n, STARTS[name]), **settings) - end).square().mean().sqrt()
+              for n in (120, 240)]
+    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.25
+
+
+@pytest.mark.parametrize('name', SDES)
+@pytest.mark.parametrize('solver, settings', [('ddim', dict(eta=1.0)), ('heun', dict(churn=40.0)), ('dpmpp_2m_sde', {})], ids=str)
+def test_solvers_with_noise_keep_the_marginals(name, solver, settings):
+    """Of a Gaussian, whose mean and covariance at the end are known; n = 20,000, so that 4 standard errors are about 0.03 of a variance."""
+    sde, target = SDES[name](), gaussian([1.0, -0.5], [0.3, 0.05])
+    sampler = get_fast_sampler(sde, (20000, 2), get_solver(solver), identity, 100, denoise=False, eps=0.01, **settings)
+    x = sampler(ExactNetwork(sde, target))[0].double()
+    (alpha,), (sigma,) = levels(sde, 0.01)
+    variances = alpha ** 2 * torch.tensor([0.3, 0.05]) + sigma ** 2
+    assert torch.allclose(x.mean(0), alpha * target.mean, atol=0.03)
+    assert torch.allclose(x.var(0), variances.double(), rtol=0.06)
+
+
+# Agreement with diffusers
+
+
+class Table(SDE):
+    """Levels by the number of a step, as diffusers has them."""
+
+    def __init__(self, alpha, sigma):
+        super().__init__(len(alpha))
+        self.alpha, self.std = alpha.double(), sigma.double()
+
+    T = property(lambda self: self.N - 1)
+
+    def marginal_prob(self, x, t):
+        i = t.round().long()
+        return self.alpha.to(x)[i].reshape(-1, *[1] * (x.ndim - 1)) * x, self.std.to(x)[i]
+
+    def sde(self, x, t):
+        raise NotImplementedError
+
+    prior_sampling = prior_logp = sde
+
+
+def chain(scheduler):
+    """The SDE of a scheduler's chain; its exact score; the network that diffusers asks, which predicts noise; and a start."""
+    sde = Table(scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt())
+    target = planar_mixture()
+
+    def score_fn(x, t):
+        alpha, sigma = levels(sde, t[:1])
+        return target.score(x, alpha, sigma).to(x)
+
+    def network(x, t):
+        return -levels(sde, t)[1].to(x) * score_fn(x, t.double().expand(len(x)))
+    return sde, score_fn, network, torch.randn(50, 2, dtype=torch.float64)
+
+
+def stepped(scheduler, network, x):
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x, return_dict=False)[0]
+    return x
+
+
+MULTISTEP = [('dpmpp_2m', {}, 'DPMSolverMultistepScheduler', {}),
+             ('dpmpp_2m_sde', {}, 'DPMSolverMultistepScheduler', dict(algorithm_type='sde-dpmsolver++')),
+             *(('unipc', dict(dpm_solver_order=order), 'UniPCMultistepScheduler', dict(solver_order=order)) for order in (1, 2, 3))]
+
+
+@pytest.mark.parametrize('steps', [8, 20])
+@pytest.mark.parametrize('solver, settings, theirs, their_settings', MULTISTEP, ids=str)
+def test_multistep_solvers_are_those_of_diffusers(solver, settings, theirs, their_settings, steps):
+    diffusers = pytest.importorskip('diffusers')
+    scheduler = getattr(diffusers, theirs)(final_sigmas_type='sigma_min', **their_settings)
+    scheduler.set_timesteps(steps)
+    sde, score_fn, network, x = chain(scheduler)
+    times = torch.cat([scheduler.timesteps.double(), torch.zeros(1)])
+    torch.manual_seed(1)
+    reference = stepped(scheduler, network, x)
+    torch.manual_seed(1)
+    assert (walked(solver, sde, score_fn, x, times, **settings) - reference).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('eta', [0.0, 0.7, 1.0])
+def test_ddim_is_that_of_diffusers(eta):
+    diffusers = pytest.importorskip('diffusers')
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(20)
+    sde, score_fn, network, x = chain(scheduler)
+    torch.manual_seed(1)
+    reference = x
+    for t in scheduler.timesteps[:-1]:
+        reference = scheduler.step(network(reference, t), t, reference, eta=eta, return_dict=False)[0]
+    torch.manual_seed(1)
+    x = walked('ddim', sde, score_fn, x, scheduler.timesteps.double(), eta=eta)
+    assert (x - reference).abs().max() < 1e-4
+
+
+class Sigma(Table):
+    """alpha = 1 and sigma = t, as Karras et al. 2022 have it."""
+
+    def __init__(self):
+        SDE.__init__(self, 1000)
+
+    T = property(lambda self: 80.0)
+
+    def marginal_prob(self, x, t):
+        return x, t
+
+
+@pytest.mark.parametrize('solver, theirs', [('ddim', 'EDMEulerScheduler'), ('dpmpp_2m', 'EDMDPMSolverMultistepScheduler')])
+def test_edm_schedulers_of_diffusers(solver, theirs):
+    """On their grid, which is that of 'karras'; they ask a network with preconditioning (Karras et al. 2022, Table 1)."""
+    diffusers = pytest.importorskip('diffusers')
+    scheduler, sde, target = getattr(diffusers, theirs)(), Sigma(), planar_mixture()
+    scheduler.set_timesteps(12)
+    sigmas = scheduler.sigmas.double()
+    assert torch.allclose(time_grid(sde, 11, 0.002, 'karras', 7.0), sigmas[:-1], rtol=1e-5)
+
+    def score_fn(x, t):
+        return target.score(x, 1.0, t)
+    start = 80 * torch.randn(50, 2, dtype=torch.float64)
+    x = start
+    for sigma, t in zip(sigmas, scheduler.timesteps):
+        image, s = x + sigma ** 2 * score_fn(x, sigma), scheduler.config.sigma_data
+        output = (image - s ** 2 / (sigma ** 2 + s ** 2) * x) / (sigma * s / (sigma ** 2 + s ** 2).sqrt())
+        scheduler.scale_model_input(x, t)
+        x = scheduler.step(output, t, x, return_dict=False)[0]
+    mine = get_solver(solver)(sde, score_fn, sigmas[:-1])
+    y = start
+    for i in range(11):
+        y = mine.step(y, i)
+    if solver == 'ddim':
+        assert (mine.denoised(y) - x).abs().max() < 1e-4
+    else:  # ours lowers the order of its last step, theirs of that to sigma = 0
+        long = get_solver(solver)(sde, score_fn, torch.cat([sigmas[:-1], torch.tensor([1e-9])]))
+        y = start
+        for i in range(12):
+            y = long.step(y, i)
+        assert (y - x).abs().max() < 1e-4
+
+
+def test_heun_is_that_of_diffusers():
+    diffusers = pytest.importorskip('diffusers')
+    scheduler, target = diffusers.HeunDiscreteScheduler(use_karras_sigmas=True), planar_mixture()
+    scheduler.set_timesteps(10)
+    sigmas, sde = scheduler.sigmas.double()[[0, *range(1, 20, 2)]], Sigma()
+
+    def score_fn(x, t):
+        return target.score(x, 1.0, t)
+    start = x = sigmas[0] * torch.randn(50, 2, dtype=torch.float64)
+    for i, t in enumerate(scheduler.timesteps):
+        sigma = scheduler.sigmas[i].double() if scheduler.step_index is None else scheduler.sigmas[scheduler.step_index].double()
+        sigma = sigmas[(i + 1) // 2]
+        x = scheduler.step(-sigma * score_fn(x, sigma), t, x, return_dict=False)[0]
+    heun = get_solver('heun')(sde, score_fn, sigmas[:10])
+    y = start
+    for i in range(9):
+        y = heun.step(y, i)
+    assert (heun.denoised(y) - x).abs().max() < 1e-4
+
+
+# Every way to use them
+
+
+METHODS = ['pc', 'adaptive', *SOLVERS.names()]
+
+
+def config_for(sde, method, **settings):
+    config = load_config(dict(ve='configs.ve.digits_ncsnpp_continuous', vp='configs.vp.digits_ddpmpp_classes',
+                              subvp='configs.subvp.digits_ddpmpp_continuous')[sde])
+    config.sampling.update(method=method, steps=dict(pc=200).get(method, 20), **settings)
+    return config
+
+
+def distance_from(target, x):
+    """How far mean and covariance are from the target's, in units of its standard deviation."""
+    x = x.double().flatten(1)
+    scale = target.covariance.diagonal().mean()
+    return max((x.mean(0) - target.mean).abs().max() / scale.sqrt(), (x.T.cov() - target.covariance).abs().max() / scale)
+
+
+@pytest.mark.parametrize('name', SDES)
+@pytest.mark.parametrize('method', METHODS)
+def test_plain_samples(name, method):
+    config, target = config_for(name, method), planar_mixture()
+    sde = sampling.get_sampling_sde(config)
+    x, nfe = get_sampling_fn(config, sde, (4000, 2), identity, sde.sampling_eps)(ExactNetwork(sde, target))
+    assert distance_from(target, x) < (0.25 if method in ('ddim', 'pc') else 0.1)
+    assert nfe == dict(pc=nfe, adaptive=nfe, heun=39, dpm_solver=21).get(method, 21)
+
+
+@pytest.mark.parametrize('name', SDES)
+@pytest.mark.parametrize('method', METHODS)
+def test_samples_of_classes(name, method):
+    config, target = config_for(name, method), planar_mixture()
+    sde, labels = sampling.get_sampling_sde(config), torch.arange(3).repeat_interleave(1000)
+    sampler = get_sampling_fn(config, sde, (3000, 2), identity, sde.sampling_eps, classifier_free_guidance(labels, 1.0))
+    x, _ = sampler(ExactConditionalNetwork(sde, target))
+    for k, part in enumerate(x.split(1000)):
+        assert (part.double().mean(0) - target.component(k).mean).abs().max() < 0.1
+
+
+@pytest.mark.parametrize('name', SDES)
+@pytest.mark.parametrize('method', ['ode', *METHODS])
+def test_inpainting(name, method):
+    """One coordinate of a correlated Gaussian is known: it comes back as it was, and draws the other towards its conditional mean."""
+    config = config_for(name, method)
+    sde, mean, covariance = sampling.get_sampling_sde(config), torch.tensor([[0.2, -0.3]]), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]])
+    from oracles import GaussianMixture
+    target = GaussianMixture([1.0], mean, covariance)
+
+    def get_sampler(shape, **how):
+        resample = 1 if method == 'adaptive' else 3
+        return get_sampling_fn(config, sde, shape, identity, sde.sampling_eps, resample=resample, **how)
+    if method == 'ode':
+        with pytest.raises(UserError, match="config.sampling.method='ode'.*heun"):
+            get_sampler((1, 2), project=lambda x, t: x)
+        return
+    known = torch.full((1500, 2), 1.2)
+    x, _ = get_measured_sampler(sde, get_sampler, identity)(ExactNetwork(sde, target), Mask(torch.tensor([1.0, 0.0])), known)
+    assert torch.allclose(x[:, 0], known[:, 0], atol=1e-6)
+    assert 0.15 < x[:, 1].mean() < 0.75  # -0.3 without it, 0.5 given it
+
+
+@pytest.mark.parametrize('name', SDES)
+@pytest.mark.parametrize('method', ['heun', 'ddim', 'dpm_solver', 'dpmpp_2m', 'unipc'])
+def test_codes(name, method):
+    """Encoding and decoding come back to where they began, the better the more steps."""
+    sde, target = SDES[name](), planar_mixture()
+    network, x, errors = ExactNetwork(sde, target), target.sample(200).double(), []
+    for steps in (30, 120):
+        code, _ = latents.get_encoder(sde, method=method, eps=0.01, steps=steps)(network, x)
+        errors.append((latents.get_decoder(sde, identity, method=method, eps=0.01, steps=steps)(network, code)[0] - x).abs().mean())
+    assert errors[1] < errors[0] / 2 and errors[1] < 0.1
+
+
+def test_codes_of_solvers_with_noise_are_refused():
+    with pytest.raises(UserError, match='adds noise'):
+        latents.get_encoder(VPSDE(), method='dpmpp_2m_sde')
+
+
+@pytest.mark.parametrize('name', SDES)
+@pytest.mark.parametrize('skip_type', SKIP_TYPES)
+@pytest.mark.parametrize('predictor', ['euler_maruyama', 'reverse_diffusion', 'ancestral_sampling'])
+def test_predictors_on_any_grid(name, skip_type, predictor):
+    config, target = config_for(name, 'pc', predictor=predictor, corrector='none', skip_type=skip_type), planar_mixture()
+    config.sampling.steps = 300
+    sde = sampling.get_sampling_sde(config)
+    x, nfe = get_sampling_fn(config, sde, (3000, 2), identity, sde.sampling_eps)(ExactNetwork(sde, target))
+    assert nfe == 300 and distance_from(target, x) < 0.2
+
+
+def test_on_a_grid_ancestral_sampling_is_ddim_with_eta_1():
+    sde, target = VPSDE(), planar_mixture()
+    times = time_grid(sde, 20, 1e-3)
+    grid = OnGrid(sde, times)
+    score_fn = get_score_fn(sde, ExactNetwork(sde, target), continuous=True)
+    x, ddim = torch.randn(50, 2, dtype=torch.float64), get_solver('ddim')(sde, score_fn, times, eta=1.0)
+    for i, t in enumerate(times[:-1]):
+        torch.manual_seed(i)
+        a, _ = get_predictor('ancestral_sampling')(grid, score_fn).update_fn(x, t.expand(50))
+        torch.manual_seed(i)
+        x = ddim.step(x, i)
+        assert torch.allclose(a, x, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', SDES)
+def test_the_order_of_algorithm_1(name):
+    config, target = config_for(name, 'pc', predictor='reverse_diffusion', corrector='langevin', order='predictor_corrector'), planar_mixture()
+    sde = sampling.get_sampling_sde(config)
+    network = ExactNetwork(sde, target)
+    x, nfe = get_sampling_fn(config, sde, (3000, 2), identity, sde.sampling_eps)(network)
+    assert nfe == 400 and distance_from(target, x) < 0.2
+    torch.manual_seed(1)
+    published = get_sampling_fn(config_for(name, 'pc', predictor='reverse_diffusion', corrector='langevin'), sde, (9, 2), identity,
+                                sde.sampling_eps)(network)[0]
+    torch.manual_seed(1)
+    assert not torch.equal(get_sampling_fn(config, sde, (9, 2), identity, sde.sampling_eps)(network)[0], published)
+
+
+def test_without_a_corrector_the_orders_are_one():
+    sde, network = VPSDE(N=40), ExactNetwork(VPSDE(), planar_mixture())
+    drawn = []
+    for order in sampling.ORDERS:
+        torch.manual_seed(1)
+        drawn.append(get_pc_sampler(sde, (9, 2), get_predictor('euler_maruyama'), None, identity, 0.1, continuous=True, order=order)(network)[0])
+    assert torch.equal(*drawn)
+    with pytest.raises(UserError, match='sampling.order.*known are'):
+        get_pc_sampler(sde, (9, 2), get_predictor('euler_maruyama'), None, identity, 0.1, order='x')
+
+
+class Still(nn.Module):
+    """Says that there is no noise: VP samples stay near where they begin."""
+
+    def forward(self, x, labels):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize('method', ['ode', *METHODS])
+def test_prior_mean_and_rounding(method):
+    config = config_for('vp', method, prior_mean=50.0)
+    sde = sampling.get_sampling_sde(config)
+    torch.manual_seed(1)
+    far = get_sampling_fn(config, sde, (3, 1, 2, 2), identity, 0.1)(Still())[0]
+    config.sampling.prior_mean = 0.0
+    torch.manual_seed(1)
+    near = get_sampling_fn(config, sde, (3, 1, 2, 2), identity, 0.1)(Still())[0]
+    assert (far - near).min() > 10
+    config.sampling.round = True
+    torch.manual_seed(1)
+    levels = 255 * get_sampling_fn(config, sde, (3, 1, 2, 2), lambda x: x / 20 + 0.5, 0.1)(Still())[0]
+    assert torch.allclose(levels, levels.round(), atol=1e-4) and 0 <= levels.min() and levels.max() <= 255
+
+
+def test_thresholding_keeps_images_within_their_range():
+    x = torch.tensor([[0.5, -1.0], [4.0, -2.0]])
+    assert torch.equal(fast_sampling.threshold(x, share=1.0), torch.tensor([[0.5, -1.0], [1.0, -0.5]]))
+    assert torch.equal(fast_sampling.threshold((x + 1) / 2, centered=False, share=1.0), torch.tensor([[0.75, 0.0], [1.0, 0.25]]))
+    config = config_for('vp', 'dpmpp_2m', thresholding=True)
+    sde, labels, target = VPSDE(), torch.zeros(500, dtype=torch.long), gaussian([0.5, 0.5], [0.1, 0.1])
+    guidance = classifier_free_guidance(labels, 30.0)
+    sampler = get_sampling_fn(config, sde, (500, 2), identity, 1e-3, guidance)
+    assert sampler(ExactConditionalNetwork(sde, target))[0].abs().max() <= 1
+    config.sampling.method = 'pc'
+    with pytest.raises(UserError, match='config.sampling.thresholding'):
+        get_sampling_fn(config, sde, (500, 2), identity, 1e-3)
+
+
+@pytest.mark.parametrize('name', SDES)
+def test_tighter_tolerances_take_more_steps(name):
+    sde, target = SDES[name](), planar_mixture()
+    runs = [get_adaptive_sampler(sde, (3000, 2), identity, rtol=rtol, atol=rtol / 10)(ExactNetwork(sde, target)) for rtol in (0.5, 0.01)]
+    assert runs[0][1] < runs[1][1] / 2 and distance_from(target, runs[1][0]) < 0.1
+
+
+def test_steps_of_an_image_do_not_depend_on_those_beside_it():
+    sde, target = VPSDE(), planar_mixture()
+
+    def draw(seeds):
+        with per_image(seeds):
+            return get_adaptive_sampler(sde, (len(seeds), 2), identity)(ExactNetwork(sde, target))[0]
+    assert torch.allclose(draw([3, 4, 5])[1:2], draw([4]), atol=1e-5)
+
+
+@pytest.mark.parametrize('steps, order, expected', [(20, 3, [3] * 6 + [2]), (19, 3, [3] * 6 + [1]), (21, 3, [3] * 6 + [2, 1]),
+                                                    (9, 2, [2] * 4 + [1]), (8, 2, [2] * 4), (3, 1, [1] * 3), (3, 3, [2, 1])])
+def test_dpm_solver_spends_what_it_is_given(steps, order, expected):
+    assert get_solver('dpm_solver').orders(steps, order) == expected
+    sde, target = VPSDE(), planar_mixture()
+    sampler = get_fast_sampler(sde, (10, 2), get_solver('dpm_solver'), identity, steps, denoise=False, dpm_solver_order=order)
+    assert sampler(ExactNetwork(sde, target))[1] == steps
+
+
+def test_a_solver_of_ones_own(monkeypatch):
+    monkeypatch.setattr(SOLVERS, '_classes', dict(SOLVERS._classes))
+
+    @fast_sampling.register_solver(name='mine')
+    class Mine(fast_sampling.Solver):
+        def step(self, x, i):
+            return x
+    config = config_for('vp', 'mine')
+    x, nfe = get_sampling_fn(config, VPSDE(), (4, 2), identity, 1e-3)(ExactNetwork(VPSDE(), planar_mixture()))
+    assert nfe == 1 and x.shape == (4, 2)
+
+
+@pytest.mark.parametrize('method, settings, word', [('heun', dict(steps=1), 'steps=1'), ('dpm_solver', dict(dpm_solver_order=4), 'dpm_solver_order')])
+def test_what_has_no_meaning_is_refused(method, settings, word):
+    config = config_for('vp', method)
+    config.sampling.update(settings)
+    with pytest.raises(UserError, match=f'config.sampling.{word}'):
+        get_sampling_fn(config, VPSDE(), (4, 2), identity, 1e-3)
