@@ -289,7 +289,7 @@ class UniPC(Solver):
     """UniPC of order p in x_0 with B(h) = e^h - 1 (Zhao et al. 2023, Algorithms 5 and 6): a predictor from the estimates at the last p
     times, and a corrector that adds the one at the new time; it costs nothing, as the next step needs that estimate too.
 
-    The first steps have as many estimates behind them as there are, the last p have orders p .. 1.
+    The first steps have as many estimates behind them as there are; of fewer than 15 the last p have orders p .. 1.
     """
 
     settings = ('dpm_solver_order',)
@@ -329,7 +329,8 @@ class UniPC(Solver):
         if self.last is not None:
             x_before, known = self.last
             x = self.moved(x_before, i - 1, known, x0)
-        known = [*known, x0][-min(self.order, len(self.times) - 1 - i):]
+        steps = len(self.times) - 1
+        known = [*known, x0][-(min(self.order, steps - i) if steps < 15 else self.order):]
         self.last = x, known
         return self.moved(x, i, known)
 
@@ -342,10 +343,14 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
     delta = max(atol, rtol max(|x'|, |x' of the last accepted step|)) in the root mean square over the image. Then the step is accepted, to
     x''; otherwise it is tried again. Either way the next has the size safety h E^-exponent, for the error E in units of delta.
     `atol` is in units of the network's images; the paper's is one grey level. UserError where the steps become too small.
+
+    Of a step that is refused the Brownian path stays: a shorter one draws from the bridge to where it was to end. With noise drawn anew,
+    as in the paper, large noise is refused more often than small, and variances come out too small, in few dimensions by much.
     """
     reverse, project = sde.reverse(score_fn), project or (lambda x, t: x)
     t, h = (torch.full((len(x),), value, dtype=torch.float64, device=x.device) for value in (float(sde.T), first_step * sde.T))
     x = before = project(x, t.to(x))
+    known, path = torch.zeros_like(t), torch.zeros_like(x)  # the path is known so far ahead, and increases by so much
     for i in itertools.count():
         active = t > eps
         if not active.any():
@@ -353,8 +358,11 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
         h = torch.where(active, torch.minimum(h, t - eps), 0)
         if (active & (h < 1e-9 * sde.T)).any():
             raise UserError(f'the steps of the adaptive solver became too small for config.sampling.rtol={rtol:g} and atol={atol:g}')
-        z, start, end = normal_like(x), t.to(x), (t - h).to(x)
-        dt, noise = expand(h.to(x), x), expand(h.sqrt().to(x), x) * z
+        z, start, end, dt = normal_like(x), t.to(x), (t - h).to(x), expand(h.to(x), x)
+        path = path + expand((h - known).clamp(min=0).sqrt().to(x), x) * z
+        known = torch.maximum(known, h)
+        share = (h / known).nan_to_num(0.0)
+        noise = expand(share.to(x), x) * path + expand((share * (known - h)).sqrt().to(x), x) * z
         drift, diffusion = reverse.sde(x, start)
         first = x - dt * drift + expand(diffusion, x) * noise
         drift, diffusion = reverse.sde(first, end)
@@ -366,6 +374,7 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
         x, before, t = torch.where(taken, second, x), torch.where(taken, first, before), torch.where(accepted, t - h, t)
         t = torch.where(t - eps < 1e-9 * sde.T, eps, t)
         x = torch.where(taken, project(x, t.to(x)), x)
+        path, known = torch.where(taken, path - noise, path), torch.where(accepted, known - h, known)
         h = torch.where(active, safety * h * error.clamp(min=1e-6) ** -exponent, h)
         if callback:
             callback(i, t, x)

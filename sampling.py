@@ -63,6 +63,10 @@ class EulerMaruyamaPredictor(Predictor):
 class ReverseDiffusionPredictor(Predictor):
     """x - f + G z, with f and G of the forward chain reversed (Appendix E)."""
 
+    def __init__(self, sde, score_fn, probability_flow=False):
+        super().__init__(sde, score_fn, probability_flow)
+        sde.discretize(torch.zeros(1), torch.full((1,), float(sde.T)))  # refuses at once a chain of too few steps
+
     def update_fn(self, x, t):
         f, G = self.rsde.discretize(x, t)
         x_mean = x - f

@@ -186,7 +186,7 @@ def _log_alphabars(beta_min, beta_max, n, dtype, device):
 def _geometric_sigmas(sigma_min, sigma_max, n, dtype, device):
     """The chain's sigma_i: n values from sigma_min to sigma_max, evenly spaced in the logarithm."""
     if n < 2:
-        raise UserError(f'a VE chain needs two noise levels or more, got N={n} (config.model.num_scales)')
+        raise UserError(f'a VE chain needs two noise levels or more, got N={n} (config.model.num_scales or sampling.steps)')
     return torch.linspace(math.log(sigma_min), math.log(sigma_max), n, dtype=dtype, device='cpu').exp().to(device)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 import datasets
+import fast_sampling
 import losses
 import preflight
 import run_lib
@@ -32,7 +33,8 @@ NAMES = ('none', 'pc', 'ode', 'vesde', 'vpsde', 'subvpsde', 'VPSDE', 'swish', 'e
          'residual', 'output_skip', 'input_skip', 'sum', 'cat', 'GroupNorm', 'InstanceNorm++', 'VarianceNorm', 'euler_maruyama',
          'reverse_diffusion', 'ancestral_sampling', 'langevin', 'ald', 'block', 'level', 'bilinear', 'nearest', 'bfloat16', 'float32',
          'RK45', 'dopri5', 'Adam', 'DIGITS', 'train', 'test', 'pixels', '', 'x', 'None', 'true', 'crop', 'exact',
-         'raise', 'skip', *NETWORKS)
+         'raise', 'skip', 'karras', 'logSNR', 'time_uniform', 'predictor_corrector', 'adaptive', 'ddim', 'heun', 'dpm_solver', 'dpmpp_2m',
+         'dpmpp_2m_sde', 'unipc', *NETWORKS)
 WHOLE = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 30, 32, 64, 100, -1, -2, 2 ** 31, 2 ** 63, 10 ** 30)
 REAL = (0.0, 1e-30, 1e-9, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.999, 1.0, 1.5, 2.0, 16.0, 50.0, 299.0, 1e4, 1e12, 1e30, -1e-9, -1.0, -1e30,
         float('nan'), float('inf'), float('-inf'))
@@ -131,7 +133,11 @@ def begin_sampling(config, model, x):
     sampling.get_sampling_fn(config, sde, x.shape, lambda x: x, sde.sampling_eps)
     score_fn = mutils.get_score_fn(sde, model, continuous=config.training.continuous)
     x = sde.prior_sampling(x.shape)
-    if chosen.method.lower() == 'ode':
+    if chosen.method.lower() in fast_sampling.SOLVERS.names():
+        solver = fast_sampling.get_solver(chosen.method.lower())
+        times = fast_sampling.time_grid(sde, 10, sde.sampling_eps, chosen.skip_type or solver.skip_type, chosen.rho)
+        return solver(sde, score_fn, times, **{key: chosen[key] for key in solver.settings if key != 'steps'}).step(x, 0)
+    if chosen.method.lower() in ('ode', 'adaptive'):
         return sde.reverse(score_fn, probability_flow=True).sde(x, torch.ones(len(x)))[0]
     predictor = sampling.get_predictor(chosen.predictor.lower())(sde, score_fn, chosen.probability_flow)
     corrector = sampling.get_corrector(chosen.corrector.lower())(sde, score_fn, chosen.snr, min(chosen.n_steps_each, 2))
