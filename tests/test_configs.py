@@ -119,10 +119,9 @@ def take_a_step(config, classifies: bool):
     else:
         step_fn = losses.get_step_fn(sde, True, optimize_fn, settings.reduce_mean, settings.continuous, settings.likelihood_weighting,
                                      accumulation=parts)
+    drawn = [] if classifies else [begin_sampling(config, state['model'], x[:2])]
     loss = step_fn(state, x, **classes)
-    numbers = [loss, *state['model'].parameters(), *state['ema'].shadow_params]
-    if not classifies:
-        numbers.append(begin_sampling(config, state['model'], x[:2]))
+    numbers = [loss, *state['model'].parameters(), *state['ema'].shadow_params, *drawn]
     assert all(torch.isfinite(tensor).all() for tensor in numbers)
 
 

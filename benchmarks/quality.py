@@ -1,0 +1,210 @@
+"""How good samples are, against the network evaluations they cost: every solver, for VE, VP and sub-VP.
+
+    python benchmarks/quality.py --json docs/quality/quality.json --plots docs/quality     # two cores: about an hour
+    python benchmarks/quality.py --npz cifar10.npz ...       # the image-size target from these images (x_train, y_train) instead of digits
+
+Three targets. The plane: a mixture of three Gaussians whose score is exact; sliced 2-Wasserstein distance to exact samples. Images: a
+mixture of ten Gaussians in 3,072 dimensions, fitted to real images (tests/oracles.py), whose score is exact too: no error is a network's;
+Frechet distance to its own mean and covariance in its first 64 principal components. A network: those of the digits configs (in --runs,
+trained first if need be); Frechet distance in pixels to the training images. Of each: mean and half the range over seeds, and the distance
+of as many exact samples (of held-out images). Samplers are built from the configs, by `config.sampling` alone.
+"""
+import argparse
+import importlib
+import json
+import logging
+import math
+import pathlib
+import sys
+import time
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'tests'))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import datasets
+import metrics
+import plots
+import reports
+import run_lib
+import sampling
+import sde_lib
+from machine import machine
+from oracles import ExactNetwork, LowRankMixture, planar_mixture
+
+CONFIGS = dict(ve='configs.ve.digits_ncsnpp_continuous', vp='configs.vp.digits_ddpmpp_continuous',
+               subvp='configs.subvp.digits_ddpmpp_continuous')
+PC = dict(ve=dict(predictor='reverse_diffusion', corrector='langevin', snr=0.16), vp=dict(predictor='euler_maruyama', corrector='none'),
+          subvp=dict(predictor='euler_maruyama', corrector='none'))  # as published for CIFAR-10
+STEPS = (5, 9, 18, 36, 72)
+HEUN_STEPS = (3, 5, 9, 18, 36)
+SOLVERS = {
+    'pc': [dict(method='pc', steps=steps) for steps in (25, 50, 100, 200, 500, 1000, 2000)],
+    'adaptive': [dict(method='adaptive', rtol=rtol) for rtol in (0.5, 0.2, 0.1, 0.05, 0.02)],
+    'ode': [dict(method='ode', rtol=rtol, atol=rtol) for rtol in (1e-2, 1e-3, 1e-4, 1e-5)],
+    'ddim': [dict(method='ddim', steps=steps - 1) for steps in STEPS],
+    'ddim, eta=1': [dict(method='ddim', steps=steps - 1, eta=1.0) for steps in STEPS],
+    'heun': [dict(method='heun', steps=steps) for steps in HEUN_STEPS],
+    'heun, churn=n/4': [dict(method='heun', steps=steps, churn=steps / 4) for steps in HEUN_STEPS],
+    'dpm_solver, order 2': [dict(method='dpm_solver', steps=steps - 1, dpm_solver_order=2) for steps in STEPS],
+    'dpm_solver, order 3': [dict(method='dpm_solver', steps=steps - 1, dpm_solver_order=3) for steps in STEPS],
+    'dpmpp_2m': [dict(method='dpmpp_2m', steps=steps - 1) for steps in STEPS],
+    'dpmpp_2m, karras': [dict(method='dpmpp_2m', steps=steps - 1, skip_type='karras') for steps in STEPS],
+    'dpmpp_2m_sde': [dict(method='dpmpp_2m_sde', steps=steps - 1) for steps in STEPS],
+    'unipc': [dict(method='unipc', steps=steps - 1) for steps in STEPS],
+    'unipc, order 3': [dict(method='unipc', steps=steps - 1, dpm_solver_order=3) for steps in STEPS],
+}
+
+
+class Plane:
+    """Sliced 2-Wasserstein distance (64 directions) to 20 times as many exact samples."""
+    title, unit, shape, sigma_max = 'plane', 'sliced Wasserstein distance', (2,), 10.0
+
+    def __init__(self, args, sde_name):
+        self.n, self.target = 4000, planar_mixture()
+        angles = torch.arange(64, dtype=torch.float64) * math.pi / 64
+        self.directions = torch.stack([angles.cos(), angles.sin()])
+        exact = (self.target.sample(20 * self.n, seed=99) @ self.directions).sort(0)[0]
+        self.quantiles = exact.reshape(self.n, 20, 64).mean(1)
+
+    def network(self, config):
+        return ExactNetwork(sde_lib.get_sde(config), self.target)
+
+    def exact(self, seed):
+        return self.target.sample(self.n, seed)
+
+    def distance(self, x):
+        return ((x.double() @ self.directions).sort(0)[0] - self.quantiles).square().mean().sqrt().item()
+
+
+class Images:
+    """Frechet distance in the first 64 principal components to the exact mean and covariance."""
+    title, unit, shape, sigma_max = 'images', 'Frechet distance, 64 principal components', (3, 32, 32), 50.0
+
+    def __init__(self, args, sde_name):
+        self.n = args.n
+        target = LowRankMixture.fit(*(cifar10(args.npz) if args.npz else large_digits()), rank=16)
+        if sde_name != 've':
+            target = target.moved(2.0, -1.0)
+        covariance = target.covariance
+        self.axes = torch.linalg.eigh(covariance)[1][:, -64:]
+        self.statistics = metrics.Statistics((target.mean @ self.axes).numpy(), (self.axes.T @ covariance @ self.axes).numpy(), 10 ** 9)
+        self.target = target.in_float32()
+
+    network = Plane.network
+    exact = Plane.exact
+
+    def distance(self, x):
+        return metrics.frechet_distance(metrics.statistics((x.flatten(1).double() @ self.axes).numpy()), self.statistics)
+
+
+class Network:
+    """Frechet distance in pixels, in units of [0, 1], to the training images."""
+    title, unit, shape, sigma_max = 'network', 'Frechet distance in pixels', (1, 8, 8), None
+
+    def __init__(self, args, sde_name):
+        self.n, self.config = args.n, config_of(sde_name)
+        self.config.training.n_iters = 3001
+        workdir = pathlib.Path(args.runs, f'digits_{sde_name}')
+        run_lib.train(self.config, workdir)
+        logging.disable()
+        self.model = run_lib.load_averaged_model(self.config, workdir / 'checkpoints' / 'checkpoint_1.pth')
+        train, self.held_out = (datasets.get_split(self.config, split).images / 16 for split in ('train', 'test'))
+        self.statistics = metrics.statistics(train.reshape(len(train), -1))
+
+    def network(self, config):
+        return self.model
+
+    def exact(self, seed):
+        return torch.tensor(self.held_out)
+
+    def distance(self, x):
+        images = x if x.shape[-1] == 1 else datasets.get_data_inverse_scaler(self.config)(x).permute(0, 2, 3, 1)
+        levels = (17 * images).floor().clamp(0, 16) / 16 if images is not x else images
+        return metrics.frechet_distance(metrics.statistics(levels.reshape(len(x), -1).double().numpy()), self.statistics)
+
+
+TARGETS = dict(plane=Plane, images=Images, network=Network)
+
+
+def large_digits():
+    """Scikit-learn's digits, enlarged to 32 pixels, each in one of the colours of a fixed palette; and their labels."""
+    from sklearn.datasets import load_digits
+    found = load_digits()
+    images = torch.nn.functional.interpolate(torch.tensor(found.images / 16)[:, None], (32, 32), mode='bicubic').clamp(0, 1)
+    colours = 0.3 + 0.7 * torch.rand(len(images), 3, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return images * colours, torch.tensor(found.target)
+
+
+def cifar10(path):
+    with np.load(path) as file:
+        return torch.tensor(file['x_train']).permute(0, 3, 1, 2)[:10000] / 255, torch.tensor(file['y_train']).reshape(-1)[:10000]
+
+
+def config_of(sde_name: str, sigma_max: float | None = None):
+    config = importlib.import_module(CONFIGS[sde_name]).get_config()
+    config.device = 'cpu'
+    config.sampling.update(PC[sde_name])
+    config.model.sigma_max = sigma_max or config.model.sigma_max
+    return config
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--targets', default=','.join(TARGETS))
+    parser.add_argument('--sdes', default=','.join(CONFIGS))
+    parser.add_argument('--solvers', default='', help='only those whose names begin so, with commas between them')
+    parser.add_argument('--npz', help='images and labels for the image-size target')
+    parser.add_argument('-n', type=int, default=2000, help='samples of images and of networks (default: %(default)s)')
+    parser.add_argument('--seeds', type=int, default=2)
+    parser.add_argument('--most', type=int, default=2000, help='largest number of steps (default: %(default)s)')
+    parser.add_argument('--runs', default='runs', help='folder of the work directories digits_ve, digits_vp and digits_subvp')
+    parser.add_argument('--json', metavar='PATH', help='write the rows to this file')
+    parser.add_argument('--plots', metavar='FOLDER', help='draw ve.png, vp.png and subvp.png there')
+    args = parser.parse_args()
+    rows = []
+    for sde_name in args.sdes.split(','):
+        for name in args.targets.split(','):
+            target = TARGETS[name](args, sde_name)
+            rows.append(measured(args, sde_name, target, 'exact', None))
+            for solver, ways in SOLVERS.items():
+                if solver.startswith(tuple(args.solvers.split(','))):
+                    rows += [measured(args, sde_name, target, solver, way) for way in ways
+                             if way.get('steps', 0) <= args.most and (sde_name, solver, way.get('steps')) != ('ve', 'pc', 2000)]
+    report = dict(machine=machine(), seeds=args.seeds, n=args.n, images=args.npz and 'CIFAR-10' or 'digits', rows=rows)
+    print(report['machine'])
+    print(reports.table([('SDE', 'target', 'solver', 'evaluations', 'distance', 'half the range', 'n'), *(
+        (row['sde'], row['target'], row['solver'], f'{row["nfe"]:.0f}', f'{row["distance"]:.4g}', f'{row["spread"]:.1g}', str(row['n']))
+        for row in rows)]))
+    if args.json:
+        pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
+    if args.plots:
+        pathlib.Path(args.plots).mkdir(parents=True, exist_ok=True)
+        for sde_name in args.sdes.split(','):
+            plots.quality([row for row in rows if row['sde'] == sde_name], pathlib.Path(args.plots, f'{sde_name}.png'))
+
+
+def measured(args, sde_name, target, solver, way) -> dict:
+    distances, nfe, started = [], 0, time.perf_counter()
+    for seed in range(args.seeds):
+        torch.manual_seed(seed)
+        if way is None:
+            x = target.exact(seed)
+        else:
+            config = config_of(sde_name, target.sigma_max)
+            config.sampling.update(way)
+            sde = sampling.get_sampling_sde(config)
+            draw = sampling.get_sampling_fn(config, sde, (target.n, *target.shape), lambda x: x, sde.sampling_eps)
+            x, nfe = draw(target.network(config))
+        distances.append(target.distance(x) if torch.isfinite(x).all() else math.inf)
+    row = dict(sde=sde_name, target=target.title, unit=target.unit, solver=solver, settings=way or {}, nfe=nfe, n=len(x),
+               distance=float(np.mean(distances)), spread=(max(distances) - min(distances)) / 2, seconds=time.perf_counter() - started)
+    print(f'{sde_name:6} {target.title:8} {solver:20} {nfe:6.0f} {row["distance"]:10.4g} +- {row["spread"]:.1g}  {row["seconds"]:.0f} s',
+          file=sys.stderr, flush=True)
+    return row
+
+
+if __name__ == '__main__':
+    main()
