@@ -153,3 +153,26 @@ def _bits(runs, names, output):
         axes.set_ylabel(f'fraction of images per {edges[1] - edges[0]:.2g} bits/dim')
         figure.legend(loc='outside upper center')
     return 'bpd.png', 'Bits/dim of single images, at the newest checkpoint that has them; dashed: the mean, with its standard error.'
+
+
+def quality(rows: list[dict], path):
+    """Distance against evaluations, a panel for each target, of the rows of one SDE that benchmarks/quality.py made, to the file `path`."""
+    targets = list(dict.fromkeys(row['target'] for row in rows))
+    solvers = [solver for solver in dict.fromkeys(row['solver'] for row in rows) if solver != 'exact']
+    bases = list(dict.fromkeys(solver.partition(', ')[0] for solver in solvers))
+    with _figure(path, 5.2 * len(targets), 5.6, 1, len(targets)) as (figure, panels):
+        for target, axes in zip(targets, panels):
+            here = [row for row in rows if row['target'] == target]
+            for i, solver in enumerate(solvers):
+                own = [row for row in here if row['solver'] == solver and math.isfinite(row['distance'])]
+                if own:
+                    base, _, variant = solver.partition(', ')
+                    axes.errorbar(*zip(*sorted((row['nfe'], row['distance'], row['spread']) for row in own)), color=f'C{bases.index(base)}',
+                                  linestyle='--' if variant else '-', marker='os^vD'[i % 5], markersize=4, linewidth=1.2, label=solver)
+            exact = next((row['distance'] for row in here if row['solver'] == 'exact'), None)
+            if exact is not None:
+                axes.axhline(exact, color='black', linewidth=1, label='exact samples, or held-out images')
+            axes.set(xscale='log', yscale='log', xlabel='network evaluations', ylabel=here[0]['unit'])
+            axes.set_title(f'{target}, n = {max(row["n"] for row in here if row["solver"] != "exact")}', fontsize=11)
+        handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
+        figure.legend(handles.values(), handles, loc='outside lower center', ncols=5)

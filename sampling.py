@@ -291,7 +291,7 @@ def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_step
     `predictor`, `corrector`: classes, or None. `snr`, `n_steps`: of the corrector. `probability_flow`: the predictor steps along the
     ODE. `continuous`: how the network was trained. `denoise`: leave out the noise of the last step (of the predictor: without one there
     is no difference). `device`: None is the network's. `guidance`: from the network's score function to the one that is followed.
-    `project`, `resample`, `jump`, `order`: see `predictor_corrector`. `prior_mean`: added to the draw from the prior.
+    `project`, `resample`, `jump`, `order`: see `predictor_corrector`. `prior_mean`: a number or an image added to the prior's draw.
     A combination without a definition is refused here, before any step: NotImplementedError or ValueError.
     """
     predictor, corrector = predictor or NonePredictor, corrector or NoneCorrector

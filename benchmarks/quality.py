@@ -3,11 +3,12 @@
     python benchmarks/quality.py --json docs/quality/quality.json --plots docs/quality     # two cores: about an hour
     python benchmarks/quality.py --npz cifar10.npz ...       # the image-size target from these images (x_train, y_train) instead of digits
 
-Three targets. The plane: a mixture of three Gaussians whose score is exact; sliced 2-Wasserstein distance to exact samples. Images: a
-mixture of ten Gaussians in 3,072 dimensions, fitted to real images (tests/oracles.py), whose score is exact too: no error is a network's;
-Frechet distance to its own mean and covariance in its first 64 principal components. A network: those of the digits configs (in --runs,
-trained first if need be); Frechet distance in pixels to the training images. Of each: mean and half the range over seeds, and the distance
-of as many exact samples (of held-out images). Samplers are built from the configs, by `config.sampling` alone.
+Three targets. The plane: a mixture of three Gaussians whose score is exact; sliced 2-Wasserstein distance of 10 n samples to exact ones.
+Images: a mixture of ten Gaussians in 3,072 dimensions, fitted to real images (tests/oracles.py), whose score is exact too: no error is a
+network's; Frechet distance to its mean and covariance, in its first 64 principal components, whitened. A network: those of the digits
+configs (in --runs, trained first if need be); Frechet distance in pixels to the training images. Of each: mean and half the range over
+seeds, and the distance of as many exact samples (of held-out images). Samplers are built from the configs, by `config.sampling` alone. Rows that are in the JSON
+file already, of the same n and seeds, are not measured again.
 """
 import argparse
 import importlib
@@ -31,18 +32,18 @@ import run_lib
 import sampling
 import sde_lib
 from machine import machine
-from oracles import ExactNetwork, LowRankMixture, planar_mixture
+from oracles import ExactNetwork, SubspaceMixture, planar_mixture
 
 CONFIGS = dict(ve='configs.ve.digits_ncsnpp_continuous', vp='configs.vp.digits_ddpmpp_continuous',
                subvp='configs.subvp.digits_ddpmpp_continuous')
 PC = dict(ve=dict(predictor='reverse_diffusion', corrector='langevin', snr=0.16), vp=dict(predictor='euler_maruyama', corrector='none'),
           subvp=dict(predictor='euler_maruyama', corrector='none'))  # as published for CIFAR-10
-STEPS = (5, 9, 18, 36, 72)
-HEUN_STEPS = (3, 5, 9, 18, 36)
+STEPS = (9, 18, 36, 72)
+HEUN_STEPS = (5, 9, 18, 36)
 SOLVERS = {
-    'pc': [dict(method='pc', steps=steps) for steps in (25, 50, 100, 200, 500, 1000, 2000)],
-    'adaptive': [dict(method='adaptive', rtol=rtol) for rtol in (0.5, 0.2, 0.1, 0.05, 0.02)],
-    'ode': [dict(method='ode', rtol=rtol, atol=rtol) for rtol in (1e-2, 1e-3, 1e-4, 1e-5)],
+    'pc': [dict(method='pc', steps=steps) for steps in (50, 100, 500, 1000, 2000)],
+    'adaptive': [dict(method='adaptive', rtol=rtol) for rtol in (0.2, 0.05, 0.02)],
+    'ode': [dict(method='ode', rtol=rtol, atol=rtol) for rtol in (1e-2, 1e-3, 1e-5)],
     'ddim': [dict(method='ddim', steps=steps - 1) for steps in STEPS],
     'ddim, eta=1': [dict(method='ddim', steps=steps - 1, eta=1.0) for steps in STEPS],
     'heun': [dict(method='heun', steps=steps) for steps in HEUN_STEPS],
@@ -53,16 +54,21 @@ SOLVERS = {
     'dpmpp_2m, karras': [dict(method='dpmpp_2m', steps=steps - 1, skip_type='karras') for steps in STEPS],
     'dpmpp_2m_sde': [dict(method='dpmpp_2m_sde', steps=steps - 1) for steps in STEPS],
     'unipc': [dict(method='unipc', steps=steps - 1) for steps in STEPS],
+    'heun, prior_mean': [dict(method='heun', steps=steps, prior_mean='mean') for steps in HEUN_STEPS],
+    'dpmpp_2m, prior_mean': [dict(method='dpmpp_2m', steps=steps - 1, prior_mean='mean') for steps in STEPS],
+    'dpmpp_2m_sde, prior_mean': [dict(method='dpmpp_2m_sde', steps=steps - 1, prior_mean='mean') for steps in STEPS],
+    'pc, prior_mean': [dict(method='pc', steps=steps, prior_mean='mean') for steps in (50, 500)],
     'unipc, order 3': [dict(method='unipc', steps=steps - 1, dpm_solver_order=3) for steps in STEPS],
 }
 
 
 class Plane:
-    """Sliced 2-Wasserstein distance (64 directions) to 20 times as many exact samples."""
-    title, unit, shape, sigma_max = 'plane', 'sliced Wasserstein distance', (2,), 10.0
+    """Sliced 2-Wasserstein distance (64 directions) to 20 times as many exact samples; ten times as many as of images."""
+    unit, shape, sigma_max = 'sliced Wasserstein distance', (2,), 10.0
 
     def __init__(self, args, sde_name):
-        self.n, self.target = 4000, planar_mixture()
+        self.n, self.target = 10 * args.n, planar_mixture()
+        self.mean = self.target.mean.mean().item()
         angles = torch.arange(64, dtype=torch.float64) * math.pi / 64
         self.directions = torch.stack([angles.cos(), angles.sin()])
         exact = (self.target.sample(20 * self.n, seed=99) @ self.directions).sort(0)[0]
@@ -79,29 +85,33 @@ class Plane:
 
 
 class Images:
-    """Frechet distance in the first 64 principal components to the exact mean and covariance."""
-    title, unit, shape, sigma_max = 'images', 'Frechet distance, 64 principal components', (3, 32, 32), 50.0
+    """Frechet distance to the exact mean and covariance in the first 64 principal components, each in units of its standard deviation."""
+    unit, shape, sigma_max = 'Frechet distance, 64 whitened components', (3, 32, 32), 50.0
 
     def __init__(self, args, sde_name):
         self.n = args.n
-        target = LowRankMixture.fit(*(cifar10(args.npz) if args.npz else large_digits()), rank=16)
+        images, labels = cifar10(args.npz) if args.npz else large_digits()
         if sde_name != 've':
-            target = target.moved(2.0, -1.0)
-        covariance = target.covariance
-        self.axes = torch.linalg.eigh(covariance)[1][:, -64:]
-        self.statistics = metrics.Statistics((target.mean @ self.axes).numpy(), (self.axes.T @ covariance @ self.axes).numpy(), 10 ** 9)
-        self.target = target.in_float32()
+            images = 2 * images - 1
+        self.target = SubspaceMixture.fit(images, labels, rank=8)
+        inside = self.target.inside
+        variances, axes = (part[..., -64:] for part in torch.linalg.eigh(inside.covariance))
+        self.whiten, self.centre = axes / variances.sqrt(), inside.mean
+        self.mean = torch.zeros(3072)
+        self.mean[:self.target.size] = images.mean() * self.target.constant
+        self.mean = self.mean.reshape(self.shape)
 
     network = Plane.network
     exact = Plane.exact
 
     def distance(self, x):
-        return metrics.frechet_distance(metrics.statistics((x.flatten(1).double() @ self.axes).numpy()), self.statistics)
+        found = metrics.statistics(((x.flatten(1)[:, :self.target.size].double() - self.centre) @ self.whiten).numpy())
+        return metrics.frechet_distance(found, metrics.Statistics(np.zeros(64), np.eye(64), 10 ** 9))
 
 
 class Network:
     """Frechet distance in pixels, in units of [0, 1], to the training images."""
-    title, unit, shape, sigma_max = 'network', 'Frechet distance in pixels', (1, 8, 8), None
+    unit, shape, sigma_max = 'Frechet distance in pixels', (1, 8, 8), None
 
     def __init__(self, args, sde_name):
         self.n, self.config = args.n, config_of(sde_name)
@@ -111,7 +121,7 @@ class Network:
         logging.disable()
         self.model = run_lib.load_averaged_model(self.config, workdir / 'checkpoints' / 'checkpoint_1.pth')
         train, self.held_out = (datasets.get_split(self.config, split).images / 16 for split in ('train', 'test'))
-        self.statistics = metrics.statistics(train.reshape(len(train), -1))
+        self.statistics, self.mean = metrics.statistics(train.reshape(len(train), -1)), train.mean().item()
 
     def network(self, config):
         return self.model
@@ -145,8 +155,9 @@ def cifar10(path):
 def config_of(sde_name: str, sigma_max: float | None = None):
     config = importlib.import_module(CONFIGS[sde_name]).get_config()
     config.device = 'cpu'
-    config.sampling.update(PC[sde_name])
-    config.model.sigma_max = sigma_max or config.model.sigma_max
+    if sigma_max:  # exact targets, which come with no sampler of their own
+        config.sampling.update(PC[sde_name])
+        config.model.sigma_max = sigma_max
     return config
 
 
@@ -156,54 +167,75 @@ def main():
     parser.add_argument('--sdes', default=','.join(CONFIGS))
     parser.add_argument('--solvers', default='', help='only those whose names begin so, with commas between them')
     parser.add_argument('--npz', help='images and labels for the image-size target')
-    parser.add_argument('-n', type=int, default=2000, help='samples of images and of networks (default: %(default)s)')
+    parser.add_argument('-n', type=int, default=2000, help='samples (default: %(default)s)')
     parser.add_argument('--seeds', type=int, default=2)
-    parser.add_argument('--most', type=int, default=2000, help='largest number of steps (default: %(default)s)')
+    parser.add_argument('--most', type=int, default=2000, help='evaluations (default: %(default)s)')
     parser.add_argument('--runs', default='runs', help='folder of the work directories digits_ve, digits_vp and digits_subvp')
     parser.add_argument('--json', metavar='PATH', help='write the rows to this file')
     parser.add_argument('--plots', metavar='FOLDER', help='draw ve.png, vp.png and subvp.png there')
     args = parser.parse_args()
-    rows = []
+    report = dict(machine=machine(), seeds=args.seeds, images=args.npz and 'CIFAR-10' or 'digits', rows=[])
+    if args.json and pathlib.Path(args.json).is_file():
+        report = json.loads(pathlib.Path(args.json).read_text())
+        if (report['seeds'], report['images']) != (args.seeds, args.npz and 'CIFAR-10' or 'digits'):
+            parser.error(f'{args.json} is of {report["seeds"]} seeds and {report["images"]}')
+    known = {identity(row) for row in report['rows']}
     for sde_name in args.sdes.split(','):
         for name in args.targets.split(','):
-            target = TARGETS[name](args, sde_name)
-            rows.append(measured(args, sde_name, target, 'exact', None))
-            for solver, ways in SOLVERS.items():
-                if solver.startswith(tuple(args.solvers.split(','))):
-                    rows += [measured(args, sde_name, target, solver, way) for way in ways
-                             if way.get('steps', 0) <= args.most and (sde_name, solver, way.get('steps')) != ('ve', 'pc', 2000)]
-    report = dict(machine=machine(), seeds=args.seeds, n=args.n, images=args.npz and 'CIFAR-10' or 'digits', rows=rows)
+            target = None
+            for solver, way in ways(sde_name, args.most):
+                row = dict(sde=sde_name, target=name, solver=solver, settings=way)
+                if solver.startswith(tuple(args.solvers.split(','))) and identity(row) not in known:
+                    target = target or TARGETS[name](args, sde_name)
+                    report['rows'].append(row | measured(args, sde_name, target, way))
+                    show(report['rows'][-1])
+                    if args.json:
+                        pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
     print(report['machine'])
     print(reports.table([('SDE', 'target', 'solver', 'evaluations', 'distance', 'half the range', 'n'), *(
         (row['sde'], row['target'], row['solver'], f'{row["nfe"]:.0f}', f'{row["distance"]:.4g}', f'{row["spread"]:.1g}', str(row['n']))
-        for row in rows)]))
-    if args.json:
-        pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
+        for row in report['rows'])]))
     if args.plots:
         pathlib.Path(args.plots).mkdir(parents=True, exist_ok=True)
         for sde_name in args.sdes.split(','):
-            plots.quality([row for row in rows if row['sde'] == sde_name], pathlib.Path(args.plots, f'{sde_name}.png'))
+            plots.quality([row for row in report['rows'] if row['sde'] == sde_name], pathlib.Path(args.plots, f'{sde_name}.png'))
 
 
-def measured(args, sde_name, target, solver, way) -> dict:
+def ways(sde_name: str, most: int):
+    """(solver, settings) of all that is measured for an SDE, up to 2,000 evaluations; the first is exact samples."""
+    yield 'exact', {}
+    for solver, settings in SOLVERS.items():
+        for way in settings if sde_name == 've' or 'prior_mean' not in solver else ():
+            if way.get('steps', 0) * (2 if way['method'] == 'pc' and sde_name == 've' else 1) <= most:
+                yield solver, way
+
+
+def identity(row) -> str:
+    return json.dumps([row[key] for key in ('sde', 'target', 'solver', 'settings')], sort_keys=True)
+
+
+def show(row):
+    print(f'{row["sde"]:6} {row["target"]:8} {row["solver"]:25} {row["nfe"]:6.0f} {row["distance"]:10.4g} +- {row["spread"]:.1g}  '
+          f'{row["seconds"]:.0f} s', file=sys.stderr, flush=True)
+
+
+def measured(args, sde_name, target, way) -> dict:
+    """Distance and cost of samples by the settings of `config.sampling` in `way`, or of exact samples; 'mean' stands for the target's."""
     distances, nfe, started = [], 0, time.perf_counter()
     for seed in range(args.seeds):
         torch.manual_seed(seed)
-        if way is None:
+        if not way:
             x = target.exact(seed)
         else:
             config = config_of(sde_name, target.sigma_max)
-            config.sampling.update(way)
+            with config.ignore_type():  # of an image for a mean
+                config.sampling.update(way | ({'prior_mean': target.mean} if 'prior_mean' in way else {}))
             sde = sampling.get_sampling_sde(config)
             draw = sampling.get_sampling_fn(config, sde, (target.n, *target.shape), lambda x: x, sde.sampling_eps)
             x, nfe = draw(target.network(config))
         distances.append(target.distance(x) if torch.isfinite(x).all() else math.inf)
-    row = dict(sde=sde_name, target=target.title, unit=target.unit, solver=solver, settings=way or {}, nfe=nfe, n=len(x),
-               distance=float(np.mean(distances)), spread=(max(distances) - min(distances)) / 2, seconds=time.perf_counter() - started)
-    print(f'{sde_name:6} {target.title:8} {solver:20} {nfe:6.0f} {row["distance"]:10.4g} +- {row["spread"]:.1g}  {row["seconds"]:.0f} s',
-          file=sys.stderr, flush=True)
-    return row
+    return dict(unit=target.unit, nfe=nfe, n=len(x), distance=float(np.mean(distances)), spread=(max(distances) - min(distances)) / 2,
+                seconds=time.perf_counter() - started)
 
 
 if __name__ == '__main__':

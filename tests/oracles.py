@@ -142,91 +142,57 @@ def gaussian(mean, variances, shape=None):
     return GaussianMixture([1.0], [list(mean)], torch.diag(torch.as_tensor(list(variances), dtype=torch.float64))[None], shape)
 
 
-class LowRankMixture(nn.Module):
-    """sum_k w_k N(mu_k, U_k diag(v_k) U_k^T + rest_k (I - U_k U_k^T)): a mixture whose score costs a few matrix products in thousands of
-    dimensions, of weights (K,), means (K, D), orthonormal axes (K, D, R), variances along them (K, R) and of all other directions (K,).
+class SubspaceMixture(nn.Module):
+    """A mixture in R^D that is Gaussian noise but for a few dimensions, for which a score costs next to nothing in thousands of dimensions.
 
-    `log_prob` and `score` as of GaussianMixture.
+    x = (u, v): u (M of the D numbers) of a GaussianMixture, v independent of it with variance `rest`. A mixture whose means and principal
+    axes span M dimensions, and whose covariances are `rest` in all others, is one in coordinates of that span: `fit`. What a solver does is
+    the same in any such coordinates, except where it looks at single numbers. `log_prob` and `score` as of GaussianMixture.
     """
 
-    def __init__(self, weights, means, axes, variances, rest, shape=None):
+    def __init__(self, inside: GaussianMixture, rest: float, shape):
         super().__init__()
-        tensors = dict(weights=weights, means=means, axes=axes, variances=variances, rest=rest)
-        for name, value in tensors.items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
-        self.weights /= self.weights.sum()
-        self.shape = tuple(shape or self.means.shape[1:])
-        self.register_buffer('all_axes', self.axes.movedim(0, 1).flatten(1))  # (D, K R)
-        self.register_buffer('offsets', torch.einsum('kd,kdr->kr', self.means, self.axes))  # of the means along their own axes
+        self.inside, self.rest, self.shape, self.size = inside, float(rest), tuple(shape), len(inside.mean)
 
     @classmethod
-    def fit(cls, images, labels, rank: int, floor: float = 1e-6):
-        """To images (n, ...) with labels (n,): a component for each label, by principal components (Tipping & Bishop 1999)."""
-        x, parts = images.double().flatten(1), []
+    def fit(cls, images, labels, rank: int):
+        """To images (n, ...) with labels (n,): a component for each label, with its mean and its first `rank` principal components (Tipping
+        & Bishop 1999), and a variance of all other directions that they share. `constant` (M,) is where the image of ones lies."""
+        x, parts, left = images.double().flatten(1), [], 0.0
         for label in labels.unique():
             part = x[labels == label]
             mean = part.mean(0)
             _, scale, axes = torch.linalg.svd(part - mean, full_matrices=False)
-            spread = scale ** 2 / len(part)
-            rest = spread[rank:].sum() / (x.shape[1] - rank)
-            parts.append((len(part) / len(x), mean, axes[:rank].T, spread[:rank].clamp(min=floor), rest.clamp(min=floor)))
-        weights, means, axes, variances, rest = zip(*parts)
-        return cls(torch.tensor(weights), *map(torch.stack, (means, axes, variances, rest)), images.shape[1:])
-
-    def moved(self, scale: float, shift: float):
-        """The distribution of scale x + shift."""
-        return LowRankMixture(self.weights, scale * self.means + shift, self.axes, scale ** 2 * self.variances, scale ** 2 * self.rest,
-                              self.shape)
-
-    def in_float32(self):
-        """The same with its large matrices in float32, in which products take half the time; sums of squares stay float64."""
-        self.means, self.axes, self.all_axes = self.means.float(), self.axes.float(), self.all_axes.float()
-        return self
-
-    @property
-    def mean(self):
-        return self.weights @ self.means
-
-    @property
-    def covariance(self):
-        factors = (self.axes * (self.weights[:, None] * (self.variances - self.rest[:, None])).sqrt()[:, None]).movedim(0, 1).flatten(1)
-        offsets = (self.means - self.mean) * self.weights.sqrt()[:, None]
-        return factors @ factors.T + offsets.T @ offsets + (self.weights @ self.rest) * torch.eye(len(self.mean), dtype=self.means.dtype)
+            variances = scale ** 2 / len(part)
+            left += len(part) / len(x) * variances[rank:].sum().item() / (x.shape[1] - rank)
+            parts.append((len(part), mean, axes[:rank].T, variances[:rank]))
+        weights, means, axes, variances = zip(*parts)
+        constant = torch.ones(x.shape[1], 1, dtype=torch.float64)
+        span = torch.linalg.qr(torch.cat([constant, torch.stack(means, 1), *axes], 1))[0]
+        axes = [span.T @ each for each in axes]
+        covariances = [each @ torch.diag(v - left) @ each.T + left * torch.eye(span.shape[1]) for each, v in zip(axes, variances)]
+        inside = GaussianMixture(torch.tensor(weights), torch.stack(means) @ span, torch.stack(covariances))
+        found = cls(inside, left, images.shape[1:])
+        found.constant = (span.T @ constant)[:, 0]
+        return found
 
     def sample(self, n: int, seed: int = 0):
         """n exact draws, (n, *shape)."""
-        generator = torch.Generator(self.means.device).manual_seed(2 ** 32 - 1 - seed)
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        x = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, device=self.means.device, generator=generator)
-        for i, axes in enumerate(self.axes):
-            z, rest = x[k == i], self.rest[i].sqrt()
-            x[k == i] = self.means[i] + rest * z + ((z @ axes) * (self.variances[i].sqrt() - rest).to(z)) @ axes.T
-        return x.reshape(n, *self.shape)
+        generator = torch.Generator().manual_seed(2 ** 31 - 1 - seed)
+        others = torch.randn(n, math.prod(self.shape) - self.size, dtype=torch.float64, generator=generator)
+        return torch.cat([self.inside.sample(n, seed), self.rest ** 0.5 * others], 1).reshape(n, *self.shape)
 
-    def _components(self, x, m, std):
-        """Along the axes: x - m mu (B, K, R) and its variances; the other variances (B, K, 1); and log(w_k N_k(x)), (B, K)."""
+    def _others(self, x, m, std):
         m, std = (torch.as_tensor(v, dtype=torch.float64, device=x.device).reshape(-1, 1) for v in (m, std))
-        along = (x.to(self.all_axes) @ self.all_axes).unflatten(1, self.offsets.shape).double() - m[..., None] * self.offsets
-        variance = (m ** 2)[..., None] * self.variances + (std ** 2)[..., None]
-        rest = m ** 2 * self.rest + std ** 2
-        x, means = x.double(), self.means.double()
-        distance = (x ** 2).sum(1, keepdim=True) - 2 * m * (x @ means.T) + m ** 2 * (means ** 2).sum(1)
-        others = x.shape[1] - along.shape[2]
-        log_density = -0.5 * ((distance - (along ** 2).sum(2)) / rest + others * rest.log() + x.shape[1] * math.log(2 * math.pi)
-                              + (along ** 2 / variance + variance.log()).sum(2))
-        return along, variance, rest[..., None], self.weights.log() + log_density
+        return x.flatten(1)[:, self.size:], (m ** 2 * self.rest + std ** 2).to(x)
 
     def log_prob(self, x, m=1.0, std=0.0):
         """log p(x) in nats, (B,)."""
-        return self._components(x.flatten(1), m, std)[3].logsumexp(1)
+        others, variance = self._others(x, m, std)
+        noise = -0.5 * (others.double() ** 2 / variance + (2 * math.pi * variance).log()).sum(1)
+        return self.inside.log_prob(x.flatten(1)[:, :self.size], m, std) + noise
 
     def score(self, x, m=1.0, std=0.0):
         """grad_x log p(x), shape of x."""
-        flat = x.flatten(1).to(self.means)
-        along, variance, rest, log_joint = self._components(flat, m, std)
-        share = log_joint.softmax(1)[..., None]
-        m = torch.as_tensor(m, dtype=torch.float64, device=x.device).reshape(-1, 1)
-        isotropic = (share / rest)[..., 0]
-        back = (share * along * (1 / rest - 1 / variance)).flatten(1).to(flat)
-        return (back @ self.all_axes.T - isotropic.sum(1, keepdim=True).to(flat) * flat
-                + (m * isotropic).to(flat) @ self.means).reshape(x.shape)
+        others, variance = self._others(x, m, std)
+        return torch.cat([self.inside.score(x.flatten(1)[:, :self.size], m, std).to(x), -others / variance], 1).reshape(x.shape)
