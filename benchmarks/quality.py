@@ -7,8 +7,8 @@ Three targets. The plane: a mixture of three Gaussians whose score is exact; sli
 Images: a mixture of ten Gaussians in 3,072 dimensions, fitted to real images (tests/oracles.py), whose score is exact too: no error is a
 network's; Frechet distance to its mean and covariance, in its first 64 principal components, whitened. A network: those of the digits
 configs (in --runs, trained first if need be); Frechet distance in pixels to the training images. Of each: mean and half the range over
-seeds, and the distance of as many exact samples (of held-out images). Samplers are built from the configs, by `config.sampling` alone. Rows that are in the JSON
-file already, of the same n and seeds, are not measured again.
+seeds, and the distance of as many exact samples (of held-out images). Samplers are built from the configs, by `config.sampling` alone.
+Rows that are in the JSON file already, of the same n and seeds, are not measured again.
 """
 import argparse
 import importlib

@@ -517,8 +517,9 @@ def test_published_scalars_are_still_read(tmp_path):
     assert published.load(tmp_path / 'a.pth')['lr'] == 0.5
 
 
-def test_kills_at_random_moments(tmp_path):
-    """The short version of benchmarks/faults.py."""
-    done = subprocess.run([sys.executable, 'benchmarks/faults.py', '--kills', '5', '--work', 'training', '--json', f'{tmp_path}/a.json'],
+@pytest.mark.parametrize('work, kills', [('training', 5), ('two', 3)])
+def test_kills_at_random_moments(tmp_path, work, kills):
+    """The short version of benchmarks/faults.py, of one process and of two that train together."""
+    done = subprocess.run([sys.executable, 'benchmarks/faults.py', '--kills', str(kills), '--work', work, '--json', f'{tmp_path}/a.json'],
                           cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0 and (tmp_path / 'a.json').is_file(), done.stdout + done.stderr
