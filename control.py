@@ -236,7 +236,8 @@ def _coded(job):
     solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.get('ode_method', 'RK45'),
                   continuous=job.config.training.continuous)
     if chosen.method.lower() in fast_sampling.SOLVERS.names():
-        solver |= dict(method=chosen.method.lower(), steps=chosen.get('steps'))
+        keys = {'steps', 'skip_type', 'rho', 'dpm_solver_order'} & set(chosen)
+        solver |= dict(method=chosen.method.lower()) | {key: chosen[key] for key in keys}
     encode, decode = latents.get_encoder(job.sde, **solver), latents.get_decoder(job.sde, lambda x: x, **solver)
 
     def in_batches(fn, x, what):

@@ -4,11 +4,10 @@ Any linear SDE has x_t = alpha_t x_0 + sigma_t z, so that all that a solver need
 the signal-to-noise ratio, lambda_t = log(alpha_t / sigma_t), which falls with t. Between times t > s, with h = lambda_s - lambda_t and
 the network's estimates x0 and eps of image and noise, the probability-flow ODE (Song et al. 2021, Eq. 13) has the exact solution
 
-    x_s = alpha_s/alpha_t x_t - sigma_s int e^-lambda eps dlambda = sigma_s/sigma_t x_t + alpha_s int e^lambda x0 dlambda
+    x_s = alpha_s/alpha_t x_t - alpha_s int e^-lambda eps dlambda = sigma_s/sigma_t x_t + sigma_s int e^lambda x0 dlambda
 
-(Lu et al. 2022a, Eq. 3.4; 2022b, Eq. 8), the integrals with factors that make them 1 - e^-h and the like for constant estimates. The
-solvers differ in what they put under the integral. Each takes steps from one time of a grid to the next; `settings` are those of a
-config's `sampling` section. A new one is a subclass of `Solver` under `register_solver`.
+(Lu et al. 2022a, Eq. 3.4; 2022b, Eq. 8). The solvers differ in what they put under the integral. Each takes steps from one time of a grid
+to the next; `settings` are those of a config's `sampling` section. A new one is a subclass of `Solver` under `register_solver`.
 """
 import itertools
 import math
@@ -71,7 +70,8 @@ def time_grid(sde, n: int, eps: float, skip_type: str = 'logSNR', rho: float = 7
         times = time_of(sde, -rho * (first + at * (last - first)).log())
     else:
         raise UserError(f'config.sampling.skip_type is {skip_type!r}: known are {", ".join(SKIP_TYPES)}')
-    times[0], times[-1] = sde.T, eps
+    times[-1] = eps
+    times[0] = sde.T
     return times
 
 
@@ -85,7 +85,8 @@ def threshold(x0, centered: bool = True, share: float = 0.995):
     by s, where s >= 1 is the quantile `share` of its absolute values (Saharia et al. 2022, "dynamic thresholding"). `centered`: images
     lie in [-1, 1] rather than in [0, 1]."""
     x0 = x0 if centered else 2 * x0 - 1
-    s = expand(x0.flatten(1).abs().float().quantile(share, dim=1).clamp(min=1).to(x0), x0)
+    s = torch.stack([image.abs().float().quantile(share) for image in x0.flatten(1)])  # of all at once it has a largest size
+    s = expand(s.clamp(min=1).to(x0), x0)
     x0 = x0.clamp(-s, s) / s
     return x0 if centered else (x0 + 1) / 2
 
@@ -100,7 +101,7 @@ class Solver:
     skip_type = 'logSNR'  # the grid that suits it
     settings = ()  # those of `sampling` that it takes
     default_steps = 36
-    follows_flow = True  # what it solves is the ODE, and not with noise of its own
+    follows_flow = True  # without noise of its own, unless settings ask for it
 
     def __init__(self, sde, score_fn, times, *, correct=None):
         self.sde, self.score_fn, self.times, self.correct, self.last = sde, score_fn, times, correct, None
@@ -147,7 +148,7 @@ class DDIM(Solver):
 
     def __init__(self, sde, score_fn, times, *, correct=None, eta=0.0):
         super().__init__(sde, score_fn, times, correct=correct)
-        self.eta, self.follows_flow = eta, eta == 0
+        self.eta = eta
 
     def step(self, x, i):
         t, alpha, sigma = self.at(i)
@@ -163,19 +164,19 @@ class DDIM(Solver):
 class Heun(Solver):
     """Heun's method, of order 2, for y = x / alpha and v = sigma / alpha: dy/dv = (y - x0) / v (Karras et al. 2022, Algorithms 1 and 2).
 
-    `churn` > 0 adds noise before every step at which v lies in [s_min, s_max]: v grows by the factor 1 + min(churn / n, sqrt(2) - 1), never
-    beyond its value at T, with noise of s_noise times the size. Two evaluations a step, and one for the step to v = 0: `steps` such steps,
-    the last included, take 2 steps - 1 evaluations.
+    `churn` > 0 adds noise before every step at which v lies in [s_min, s_max]: v grows by the factor 1 + min(churn / steps, sqrt(2) - 1),
+    but not beyond its value at T, with noise of s_noise times the size. Two evaluations a step, and one for the step to v = 0: `steps`
+    such steps, the last included, take 2 steps - 1 evaluations.
     """
 
     skip_type, default_steps = 'karras', 18
-    settings = ('churn',)
+    settings = ('churn', 'steps')
 
-    def __init__(self, sde, score_fn, times, *, correct=None, churn=0.0, s_min=0.0, s_max=math.inf, s_noise=1.0):
+    def __init__(self, sde, score_fn, times, *, correct=None, churn=0.0, steps=None, s_min=0.0, s_max=math.inf, s_noise=1.0):
         super().__init__(sde, score_fn, times, correct=correct)
         self.v = [sigma / alpha for sigma, alpha in zip(self.sigma, self.alpha)]
-        gamma = min(churn / max(len(times) - 1, 1), math.sqrt(2) - 1)
-        self.s_noise, self.follows_flow = s_noise, churn == 0
+        gamma = min(churn / (steps or len(times)), math.sqrt(2) - 1)
+        self.s_noise = s_noise
         self.raised = [min(v * (1 + gamma), max(self.v)) if s_min <= v <= s_max else v for v in self.v]
         self.raised_times = time_of(sde, [-math.log(v) for v in self.raised]).tolist()
 
@@ -200,7 +201,7 @@ class Heun(Solver):
 @register_solver(name='dpm_solver')
 class DPMSolver(Solver):
     """DPM-Solver of order 1, 2 or 3, in single steps: estimates of the noise at 1, 2 or 3 points of a step, from which a Taylor polynomial
-    in lambda is integrated (Lu et al. 2022a, Algorithms 1, 2 and 4 with r1 = 1/2, and r1 = 1/3, r2 = 2/3; order 1 is DDIM).
+    in lambda is integrated (Lu et al. 2022a, Sec. 3.2, with r1 = 1/2, and r1 = 1/3, r2 = 2/3; order 1 is DDIM).
 
     `steps` counts evaluations: steps of the highest order, and the last ones lower where it is no multiple (Appendix D.1 there).
     """
@@ -259,7 +260,7 @@ class DPMSolverPP2M(Solver):
     """
 
     def extrapolated(self, x, i):
-        """The estimate of x_0 in the middle of the step, and half its change over the step."""
+        """The estimate of x_0 in the middle of the step."""
         x0, h = self.image(x, *self.at(i)), self.lam[i + 1] - self.lam[i]
         before, self.last = self.last, (x0, h)
         is_last = i == len(self.times) - 2 and len(self.times) - 1 < 15
@@ -344,25 +345,22 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
     x''; otherwise it is tried again. Either way the next has the size safety h E^-exponent, for the error E in units of delta.
     `atol` is in units of the network's images; the paper's is one grey level. UserError where the steps become too small.
 
-    Of a step that is refused the Brownian path stays: a shorter one draws from the bridge to where it was to end. With noise drawn anew,
-    as in the paper, large noise is refused more often than small, and variances come out too small, in few dimensions by much.
+    Of a step that is refused the Brownian path stays: shorter ones draw from the bridge to where it was to end, as evenly as they can. With
+    noise drawn anew, as in the paper, the size of steps depends on the noise in them, which in few dimensions spoils the variance.
     """
     reverse, project = sde.reverse(score_fn), project or (lambda x, t: x)
     t, h = (torch.full((len(x),), value, dtype=torch.float64, device=x.device) for value in (float(sde.T), first_step * sde.T))
     x = before = project(x, t.to(x))
-    known, path = torch.zeros_like(t), torch.zeros_like(x)  # the path is known so far ahead, and increases by so much
+    path = _Path(x)
     for i in itertools.count():
         active = t > eps
         if not active.any():
             return x
-        h = torch.where(active, torch.minimum(h, t - eps), 0)
-        if (active & (h < 1e-9 * sde.T)).any():
-            raise UserError(f'the steps of the adaptive solver became too small for config.sampling.rtol={rtol:g} and atol={atol:g}')
-        z, start, end, dt = normal_like(x), t.to(x), (t - h).to(x), expand(h.to(x), x)
-        path = path + expand((h - known).clamp(min=0).sqrt().to(x), x) * z
-        known = torch.maximum(known, h)
-        share = (h / known).nan_to_num(0.0)
-        noise = expand(share.to(x), x) * path + expand((share * (known - h)).sqrt().to(x), x) * z
+        h, noise = path.ahead(torch.where(active, torch.minimum(h, t - eps), 0))
+        if (active & ~(h >= 1e-9 * sde.T)).any():
+            raise UserError('the steps of the adaptive solver became too small: the score is not finite, or too steep for '
+                            f'config.sampling.rtol={rtol:g} and atol={atol:g}')
+        start, end, dt = t.to(x), (t - h).to(x), expand(h.to(x), x)
         drift, diffusion = reverse.sde(x, start)
         first = x - dt * drift + expand(diffusion, x) * noise
         drift, diffusion = reverse.sde(first, end)
@@ -370,11 +368,49 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
         delta = torch.maximum(first.abs(), before.abs()).mul(rtol).clamp(min=atol)
         error = ((first - second) / delta).flatten(1).square().mean(1).sqrt().double()
         accepted = active & (error <= 1)
+        path.leave(active, accepted)
         taken = expand(accepted, x)
         x, before, t = torch.where(taken, second, x), torch.where(taken, first, before), torch.where(accepted, t - h, t)
         t = torch.where(t - eps < 1e-9 * sde.T, eps, t)
         x = torch.where(taken, project(x, t.to(x)), x)
-        path, known = torch.where(taken, path - noise, path), torch.where(accepted, known - h, known)
         h = torch.where(active, safety * h * error.clamp(min=1e-6) ** -exponent, h)
         if callback:
             callback(i, t, x)
+
+
+class _Path:
+    """Brownian paths, one for each image, as far ahead as they are known: pieces of a length with an increment, the nearest on top."""
+
+    def __init__(self, x):
+        self.lengths = torch.zeros(1, len(x), dtype=torch.float64, device=x.device)
+        self.increments = torch.zeros(1, *x.shape, dtype=x.dtype, device=x.device)
+        self.known = torch.zeros(len(x), dtype=torch.long, device=x.device)  # how many pieces
+        self.images = torch.arange(len(x), device=x.device)
+
+    def ahead(self, h):
+        """A step of at most h (B,), an even part of the piece on top, or a new piece; and the path's increment over it."""
+        z, top = normal_like(self.increments[0]), ((self.known - 1).clamp(min=0), self.images)
+        fresh = self.known == 0
+        self.length = torch.where(fresh, h, self.lengths[top])
+        self.piece = torch.where(expand(fresh, z), expand(h.sqrt().to(z), z) * z, self.increments[top])
+        share = 1 / (self.length / h - 1e-9).ceil().clamp(min=1)
+        self.h = torch.where(h > 0, self.length * share, 0)
+        bridge = (self.h * (1 - share)).sqrt()
+        self.noise = expand(share.to(z), z) * self.piece + expand(bridge.to(z), z) * z
+        return self.h, self.noise
+
+    def leave(self, active, accepted):
+        """What is known of the path once the step has been taken, where `accepted`; of others that are `active` its end is one more."""
+        if self.known.max() + 1 > len(self.lengths) - 1:
+            self.lengths, self.increments = (torch.cat([part, torch.zeros_like(part[:1])]) for part in (self.lengths, self.increments))
+        place = (self.known - 1).clamp(min=0)
+        left = self.length - self.h
+        self._put(active, place, left, self.piece - self.noise)
+        place = place + (left > 1e-9 * self.length)
+        self._put(active & ~accepted, place, self.h, self.noise)
+        self.known = torch.where(active, place + ~accepted, self.known)
+
+    def _put(self, which, place, length, increment):
+        here = place, self.images
+        self.lengths[here] = torch.where(which, length, self.lengths[here])
+        self.increments[here] = torch.where(expand(which, increment), increment, self.increments[here])

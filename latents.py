@@ -12,11 +12,13 @@ from models.utils import get_score_fn
 from sampling import Counted, follow_flow, get_fast_sampler, get_ode_sampler
 
 
-def get_encoder(sde, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None, steps=None):
+def get_encoder(sde, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None, steps=None, skip_type=None,
+                rho=7.0, **settings):
     """-> encoder(model, x (B, ...), scaled as the network sees it) -> (codes, shape of x, and the number of network evaluations).
 
     `eps`: the time at which the flow meets the image, None the SDE's `sampling_eps`. `rtol`, `atol`, `method`: see `ode_lib.solve`; or
-    `method` is a solver of fast_sampling.py that follows the flow, such as 'heun', of so many `steps` (None: its default).
+    `method` is a solver of fast_sampling.py that follows the flow, such as 'heun', with its `steps` (None: its default), its grid and its
+    `settings` as `sampling.get_fast_sampler` has them.
     """
     solver, eps = _solver(method), sde.sampling_eps if eps is None else eps
 
@@ -26,19 +28,24 @@ def get_encoder(sde, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=T
         guided = guidance(score_fn) if guidance else score_fn
         if not solver:
             return follow_flow(sde, guided, x, eps, sde.T, rtol, atol, method), score_fn.calls
-        intervals = solver.intervals(steps or solver.default_steps, denoise=False)
-        stepper = solver(sde, guided, fast_sampling.time_grid(sde, intervals, eps, solver.skip_type).flip(0))
-        for i in range(intervals):
+        number = steps or solver.default_steps
+        own = {key: value for key, value in dict(settings, steps=number).items() if key in solver.settings}
+        intervals = solver.intervals(number, **dict(settings, denoise=False))
+        times = fast_sampling.time_grid(sde, intervals, eps, skip_type or solver.skip_type, rho)
+        stepper = solver(sde, guided, times.flip(0), **own)
+        for i in range(len(times) - 1):
             x = stepper.step(x, i)
         return x, score_fn.calls
     return encoder
 
 
-def get_decoder(sde, inverse_scaler, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None, steps=None):
+def get_decoder(sde, inverse_scaler, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None, steps=None,
+                skip_type=None, rho=7.0, **settings):
     """-> decoder(model, z (B, ...)) -> (images, number of network evaluations), the inverse of the encoder of the same arguments."""
     solver, eps = _solver(method), sde.sampling_eps if eps is None else eps
     if solver:
-        return get_fast_sampler(sde, None, solver, inverse_scaler, steps, denoise=False, eps=eps, continuous=continuous, guidance=guidance)
+        return get_fast_sampler(sde, None, solver, inverse_scaler, steps, skip_type, rho, denoise=False, eps=eps, continuous=continuous,
+                                guidance=guidance, **settings)
     return get_ode_sampler(sde, None, inverse_scaler, False, rtol, atol, method, eps, continuous=continuous, guidance=guidance)
 
 

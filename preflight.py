@@ -20,6 +20,7 @@ from errors import UserError
 from models import utils as mutils
 from models.unet import UNet
 
+OWN_MODULES = ('models.ddpm', 'models.ncsnpp', 'models.ncsnv2', 'models.wideresnet', 'sampling', 'fast_sampling')
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 
 
@@ -31,7 +32,8 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
     missing = [section for section in SECTIONS + ('control',) * (mode == 'control') if not hasattr(config.get(section), 'items')]
     if missing:
         raise UserError('\n'.join(f'the config has no section {section!r}: start from configs/defaults.py' for section in missing))
-    refused = rules.faults(config, _own_keys(config))
+    unused = {'optim'} if mode not in ('train', 'classifier') else set()
+    refused = rules.faults(config, _own_keys(config), unused | ({'eval'} if mode != 'eval' else set()))
     if 'device' not in refused:
         refused |= _device(config)
     if refused:  # what follows is told of the other keys only: one that was refused is as if it were missing
@@ -69,12 +71,18 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
 
 
 def _own_keys(config) -> list[str]:
-    """The keys that networks and data sets which are not of this library may have for themselves."""
-    name, dataset = config.model.get('name'), config.data.get('dataset')
-    network = mutils.MODELS.find(name) if isinstance(name, str) else None
+    """The keys that networks, samplers and data sets which are not of this library may have for themselves."""
+    settings, dataset = config.sampling, config.data.get('dataset')
+    own = []
+    for section, registry, name in (('model.', mutils.MODELS, config.model.get('name')),
+                                    ('sampling.', sampling.PREDICTORS, settings.get('predictor')),
+                                    ('sampling.', sampling.CORRECTORS, settings.get('corrector')),
+                                    ('sampling.', fast_sampling.SOLVERS, settings.get('method'))):
+        found = registry.find(name) if isinstance(name, str) else None
+        if found is not None and found.__module__ not in OWN_MODULES:
+            own.append(section)
     source = datasets.SOURCES.get(dataset.upper()) if isinstance(dataset, str) else None
-    own = [f'data.{key}' for key in source.keys] if source else []
-    return own + ['model.'] * (network is not None and not network.__module__.startswith('models.'))
+    return own + [f'data.{key}' for key in (source.keys if source else ())]
 
 
 def _without(config, keys) -> ConfigDict:
@@ -188,6 +196,8 @@ def _sampler(config):
     shape = (1, config.data.num_channels, config.data.image_size, config.data.image_size)
     sde = sampling.get_sampling_sde(config)
     sampling.get_sampling_fn(config, sde, shape, lambda x: x, sde.sampling_eps)
+    if config.sampling.method.lower() == 'pc':
+        sde.discretize(torch.zeros(shape), torch.full((1,), float(sde.T)))  # refuses a chain of too few steps
 
 
 def _batches(config):

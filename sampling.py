@@ -63,10 +63,6 @@ class EulerMaruyamaPredictor(Predictor):
 class ReverseDiffusionPredictor(Predictor):
     """x - f + G z, with f and G of the forward chain reversed (Appendix E)."""
 
-    def __init__(self, sde, score_fn, probability_flow=False):
-        super().__init__(sde, score_fn, probability_flow)
-        sde.discretize(torch.zeros(1), torch.full((1,), float(sde.T)))  # refuses at once a chain of too few steps
-
     def update_fn(self, x, t):
         f, G = self.rsde.discretize(x, t)
         x_mean = x - f
@@ -196,7 +192,8 @@ def predictor_corrector(predictor, corrector, x, timesteps, callback=None, proje
     """x (B, ...) carried along `timesteps` (n,), by n steps of the predictor, the last from the last of them: (x, x_mean).
 
     `order`: 'corrector_predictor' corrects at each time before stepping to the next, as published code does; 'predictor_corrector' steps
-    first and corrects at the next, as Algorithm 1 has it. Everything else as for `walk`; `project` comes between the two as well.
+    first and corrects at the next, as Algorithm 1 has it, but not after the last step. Everything else as for `walk`; `project` comes
+    between the two as well.
     """
     times, project = [*timesteps, timesteps[-1]], project or (lambda x, t: x)
     corrects_first = order == ORDERS[0] or isinstance(corrector, NoneCorrector)
@@ -205,6 +202,8 @@ def predictor_corrector(predictor, corrector, x, timesteps, callback=None, proje
         t, s = (times[j].expand(len(x)) for j in (i, i + 1))
         if corrects_first:
             return predictor.update_fn(project(corrector.update_fn(x, t)[0], t), t)
+        if i == len(timesteps) - 1 and not isinstance(predictor, NonePredictor):
+            return predictor.update_fn(x, t)  # to the data themselves, where there is no noise for a corrector to work with
         return corrector.update_fn(project(predictor.update_fn(x, t)[0], s), s)
     return walk(step, predictor.sde, x, times, callback, project, resample, jump)
 
@@ -221,7 +220,8 @@ def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
 def _start(sde, shape, model, device, prior_mean=0.0):
     """A draw from the prior, made on the CPU so that a seed means the same everywhere, on the sampler's device in the network's dtype."""
     parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    x = prior_sampling(sde, shape) + prior_mean
+    x = prior_sampling(sde, shape)
+    x = x + (prior_mean.to(x) if torch.is_tensor(prior_mean) else prior_mean)
     if parameter is not None:
         x = x.to(device or parameter.device, torch.promote_types(parameter.dtype, torch.float32))
     return x.to(device) if device else x
@@ -257,6 +257,9 @@ def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, *, p
         raise UserError(f'config.sampling.method is {sampling.method!r}: known are {", ".join(methods())}')
     if correct and method not in fast_sampling.SOLVERS.names():
         raise UserError(f'config.sampling.thresholding=True needs a solver that estimates images, which method={method!r} does not')
+    if method not in ('pc', 'ode') and not config.training.continuous and sde.N < 100:
+        raise UserError(f'config.sampling.method={method!r} needs a network that knows all times, or 100 noise levels or more: this one '
+                        f"knows config.model.num_scales={sde.N}; use 'pc'")
     if project and method == 'ode':
         raise UserError("config.sampling.method='ode': nothing can be imposed on the steps of that solver; use 'pc', 'adaptive' or one of "
                         + ', '.join(fast_sampling.SOLVERS.names()))
@@ -337,7 +340,7 @@ def get_fast_sampler(sde, shape, solver, inverse_scaler, steps=None, skip_type=N
     _check_repeats(resample, jump)
     steps = steps or solver.default_steps
     intervals = solver.intervals(steps, denoise=denoise, **settings)
-    settings |= dict(steps=steps) if 'steps' in solver.settings else {}
+    settings = {key: value for key, value in dict(settings, steps=steps).items() if key in solver.settings}
     if intervals < 1:
         raise UserError(f'config.sampling.steps={steps} are too few for {solver.__name__}')
     times = fast_sampling.time_grid(sde, intervals, eps, skip_type or solver.skip_type, rho)

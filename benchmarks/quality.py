@@ -169,16 +169,17 @@ def main():
     parser.add_argument('--npz', help='images and labels for the image-size target')
     parser.add_argument('-n', type=int, default=2000, help='samples (default: %(default)s)')
     parser.add_argument('--seeds', type=int, default=2)
-    parser.add_argument('--most', type=int, default=2000, help='evaluations (default: %(default)s)')
+    parser.add_argument('--most', type=int, default=2000, help='steps times evaluations of pc, steps of others (default: %(default)s)')
     parser.add_argument('--runs', default='runs', help='folder of the work directories digits_ve, digits_vp and digits_subvp')
     parser.add_argument('--json', metavar='PATH', help='write the rows to this file')
     parser.add_argument('--plots', metavar='FOLDER', help='draw ve.png, vp.png and subvp.png there')
     args = parser.parse_args()
-    report = dict(machine=machine(), seeds=args.seeds, images=args.npz and 'CIFAR-10' or 'digits', rows=[])
+    protocol = dict(seeds=args.seeds, n=args.n, images='CIFAR-10' if args.npz else 'digits')
+    report = dict(machine=machine(), **protocol, rows=[])
     if args.json and pathlib.Path(args.json).is_file():
         report = json.loads(pathlib.Path(args.json).read_text())
-        if (report['seeds'], report['images']) != (args.seeds, args.npz and 'CIFAR-10' or 'digits'):
-            parser.error(f'{args.json} is of {report["seeds"]} seeds and {report["images"]}')
+        if protocol != {key: report[key] for key in protocol}:
+            parser.error(f'{args.json} is of {report["seeds"]} seeds, n={report["n"]} and {report["images"]}')
     known = {identity(row) for row in report['rows']}
     for sde_name in args.sdes.split(','):
         for name in args.targets.split(','):

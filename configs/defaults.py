@@ -125,7 +125,7 @@ control. (--mode control)
   blur                    deblur: standard deviation of the Gaussian, in pixels
   steps                   interpolate: codes on the way from one picture to the next, with its ends
   temperatures            temper: factors of the codes
-  rtol, atol              tolerances of the ODE solver, sampling.ode_method, that makes codes
+  rtol, atol              codes: tolerances of sampling.ode_method, where sampling.method is no solver that makes them in fixed steps
 
 eval.
   begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate;  batch_size: images at a time

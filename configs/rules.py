@@ -142,22 +142,24 @@ REQUIRED = {
 }
 
 
-def faults(config, own: Collection[str] = ()) -> dict[str, str]:
+def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> dict[str, str]:
     """{key: one sentence} of the keys of `config` that are missing, unknown, or whose value breaks its rule, such as 'model.nf'.
 
     `own`: beginnings of keys that may stand there besides the known ones, of whatever value: 'model.' for a network of one's own.
+    `unused`: sections in which keys may be missing.
     """
     top = [(name, value) for name, value in config.items() if not (name in RULES and hasattr(value, 'items'))]
-    found = _faults('', top, RULES[''] | {name: SECTION for name in RULES if name}, own)
+    found = _faults('', top, RULES[''] | {name: SECTION for name in RULES if name}, own, REQUIRED[''])
     for section, rules in RULES.items():
         if section and section in config and section not in dict(top):
-            found |= _faults(section + '.', config[section].items(), rules, own)
+            required = REQUIRED.get(section, '') if section not in unused else ''
+            found |= _faults(section + '.', config[section].items(), rules, own, required)
     return found
 
 
-def _faults(prefix, items, rules, own):
+def _faults(prefix, items, rules, own, required):
     found = {prefix + name: f'the config lacks the key {prefix}{name}: configs/defaults.py tells what it means'
-             for name in REQUIRED.get(prefix[:-1], '').split() if name not in dict(items)}
+             for name in required.split() if name not in dict(items)}
     for name, value in items:
         key = prefix + name
         if name in rules:

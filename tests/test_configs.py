@@ -144,8 +144,12 @@ def begin_sampling(config, model, x):
 
 
 def names_a_key(line: str, keys) -> bool:
+    """A key with its section, or one whose name is no common word."""
     known = {name.rpartition('.')[2] for name in keys} | {name for section in rules.RULES.values() for name in section}
-    return bool(known & set(re.findall(r'\w+', line)))
+    common = {'name', 'path', 'steps', 'images', 'loss', 'device', 'seed', 'order', 'results', 'round', 'fit'}
+    words = set(re.findall(r'\w+', line)) - common
+    full = {f'{section}.{name}' for section in rules.RULES for name in rules.RULES[section]} | set(keys)
+    return bool(known & words) or any(key in line for key in full if '.' in key) or 'config.' in line
 
 
 def is_refused(config, workdir, mode) -> bool:

@@ -272,7 +272,8 @@ def test_plain_samples(name, method):
     sde = sampling.get_sampling_sde(config)
     x, nfe = get_sampling_fn(config, sde, (4000, 2), identity, sde.sampling_eps)(ExactNetwork(sde, target))
     assert distance_from(target, x) < (0.3 if method in ('ddim', 'pc', 'dpm_solver') else 0.2)
-    assert nfe == dict(pc=nfe, adaptive=nfe, heun=39, dpm_solver=21).get(method, 21)
+    evaluations = 200 * (1 + (config.sampling.corrector != 'none'))
+    assert nfe == dict(pc=evaluations, heun=39).get(method, 21) or method == 'adaptive' and 40 < nfe < 1000
 
 
 @pytest.mark.parametrize('name', SDES)
@@ -356,12 +357,33 @@ def test_the_order_of_algorithm_1(name):
     sde = sampling.get_sampling_sde(config)
     network = ExactNetwork(sde, target)
     x, nfe = get_sampling_fn(config, sde, (3000, 2), identity, sde.sampling_eps)(network)
-    assert nfe == 400 and distance_from(target, x) < 0.2
+    assert nfe == 399 and distance_from(target, x) < 0.2
     torch.manual_seed(1)
     published = get_sampling_fn(config_for(name, 'pc', predictor='reverse_diffusion', corrector='langevin'), sde, (9, 2), identity,
                                 sde.sampling_eps)(network)[0]
     torch.manual_seed(1)
     assert not torch.equal(get_sampling_fn(config, sde, (9, 2), identity, sde.sampling_eps)(network)[0], published)
+
+
+@pytest.mark.parametrize('predictor', ['reverse_diffusion', 'ancestral_sampling'])
+@pytest.mark.parametrize('order', sampling.ORDERS)
+def test_after_the_last_step_there_is_no_noise_left(predictor, order):
+    """Of two points, 1 apart, that the last step leads to."""
+    sde, target = VESDE(0.01, 10, N=200), GaussianMixture([0.5, 0.5], [[0.5], [-0.5]], [[[1e-8]], [[1e-8]]])
+    sampler = get_pc_sampler(sde, (500, 1), get_predictor(predictor), sampling.get_corrector('langevin'), identity, 0.16, continuous=True,
+                             eps=1e-5, order=order)
+    assert (sampler(ExactNetwork(sde, target))[0].abs() - 0.5).abs().max() < 1e-3
+
+
+def test_networks_of_few_noise_levels_are_refused():
+    config = config_for('ve', 'heun')
+    config.training.continuous, config.model.num_scales = False, 10
+    with pytest.raises(UserError, match='config.model.num_scales=10'):
+        get_sampling_fn(config, get_sde(config), (4, 2), identity, 1e-5)
+
+
+def test_one_step_begins_with_the_prior():
+    assert time_grid(VPSDE(), 0, 1e-3).tolist() == [1.0]
 
 
 def test_without_a_corrector_the_orders_are_one():
@@ -418,6 +440,26 @@ def test_tighter_tolerances_take_more_steps(name):
     sde, target = SDES[name](), planar_mixture()
     runs = [get_adaptive_sampler(sde, (3000, 2), identity, rtol=rtol, atol=rtol / 10)(ExactNetwork(sde, target)) for rtol in (0.5, 0.01)]
     assert runs[0][1] < runs[1][1] / 2 and distance_from(target, runs[1][0]) < 0.1
+
+
+@pytest.mark.parametrize('name', ['ve', 'vp'])
+@pytest.mark.parametrize('rtol', [0.05, 0.01])
+def test_refused_steps_leave_the_variance_as_it_is(name, rtol):
+    """In one dimension, where the size of a step depends most on its noise; with noise drawn anew it is up to twice as large. n = 4000, so
+    that a standard error is 0.011."""
+    sde, target = SDES[name](), gaussian([0.5], [0.09])
+    sampler = get_adaptive_sampler(sde, (4000, 1), identity, rtol=rtol, atol=rtol / 10, denoise=False, eps=sde.sampling_eps)
+    (alpha,), (sigma,) = levels(sde, sde.sampling_eps)
+    x = sampler(ExactNetwork(sde, target))[0]
+    assert abs(x.double().std() / math.sqrt(0.09 * alpha ** 2 + sigma ** 2) - 1) < 0.05
+
+
+def test_a_score_that_is_not_finite_ends_the_adaptive_solver():
+    class Broken(nn.Module):
+        def forward(self, x, labels):
+            return x * torch.where(torch.arange(len(x)) == 1, math.nan, 1.0)[:, None]
+    with pytest.raises(UserError, match='not finite'):
+        get_adaptive_sampler(VPSDE(), (3, 2), identity)(Broken())
 
 
 def test_steps_of_an_image_do_not_depend_on_those_beside_it():
