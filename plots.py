@@ -156,11 +156,14 @@ def _bits(runs, names, output):
 
 
 def quality(rows: list[dict], path):
-    """Distance against evaluations, a panel for each target, of the rows of one SDE that benchmarks/quality.py made, to the file `path`."""
+    """Distance against evaluations, a panel for each target, of the rows of one SDE that benchmarks/quality.py made, to the file `path`.
+
+    What is more than twelve times the least distance lies beyond the panel."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     targets = list(dict.fromkeys(row['target'] for row in rows))
     solvers = [solver for solver in dict.fromkeys(row['solver'] for row in rows) if solver != 'exact']
     bases = list(dict.fromkeys(solver.partition(', ')[0] for solver in solvers))
-    with _figure(path, 5.2 * len(targets), 5.6, 1, len(targets)) as (figure, panels):
+    with _figure(path, 5.6 * len(targets), 6.0, 1, len(targets)) as (figure, panels):
         for target, axes in zip(targets, panels):
             here = [row for row in rows if row['target'] == target]
             for i, solver in enumerate(solvers):
@@ -171,8 +174,13 @@ def quality(rows: list[dict], path):
                                   linestyle='--' if variant else '-', marker='os^vD'[i % 5], markersize=4, linewidth=1.2, label=solver)
             exact = next((row['distance'] for row in here if row['solver'] == 'exact'), None)
             if exact is not None:
-                axes.axhline(exact, color='black', linewidth=1, label='exact samples, or held-out images')
-            axes.set(xscale='log', yscale='log', xlabel='network evaluations', ylabel=here[0]['unit'])
+                axes.axhline(exact, color='black', linewidth=1, label='exact')
+            best = min(row['distance'] for row in here)
+            axes.set(xscale='log', yscale='log', xlabel='network evaluations', ylabel=here[0]['unit'], ylim=(0.7 * best, 12 * best))
             axes.set_title(f'{target}, n = {max(row["n"] for row in here if row["solver"] != "exact")}', fontsize=11)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
-        figure.legend(handles.values(), handles, loc='outside lower center', ncols=5)
+        figure.legend(handles.values(), handles, loc='outside lower center', ncols=2 * len(targets))

@@ -71,7 +71,7 @@ class UNet(nn.Module):
         widths = [self.nf * mult for mult in model.ch_mult]
         attends = [data.image_size // 2 ** i in model.attn_resolutions for i in range(last + 1)]
         accept(config, 'model.up_attention', 'level', 'block')
-        attends_each = model.get('up_attention', 'level') == 'block'
+        attends_each = model.get('up_attention', 'level').lower() == 'block'
         pyramid = pyramid or {}
         self.pyramid_down = Downsample(**pyramid) if progressive_input == 'input_skip' else None
         self.pyramid_up = Upsample(**pyramid) if progressive == 'output_skip' else None
