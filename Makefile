@@ -13,7 +13,7 @@ quickstart: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 validate: .venv/installed
 	$(BIN)/python -m validation $(MODELS)

@@ -73,10 +73,10 @@ TEXT = Rule(lambda value: isinstance(value, str), 'a text in quotes')
 PATH = Rule(lambda value: isinstance(value, (str, os.PathLike)), 'a path in quotes')
 DEVICE = Rule(lambda value: isinstance(value, (str, torch.device)), "a device such as 'cpu', 'cuda' or 'cuda:0'")
 FILTER = Rule(_is_filter, 'a tuple of at most 64 numbers whose sum is not 0')
-OR_DEFAULT = Rule(lambda value: real('[1e-10, 1)').accepts(value) or real('[0, 0]').accepts(value), 'a number in [1e-10, 1), or 0.0: '
+OR_DEFAULT = Rule(lambda value: real('[1e-10, 1]').accepts(value) or real('[0, 0]').accepts(value), 'a number in [1e-10, 1], or 0.0: '
                   'that of the method')
 SECTION = Rule(lambda value: False, 'a section, with keys in it')
-COUNT, TOLERANCE, NOISE = whole(1), real('[1e-10, 1)'), real('[1e-6, 1e6]')
+COUNT, TOLERANCE, NOISE = whole(1), real('[1e-10, 1]'), real('[1e-6, 1e6]')
 CLIPPING = Rule(lambda value: real().accepts(value) and value != 0, 'a number, not 0, which would make every gradient 0: for no clipping '
                 'it is negative')
 

@@ -581,7 +581,7 @@ def test_a_label_beyond_the_classes_is_told(place, tmp_path, name):
 
 
 @pytest.mark.parametrize('changes, words', [
-    ({'model.num_classes': -1}, 'config.model.num_classes=-1'), ({'model.label_dropout': 1.5}, 'label_dropout=1.5'),
+    ({'model.num_classes': -1}, 'config.model.num_classes is -1'), ({'model.label_dropout': 1.5}, 'label_dropout is 1.5'),
     ({'model.num_classes': 10, 'model.conditional': False}, 'config.model.conditional is False'),
     ({'model.num_classes': 10, 'model.label_dropout': 0.0, 'sampling.guidance': 1.5}, 'config.sampling.guidance=1.5')])
 def test_classes_without_a_meaning_are_refused_before_any_work(place, tmp_path, changes, words):
