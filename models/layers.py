@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from errors import UserError
+from op import Conv3x3
 
 ACTIVATIONS = {'elu': F.elu, 'relu': F.relu, 'lrelu': lambda x: F.leaky_relu(x, 0.2), 'swish': F.silu}
 
@@ -50,6 +51,8 @@ def conv1x1(in_planes, out_planes, stride=1, bias=True, init_scale=1.0, padding=
 
 
 def conv3x3(in_planes, out_planes, stride=1, bias=True, dilation=1, init_scale=1.0, padding=1):
+    if stride == dilation == padding == 1:
+        return _initialized(Conv3x3(in_planes, out_planes, bias), init_scale)
     return _initialized(nn.Conv2d(in_planes, out_planes, 3, stride, padding, dilation, bias=bias), init_scale)
 
 

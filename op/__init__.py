@@ -1,5 +1,6 @@
-"""Operations that the networks need and PyTorch does not name: FIR resampling and a scaled, biased leaky ReLU."""
+"""Operations that the networks need and PyTorch does not have, or not so fast: FIR resampling, 3x3 convolutions, a biased leaky ReLU."""
+from .conv3x3 import Conv3x3, conv3x3
 from .fused_act import FusedLeakyReLU, fused_leaky_relu
 from .upfirdn2d import upfirdn2d
 
-__all__ = ['FusedLeakyReLU', 'fused_leaky_relu', 'upfirdn2d']
+__all__ = ['Conv3x3', 'FusedLeakyReLU', 'conv3x3', 'fused_leaky_relu', 'upfirdn2d']

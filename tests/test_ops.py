@@ -1,11 +1,13 @@
 """Resampling and activation against their definitions, written out slowly, and against finite differences."""
+import importlib
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from models import up_or_down_sampling as resampling
-from op import FusedLeakyReLU, fused_leaky_relu, upfirdn2d
+from op import Conv3x3, FusedLeakyReLU, conv3x3, fused_leaky_relu, upfirdn2d
 
 FIR = (1, 3, 3, 1)
 
@@ -211,6 +213,72 @@ def test_conv_downsample_2d_is_convolution_then_downsampling(size, k, factor):
 def test_a_filter_that_is_none_is_refused(k, reason):
     with pytest.raises(ValueError, match=reason):
         resampling.upsample_2d(torch.zeros(1, 1, 4, 4), k)
+
+
+# 3x3 convolutions --------------------------------------------------------------------------------------------------------------------
+
+winograd = importlib.import_module('op.conv3x3')
+
+
+@pytest.fixture
+def any_size(monkeypatch):
+    """Gradients of the weights by `weight_grad` for few channels too; of two chunks, the last of which is smaller."""
+    monkeypatch.setattr(winograd, 'CHANNELS', 1)
+    monkeypatch.setattr(winograd, 'VALUES', 0)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize('chunk', [1, 2, 3, 8])
+@pytest.mark.parametrize('size', [(8, 8), (4, 6), (5, 7), (2, 2), (1, 1), (6, 1)], ids=str)
+def test_weight_grad_is_that_of_the_convolution(size, chunk, layout, monkeypatch):
+    x, grad = (double(3, channels, *size).contiguous(memory_format=layout) for channels in (5, 4))
+    weight = double(4, 5, 3, 3).requires_grad_()
+    (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, grad)
+    tiles = -(-size[0] // 2) * -(-size[1] // 2)
+    monkeypatch.setattr(winograd, 'VALUES', 16 * tiles * 5 * chunk)
+    torch.testing.assert_close(winograd.weight_grad(x, grad), expected, rtol=0, atol=1e-12)
+
+
+def test_float32_is_as_exact_as_the_gradients_of_pytorch():
+    x, grad, weight = torch.randn(8, 64, 16, 16), torch.randn(8, 64, 16, 16), torch.randn(64, 64, 3, 3, requires_grad=True)
+
+    def plain(x, grad, weight):
+        return torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, grad)[0]
+
+    exact, scale = plain(x.double(), grad.double(), weight.double()), x.numel() ** 0.5
+    errors = [(value - exact).abs().max() / scale for value in (winograd.weight_grad(x, grad), plain(x, grad, weight))]
+    assert errors[0] < max(2 * errors[1], 1e-6)
+
+
+@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
+def test_conv3x3_has_the_derivatives_of_the_convolution(bias, any_size):
+    inputs = [tensor.requires_grad_() for tensor in (double(2, 3, 4, 5), double(2, 3, 3, 3), *[double(2)] * bias)]
+    torch.testing.assert_close(conv3x3(*inputs), F.conv2d(*inputs, padding=1), rtol=0, atol=0)
+    assert torch.autograd.gradcheck(conv3x3, inputs)
+    assert torch.autograd.gradgradcheck(conv3x3, inputs)
+
+
+def test_weight_grad_is_a_good_citizen():
+    torch.library.opcheck(winograd.weight_grad, (double(2, 3, 4, 4).requires_grad_(), double(2, 2, 4, 4).requires_grad_()))
+
+
+def test_conv3x3_is_a_convolution_in_all_but_speed():
+    """By name and in state, compiled and not; in other precisions and with few channels the gradients are PyTorch's."""
+    layer, reference = Conv3x3(64, 64), torch.nn.Conv2d(64, 64, 3, padding=1)
+    assert isinstance(layer, torch.nn.Conv2d)
+    reference.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 64, 4, 4)
+    expected = torch.autograd.grad(reference(x).square().sum(), tuple(reference.parameters()))
+    for call in layer, torch.compile(layer, fullgraph=True):
+        for value, exact in zip(torch.autograd.grad(call(x).square().sum(), tuple(layer.parameters())), expected, strict=True):
+            torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-4)
+    assert 'Conv3x3' in layer(x).grad_fn.name()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16 and 'Conv3x3' not in layer(x).grad_fn.name()
+    assert 'Conv3x3' not in Conv3x3(32, 64)(torch.randn(2, 32, 4, 4)).grad_fn.name()
+    torch.testing.assert_close(torch.func.functional_call(layer, dict(layer.named_parameters()), x), reference(x))
+    jacobian = torch.func.jacrev(lambda x: layer(x)[0, :2, 0, 0])(x)
+    torch.testing.assert_close(jacobian, torch.func.jacrev(lambda x: reference(x)[0, :2, 0, 0])(x))
 
 
 # Activation --------------------------------------------------------------------------------------------------------------------------
