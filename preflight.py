@@ -158,7 +158,7 @@ def _network(config):
         network = mutils.get_model(config.model.name)(config)
         try:
             network(torch.zeros(1, channels, size, size), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
-        except (RuntimeError, UserError) as error:
+        except (RuntimeError, ValueError) as error:  # ValueError: among others for a group of one value, which has no variance
             reason = str(error).partition('\n')[0]
             raise UserError(f'the network cannot take images of config.data.image_size={size}: {reason}') from error
     _memory(config, sum(p.numel() for p in network.parameters()))

@@ -1,6 +1,7 @@
-"""How fast feature maps are resampled by [1, 3, 3, 1]: by `op.upfirdn2d`, and by other compositions of PyTorch's operations.
+"""How fast feature maps are resampled by [1, 3, 3, 1]: by `op.upfirdn2d`, and by other compositions of PyTorch's operations; and on a
+processor the gradients of the weights of 3x3 convolutions, by `op.conv3x3` and by PyTorch.
 
-    python benchmarks/ops.py                       # on the CPU: under a minute on one core
+    python benchmarks/ops.py                       # on the CPU: two minutes on one core
     python benchmarks/ops.py --device cuda --json ops.json
     python benchmarks/ops.py --kernels             # registers and spills of the CUDA kernels only; needs no GPU
 
@@ -23,10 +24,12 @@ import reports
 from machine import machine
 from op import nvrtc, upfirdn2d
 
-library = importlib.import_module('op.upfirdn2d')
+library, winograd = (importlib.import_module(f'op.{name}') for name in ('upfirdn2d', 'conv3x3'))
 LINE = torch.tensor([1., 3., 3., 1.]) / 8
 SETTINGS = {'up': dict(up=2, pad=(2, 1)), 'down': dict(down=2, pad=(1, 1))}
 FORMATS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
+CONVOLUTIONS = [(32, 32, 8), (32, 32, 32), (64, 64, 8), (64, 64, 32), (128, 128, 32), (256, 256, 16), (512, 256, 16), (256, 256, 8),
+                (256, 256, 4)]  # channels in and out, size
 SHAPES = {'cpu': [(8, 128, 32, 32), (8, 256, 16, 16), (8, 256, 8, 8)], 'cuda': [(64, 256, 128, 128), (64, 256, 32, 32), (64, 256, 8, 8)]}
 
 
@@ -171,6 +174,22 @@ def measure(shape, direction, dtype, layout, args) -> list[dict]:
             for name, way in ways(direction).items()]
 
 
+def measure_convolution(channels, out_channels, size, batch, repeats) -> dict:
+    """The row of a 3x3 convolution, channels last: its seconds forward, and the gradients of its weights in forward passes."""
+    x, grad, weight = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for shape in (
+        (batch, channels, size, size), (batch, out_channels, size, size), (out_channels, channels, 3, 3)))
+    ways = dict(forward=lambda: F.conv2d(x, weight, padding=1), winograd=lambda: winograd.weight_grad(x, grad),
+                pytorch=lambda: torch.nn.grad.conv2d_weight(x, weight.shape, grad, padding=1))
+    exact = torch.nn.grad.conv2d_weight(x[:2].double(), weight.shape, grad[:2].double(), padding=1)
+    assert (winograd.weight_grad(x[:2], grad[:2]) - exact).abs().max() < 1e-5 * exact.abs().max()
+    least = {name: min(seconds(way, 'cpu', 1) for _ in range(2)) for name, way in ways.items()}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            least[name] = min(least[name], seconds(way, 'cpu', max(1, int(0.003 / least[name]))))
+    return dict(channels=channels, out_channels=out_channels, size=size, batch=batch, forward_ms=1e3 * least['forward'],
+                **{name: least[name] / least['forward'] for name in ('pytorch', 'winograd')})
+
+
 def kernels() -> list[dict]:
     """What the CUDA kernels take, for GPUs of several generations."""
     source, rows = library.SOURCE.read_text(), []
@@ -216,6 +235,13 @@ def main():
             ('x'.join(map(str, row['shape'])), row['dtype'], row['layout'], row['direction'],
              row['way'] + (f', gives {row["output_layout"]}' if row['output_layout'] != row['layout'] else ''), f'{row["forward_ms"]:.3f}',
              f'{row["forward_of_copy"]:.0%}', f'{row["both_ms"]:.3f}', f'{row["both_of_copy"]:.0%}') for row in report['rows'])]))
+        print()
+    if not args.kernels and args.device == 'cpu':
+        report['convolutions'] = [measure_convolution(*shape, batch, args.repeats) for shape in CONVOLUTIONS for batch in (8, 64)]
+        print('Gradients of the weights of 3x3 convolutions, in forward passes of the same\n')
+        print(reports.table([('channels', 'size', 'batch', 'forward ms', 'PyTorch', 'Winograd'), *(
+            (f'{row["channels"]} to {row["out_channels"]}', str(row['size']), str(row['batch']), f'{row["forward_ms"]:.3f}',
+             f'{row["pytorch"]:.2f}', f'{row["winograd"]:.2f}') for row in report['convolutions'])]))
         print()
     try:
         report['kernels'] = kernels()

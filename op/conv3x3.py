@@ -18,7 +18,7 @@ from .upfirdn2d import _in_transform
 # B is [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]] and G is [[1, 0], [1, 1], [1, -1], [0, 1]]: `_mix_inputs`, `_mix_grads`.
 A = torch.tensor([[1, .5, .5, 0], [0, .5, -.5, 0], [0, .5, .5, 1]])
 VALUES = 2**21  # of x in transformed tiles that are made at once: few enough to stay in the cache
-CHANNELS = 64  # with fewer, PyTorch's own gradients are as quick (benchmarks/ops.py)
+CHANNELS, PRODUCTS = 64, 2**21  # with fewer, PyTorch's own gradients are as quick (benchmarks/ops.py); products: of each of the 16
 
 
 class Conv3x3(nn.Conv2d):
@@ -40,8 +40,10 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _is_quicker(x, weight) -> bool:
     """Whether `weight_grad` is quicker here than PyTorch's."""
-    return x.device.type == 'cpu' and x.dtype == weight.dtype in (torch.float32, torch.float64) and x.ndim == 4 and (
-        min(weight.shape[:2]) >= CHANNELS and not torch.is_autocast_enabled('cpu'))
+    if x.device.type != 'cpu' or x.ndim != 4 or min(weight.shape[:2]) < CHANNELS or torch.is_autocast_enabled('cpu'):
+        return False
+    work = len(x) * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2) * weight.shape[0] * weight.shape[1]
+    return work >= PRODUCTS and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
 
 
 class _Conv3x3(torch.autograd.Function):

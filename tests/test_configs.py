@@ -150,7 +150,7 @@ def names_a_key(line: str, keys) -> bool:
     common = {'name', 'path', 'steps', 'images', 'loss', 'device', 'seed', 'order', 'results', 'round', 'fit'}
     words = set(re.findall(r'\w+', line)) - common
     full = {f'{section}.{name}' for section in rules.RULES for name in rules.RULES[section]} | set(keys)
-    return bool(known & words) or any(key in line for key in full if '.' in key) or 'config.' in line
+    return bool(known & words) or any(key in line for key in full if '.' in key) or 'config.' in line or 'lacks the key ' in line
 
 
 def is_refused(config, workdir, mode) -> bool:
@@ -244,3 +244,10 @@ def test_every_key_has_a_rule_and_is_explained():
         for name in known.keys() - {'loss', 'continuouse', 'sigma_begin'}:
             assert re.search(rf'\b{name}\b', defaults.__doc__), f'{section}.{name}'
         assert set(rules.REQUIRED.get(section, '').split()) <= known.keys()
+
+
+def test_a_network_whose_groups_have_one_value_is_refused(workdir):
+    config = base('vp.ddpm.cifar10').copy_and_resolve_references()
+    config.data.image_size = 2
+    with pytest.raises(UserError, match='cannot take images of config.data.image_size=2: Expected more than 1 value per channel'):
+        preflight.check(config, workdir, 'sample')
