@@ -57,7 +57,7 @@ def measure(setting: dict, args) -> dict:
     one = losses.get_step_fn(sde_lib.get_sde(config), True, optimize)
     work = flops(lambda: one(plain, x[:1])) * batch
     ways = products.ways | dict(forward=forward, step=lambda: step(state, x), update=update)
-    times = interleaved(ways, args.device, args.repeats, warmup=1 if gpu else 0)  # on a CPU the first round is as good
+    times = interleaved(ways, args.device, args.repeats, warmup=1 if gpu else 0)  # on a CPU the best of the rounds is warm
     best = {name: min(times[name]) for name in ('forward', 'step', 'update')}
     return dict(setting=', '.join(f'{key}={value}' for key, value in setting.items() if key != 'batch_size') or 'as configured',
                 batch=batch, seconds=best['step'], images_per_second=batch / best['step'], forwards=best['step'] / best['forward'],
