@@ -65,8 +65,7 @@ def weight_grad(x: Tensor, grad: Tensor) -> Tensor:
     """grad_w (O, C, 3, 3) as above, channels last, from `x` (B, C, H, W) and `grad` (B, O, H, W)."""
     (batch, channels, height, width), out_channels = x.shape, grad.shape[1]
     rows, columns = (height + 1) // 2, (width + 1) // 2  # of tiles; an odd size gets a zero more
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + width % 2, 1, 1 + height % 2))
-    grad = F.pad(grad.permute(0, 2, 3, 1), (0, 0, 0, width % 2, 0, height % 2))
+    x, grad = (F.pad(values.permute(0, 2, 3, 1), (0, 0, 0, width % 2, 0, height % 2)) for values in (x, grad))
     size = min(max(VALUES // (16 * rows * columns * max(channels, out_channels)), 1), batch)
     sums = x.new_zeros(16, out_channels, channels)
     buffers = [x.new_empty(shape) for shape in ((4, size, rows, x.shape[2], channels), (4, 4, size, rows, columns, channels),
@@ -86,14 +85,14 @@ def weight_grad(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def _mix_inputs(x, axis, out):
-    """B along an axis, for tiles of 4 that begin at every second place."""
-    even, odd = _every_second(x, axis)
-    last = even.shape[axis] - 1
-    a, b, c, d = even.narrow(axis, 0, last), odd.narrow(axis, 0, last), even.narrow(axis, 1, last), odd.narrow(axis, 1, last)
-    torch.sub(a, c, out=out[0])
-    torch.add(b, c, out=out[1])
-    torch.sub(c, b, out=out[2])
-    torch.sub(d, b, out=out[3])
+    """B along an axis, for tiles of 4 that begin at every second place, the first one before the border, beyond which all is zero."""
+    even, odd, *out = (values.movedim(axis, 0) for values in (*_every_second(x, axis), *out))
+    torch.neg(odd[:1], out=out[0][:1])
+    torch.sub(odd[:-1], odd[1:], out=out[0][1:])
+    torch.add(even, odd, out=out[1])
+    torch.sub(odd, even, out=out[2])
+    torch.sub(even[1:], even[:-1], out=out[3][:-1])
+    torch.neg(even[-1:], out=out[3][-1:])
 
 
 def _mix_grads(grad, axis, out):
