@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from errors import UserError
-from op import Conv3x3
+from op import Conv3x3, Dropout
 
 ACTIVATIONS = {'elu': F.elu, 'relu': F.relu, 'lrelu': lambda x: F.leaky_relu(x, 0.2), 'swish': F.silu}
 
@@ -155,7 +155,7 @@ class ResnetBlock(nn.Module):
         self.Conv_0 = conv3x3(in_ch, out_ch)
         self.Dense_0 = dense(temb_dim, out_ch) if temb_dim is not None else None
         self.GroupNorm_1 = group_norm(out_ch, groups)
-        self.Dropout_0 = nn.Dropout(dropout)
+        self.Dropout_0 = Dropout(dropout)
         self.Conv_1 = conv3x3(out_ch, out_ch, init_scale=init_scale)
         self.act, self.skip_rescale = act, skip_rescale
 

@@ -1,6 +1,7 @@
-"""Operations that the networks need and PyTorch does not have, or not so fast: FIR resampling, 3x3 convolutions, a biased leaky ReLU."""
+"""Operations that the networks need and PyTorch does not have, or not so fast: FIR resampling, 3x3 convolutions and their kin."""
 from .conv3x3 import Conv3x3, conv3x3
+from .dropout import Dropout
 from .fused_act import FusedLeakyReLU, fused_leaky_relu
 from .upfirdn2d import upfirdn2d
 
-__all__ = ['Conv3x3', 'FusedLeakyReLU', 'conv3x3', 'fused_leaky_relu', 'upfirdn2d']
+__all__ = ['Conv3x3', 'Dropout', 'FusedLeakyReLU', 'conv3x3', 'fused_leaky_relu', 'upfirdn2d']

@@ -1,4 +1,4 @@
-"""Resampling, 3x3 convolutions and activation against their definitions, written out slowly, and against finite differences."""
+"""Resampling, 3x3 convolutions, dropout and activation against their definitions, written out slowly, and against finite differences."""
 import importlib
 
 import numpy as np
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from models import up_or_down_sampling as resampling
-from op import Conv3x3, FusedLeakyReLU, conv3x3, fused_leaky_relu, upfirdn2d
+from op import Conv3x3, Dropout, FusedLeakyReLU, conv3x3, fused_leaky_relu, upfirdn2d
 
 FIR = (1, 3, 3, 1)
 
@@ -281,6 +281,37 @@ def test_conv3x3_is_a_convolution_in_all_but_speed():
     torch.testing.assert_close(torch.func.functional_call(layer, dict(layer.named_parameters()), x), reference(x))
     jacobian = torch.func.jacrev(lambda x: layer(x)[0, :2, 0, 0])(x)
     torch.testing.assert_close(jacobian, torch.func.jacrev(lambda x: reference(x)[0, :2, 0, 0])(x))
+
+
+@pytest.mark.parametrize('p', (0.1, 0.7))
+@pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16))
+def test_dropout_drops_a_share_and_scales_the_rest(p, dtype):
+    layer, x = Dropout(p), torch.ones(8, 32, 64, 64, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    torch.manual_seed(0)
+    y = layer(x)
+    dropped = (y == 0).double()
+    assert abs(dropped.mean() - p) < 4 * (p * (1 - p) / x.numel())**0.5
+    assert dropped.mean((0, 2, 3)).std() < 2 * (p * (1 - p) / x[:, 0].numel())**0.5  # no pattern along the layout
+    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == dtype
+    assert set(y.unique().tolist()) == {0., torch.tensor(1 / (1 - p), dtype=dtype).item()}
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), y) and not torch.equal(layer(x), y)
+    assert layer.eval()(x) is x
+    assert torch.autograd.gradgradcheck(lambda x: torch.manual_seed(1) and layer.train()(x), torch.rand(2, 3).double().requires_grad_())
+
+
+def test_dropout_is_that_of_pytorch_where_it_must_be():
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.equal(Dropout(1.)(x), torch.zeros_like(x)) and torch.equal(Dropout(0.)(x), x)
+    y = Dropout(0.5, inplace=True)(x)
+    assert y is x
+    assert repr(Dropout(0.5)) == 'Dropout(p=0.5, inplace=False)'
+    with pytest.raises(ValueError, match='probability'):
+        Dropout(1.5)
+    both = torch.func.vmap(Dropout(0.5), randomness='different')(torch.ones(2, 1000))
+    assert not torch.equal(*both) and set(both.unique().tolist()) == {0., 2.}
 
 
 # Activation --------------------------------------------------------------------------------------------------------------------------
