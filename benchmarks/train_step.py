@@ -1,6 +1,6 @@
 """What a training step of NCSN++ costs, in forward passes and against matrix products; and how much of it is not the network.
 
-    python benchmarks/train_step.py                     # four minutes on two cores
+    python benchmarks/train_step.py                     # three minutes on two cores
     python benchmarks/train_step.py --settings precision=bfloat16,compile=True --json step.json
 
 A row is a step with its settings: least time of the rounds; its time over that of a forward pass (without gradients) with the same
@@ -46,7 +46,8 @@ def measure(setting: dict, args) -> dict:
         optimize(state['optimizer'], state['model'].parameters(), step=1000)
         state['ema'].update(state['model'].parameters())
 
-    step(state, x)
+    for _ in range(1 if gpu else 2):  # on a CPU, after the second one hardly any memory is new to the process
+        step(state, x)
     if gpu:
         torch.cuda.reset_peak_memory_stats()
         step(state, x)
@@ -57,7 +58,7 @@ def measure(setting: dict, args) -> dict:
     one = losses.get_step_fn(sde_lib.get_sde(config), True, optimize)
     work = flops(lambda: one(plain, x[:1])) * batch
     ways = products.ways | dict(forward=forward, step=lambda: step(state, x), update=update)
-    times = interleaved(ways, args.device, args.repeats, warmup=1 if gpu else 0)  # on a CPU the best of the rounds is warm
+    times = interleaved(ways, args.device, args.repeats, warmup=1 if gpu else 0)
     best = {name: min(times[name]) for name in ('forward', 'step', 'update')}
     return dict(setting=', '.join(f'{key}={value}' for key, value in setting.items() if key != 'batch_size') or 'as configured',
                 batch=batch, seconds=best['step'], images_per_second=batch / best['step'], forwards=best['step'] / best['forward'],

@@ -56,8 +56,13 @@ class _Conv3x3(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        return (torch.nn.grad.conv2d_input(x.shape, weight, grad, padding=1) if for_x else None,
+        return (_input_grad(x, weight, grad) if for_x else None,
                 weight_grad(x, grad) if for_weight else None, grad.sum((0, 2, 3)) if for_bias else None)
+
+
+def _input_grad(x, weight, grad):
+    """The gradient in `x`; of its values nothing is read, but `torch.nn.grad.conv2d_input` would lay out a stand-in for them."""
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, False, False))[0]
 
 
 @torch.library.custom_op('score_sde::conv3x3_weight_grad', mutates_args=(), device_types='cpu')
@@ -65,7 +70,9 @@ def weight_grad(x: Tensor, grad: Tensor) -> Tensor:
     """grad_w (O, C, 3, 3) as above, channels last, from `x` (B, C, H, W) and `grad` (B, O, H, W)."""
     (batch, channels, height, width), out_channels = x.shape, grad.shape[1]
     rows, columns = (height + 1) // 2, (width + 1) // 2  # of tiles; an odd size gets a zero more
-    x, grad = (F.pad(values.permute(0, 2, 3, 1), (0, 0, 0, width % 2, 0, height % 2)) for values in (x, grad))
+    x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+    if height % 2 or width % 2:
+        x, grad = (F.pad(values, (0, 0, 0, width % 2, 0, height % 2)) for values in (x, grad))
     size = min(max(VALUES // (16 * rows * columns * max(channels, out_channels)), 1), batch)
     sums = x.new_zeros(16, out_channels, channels)
     buffers = [x.new_empty(shape) for shape in ((4, size, rows, x.shape[2], channels), (4, 4, size, rows, columns, channels),
@@ -120,7 +127,7 @@ def _save(ctx, inputs, output):
 def _gradients(ctx, direction):
     """grad_w is linear in both: the derivatives are convolutions with a direction in the space of weights."""
     x, grad = ctx.saved_tensors
-    return torch.nn.grad.conv2d_input(x.shape, direction, grad, padding=1), F.conv2d(x, direction, padding=1)
+    return _input_grad(x, direction, grad), F.conv2d(x, direction, padding=1)
 
 
 weight_grad.register_autograd(_gradients, setup_context=_save)
