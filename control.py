@@ -235,7 +235,7 @@ def _coded(job):
     chosen = job.config.sampling
     solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.get('ode_method', 'RK45'),
                   continuous=job.config.training.continuous)
-    if chosen.method.lower() in fast_sampling.SOLVERS.names():
+    if fast_sampling.SOLVERS.find(chosen.method):
         keys = {'steps', 'skip_type', 'rho', 'dpm_solver_order'} & set(chosen)
         solver |= dict(method=chosen.method.lower()) | {key: chosen[key] for key in keys}
     encode, decode = latents.get_encoder(job.sde, **solver), latents.get_decoder(job.sde, lambda x: x, **solver)

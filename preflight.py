@@ -118,13 +118,13 @@ def _device(config) -> dict[str, str]:
 def _names(config):
     """The names of samplers and solvers are known, those too that another setting leaves unused."""
     settings, faults = config.sampling, []
-    if settings.method.lower() not in sampling.methods():
+    if settings.method.lower() not in map(str.lower, sampling.methods()):
         faults.append(f'config.sampling.method is {settings.method!r}: known are {", ".join(sampling.methods())}')
     skip_type = settings.get('skip_type')
     if skip_type and skip_type.lower() not in [known.lower() for known in fast_sampling.SKIP_TYPES]:
         faults.append(f'config.sampling.skip_type is {skip_type!r}: known are {", ".join(fast_sampling.SKIP_TYPES)}')
     for registry, name in ((sampling.PREDICTORS, settings.predictor), (sampling.CORRECTORS, settings.corrector)):
-        if registry.find(name.lower()) is None:
+        if registry.find(name) is None:
             faults.append(f'unknown {registry.kind} {name!r}: known are {", ".join(registry.names())}')
     for key, method in (('sampling.ode_method', settings.get('ode_method')), ('eval.bpd_method', config.eval.get('bpd_method'))):
         if method is not None and method not in ode_lib.METHODS:

@@ -3,7 +3,7 @@ from errors import UserError
 
 
 class Registry:
-    """A table from names to classes that answers an unknown name with the known ones.
+    """A table from names to classes, in whatever case they are written, that answers an unknown name with the known ones.
 
     Used as a decorator, plain (`@register`, the class's own name) or with a name (`@register(name='ddpm')`).
     """
@@ -17,20 +17,22 @@ class Registry:
         if cls is None:
             return lambda cls: self.register(cls, name=name)
         key = name or cls.__name__
-        if self._classes.get(key, cls) is not cls:
-            raise ValueError(f'the {self.kind} name {key!r} is taken by {self._classes[key].__module__}.{self._classes[key].__qualname__}')
+        taken = self.find(key)
+        if taken not in (None, cls):
+            raise ValueError(f'the {self.kind} name {key!r} is taken by {taken.__module__}.{taken.__qualname__}')
         self._classes[key] = cls
         return cls
 
     def get(self, name: str):
         """The class called `name`; UserError with the known names where there is none."""
-        if name not in self._classes:
+        found = self.find(name)
+        if found is None:
             raise UserError(f'unknown {self.kind} {name!r}: known are {", ".join(self.names())}')
-        return self._classes[name]
+        return found
 
     def find(self, name: str):
         """The class called `name`, or None."""
-        return self._classes.get(name)
+        return next((cls for known, cls in self._classes.items() if known.lower() == name.lower()), None)
 
     def names(self) -> list[str]:
         """The known names, sorted."""

@@ -253,9 +253,9 @@ def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, *, p
     correct = functools.partial(fast_sampling.threshold, centered=config.data.centered) if sampling.get('thresholding', False) else None
     if sampling.get('round', False):
         inverse_scaler = _rounded(inverse_scaler)
-    if method not in methods():
+    if method not in map(str.lower, methods()):
         raise UserError(f'config.sampling.method is {sampling.method!r}: known are {", ".join(methods())}')
-    if correct and method not in fast_sampling.SOLVERS.names():
+    if correct and not fast_sampling.SOLVERS.find(method):
         raise UserError(f'config.sampling.thresholding=True needs a solver that estimates images, which method={method!r} does not')
     if method not in ('pc', 'ode') and not config.training.continuous and sde.N < 100:
         raise UserError(f'config.sampling.method={method!r} needs a network that knows all times, or 100 noise levels or more: this one '
@@ -268,7 +268,7 @@ def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, *, p
         return get_ode_sampler(sde, shape, inverse_scaler, method=sampling.get('ode_method', 'RK45'), **common, **tolerances)
     common |= dict(project=project, resample=resample, jump=jump)
     if method == 'pc':
-        return get_pc_sampler(sde, shape, get_predictor(sampling.predictor.lower()), get_corrector(sampling.corrector.lower()),
+        return get_pc_sampler(sde, shape, get_predictor(sampling.predictor), get_corrector(sampling.corrector),
                               inverse_scaler, sampling.snr, n_steps=sampling.n_steps_each, probability_flow=sampling.probability_flow,
                               order=sampling.get('order', ORDERS[0]), **common)
     if method == 'adaptive':

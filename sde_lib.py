@@ -377,6 +377,7 @@ class VESDE(SDE):
 
 class OnGrid(SDE):
     """The process of `sde` on a grid of times (N,), from T down: each step leads from a time to the next, the last to the data themselves.
+    The grid says where it ends, whatever `eps` a sampler is given.
 
     Its chain is the process looked at at these times, x_t = r x_s + std z for s < t (`transition_prob`), be they even or not, and so every
     predictor can take its steps; ancestral sampling draws from p(x_s | x_t, x_0) with the denoised x_0.
@@ -398,6 +399,15 @@ class OnGrid(SDE):
 
     def marginal_prob(self, x, t):
         return self.process.marginal_prob(x, t)
+
+    def perturb(self, x, t, noise=None):
+        return self.process.perturb(x, t, noise)
+
+    def denoise(self, x, t, score):
+        return self.process.denoise(x, t, score)
+
+    def transition_prob(self, x, s, t):
+        return self.process.transition_prob(x, s, t)
 
     def prior_sampling(self, shape):
         return self.process.prior_sampling(shape)

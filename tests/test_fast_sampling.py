@@ -10,6 +10,7 @@ from torch import nn
 
 import fast_sampling
 import latents
+import preflight
 import sampling
 from conftest import ROOT, load_config
 from controllable_generation import classifier_free_guidance, get_measured_sampler
@@ -350,6 +351,21 @@ def test_on_a_grid_ancestral_sampling_is_ddim_with_eta_1():
         assert torch.allclose(a, x, atol=1e-9)
 
 
+def test_on_a_grid_an_sde_stays_itself():
+    class Cold(VPSDE):
+        def perturb(self, x, t, noise=None):
+            return x
+
+        def denoise(self, x, t, score):
+            return score
+
+        def transition_prob(self, x, s, t):
+            return -x, t
+    grid, x, t = OnGrid(Cold(), [1., 0.5, 0.1]), torch.rand(2, 3), torch.rand(2)
+    assert grid.perturb(x, t) is x and grid.denoise(x, t, t) is t
+    assert torch.equal(grid.transition_prob(x, t, t)[0], -x)
+
+
 @pytest.mark.parametrize('name', SDES)
 def test_the_order_of_algorithm_1(name):
     config, target = config_for(name, 'pc', predictor='reverse_diffusion', corrector='langevin'), planar_mixture()
@@ -480,16 +496,20 @@ def test_dpm_solver_spends_what_it_is_given(steps, order, expected):
     assert sampler(ExactNetwork(sde, target))[1] == steps
 
 
-def test_a_solver_of_ones_own(monkeypatch):
+@pytest.mark.parametrize('name, method', [('mine', 'mine'), ('Mine', 'Mine'), (None, 'mine')])
+def test_a_solver_of_ones_own(monkeypatch, tmp_path, name, method):
     monkeypatch.setattr(SOLVERS, '_classes', dict(SOLVERS._classes))
 
-    @fast_sampling.register_solver(name='mine')
+    @fast_sampling.register_solver(name=name)
     class Mine(fast_sampling.Solver):
         def step(self, x, i):
             return x
-    config = config_for('vp', 'mine')
+    config = config_for('vp', method)
+    preflight.check(config, tmp_path, 'train')
     x, nfe = get_sampling_fn(config, VPSDE(), (4, 2), identity, 1e-3)(ExactNetwork(VPSDE(), planar_mixture()))
     assert nfe == 1 and x.shape == (4, 2)
+    with pytest.raises(ValueError, match="'MINE' is taken"):
+        fast_sampling.register_solver(name='MINE')(fast_sampling.DDIM)
 
 
 @pytest.mark.parametrize('method, settings, word', [('heun', dict(steps=1), 'steps=1'),
