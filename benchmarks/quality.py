@@ -48,6 +48,7 @@ SOLVERS = {
     'ddim, eta=1': [dict(method='ddim', steps=steps - 1, eta=1.0) for steps in STEPS],
     'heun': [dict(method='heun', steps=steps) for steps in HEUN_STEPS],
     'heun, churn=n/4': [dict(method='heun', steps=steps, churn=steps / 4) for steps in HEUN_STEPS],
+    'heun, churn=0.4n': [dict(method='heun', steps=steps, churn=0.4 * steps) for steps in HEUN_STEPS],
     'dpm_solver, order 2': [dict(method='dpm_solver', steps=steps - 1, dpm_solver_order=2) for steps in STEPS],
     'dpm_solver, order 3': [dict(method='dpm_solver', steps=steps - 1, dpm_solver_order=3) for steps in STEPS],
     'dpmpp_2m': [dict(method='dpmpp_2m', steps=steps - 1) for steps in STEPS],
