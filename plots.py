@@ -158,7 +158,7 @@ def _bits(runs, names, output):
 def quality(rows: list[dict], path):
     """Distance against evaluations, a panel for each target, of the rows of one SDE that benchmarks/quality.py made, to the file `path`.
 
-    What is more than twelve times the least distance lies beyond the panel."""
+    What is more than twenty times the least distance lies beyond the panel."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     targets = list(dict.fromkeys(row['target'] for row in rows))
     solvers = [solver for solver in dict.fromkeys(row['solver'] for row in rows) if solver != 'exact']
@@ -176,7 +176,7 @@ def quality(rows: list[dict], path):
             if exact is not None:
                 axes.axhline(exact, color='black', linewidth=1, label='exact')
             best = min(row['distance'] for row in here)
-            axes.set(xscale='log', yscale='log', xlabel='network evaluations', ylabel=here[0]['unit'], ylim=(0.7 * best, 12 * best))
+            axes.set(xscale='log', yscale='log', xlabel='network evaluations', ylabel=here[0]['unit'], ylim=(0.7 * best, 20 * best))
             axes.set_title(f'{target}, n = {max(row["n"] for row in here if row["solver"] != "exact")}', fontsize=11)
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
