@@ -563,7 +563,7 @@ def test_quality_measures_and_draws(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / 'a.json').read_text())['rows']
-    assert len({row['solver'] for row in rows}) == 4 and (tmp_path / 'plots' / 've.png').is_file()
+    assert len({row['solver'] for row in rows}) == 5 and (tmp_path / 'plots' / 've.png').is_file()
     plane = {row['solver']: row['distance'] for row in rows if row['target'] == 'plane' and row['nfe'] in (0, 35)}
     assert plane['exact'] < 0.15 and plane['heun'] < 0.15
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
