@@ -42,6 +42,7 @@ STEPS = (9, 18, 36, 72)
 HEUN_STEPS = (5, 9, 18, 36)
 SOLVERS = {
     'pc': [dict(method='pc', steps=steps) for steps in (50, 100, 500, 1000, 2000)],
+    'pc, corrector=none': [dict(method='pc', steps=steps, corrector='none') for steps in (100, 1000)],
     'adaptive': [dict(method='adaptive', rtol=rtol) for rtol in (0.2, 0.05, 0.02)],
     'ode': [dict(method='ode', rtol=rtol, atol=rtol) for rtol in (1e-2, 1e-3, 1e-5)],
     'ddim': [dict(method='ddim', steps=steps - 1) for steps in STEPS],
@@ -55,6 +56,7 @@ SOLVERS = {
     'dpmpp_2m, karras': [dict(method='dpmpp_2m', steps=steps - 1, skip_type='karras') for steps in STEPS],
     'dpmpp_2m_sde': [dict(method='dpmpp_2m_sde', steps=steps - 1) for steps in STEPS],
     'unipc': [dict(method='unipc', steps=steps - 1) for steps in STEPS],
+    'unipc, thresholding': [dict(method='unipc', steps=17, thresholding=True)],
     'heun, prior_mean': [dict(method='heun', steps=steps, prior_mean='mean') for steps in HEUN_STEPS],
     'dpmpp_2m, prior_mean': [dict(method='dpmpp_2m', steps=steps - 1, prior_mean='mean') for steps in STEPS],
     'dpmpp_2m_sde, prior_mean': [dict(method='dpmpp_2m_sde', steps=steps - 1, prior_mean='mean') for steps in STEPS],
