@@ -49,10 +49,13 @@ def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[
 
 
 class Products:
-    """Products of two square matrices, the limit that networks are held against: `ways` to time, then `rate` in FLOP/s."""
+    """Products of two square matrices, the limit that networks are held against: `ways` to time, then `rate` in FLOP/s.
+
+    Timed are as many as take about as long as a network does: on a busy machine the least of short times is nearer to the idle machine's.
+    """
 
     def __init__(self, device: str, dtypes=(torch.float32,)):
-        self.size, self.calls = (8192, 10) if device.startswith('cuda') else (2048, 3)
+        self.size, self.calls = (8192, 10) if device.startswith('cuda') else (2048, 12)
         self.ways = {}
         for dtype in dtypes:
             a, b = (torch.randn(self.size, self.size, device=device, dtype=dtype) for _ in range(2))
