@@ -18,8 +18,7 @@ from .upfirdn2d import _in_transform
 # B is [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]] and G is [[1, 0], [1, 1], [1, -1], [0, 1]]: `_mix_inputs`, `_mix_grads`.
 A = torch.tensor([[1, .5, .5, 0], [0, .5, -.5, 0], [0, .5, .5, 1]])
 VALUES = 2**21  # of x in transformed tiles that are made at once: few enough to stay in the cache
-# With fewer, PyTorch's own gradients are as quick (benchmarks/ops.py); products: of each of the 16.
-CHANNELS, PRODUCTS = 128, 2**21
+CHANNELS, PRODUCTS = 128, 2**21  # with fewer, PyTorch's own gradients are as quick (benchmarks/ops.py); products: of each of the 16
 
 
 class Conv3x3(nn.Conv2d):
