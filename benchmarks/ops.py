@@ -1,5 +1,5 @@
 """How fast feature maps are resampled by [1, 3, 3, 1]: by `op.upfirdn2d`, and by other compositions of PyTorch's operations; and on a
-processor the gradients of the weights of 3x3 convolutions, by `op.conv3x3` and by PyTorch.
+processor the gradients of 3x3 convolutions, by `op.conv3x3` and by PyTorch.
 
     python benchmarks/ops.py                       # on the CPU: two minutes on one core
     python benchmarks/ops.py --device cuda --json ops.json
@@ -10,6 +10,7 @@ alike. Percentages are of the speed at which memory is copied: the time of `copy
 have (twice that for forward and backward), over the time taken. All ways are first checked to agree to 1e-6 of the largest value (float64).
 """
 import argparse
+import functools
 import importlib
 import json
 import pathlib
@@ -175,13 +176,15 @@ def measure(shape, direction, dtype, layout, args) -> list[dict]:
 
 
 def measure_convolution(channels, out_channels, size, batch, repeats) -> dict:
-    """The row of a 3x3 convolution, channels last: its seconds forward, and the gradients of its weights in forward passes."""
-    x, grad, weight = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for shape in (
-        (batch, channels, size, size), (batch, out_channels, size, size), (out_channels, channels, 3, 3)))
-    ways = dict(forward=lambda: F.conv2d(x, weight, padding=1), winograd=lambda: winograd.weight_grad(x, grad),
-                pytorch=lambda: torch.nn.grad.conv2d_weight(x, weight.shape, grad, padding=1))
-    exact = torch.nn.grad.conv2d_weight(x[:2].double(), weight.shape, grad[:2].double(), padding=1)
-    assert (winograd.weight_grad(x[:2], grad[:2]) - exact).abs().max() < 1e-5 * exact.abs().max()
+    """The row of a 3x3 convolution, channels last: its seconds forward, and both gradients, of input and weights, in forward passes."""
+    x, weight, grad = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for shape in (
+        (batch, channels, size, size), (out_channels, channels, 3, 3), (batch, out_channels, size, size)))
+    pytorch = functools.partial(winograd._plain_gradients, for_x=True, for_weight=True)
+    few = x[:2], weight, grad[:2]
+    for value, exact in zip(winograd.gradients(*few), pytorch(*(values.double() for values in few)), strict=True):
+        assert (value - exact).abs().max() < 1e-5 * exact.abs().max()
+    ways = dict(forward=lambda: F.conv2d(x, weight, padding=1), winograd=lambda: winograd.gradients(x, weight, grad),
+                pytorch=lambda: pytorch(x, weight, grad))
     least = {name: min(seconds(way, 'cpu', 1) for _ in range(2)) for name, way in ways.items()}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -238,7 +241,7 @@ def main():
         print()
     if not args.kernels and args.device == 'cpu':
         report['convolutions'] = [measure_convolution(*shape, batch, args.repeats) for shape in CONVOLUTIONS for batch in (8, 64)]
-        print('Gradients of the weights of 3x3 convolutions, in forward passes of the same\n')
+        print('Both gradients of 3x3 convolutions, in forward passes of the same\n')
         print(reports.table([('channels', 'size', 'batch', 'forward ms', 'PyTorch', 'Winograd'), *(
             (f'{row["channels"]} to {row["out_channels"]}', str(row['size']), str(row['batch']), f'{row["forward_ms"]:.3f}',
              f'{row["pytorch"]:.2f}', f'{row["winograd"]:.2f}') for row in report['convolutions'])]))

@@ -1,13 +1,14 @@
-"""The 3x3 convolution with padding 1, and gradients of its weights by Winograd's minimal filtering on processors.
+"""The 3x3 convolution with padding 1, and its gradients by Winograd's minimal filtering on processors.
 
-    y[o, p] = sum_{c, k} w[o, c, k] x[c, p + k - 1],        grad_w[o, c, k] = sum_p grad_y[o, p] x[c, p + k - 1].
+    y[o, p] = sum_{c, k} w[o, c, k] x[c, p + k - 1]
 
-A 2x2 tile of grad_y meets a 4x4 tile of x in 3x3 sums of four products each. Along one axis those of two values g and four values x are
+Both gradients are derivatives of sum_p g[o, p] y[o, p], where a 2x2 tile of g meets a 4x4 tile of x. Along one axis it is
 
-    g_0 x_k + g_1 x_{k + 1} = (A [(G g) * (B x)])_k,        k = 0, 1, 2,
+    sum_{j, k} g_j w_k x_{j + k} = sum_i (G g)_i (A^T w)_i (B x)_i,        j = 0, 1,  k = 0, 1, 2,  i = 0, 1, 2, 3,
 
 with the matrices A, G and B below (F(3, 2) of Winograd 1980; Lavin & Gray 2016, Sec. 4.1): 4 products in place of 6; with both axes 16 in
-place of 36. As the sum over tiles and images may be taken before A, what remains to do is 16 matrix products.
+place of 36. The gradient in w is A of the products with x, that in x is B^T of those with w; as sums over tiles may be taken before A, and
+those over channels before B^T, what remains to do is 16 matrix products for each.
 """
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from .upfirdn2d import _in_transform
 
-# B is [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]] and G is [[1, 0], [1, 1], [1, -1], [0, 1]]: `_mix_inputs`, `_mix_grads`.
+# G is [[1, 0], [1, 1], [1, -1], [0, 1]] and B [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]: `_mix_grads`, `_mix_inputs`.
 A = torch.tensor([[1, .5, .5, 0], [0, .5, -.5, 0], [0, .5, .5, 1]])
 VALUES = 2**21  # of x in transformed tiles that are made at once: few enough to stay in the cache
-CHANNELS, PRODUCTS = 128, 2**21  # with fewer, PyTorch's own gradients are as quick (benchmarks/ops.py); products: of each of the 16
+CHANNELS, PRODUCTS = 128, 2**23  # with fewer, PyTorch's own gradients are as quick (benchmarks/ops.py); products: of each of the 16
 
 
 class Conv3x3(nn.Conv2d):
@@ -39,7 +40,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_quicker(x, weight) -> bool:
-    """Whether `weight_grad` is quicker here than PyTorch's."""
+    """Whether `gradients` is quicker here than PyTorch."""
     if x.device.type != 'cpu' or x.ndim != 4 or min(weight.shape[:2]) < CHANNELS or torch.is_autocast_enabled('cpu'):
         return False
     work = len(x) * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2) * weight.shape[0] * weight.shape[1]
@@ -56,39 +57,49 @@ class _Conv3x3(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        return (_input_grad(x, weight, grad) if for_x else None,
-                weight_grad(x, grad) if for_weight else None, grad.sum((0, 2, 3)) if for_bias else None)
+        for_bias = grad.sum((0, 2, 3)) if for_bias else None
+        if for_weight:
+            return *gradients(x, weight, grad), for_bias
+        return _plain_gradients(x, weight, grad, for_x, False)[0], None, for_bias
 
 
-def _input_grad(x, weight, grad):
-    """The gradient in `x`; of its values nothing is read, but `torch.nn.grad.conv2d_input` would lay out a stand-in for them."""
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, False, False))[0]
+def _plain_gradients(x, weight, grad, for_x, for_weight):
+    """PyTorch's gradients in `x` and `weight`; the values of what a gradient is in are not read, it is linear in them."""
+    one, mask = (1, 1), (for_x, for_weight, False)
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, one, one, one, False, (0, 0), 1, mask)[:2]
 
 
-@torch.library.custom_op('score_sde::conv3x3_weight_grad', mutates_args=(), device_types='cpu')
-def weight_grad(x: Tensor, grad: Tensor) -> Tensor:
-    """grad_w (O, C, 3, 3) as above, channels last, from `x` (B, C, H, W) and `grad` (B, O, H, W)."""
+@torch.library.custom_op('score_sde::conv3x3_gradients', mutates_args=(), device_types='cpu')
+def gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients in `x` (B, C, H, W) and `weight` (O, C, 3, 3), both channels last, where that in the output is `grad` (B, O, H, W)."""
     (batch, channels, height, width), out_channels = x.shape, grad.shape[1]
-    rows, columns = (height + 1) // 2, (width + 1) // 2  # of tiles; an odd size gets a zero more
     x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
-    if height % 2 or width % 2:
+    if height % 2 or width % 2:  # the last tiles are filled up by zeros
         x, grad = (F.pad(values, (0, 0, 0, width % 2, 0, height % 2)) for values in (x, grad))
+    grad_x = x.new_empty(x.shape)
+    rows, columns = x.shape[1] // 2, x.shape[2] // 2  # of tiles
+    both_axes = torch.kron(A, A).to(x)
+    mixed_weight = (both_axes.T @ weight.permute(3, 2, 0, 1).reshape(9, -1)).view(16, out_channels, channels)
+    sums = torch.zeros_like(mixed_weight)
     size = min(max(VALUES // (16 * rows * columns * max(channels, out_channels)), 1), batch)
-    sums = x.new_zeros(16, out_channels, channels)
-    buffers = [x.new_empty(shape) for shape in ((4, size, rows, x.shape[2], channels), (4, 4, size, rows, columns, channels),
-                                                (4, size, rows, grad.shape[2], out_channels), (4, 4, size, rows, columns, out_channels))]
-    for images, grads in zip(x.split(size), grad.split(size)):
-        if len(images) < size:
-            buffers = [buffer.new_empty((*buffer.shape[:-4], len(images), *buffer.shape[-3:])) for buffer in buffers]
+    buffers = []
+    for images, grads, out in zip(x.split(size), grad.split(size), grad_x.split(size)):
+        if not buffers or len(images) < size:
+            buffers = [x.new_empty(shape) for count in (channels, out_channels) for shape in (
+                (4, len(images), rows, 2 * columns, count), (4, 4, len(images), rows, columns, count))]
         half, tiles, grad_half, grad_tiles = buffers
         _mix_inputs(images, 1, half)
+        _mix_inputs(half, 3, tiles)
         _mix_grads(grads, 1, grad_half)
-        for i in range(4):
-            _mix_inputs(half[i], 2, tiles[i])
-            _mix_grads(grad_half[i], 2, grad_tiles[i])
-        sums.baddbmm_(grad_tiles.view(16, -1, out_channels).mT, tiles.view(16, -1, channels))
-    taps = torch.kron(A, A).to(sums) @ sums.view(16, -1)
-    return taps.view(3, 3, out_channels, channels).permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+        _mix_grads(grad_half, 3, grad_tiles)
+        x_matrices, grad_matrices = tiles.view(16, -1, channels), grad_tiles.view(16, -1, out_channels)
+        sums.baddbmm_(grad_matrices.mT, x_matrices)
+        torch.bmm(grad_matrices, mixed_weight, out=x_matrices)
+        _unmix(tiles, 3, half)
+        _unmix(half, 1, out)
+    grad_weight = (both_axes @ sums.view(16, -1)).view(3, 3, out_channels, channels).permute(2, 3, 1, 0)
+    grad_x = grad_x[:, :height, :width].permute(0, 3, 1, 2)
+    return tuple(values.contiguous(memory_format=torch.channels_last) for values in (grad_x, grad_weight))
 
 
 def _mix_inputs(x, axis, out):
@@ -111,23 +122,33 @@ def _mix_grads(grad, axis, out):
     out[3].copy_(b)
 
 
+def _unmix(tiles, axis, out):
+    """B^T along an axis, with the values of tiles added up where they overlap: the transpose of `_mix_inputs`."""
+    even, odd, *tiles = (values.movedim(axis, 0) for values in (*_every_second(out, axis), *tiles))
+    torch.sub(tiles[1], tiles[2], out=even).sub_(tiles[3])
+    even[1:].add_(tiles[3][:-1])
+    torch.add(tiles[1], tiles[2], out=odd).sub_(tiles[0])
+    odd[:-1].add_(tiles[0][1:])
+
+
 def _every_second(x, axis):
     return x.unflatten(axis, (-1, 2)).unbind(axis + 1)
 
 
-@weight_grad.register_fake
-def _(x, grad):
-    return torch.empty(grad.shape[1], x.shape[1], 3, 3, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+@gradients.register_fake
+def _(x, weight, grad):
+    return tuple(torch.empty(values.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last) for values in (x, weight))
 
 
 def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx, direction):
-    """grad_w is linear in both: the derivatives are convolutions with a direction in the space of weights."""
-    x, grad = ctx.saved_tensors
-    return _input_grad(x, direction, grad), F.conv2d(x, direction, padding=1)
+def _second_derivatives(ctx, for_x, for_weight):
+    """Both gradients are linear in `grad`, that in `x` is in `weight` and that in `weight` in `x`."""
+    x, weight, grad = ctx.saved_tensors
+    in_x, in_weight = _plain_gradients(for_x, for_weight, grad, True, True)
+    return in_x, in_weight, F.conv2d(for_x, weight, padding=1) + F.conv2d(x, for_weight, padding=1)
 
 
-weight_grad.register_autograd(_gradients, setup_context=_save)
+gradients.register_autograd(_second_derivatives, setup_context=_save)

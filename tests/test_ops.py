@@ -222,7 +222,7 @@ winograd = importlib.import_module('op.conv3x3')
 
 @pytest.fixture
 def any_size(monkeypatch):
-    """Gradients of the weights by `weight_grad` for few channels too, one image after another."""
+    """Gradients by `winograd.gradients` for few channels too, one image after another."""
     monkeypatch.setattr(winograd, 'CHANNELS', 1)
     monkeypatch.setattr(winograd, 'PRODUCTS', 0)
     monkeypatch.setattr(winograd, 'VALUES', 0)
@@ -231,24 +231,26 @@ def any_size(monkeypatch):
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize('chunk', [1, 2, 3, 8])
 @pytest.mark.parametrize('size', [(8, 8), (4, 6), (5, 7), (2, 2), (1, 1), (6, 1)], ids=str)
-def test_weight_grad_is_that_of_the_convolution(size, chunk, layout, monkeypatch):
+def test_gradients_are_those_of_the_convolution(size, chunk, layout, monkeypatch):
     x, grad = (double(3, channels, *size).contiguous(memory_format=layout) for channels in (5, 4))
-    weight = double(4, 5, 3, 3).requires_grad_()
-    (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, grad)
+    weight = double(4, 5, 3, 3)
     tiles = -(-size[0] // 2) * -(-size[1] // 2)
     monkeypatch.setattr(winograd, 'VALUES', 16 * tiles * 5 * chunk)
-    torch.testing.assert_close(winograd.weight_grad(x, grad), expected, rtol=0, atol=1e-12)
+    for value, expected in zip(winograd.gradients(x, weight, grad), gradients_of_pytorch(x, weight, grad), strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+
+
+def gradients_of_pytorch(x, weight, grad):
+    inputs = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    return torch.autograd.grad(F.conv2d(*inputs, padding=1), inputs, grad)
 
 
 def test_float32_is_as_exact_as_the_gradients_of_pytorch():
-    x, grad, weight = torch.randn(8, 64, 16, 16), torch.randn(8, 64, 16, 16), torch.randn(64, 64, 3, 3, requires_grad=True)
-
-    def plain(x, grad, weight):
-        return torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, grad)[0]
-
-    exact = plain(x.double(), grad.double(), weight.double())
-    ours, theirs = ((value - exact).abs().max() / exact.abs().max() for value in (winograd.weight_grad(x, grad), plain(x, grad, weight)))
-    assert ours < min(2 * theirs, 1e-5)
+    inputs = torch.randn(8, 64, 16, 16), torch.randn(64, 64, 3, 3), torch.randn(8, 64, 16, 16)
+    exact = gradients_of_pytorch(*(values.double() for values in inputs))
+    for ours, theirs, value in zip(winograd.gradients(*inputs), gradients_of_pytorch(*inputs), exact, strict=True):
+        ours, theirs = ((found - value).abs().max() / value.abs().max() for found in (ours, theirs))
+        assert ours < min(2 * theirs, 1e-5)
 
 
 @pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
@@ -259,8 +261,8 @@ def test_conv3x3_has_the_derivatives_of_the_convolution(bias, any_size):
     assert torch.autograd.gradgradcheck(conv3x3, inputs)
 
 
-def test_weight_grad_is_a_good_citizen():
-    torch.library.opcheck(winograd.weight_grad, (double(2, 3, 4, 4).requires_grad_(), double(2, 2, 4, 4).requires_grad_()))
+def test_gradients_are_a_good_citizen():
+    torch.library.opcheck(winograd.gradients, [double(*shape).requires_grad_() for shape in ((2, 3, 4, 4), (2, 3, 3, 3), (2, 2, 4, 4))])
 
 
 def test_conv3x3_is_a_convolution_in_all_but_speed():
@@ -268,7 +270,7 @@ def test_conv3x3_is_a_convolution_in_all_but_speed():
     layer, reference = Conv3x3(128, 128), torch.nn.Conv2d(128, 128, 3, padding=1)
     assert isinstance(layer, torch.nn.Conv2d)
     reference.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 128, 16, 16)
+    x = torch.randn(8, 128, 16, 16)
     expected = torch.autograd.grad(reference(x).square().sum(), tuple(reference.parameters()))
     for call in layer, torch.compile(layer, fullgraph=True):
         for value, exact in zip(torch.autograd.grad(call(x).square().sum(), tuple(layer.parameters())), expected, strict=True):
