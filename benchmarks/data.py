@@ -136,7 +136,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--tfds_dir', default='', help='folder of TensorFlow Datasets with CIFAR-10; without, random images of its shape')
     parser.add_argument('--n', type=int, default=416, help='streamed images of each kind, of 512 px half as many (default: %(default)s)')
-    parser.add_argument('--repeats', type=int, default=5, help='rounds, of which the best counts (default: %(default)s)')
+    parser.add_argument('--repeats', type=int, default=3, help='rounds, of which the best counts (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the images and of their order (default: %(default)s)')
     parser.add_argument('--json', metavar='PATH', help='write the rows, the machine and the arguments to this file')
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """How near the forward pass of NCSN++ comes to the speed of matrix products on the same machine.
 
-    python benchmarks/forward.py                        # half a minute on two cores
+    python benchmarks/forward.py                        # under a minute on two cores
     python benchmarks/forward.py --compile --json forward.json
 
 Each time is the least of the rounds. 'of products': floating-point operations of the network's convolutions and products over its time,
@@ -28,7 +28,7 @@ def main():
         model, (x, labels) = create_model(config).eval(), inputs(config, batch)
         ways[tuple(setting.values())] = torch.no_grad()(lambda model=model, x=x, labels=labels: model(x, labels))
     work = flops(ways['float32', False, False])
-    times = interleaved(products.ways | ways, args.device, args.repeats, warmup=2)
+    times = interleaved(products.ways | ways, args.device, args.repeats, warmup=1)
     rows = []
     for setting in settings:
         best = min(times[tuple(setting.values())])

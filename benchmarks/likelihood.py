@@ -17,7 +17,7 @@ from models.utils import create_model, get_score_fn, times_like
 
 
 def main():
-    parser = arguments(__doc__, repeats=3)
+    parser = arguments(__doc__, repeats=2)
     parser.add_argument('--batch', type=int, help='images (default: 8 on a CPU, 128 on a GPU)')
     args = parser.parse_args()
     batch = args.batch or (128 if args.device.startswith('cuda') else 8)

@@ -216,7 +216,7 @@ def kernel_table(rows) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--repeats', type=int, default=7, help='rounds, of which the best counts (default: %(default)s)')
+    parser.add_argument('--repeats', type=int, default=5, help='rounds, of which the best counts (default: %(default)s)')
     parser.add_argument('--threads', type=int, help="of PyTorch on the CPU (default: PyTorch's)")
     parser.add_argument('--seed', type=int, default=0, help='of the images (default: %(default)s)')
     parser.add_argument('--kernels', action='store_true', help='only what the CUDA kernels take')
@@ -240,7 +240,7 @@ def main():
              f'{row["forward_of_copy"]:.0%}', f'{row["both_ms"]:.3f}', f'{row["both_of_copy"]:.0%}') for row in report['rows'])]))
         print()
     if not args.kernels and args.device == 'cpu':
-        report['convolutions'] = [measure_convolution(*shape, batch, args.repeats) for shape in CONVOLUTIONS for batch in (8, 64)]
+        report['convolutions'] = [measure_convolution(*shape, batch, args.repeats) for shape in CONVOLUTIONS for batch in (8, 32)]
         print('Both gradients of 3x3 convolutions, in forward passes of the same\n')
         print(reports.table([('channels', 'size', 'batch', 'forward ms', 'PyTorch', 'Winograd'), *(
             (f'{row["channels"]} to {row["out_channels"]}', str(row['size']), str(row['batch']), f'{row["forward_ms"]:.3f}',

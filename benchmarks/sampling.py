@@ -4,7 +4,7 @@
     python benchmarks/sampling.py --batch 64 --steps 20 --json sampling.json
 
 A round draws images with NCSN++ on CIFAR-10 (reverse diffusion and Langevin, as published and with random numbers for each image), and
-times the same number of bare network evaluations on the same batch. Least time of the rounds, and the median over them of the ratio of the
+times as many bare network evaluations on the same batch. Least time of the rounds, and the median over them of the ratio of the
 two in a round: what is over 1 are the sampler's own formulas.
 """
 import statistics
@@ -20,10 +20,10 @@ from randomness import per_image
 def main():
     parser = arguments(__doc__, repeats=3)
     parser.add_argument('--batch', type=int, help='images (default: 4 on a CPU, 256 on a GPU)')
-    parser.add_argument('--steps', type=int, help='of the sampler (default: 3 on a CPU, 20 on a GPU)')
+    parser.add_argument('--steps', type=int, help='of the sampler (default: 2 on a CPU, 20 on a GPU)')
     args = parser.parse_args()
     gpu = args.device.startswith('cuda')
-    batch, steps = args.batch or (256 if gpu else 4), args.steps or (20 if gpu else 3)
+    batch, steps = args.batch or (256 if gpu else 4), args.steps or (20 if gpu else 2)
     torch.manual_seed(args.seed)
     config = ncsnpp(args.device, **(dict(precision='bfloat16', compile=True) if gpu else {}))
     config.sampling.steps, dtype = steps, torch.bfloat16 if gpu else torch.float32
@@ -35,17 +35,14 @@ def main():
             return sample(model)
 
     samplers = {'predictor-corrector': lambda: sample(model), 'random numbers for each image': each}
-    evaluations = {name: sampler()[1] for name, sampler in samplers.items()}
+    (evaluations,) = {sampler()[1] for sampler in samplers.values()}
     products = Products(args.device, [dtype])
-
-    def bare(count):
-        return torch.no_grad()(lambda: [model(x, labels) for _ in range(count)])
-    ways = products.ways | {key: way for name, sampler in samplers.items() for key, way in (
-        (name, sampler), (f'{name}, bare', bare(evaluations[name])))}
-    times, work = interleaved(ways, args.device, args.repeats), flops(torch.no_grad()(lambda: model.module.forward(x[:1], labels[:1])))
-    rows = [dict(sampler=name, batch=batch, evaluations=evaluations[name], seconds=min(times[name]),
-                 ratio=statistics.median(a / b for a, b in zip(times[name], times[f'{name}, bare'])),
-                 of_products=work * batch * evaluations[name] / min(times[name]) / products.rate(times, dtype)) for name in samplers]
+    ways = products.ways | samplers | dict(bare=torch.no_grad()(lambda: [model(x, labels) for _ in range(evaluations)]))
+    times = interleaved(ways, args.device, args.repeats, warmup=int(gpu))
+    work = flops(torch.no_grad()(lambda: model.module.forward(x[:1], labels[:1]))) * batch * evaluations
+    rows = [dict(sampler=name, batch=batch, evaluations=evaluations, seconds=min(times[name]),
+                 ratio=statistics.median(a / b for a, b in zip(times[name], times['bare'])),
+                 of_products=work / min(times[name]) / products.rate(times, dtype)) for name in samplers]
     show(args, f'NCSN++, {"bfloat16, compiled" if gpu else "float32"}', rows, {
         'sampler': ('sampler', '{}'), 'images': ('batch', '{}'), 'evaluations': ('evaluations', '{}'), 'seconds': ('seconds', '{:.3f}'),
         'over the evaluations alone': ('ratio', '{:.3f}'), 'of products': ('of_products', '{:.2f}')})

@@ -1,13 +1,13 @@
 """What a training step of NCSN++ costs, in forward passes and against matrix products; and how much of it is not the network.
 
-    python benchmarks/train_step.py                     # three minutes on two cores
+    python benchmarks/train_step.py                     # three minutes on two cores, of whose two rounds the first warms up
     python benchmarks/train_step.py --settings precision=bfloat16,compile=True --json step.json
 
 A row is a step with its settings: least time of the rounds; its time over that of a forward pass (without gradients) with the same
-settings, of which three are timed together, about as long as a step, for the least of short times is too good on a busy machine; the
-share of the rate of matrix products in the same precision that the operations of convolutions and products make, forwards and
-backwards, without what is computed twice; the share of the step that clipping, optimizer and moving average take; on a GPU the memory
-that PyTorch had allocated at most.
+settings, of which up to three are timed together, about as long as a step, for the least of short times is too good on a busy machine;
+the share of the rate of matrix products in the same precision that the operations of convolutions and products make, forwards and
+backwards, without what is computed twice (above 1, if Winograd's filtering saves more of them than all else costs); the share of the step
+that clipping, optimizer and moving average take; on a GPU the memory that PyTorch had allocated at most.
 """
 import torch
 from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, show
@@ -36,21 +36,20 @@ def measure(setting: dict, args) -> dict:
     config = ncsnpp(args.device, **(dict(batch_size=512 if gpu else 32) | setting))
     dtype, batch = DTYPES[config.training.precision], config.training.batch_size
     state, (x, labels) = run_lib.create_state(config), inputs(config, batch)
-    optimize = losses.optimization_manager(config)
+    optimize, count = losses.optimization_manager(config), 3 if gpu else max(1, 96 // batch)
     step = losses.get_step_fn(sde_lib.get_sde(config), True, optimize, accumulation=config.training.accumulation)
 
     @torch.no_grad()
     def forwards():
-        for _ in range(3):
+        for _ in range(count):
             state['model'].eval()(x, labels)
 
     def update():
         optimize(state['optimizer'], state['model'].parameters(), step=1000)
         state['ema'].update(state['model'].parameters())
 
-    for _ in range(1 if gpu else 2):  # on a CPU, after the second one hardly any memory is new to the process
-        step(state, x)
     if gpu:
+        step(state, x)
         torch.cuda.reset_peak_memory_stats()
         step(state, x)
     memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else None
@@ -62,7 +61,7 @@ def measure(setting: dict, args) -> dict:
     ways = products.ways | dict(forwards=forwards, step=lambda: step(state, x), update=update)
     times = interleaved(ways, args.device, args.repeats, warmup=1 if gpu else 0)
     best = {name: min(times[name]) for name in ('forwards', 'step', 'update')}
-    forward = best['forwards'] / 3
+    forward = best['forwards'] / count
     return dict(setting=', '.join(f'{key}={value}' for key, value in setting.items() if key != 'batch_size') or 'as configured',
                 batch=batch, seconds=best['step'], images_per_second=batch / best['step'], forwards=best['step'] / forward,
                 of_products=work / best['step'] / products.rate(times, dtype), update=best['update'] / best['step'], memory=memory,
