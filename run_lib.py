@@ -40,9 +40,9 @@ from randomness import own_randomness, per_image, seed_of
 
 
 def keep_memory(device):
-    """Of what training on a processor frees, nothing goes back to the system, which would have to clear every page of it for the next step.
+    """Of what is freed on a processor nothing goes back to the system, which would have to clear every page of it for the next batch.
 
-    It does not grow with the steps. With another allocator than glibc's nothing changes.
+    What is held does not grow with the batches. With another allocator than glibc's nothing changes.
     """
     allocator = ctypes.CDLL(None) if sys.platform == 'linux' and torch.device(device).type == 'cpu' else None
     if hasattr(allocator, 'mallopt'):
@@ -368,6 +368,7 @@ def evaluate(config, workdir, eval_folder='eval'):
     """
     numbers = range(config.eval.begin_ckpt, config.eval.end_ckpt + 1)
     preflight.check(config, workdir, 'eval', numbers)
+    keep_memory(config.device)
     eval_dir = pathlib.Path(workdir, eval_folder)
     eval_dir.mkdir(parents=True, exist_ok=True)
 
@@ -579,6 +580,7 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     up to 100. Returns the folder.
     """
     preflight.check(config, workdir, 'sample')
+    keep_memory(config.device)
     model = load_averaged_model(config, checkpoint or checkpoints.latest(workdir))
     folder = pathlib.Path(output or pathlib.Path(workdir, 'generated'))
     folder.mkdir(parents=True, exist_ok=True)

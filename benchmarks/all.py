@@ -1,6 +1,6 @@
 """All benchmarks of speed, one after the other, on whatever device there is: their tables on the screen, their rows as JSON in a folder.
 
-    python benchmarks/all.py --folder benchmarks/results     # seven minutes on two cores
+    python benchmarks/all.py --folder benchmarks/results     # under eight minutes on two cores
 
 On a busy machine the times mean little, and two busy processes on two cores slow each other far more than twofold.
 """

@@ -1,5 +1,6 @@
 """What the benchmarks of speed share: interleaved timing, the limits measured beside it, the network they are about, and their reports."""
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -10,6 +11,7 @@ from torch.utils import flop_counter
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import reports
+import run_lib
 from configs.ve import cifar10_ncsnpp_continuous
 from machine import machine
 
@@ -58,8 +60,12 @@ class Products:
         self.size, self.calls = (8192, 10) if device.startswith('cuda') else (2048, 12)
         self.ways = {}
         for dtype in dtypes:
-            a, b = (torch.randn(self.size, self.size, device=device, dtype=dtype) for _ in range(2))
-            self.ways[f'{self.size}^3 products, {name_of(dtype)}'] = lambda a=a, b=b: [a @ b for _ in range(self.calls)]
+            a, b, out = torch.randn(3, self.size, self.size, device=device).to(dtype)
+            self.ways[f'{self.size}^3 products, {name_of(dtype)}'] = functools.partial(self._multiply, a, b, out)
+
+    def _multiply(self, a, b, out):
+        for _ in range(self.calls):
+            torch.mm(a, b, out=out)
 
     def rate(self, times: dict, dtype=torch.float32) -> float:
         return 2 * self.size**3 * self.calls / min(times[f'{self.size}^3 products, {name_of(dtype)}'])
@@ -77,7 +83,8 @@ def name_of(dtype) -> str:
 
 
 def ncsnpp(device: str, **training):
-    """The config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters), to be run as `training` says."""
+    """The config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters), to be run as `training` says and as `run_lib` does."""
+    run_lib.keep_memory(device)
     config = cifar10_ncsnpp_continuous.get_config()
     config.device = device
     config.training.update(training)

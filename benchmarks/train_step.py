@@ -31,7 +31,6 @@ def parse(text: str) -> dict:
 def measure(setting: dict, args) -> dict:
     """The row of one setting."""
     gpu = args.device.startswith('cuda')
-    run_lib.keep_memory(args.device)
     torch.manual_seed(args.seed)
     config = ncsnpp(args.device, **(dict(batch_size=512 if gpu else 32) | setting))
     dtype, batch = DTYPES[config.training.precision], config.training.batch_size
