@@ -13,7 +13,7 @@ from models.utils import create_model
 
 
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, repeats=4)
     parser.add_argument('--batch', type=int, help='images (default: 8 on a CPU, 512 on a GPU)')
     parser.add_argument('--compile', action='store_true', help='compiled networks too; always on a GPU')
     args = parser.parse_args()

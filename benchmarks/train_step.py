@@ -9,6 +9,8 @@ the share of the rate of matrix products in the same precision that the operatio
 backwards, without what is computed twice (above 1, if Winograd's filtering saves more of them than all else costs); the share of the step
 that clipping, optimizer and moving average take; on a GPU the memory that PyTorch had allocated at most.
 """
+import functools
+
 import torch
 from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, show
 
@@ -26,6 +28,15 @@ def parse(text: str) -> dict:
     """'precision=bfloat16,compile=True' as settings of `config.training`."""
     values = dict(part.split('=') for part in text.split(',') if part)
     return {key: dict(True_=True, False_=False).get(f'{value}_', int(value) if value.isdigit() else value) for key, value in values.items()}
+
+
+@functools.cache
+def operations(device) -> int:
+    """Of a step, for one image, with the plainest settings: nothing is compiled or run anew for its gradients."""
+    config = ncsnpp(device, batch_size=1)
+    step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config))
+    state, (x, _) = run_lib.create_state(config), inputs(config, 1)
+    return flops(lambda: step(state, x))
 
 
 def measure(setting: dict, args) -> dict:
@@ -53,10 +64,7 @@ def measure(setting: dict, args) -> dict:
         step(state, x)
     memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else None
     products = Products(args.device, [dtype])
-    # a network that is run anew for its gradients, or compiled, does the operations of one that is not
-    plain = run_lib.create_state(ncsnpp(args.device, batch_size=1))
-    one = losses.get_step_fn(sde_lib.get_sde(config), True, optimize)
-    work = flops(lambda: one(plain, x[:1])) * batch
+    work = operations(args.device) * batch
     ways = products.ways | dict(forwards=forwards, step=lambda: step(state, x), update=update)
     times = interleaved(ways, args.device, args.repeats, warmup=1 if gpu else 0)
     best = {name: min(times[name]) for name in ('forwards', 'step', 'update')}
