@@ -64,7 +64,7 @@ class _Conv3x3(torch.autograd.Function):
 
 
 def _plain_gradients(x, weight, grad, for_x, for_weight):
-    """PyTorch's gradients in `x` and `weight`; the values of what a gradient is in are not read, it is linear in them."""
+    """PyTorch's gradients in `x` and `weight`; that in one of them depends on the other's values alone, and on `grad`."""
     one, mask = (1, 1), (for_x, for_weight, False)
     return torch.ops.aten.convolution_backward(grad, x, weight, None, one, one, one, False, (0, 0), 1, mask)[:2]
 
