@@ -14,6 +14,14 @@ sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)  # sums are then added in one order everywhere, and small tensors are fastest
 
 
+def pytest_collection_modifyitems(items):
+    """Skip tests marked `gpu` where PyTorch sees no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     """Every test draws the same random numbers, alone or behind others."""
