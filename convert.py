@@ -53,8 +53,10 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
         raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
     config = config.copy_and_resolve_references()
     config.device = 'cpu'
-    state = checkpoints.restore(source, run_lib.create_state(config), optional=('rng', 'optimizer'))
+    state = run_lib.create_state(config)
     network = state['model'].module
+    content = dialects.read(source, network)
+    checkpoints.restore(source, state, optional=('rng', 'optimizer'), content=content)
     with state['ema'].applied_to(network.parameters()) if weights == 'ema' else torch.no_grad():
         chosen = {name: value.clone() for name, value in network.state_dict().items()}
     notes = dict(step=state['step'], weights='averaged' if weights == 'ema' else 'raw')
@@ -64,10 +66,10 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
         with tempfile.TemporaryDirectory(dir=destination.parent, prefix='.convert-') as folder:
             partial = pathlib.Path(folder, destination.name)
             if kind == 'pytorch':
-                checkpoints.save(partial, state)
+                compared = _buffers_as_loaded(content['model'], network)
+                checkpoints.save(partial, state | dict(model={f'module.{name}': value for name, value in compared.items()}))
                 if brought:  # no config of the repository need have what it says
                     partial.with_suffix('.json').write_text(config.to_json_best_effort(indent=1) + '\n')
-                compared = {name.removeprefix('module.'): value for name, value in state['model'].state_dict().items()}
                 averaged = dialects.read(partial, network)['ema']['shadow_params']
                 _compare(destination, dict(enumerate(averaged)), dict(enumerate(state['ema'].shadow_params)))
             else:
@@ -85,7 +87,21 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
     count = sum(value.numel() for value in network.parameters())
     logging.info('%s (%s, step %d, %.1f million parameters) -> %s (%s%s)', source, found, state['step'], count / 1e6, destination, kind,
                  '' if kind == 'pytorch' else f', {notes["weights"]} weights')
+    if kind == 'pytorch' and 'optimizer' not in content:
+        logging.warning('Wrote %s without Adam moments%s: %s (%s) does not hold them.', destination,
+                        ' and with raw weights equal to the averaged ones' if _are_equal(network, state['ema']) else '', source, found)
     return kind
+
+
+def _buffers_as_loaded(loaded: dict, network) -> dict:
+    """The state dict of `network` with its buffers as they were read: the 2021 release keeps its noise levels, `sigmas`, in float64."""
+    loaded = {name.removeprefix('module.'): value for name, value in loaded.items()}
+    buffers = dict(network.named_buffers())
+    return {name: loaded[name] if name in buffers else value for name, value in network.state_dict().items()}
+
+
+def _are_equal(network, ema) -> bool:
+    return all(map(torch.equal, [value for value in network.parameters() if value.requires_grad], ema.shadow_params))
 
 
 def _compare(path, again: dict, written: dict):
