@@ -69,6 +69,14 @@ class SDE(abc.ABC):
     def prior_logp(self, z):
         """log p_T(z) in nats, shape (B,)."""
 
+    def __repr__(self):
+        return f'{type(self).__name__}({", ".join(f"{name}={value!r}" for name, value in self._parameters().items())})'
+
+    def _parameters(self) -> dict:
+        """What `repr` shows: numbers and words by name, N last."""
+        shown = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str)) and name[0] != '_'}
+        return {name: value for name, value in shown.items() if name != 'N'} | dict(N=self.N)
+
     def discretize(self, x, t):
         """One step x + f + G z of the chain that stands for the SDE: f of the shape of x and G (B,); here Euler-Maruyama, dt = T/N."""
         drift, diffusion = self.sde(x, t)
@@ -144,6 +152,9 @@ class ReverseSDE:
     def __init__(self, forward: SDE, score_fn, probability_flow: bool = False):
         self.forward, self.score_fn, self.probability_flow = forward, score_fn, probability_flow
 
+    def __repr__(self):
+        return f'ReverseSDE({self.forward!r}, probability_flow={self.probability_flow})'
+
     @property
     def N(self):
         return self.forward.N
@@ -166,7 +177,12 @@ class ReverseSDE:
         return self._reverse(x, t, *self.forward.discretize(x, t))
 
 
-@functools.lru_cache(maxsize=64)
+def _table(make):
+    """A function of numbers that returns a table, whose results are kept; none of them an inference tensor, which autograd refuses."""
+    return functools.lru_cache(maxsize=64)(torch.inference_mode(False)(make))
+
+
+@_table
 def _linear_betas(beta_min, beta_max, n, dtype, device):
     """The chain's beta_i: n values from beta_min/n to beta_max/n (Appendix C)."""
     if beta_max >= n:
@@ -175,14 +191,14 @@ def _linear_betas(beta_min, beta_max, n, dtype, device):
     return torch.linspace(beta_min / n, beta_max / n, n, dtype=dtype, device='cpu').to(device)
 
 
-@functools.lru_cache(maxsize=64)
+@_table
 def _log_alphabars(beta_min, beta_max, n, dtype, device):
     """log of the running product of 1 - beta_i, to full precision."""
     betas = _linear_betas(beta_min, beta_max, n, torch.float64, torch.device('cpu'))
     return torch.log1p(-betas).cumsum(0).to(device, dtype)
 
 
-@functools.lru_cache(maxsize=64)
+@_table
 def _geometric_sigmas(sigma_min, sigma_max, n, dtype, device):
     """The chain's sigma_i: n values from sigma_min to sigma_max, evenly spaced in the logarithm."""
     if n < 2:
@@ -196,6 +212,10 @@ class _LinearBetaSDE(SDE):
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20, N: int = 1000):
         super().__init__(N)
         self.beta_0, self.beta_1 = beta_min, beta_max
+
+    def _parameters(self):
+        own = super()._parameters()
+        return dict(beta_min=own.pop('beta_0'), beta_max=own.pop('beta_1')) | own
 
     @property
     def T(self):
@@ -389,6 +409,9 @@ class OnGrid(SDE):
         m, std = sde.marginal_prob(torch.ones(self.N, 1, dtype=torch.float64), self.times)
         self.m, self.std = torch.cat([m[:, 0], torch.ones(1)]), torch.cat([std, torch.zeros(1)])
         self.sampling_eps = sde.sampling_eps
+
+    def __repr__(self):
+        return f'OnGrid({self.process!r}, {self.N} times from {float(self.times[0]):g} to {float(self.times[-1]):g})'
 
     @property
     def T(self):
