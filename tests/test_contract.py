@@ -4,6 +4,7 @@ import graphlib
 import importlib
 import inspect
 import math
+import resource
 import subprocess
 import sys
 
@@ -288,6 +289,19 @@ def test_imports_are_as_fast_as_torch():
     code = ('import sys, time, torch; start = time.process_time(); import sampling, likelihood, losses, controllable_generation; '
             'print(time.process_time() - start); assert "torch._dynamo" not in sys.modules')
     assert min(float(in_fresh_process(code)) for _ in range(3)) <= 0.3
+
+
+def test_a_wrong_key_is_reported_within_a_second_of_importing_torch(tmp_path):
+    """Of the processor's time."""
+    def seconds(*command, rc=0):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == rc, done.stderr
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done.stderr
+    wrong = 'main.py', '--config=configs/vp/digits_ddpmpp_continuous.py', f'--workdir={tmp_path}', '--mode=train', '--config.model.wrong=1'
+    taken, message = seconds(*wrong, rc=1)
+    assert 'model.wrong' in message and taken < 1 + seconds('-c', 'import torch')[0]
 
 
 # A user's own SDE ----------------------------------------------------------------------------------------------------------------------
