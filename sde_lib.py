@@ -23,6 +23,11 @@ def expand(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return v.reshape(v.shape + (1,) * (x.ndim - v.ndim))
 
 
+def table(values) -> torch.Tensor:
+    """`values`, numbers or a tensor on any device, in float64 on the CPU: not every device has float64."""
+    return torch.as_tensor(values.cpu() if torch.is_tensor(values) else values, dtype=torch.float64)
+
+
 def _table_dtype(t: torch.Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
@@ -177,12 +182,12 @@ class ReverseSDE:
         return self._reverse(x, t, *self.forward.discretize(x, t))
 
 
-def _table(make):
+def _cached_table(make):
     """A function of numbers that returns a table, whose results are kept; none of them an inference tensor, which autograd refuses."""
     return functools.lru_cache(maxsize=64)(torch.inference_mode(False)(make))
 
 
-@_table
+@_cached_table
 def _linear_betas(beta_min, beta_max, n, dtype, device):
     """The chain's beta_i: n values from beta_min/n to beta_max/n (Appendix C)."""
     if beta_max >= n:
@@ -191,14 +196,14 @@ def _linear_betas(beta_min, beta_max, n, dtype, device):
     return torch.linspace(beta_min / n, beta_max / n, n, dtype=dtype, device='cpu').to(device)
 
 
-@_table
+@_cached_table
 def _log_alphabars(beta_min, beta_max, n, dtype, device):
     """log of the running product of 1 - beta_i, to full precision."""
     betas = _linear_betas(beta_min, beta_max, n, torch.float64, torch.device('cpu'))
-    return torch.log1p(-betas).cumsum(0).to(device, dtype)
+    return torch.log1p(-betas).cumsum(0).to(dtype).to(device)
 
 
-@_table
+@_cached_table
 def _geometric_sigmas(sigma_min, sigma_max, n, dtype, device):
     """The chain's sigma_i: n values from sigma_min to sigma_max, evenly spaced in the logarithm."""
     if n < 2:
@@ -405,9 +410,11 @@ class OnGrid(SDE):
 
     def __init__(self, sde: SDE, times):
         super().__init__(len(times))
-        self.process, self.times = sde, torch.as_tensor(times, dtype=torch.float64)
+        self.process, self.times = sde, table(times)
         m, std = sde.marginal_prob(torch.ones(self.N, 1, dtype=torch.float64), self.times)
-        self.m, self.std = torch.cat([m[:, 0], torch.ones(1)]), torch.cat([std, torch.zeros(1)])
+        m, self.std = torch.cat([m[:, 0], torch.ones(1)]), torch.cat([std, torch.zeros(1)])
+        self.r = m[:-1] / m[1:]
+        self.between = (self.std[:-1] ** 2 - (self.r * self.std[1:]) ** 2).clamp(min=0).sqrt()
         self.sampling_eps = sde.sampling_eps
 
     def __repr__(self):
@@ -449,7 +456,8 @@ class OnGrid(SDE):
 
     def step_index(self, t, scales=None):
         """The number of the time in the grid that is nearest to t."""
-        return (self.times.to(t.device) - t[:, None].double()).abs().argmin(1)
+        t = t.to(_table_dtype(t))
+        return (self.times.to(t) - t[:, None]).abs().argmin(1)
 
     def step_size(self, t):
         ends = torch.cat([self.times[1:], torch.zeros(1)])
@@ -457,10 +465,8 @@ class OnGrid(SDE):
 
     def _step(self, t):
         """r and std of x_t given x_s, and std at s and at t, each (B,)."""
-        i, m, std = self.step_index(t), self.m.to(t.device), self.std.to(t.device)
-        r = m[i] / m[i + 1]
-        between = (std[i] ** 2 - (r * std[i + 1]) ** 2).clamp(min=0).sqrt()
-        return [value.to(t) for value in (r, between, std[i + 1], std[i])]
+        i = self.step_index(t)
+        return [values.to(t)[i] for values in (self.r, self.between, self.std[1:], self.std[:-1])]
 
     def discretize(self, x, t):
         r, between, _, _ = self._step(t)
