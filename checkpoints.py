@@ -30,7 +30,21 @@ def save(path, state: dict, keep_previous: bool = False):
 
 
 def _content(state: dict) -> dict:
-    return {key: value.state_dict() if hasattr(value, 'state_dict') else value for key, value in state.items()}
+    """What a file holds. Adam's `fused` stays out: it is about this process, and another program may step other tensors with it."""
+    content = {key: value.state_dict() if hasattr(value, 'state_dict') else value for key, value in state.items()}
+    if 'optimizer' in content:
+        groups = [{key: value for key, value in group.items() if key != 'fused'} for group in content['optimizer']['param_groups']]
+        content['optimizer'] = content['optimizer'] | dict(param_groups=groups)
+    return content
+
+
+def _mapped(fn, content):
+    """The same dicts and lists with `fn` of every tensor in them."""
+    if torch.is_tensor(content):
+        return fn(content)
+    if isinstance(content, dict):
+        return {key: _mapped(fn, value) for key, value in content.items()}
+    return [_mapped(fn, value) for value in content] if isinstance(content, list) else content
 
 
 def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
@@ -38,7 +52,8 @@ def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, 'w+b') as file:
-            torch.save(content, file)
+            # Contiguous: a fused Adam pairs moments with weights by their place in memory, and programs of others have contiguous weights.
+            torch.save(_mapped(torch.Tensor.contiguous, content), file)
             published.seal(file)
             file.flush()
             os.fsync(file.fileno())
@@ -112,12 +127,8 @@ class Saver:
 
 
 def _copied(content):
-    """The same in the memory of the host, which later steps do not change."""
-    if torch.is_tensor(content):
-        return content.detach().to('cpu', copy=True)
-    if isinstance(content, dict):
-        return {key: _copied(value) for key, value in content.items()}
-    return [_copied(value) for value in content] if isinstance(content, list) else content
+    """A contiguous copy in host memory, which later steps do not change."""
+    return _mapped(lambda tensor: tensor.detach().to('cpu', copy=True, memory_format=torch.contiguous_format), content)
 
 
 def _numbered(folder) -> list[pathlib.Path]:
@@ -200,13 +211,14 @@ def _average(path, model, weights: dict, average: dict) -> dict:
         dict(untrained=[named[name] for name in untrained]) if of_its_own else {})
 
 
-def restore(path, state: dict, device='cpu', optional=('rng',)) -> dict:
+def restore(path, state: dict, device='cpu', optional=('rng',), content=None) -> dict:
     """Loads every entry of `state` (model, ema, optimizer in place) from a file or folder of any of the `dialects` and returns `state`.
 
     What is `optional` may be missing (published files lack `rng`): the optimizer is then as it was, `rng` None. CheckpointError, with
-    nothing changed, where anything else is missing or does not fit.
+    nothing changed, where anything else is missing or does not fit. `content`: what `dialects.read` returned for `path`, if it was read
+    before.
     """
-    content = dialects.read(path, getattr(state['model'], 'module', state['model']), device)
+    content = dict(content or dialects.read(path, getattr(state['model'], 'module', state['model']), device))
     model = _fitted(path, state['model'], content['model'])
     if 'named' in content.get('ema', {}):
         content['ema'] = _average(path, state['model'], model, content['ema'])

@@ -18,7 +18,7 @@ import torch
 
 from errors import UserError
 from measurements import Grey, Mask, Measurement
-from models.utils import get_model_fn
+from models.utils import get_model_fn, gradients
 from sampling import get_pc_sampler
 from sde_lib import expand
 
@@ -100,13 +100,13 @@ def measurement_guidance(sde, measurement: Measurement, y, weight: float = 1.0):
 
     def guide(score_fn):
         def guided(x, t):
-            with torch.enable_grad():
+            with gradients(x, t) as (x, t):
                 x = x.detach().requires_grad_()
                 score = score_fn(x, t)
                 m, std = sde.marginal_prob(torch.ones_like(x), t)
                 std = expand(std, x)
                 estimate = sde.denoise(x, t, score)
-                missing = (known.to(x) - measurement.project(estimate)).detach() * (m ** 2 + std ** 2) / std ** 2
+                missing = (known.to(x) - measurement.project(estimate.detach())) * (m ** 2 + std ** 2) / std ** 2
                 gradient = torch.autograd.grad(estimate, x, missing)[0]
             gradient = torch.where(m < std / 10, 0, gradient)
             return score.detach() + weight * (gradient - measurement.project(gradient))
@@ -122,10 +122,10 @@ def classifier_guidance(sde, classifier, labels, weight: float = 1.0):
     classify, labels = get_model_fn(classifier, train=False), _checked(labels)
 
     def gradient(x, t):
-        with torch.enable_grad():
+        with gradients(x, t, labels) as (x, t, classes):
             x = x.detach().requires_grad_()
             log_p = classify(x, sde.network_label(t)).log_softmax(1)
-            return torch.autograd.grad(log_p.gather(1, labels.to(x.device)[:, None]).sum(), x)[0]
+            return torch.autograd.grad(log_p.gather(1, classes.to(x.device)[:, None]).sum(), x)[0]
     return lambda score_fn: lambda x, t: score_fn(x, t) + weight * gradient(x, t)
 
 

@@ -44,17 +44,13 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
     config = config or dialects.config_of(source)
     if config is None:
         raise UserError(f'{source} ({found}) does not tell its config: give --config')
-    beside = [destination.with_suffix('.json')] if kind == 'safetensors' or kind == 'pytorch' and brought else []
-    for path in (destination, *beside):
-        if path.exists() and not overwrite:
-            raise UserError(f'{path} is there already: --overwrite replaces it')
-    replaceable = dialects.DIALECTS[kind].matches if kind == 'diffusers' else pathlib.Path.is_file
-    if destination.exists() and not replaceable(destination):
-        raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
+    _check_free(destination, kind, with_config=kind == 'safetensors' or kind == 'pytorch' and brought, overwrite=overwrite)
     config = config.copy_and_resolve_references()
     config.device = 'cpu'
-    state = checkpoints.restore(source, run_lib.create_state(config), optional=('rng', 'optimizer'))
+    state = run_lib.create_state(config)
     network = state['model'].module
+    content = dialects.read(source, network)
+    checkpoints.restore(source, state, optional=('rng', 'optimizer'), content=content)
     with state['ema'].applied_to(network.parameters()) if weights == 'ema' else torch.no_grad():
         chosen = {name: value.clone() for name, value in network.state_dict().items()}
     notes = dict(step=state['step'], weights='averaged' if weights == 'ema' else 'raw')
@@ -64,10 +60,10 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
         with tempfile.TemporaryDirectory(dir=destination.parent, prefix='.convert-') as folder:
             partial = pathlib.Path(folder, destination.name)
             if kind == 'pytorch':
-                checkpoints.save(partial, state)
+                compared = _buffers_as_loaded(content['model'], network)
+                checkpoints.save(partial, state | dict(model={f'module.{name}': value for name, value in compared.items()}))
                 if brought:  # no config of the repository need have what it says
                     partial.with_suffix('.json').write_text(config.to_json_best_effort(indent=1) + '\n')
-                compared = {name.removeprefix('module.'): value for name, value in state['model'].state_dict().items()}
                 averaged = dialects.read(partial, network)['ema']['shadow_params']
                 _compare(destination, dict(enumerate(averaged)), dict(enumerate(state['ema'].shadow_params)))
             else:
@@ -75,17 +71,51 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
                 compared = chosen
             again = {name.removeprefix('module.'): value for name, value in dialects.read(partial, network)['model'].items()}
             _compare(destination, again, compared)
-            for path in pathlib.Path(folder).rglob('*'):
-                if path.is_file():  # of a folder that is there only what is written is replaced
-                    place = destination.parent / path.relative_to(folder)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(path, place)
+            _move(folder, destination.parent)
     except OSError as error:
         raise UserError(f'{destination} cannot be written: {error.strerror or error}') from error
     count = sum(value.numel() for value in network.parameters())
     logging.info('%s (%s, step %d, %.1f million parameters) -> %s (%s%s)', source, found, state['step'], count / 1e6, destination, kind,
                  '' if kind == 'pytorch' else f', {notes["weights"]} weights')
+    if kind == 'pytorch' and 'optimizer' not in content:
+        _warn_of_losses(source, found, destination, state)
     return kind
+
+
+def _check_free(destination, kind: str, with_config: bool, overwrite: bool):
+    """Raise UserError if something at `destination`, or the config beside it, must not be replaced."""
+    import dialects
+    from errors import UserError
+    for path in (destination, *[destination.with_suffix('.json')] * with_config):
+        if path.exists() and not overwrite:
+            raise UserError(f'{path} is there already: --overwrite replaces it')
+    replaceable = dialects.DIALECTS[kind].matches if kind == 'diffusers' else pathlib.Path.is_file
+    if destination.exists() and not replaceable(destination):
+        raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
+
+
+def _warn_of_losses(source, found: str, destination, state: dict):
+    """Log what a training state lacks because its source did not hold it."""
+    trained = [value for value in state['model'].parameters() if value.requires_grad]
+    equal = all(map(torch.equal, trained, state['ema'].shadow_params))
+    logging.warning('Wrote %s without Adam moments%s: %s (%s) does not hold them.', destination,
+                    ' and with raw weights equal to the averaged ones' if equal else '', source, found)
+
+
+def _move(folder, to):
+    """Move all files below `folder` to the same places below `to`; what else is there stays."""
+    for path in pathlib.Path(folder).rglob('*'):
+        if path.is_file():
+            place = to / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+
+
+def _buffers_as_loaded(loaded: dict, network) -> dict:
+    """The state dict of `network` with its buffers as they were read: the 2021 release keeps its noise levels, `sigmas`, in float64."""
+    loaded = {name.removeprefix('module.'): value for name, value in loaded.items()}
+    buffers = dict(network.named_buffers())
+    return {name: loaded[name] if name in buffers else value for name, value in network.state_dict().items()}
 
 
 def _compare(path, again: dict, written: dict):

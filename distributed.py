@@ -167,6 +167,8 @@ def begin_randomness(device, seed: int, state: dict | None = None, step: int = 0
     own = [state['common']] if size() == 1 else state['own']
     if len(own) == size() and _key(device) == 'cuda':
         torch.cuda.set_rng_state(own[rank()].cpu(), device)
+    elif len(own) == size() and _key(device) == 'mps':
+        torch.mps.set_rng_state(own[rank()].cpu())
     elif len(own) == size():
         torch.set_rng_state(own[rank()].cpu())
 
@@ -178,4 +180,6 @@ def random_state(device) -> dict | None:
 
 
 def _own_state(device) -> torch.Tensor:
+    if _key(device) == 'mps':
+        return torch.mps.get_rng_state()
     return torch.cuda.get_rng_state(device) if _key(device) == 'cuda' else torch.get_rng_state()

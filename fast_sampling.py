@@ -16,9 +16,9 @@ import torch
 
 from errors import UserError
 from models.utils import times_like
-from randomness import normal_like
+from randomness import float64_device, normal_like
 from registry import Registry
-from sde_lib import expand
+from sde_lib import expand, table
 
 SOLVERS = Registry('solver (config.sampling.method)')
 register_solver, get_solver = SOLVERS.register, SOLVERS.get
@@ -27,21 +27,21 @@ register_solver, get_solver = SOLVERS.register, SOLVERS.get
 
 
 def levels(sde, t):
-    """alpha and sigma at times t (n,), each (n,) in float64."""
-    t = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
+    """alpha and sigma at times t (n,), each (n,) in float64 on the CPU."""
+    t = table(t).reshape(-1)
     alpha, sigma = sde.marginal_prob(torch.ones(len(t), 1, dtype=torch.float64), t)
     return alpha[:, 0], sigma
 
 
 def half_log_snr(sde, t):
-    """lambda = log(alpha / sigma) at times t (n,), in float64."""
+    """lambda = log(alpha / sigma) at times t (n,), in float64 on the CPU."""
     alpha, sigma = levels(sde, t)
     return alpha.log() - sigma.log()
 
 
 def time_of(sde, lam):
     """The times (n,) in [0, T] at which lambda has the values `lam` (n,), by bisection: lambda falls with t."""
-    lam = torch.as_tensor(lam, dtype=torch.float64).reshape(-1)
+    lam = table(lam).reshape(-1)
     low, high = torch.zeros_like(lam), torch.full_like(lam, sde.T)
     for _ in range(60):
         middle = (low + high) / 2
@@ -349,7 +349,8 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
     noise drawn anew, as in the paper, the size of steps depends on the noise in them, which in few dimensions spoils the variance.
     """
     reverse, project = sde.reverse(score_fn), project or (lambda x, t: x)
-    t, h = (torch.full((len(x),), value, dtype=torch.float64, device=x.device) for value in (float(sde.T), first_step * sde.T))
+    clock = float64_device(x.device)
+    t, h = (torch.full((len(x),), value, dtype=torch.float64, device=clock) for value in (float(sde.T), first_step * sde.T))
     x = before = project(x, t.to(x))
     path = _Path(x)
     for i in itertools.count():
@@ -366,10 +367,10 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
         drift, diffusion = reverse.sde(first, end)
         second = (first + x - dt * drift + expand(diffusion, x) * noise) / 2
         delta = torch.maximum(first.abs(), before.abs()).mul(rtol).clamp(min=atol)
-        error = ((first - second) / delta).flatten(1).square().mean(1).sqrt().double()
+        error = ((first - second) / delta).flatten(1).square().mean(1).sqrt().to(clock).double()
         accepted = active & (error <= 1)
         path.leave(active, accepted)
-        taken = expand(accepted, x)
+        taken = expand(accepted, x).to(x.device)
         x, before, t = torch.where(taken, second, x), torch.where(taken, first, before), torch.where(accepted, t - h, t)
         t = torch.where(t - eps < 1e-9 * sde.T, eps, t)
         x = torch.where(taken, project(x, t.to(x)), x)
@@ -379,20 +380,25 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
 
 
 class _Path:
-    """Brownian paths, one for each image, as far ahead as they are known: pieces of a length with an increment, the nearest on top."""
+    """Brownian paths, one for each image, as far ahead as they are known: pieces of a length with an increment, the nearest on top.
+
+    Lengths, in float64, and what is computed from them stay on the device of these numbers; increments are where the images are.
+    """
 
     def __init__(self, x):
-        self.lengths = torch.zeros(1, len(x), dtype=torch.float64, device=x.device)
+        clock = float64_device(x.device)
+        self.lengths = torch.zeros(1, len(x), dtype=torch.float64, device=clock)
         self.increments = torch.zeros(1, *x.shape, dtype=x.dtype, device=x.device)
-        self.known = torch.zeros(len(x), dtype=torch.long, device=x.device)  # how many pieces
-        self.images = torch.arange(len(x), device=x.device)
+        self.known = torch.zeros(len(x), dtype=torch.long, device=clock)  # how many pieces
+        self.images = torch.arange(len(x), device=clock)
 
     def ahead(self, h):
         """A step of at most h (B,), an even part of the piece on top, or a new piece; and the path's increment over it."""
         z, top = normal_like(self.increments[0]), ((self.known - 1).clamp(min=0), self.images)
         fresh = self.known == 0
         self.length = torch.where(fresh, h, self.lengths[top])
-        self.piece = torch.where(expand(fresh, z), expand(h.sqrt().to(z), z) * z, self.increments[top])
+        known = self.increments[tuple(index.to(z.device) for index in top)]
+        self.piece = torch.where(expand(fresh, z).to(z.device), expand(h.sqrt().to(z), z) * z, known)
         share = 1 / (self.length / h - 1e-9).ceil().clamp(min=1)
         self.h = torch.where(h > 0, self.length * share, 0)
         bridge = (self.h * (1 - share)).sqrt()
@@ -413,4 +419,5 @@ class _Path:
     def _put(self, which, place, length, increment):
         here = place, self.images
         self.lengths[here] = torch.where(which, length, self.lengths[here])
-        self.increments[here] = torch.where(expand(which, increment), increment, self.increments[here])
+        here = tuple(index.to(increment.device) for index in here)
+        self.increments[here] = torch.where(expand(which, increment).to(increment.device), increment, self.increments[here])

@@ -17,7 +17,7 @@ import torch
 
 import ode_lib
 from errors import UserError
-from models.utils import get_score_fn, times_like
+from models.utils import get_score_fn, gradients, times_like
 
 PROBES = {'Rademacher': lambda x: torch.randint_like(x, low=0, high=2) * 2 - 1, 'Gaussian': torch.randn_like}
 
@@ -35,7 +35,7 @@ class Likelihood(NamedTuple):
 
 def _value_and_products(fn, x, t, probes):
     """fn(x, t), and for each probe e the product e^T (dfn/dx) e, (K, B): one forward pass and one backward pass per probe."""
-    with torch.enable_grad():
+    with gradients(x, t, *probes) as (x, t, *probes):
         x = x.detach().requires_grad_()
         value = fn(x, t)
         grads = [torch.autograd.grad((value * e).sum(), x, retain_graph=i < len(probes) - 1)[0] for i, e in enumerate(probes)]
@@ -55,7 +55,7 @@ def _basis(x):
 
 def _log_jacobian(inverse_scaler, y):
     """log |det d inverse_scaler / dy|, (B,), of a function that acts on each value alone."""
-    with torch.enable_grad():
+    with gradients(y) as (y,):
         y = y.detach().requires_grad_()
         slope = torch.autograd.grad(inverse_scaler(y).sum(), y)[0]
     return slope.abs().log().flatten(1).sum(1)

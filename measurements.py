@@ -64,7 +64,7 @@ class Separable(Measurement):
     """
 
     def __init__(self, R: torch.Tensor, C: torch.Tensor, tolerance: float = 0.03):
-        (self.U_R, s_R, self.Vt_R), (self.U_C, s_C, self.Vt_C) = (torch.linalg.svd(m.double(), full_matrices=False) for m in (R, C))
+        (self.U_R, s_R, self.Vt_R), (self.U_C, s_C, self.Vt_C) = (torch.linalg.svd(m.cpu().double(), full_matrices=False) for m in (R, C))
         gains = s_R[:, None] * s_C
         self.R, self.C, self.kept = R, C, gains > tolerance * gains.max()
         self.inverse_gains = torch.where(self.kept, 1 / gains, 0)

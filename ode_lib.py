@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from errors import UserError
+from randomness import float64_device
 
 SCIPY_METHODS = ('RK45', 'RK23', 'DOP853', 'Radau', 'BDF', 'LSODA')
 TORCH_METHODS = ('dopri5', 'bosh3', 'dopri8')
@@ -16,22 +17,22 @@ def solve(f, state: tuple[torch.Tensor, ...], t0: float, t1: float, rtol: float 
 
     `state` is a tuple of tensors on one device; f(t, *state), with t a number or a tensor of shape (), answers their derivatives in the
     same shapes. The solver works in float64 and chooses its steps for all values together; f sees, and the result has, the dtypes and
-    devices of `state`. `method`: one of METHODS. Of TORCH_METHODS (Dormand & Prince of order 5, Bogacki & Shampine of order 3, Dormand &
-    Prince of order 8) the state stays on its device, where float64 must be known; of SCIPY_METHODS, see scipy.integrate.solve_ivp, it is
-    on the host. 'dopri5' and 'RK45' are the same pair of formulas. RuntimeError where the solver gives up.
+    devices of `state`. `method`: one of METHODS. TORCH_METHODS (Dormand & Prince of order 5, Bogacki & Shampine of order 3, Dormand &
+    Prince of order 8) work on the device of the state, or on the CPU for an MPS device, which lacks float64; SCIPY_METHODS, see
+    scipy.integrate.solve_ivp, on the CPU. 'dopri5' and 'RK45' are the same pair of formulas. RuntimeError where the solver gives up.
     """
     check_method(method)
     if t0 == t1:
         return state, 0
     sizes = [part.numel() for part in state]
+    place, integrator = (float64_device(state[0].device), _on_device) if method in TORCH_METHODS else (torch.device('cpu'), _on_host)
 
     def unpack(flat):
-        return tuple(part.to(like).reshape(like.shape) for part, like in zip(flat.split(sizes), state))
+        return tuple(part.to(like.dtype).to(like.device).reshape(like.shape) for part, like in zip(flat.split(sizes), state))
 
     def pack(parts):
-        return torch.cat([part.detach().reshape(-1).double() for part in parts])
+        return torch.cat([part.detach().reshape(-1).to(place).double() for part in parts])
 
-    integrator = _on_device if method in TORCH_METHODS else _on_host
     end, evaluations = integrator(lambda t, flat: pack(f(t, *unpack(flat))), pack(state), float(t0), float(t1), rtol, atol, method)
     return unpack(end), evaluations
 
@@ -62,8 +63,8 @@ def _on_host(f, y, t0, t1, rtol, atol, method):
     from scipy import integrate
 
     def on_host(t, flat):
-        return f(t, torch.from_numpy(np.ascontiguousarray(flat)).to(y.device)).cpu().numpy()
-    solution = integrate.solve_ivp(on_host, (t0, t1), y.cpu().numpy(), rtol=rtol, atol=atol, method=method, t_eval=(t1,))
+        return f(t, torch.from_numpy(np.ascontiguousarray(flat))).numpy()
+    solution = integrate.solve_ivp(on_host, (t0, t1), y.numpy(), rtol=rtol, atol=atol, method=method, t_eval=(t1,))
     if not solution.success:
         raise RuntimeError(f'the ODE solver {method} stopped before t={t1:g}: {solution.message}')
-    return torch.from_numpy(solution.y[:, -1].copy()).to(y.device), solution.nfev
+    return torch.from_numpy(solution.y[:, -1].copy()), solution.nfev

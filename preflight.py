@@ -110,6 +110,8 @@ def _device(config) -> dict[str, str]:
         return {'device': f"config.device is {config.device!r}: expected a device such as 'cpu', 'cuda' or 'cuda:0'"}
     if device.type == 'cuda' and not torch.cuda.is_available():
         return {'device': f'config.device is {str(config.device)!r}, but PyTorch finds no CUDA device here: use --config.device=cpu'}
+    if device.type == 'mps' and not torch.backends.mps.is_available():
+        return {'device': f'config.device is {str(config.device)!r}, but PyTorch finds no MPS device here: use --config.device=cpu'}
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
         return {'device': f'config.device is {str(config.device)!r}, but there are only {torch.cuda.device_count()} CUDA devices, from 0'}
     return {}

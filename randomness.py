@@ -21,9 +21,15 @@ def seed_of(seed: int, *place) -> int:
 @contextlib.contextmanager
 def own_randomness(seed: int, *place):
     """Random numbers that follow from `seed` and `place` alone, leaving the stream outside the block as it was."""
+    has_mps = torch.backends.mps.is_available()
+    outside = torch.mps.get_rng_state() if has_mps else None  # fork_rng knows one type of device at a time
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed_of(seed, *place))
-        yield
+        try:
+            yield
+        finally:
+            if has_mps:
+                torch.mps.set_rng_state(outside)
 
 
 class _Images:
@@ -56,6 +62,14 @@ def per_image(seeds):
 def is_per_image() -> bool:
     """Whether images draw from streams of their own."""
     return _seeds.get() is not None
+
+
+WITHOUT_FLOAT64 = {'mps'}  # types of devices
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 numbers that belong to tensors on `device` are kept: there, or on the CPU if the device lacks float64."""
+    return torch.device('cpu') if device.type in WITHOUT_FLOAT64 else device
 
 
 def normal_like(x: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,11 @@ def expand(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return v.reshape(v.shape + (1,) * (x.ndim - v.ndim))
 
 
+def table(values) -> torch.Tensor:
+    """`values`, numbers or a tensor on any device, in float64 on the CPU: not every device has float64."""
+    return torch.as_tensor(values.cpu() if torch.is_tensor(values) else values, dtype=torch.float64)
+
+
 def _table_dtype(t: torch.Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
@@ -68,6 +73,14 @@ class SDE(abc.ABC):
     @abc.abstractmethod
     def prior_logp(self, z):
         """log p_T(z) in nats, shape (B,)."""
+
+    def __repr__(self):
+        return f'{type(self).__name__}({", ".join(f"{name}={value!r}" for name, value in self._parameters().items())})'
+
+    def _parameters(self) -> dict:
+        """What `repr` shows: numbers and words by name, N last."""
+        shown = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str)) and name[0] != '_'}
+        return {name: value for name, value in shown.items() if name != 'N'} | dict(N=self.N)
 
     def discretize(self, x, t):
         """One step x + f + G z of the chain that stands for the SDE: f of the shape of x and G (B,); here Euler-Maruyama, dt = T/N."""
@@ -144,6 +157,9 @@ class ReverseSDE:
     def __init__(self, forward: SDE, score_fn, probability_flow: bool = False):
         self.forward, self.score_fn, self.probability_flow = forward, score_fn, probability_flow
 
+    def __repr__(self):
+        return f'ReverseSDE({self.forward!r}, probability_flow={self.probability_flow})'
+
     @property
     def N(self):
         return self.forward.N
@@ -166,7 +182,12 @@ class ReverseSDE:
         return self._reverse(x, t, *self.forward.discretize(x, t))
 
 
-@functools.lru_cache(maxsize=64)
+def _cached_table(make):
+    """A function of numbers that returns a table, whose results are kept; none of them an inference tensor, which autograd refuses."""
+    return functools.lru_cache(maxsize=64)(torch.inference_mode(False)(make))
+
+
+@_cached_table
 def _linear_betas(beta_min, beta_max, n, dtype, device):
     """The chain's beta_i: n values from beta_min/n to beta_max/n (Appendix C)."""
     if beta_max >= n:
@@ -175,14 +196,14 @@ def _linear_betas(beta_min, beta_max, n, dtype, device):
     return torch.linspace(beta_min / n, beta_max / n, n, dtype=dtype, device='cpu').to(device)
 
 
-@functools.lru_cache(maxsize=64)
+@_cached_table
 def _log_alphabars(beta_min, beta_max, n, dtype, device):
     """log of the running product of 1 - beta_i, to full precision."""
     betas = _linear_betas(beta_min, beta_max, n, torch.float64, torch.device('cpu'))
-    return torch.log1p(-betas).cumsum(0).to(device, dtype)
+    return torch.log1p(-betas).cumsum(0).to(dtype).to(device)
 
 
-@functools.lru_cache(maxsize=64)
+@_cached_table
 def _geometric_sigmas(sigma_min, sigma_max, n, dtype, device):
     """The chain's sigma_i: n values from sigma_min to sigma_max, evenly spaced in the logarithm."""
     if n < 2:
@@ -196,6 +217,10 @@ class _LinearBetaSDE(SDE):
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20, N: int = 1000):
         super().__init__(N)
         self.beta_0, self.beta_1 = beta_min, beta_max
+
+    def _parameters(self):
+        own = super()._parameters()
+        return dict(beta_min=own.pop('beta_0'), beta_max=own.pop('beta_1')) | own
 
     @property
     def T(self):
@@ -385,10 +410,15 @@ class OnGrid(SDE):
 
     def __init__(self, sde: SDE, times):
         super().__init__(len(times))
-        self.process, self.times = sde, torch.as_tensor(times, dtype=torch.float64)
+        self.process, self.times = sde, table(times)
         m, std = sde.marginal_prob(torch.ones(self.N, 1, dtype=torch.float64), self.times)
-        self.m, self.std = torch.cat([m[:, 0], torch.ones(1)]), torch.cat([std, torch.zeros(1)])
+        m, self.std = torch.cat([m[:, 0], torch.ones(1)]), torch.cat([std, torch.zeros(1)])
+        self.r = m[:-1] / m[1:]
+        self.between = (self.std[:-1] ** 2 - (self.r * self.std[1:]) ** 2).clamp(min=0).sqrt()
         self.sampling_eps = sde.sampling_eps
+
+    def __repr__(self):
+        return f'OnGrid({self.process!r}, {self.N} times from {float(self.times[0]):g} to {float(self.times[-1]):g})'
 
     @property
     def T(self):
@@ -426,7 +456,8 @@ class OnGrid(SDE):
 
     def step_index(self, t, scales=None):
         """The number of the time in the grid that is nearest to t."""
-        return (self.times.to(t.device) - t[:, None].double()).abs().argmin(1)
+        t = t.to(_table_dtype(t))
+        return (self.times.to(t) - t[:, None]).abs().argmin(1)
 
     def step_size(self, t):
         ends = torch.cat([self.times[1:], torch.zeros(1)])
@@ -434,10 +465,8 @@ class OnGrid(SDE):
 
     def _step(self, t):
         """r and std of x_t given x_s, and std at s and at t, each (B,)."""
-        i, m, std = self.step_index(t), self.m.to(t.device), self.std.to(t.device)
-        r = m[i] / m[i + 1]
-        between = (std[i] ** 2 - (r * std[i + 1]) ** 2).clamp(min=0).sqrt()
-        return [value.to(t) for value in (r, between, std[i + 1], std[i])]
+        i = self.step_index(t)
+        return [values.to(t)[i] for values in (self.r, self.between, self.std[1:], self.std[:-1])]
 
     def discretize(self, x, t):
         r, between, _, _ = self._step(t)

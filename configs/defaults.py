@@ -11,7 +11,7 @@ Each function changes `config` in place and returns it. Every key can also be se
 `--config.model.ch_mult="(1,2,2)"`. Sampling during evaluation needs `--config.eval.enable_sampling=True` where that is off.
 References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); Song & Ermon 2019 (1907.05600) and 2020 (2006.09011).
 
-seed, device              random seed; a device by name ('cuda:0', 'cpu'), of several processes one for each
+seed, device              random seed; a device by name ('cuda:0', 'mps', 'cpu'), of several processes one for each
 timeout_minutes           several processes: how long one waits for the others before all of them give up
 
 data.

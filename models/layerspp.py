@@ -21,6 +21,14 @@ class GaussianFourierProjection(nn.Module):
         frequencies = scale * torch.randn(embedding_size)
         self.W = nn.Parameter(frequencies, requires_grad=False)
 
+    def _apply(self, fn, recurse=True):
+        """Moves and casts W, but not to a dtype of less digits than float32: angles are hundreds of radians."""
+        precise = self.W.detach()
+        super()._apply(fn, recurse)
+        if torch.finfo(self.W.dtype).bits < 32:
+            self.W = nn.Parameter(precise.to(self.W.device), requires_grad=False)
+        return self
+
     def forward(self, x):
         angles = x[:, None] * self.W * (2 * math.pi)  # in this order: large angles round as published
         return torch.cat([angles.sin(), angles.cos()], 1)

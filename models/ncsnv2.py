@@ -29,7 +29,8 @@ class RefineNet(nn.Module):
     """(x (B, C, H, W), labels (B,)) -> (B, C, H, W)."""
 
     stages: list[Stage]  # from fine to coarse
-    refinements: list[tuple[str, int]]  # name and width, from coarse to fine
+    refinements: list[tuple[str, int]]  # name and width, in the order in which they are created
+    applied: list[str] | None = None  # names of the refinements from coarse to fine, where that order differs
     conditional = False
 
     def __init__(self, config):
@@ -66,7 +67,7 @@ class RefineNet(nn.Module):
                 h = block(h, labels)
             kept.append(h)
         coarser = []
-        for name, _ in self.refinements:
+        for name in self.applied or [name for name, _ in self.refinements]:
             coarser = [getattr(self, name)([kept.pop(), *coarser], labels)]
         return self.end_conv(self.act(self.normalizer(coarser[0], labels)))
 
@@ -123,6 +124,8 @@ class NCSNv2_256(NCSNv2):
     stages = [Stage('res1', 1, down=False), Stage('res2', 2), Stage('res3', 2), Stage('res31', 2), Stage('res4', 4, dilation=2),
               Stage('res5', 4, dilation=4)]
     refinements = [('refine1', 4), ('refine2', 2), ('refine3', 2), ('refine31', 2), ('refine4', 1), ('refine5', 1)]
+    # The original creates refine3 before refine31 but applies refine31 first. Their shapes agree, so a state dict loads in either order.
+    applied = ['refine1', 'refine2', 'refine31', 'refine3', 'refine4', 'refine5']
 
 
 def get_network(config):

@@ -143,9 +143,9 @@ class UNet(nn.Module):
             return None
         first, second = (self.all_modules[i] for i in self.embedding_layers)
         dtype = first.weight.dtype
-        labels = labels.to(dtype)
+        labels = labels.to(torch.promote_types(dtype, torch.float32))
         features = self.all_modules[self.fourier](labels.log()) if self.embedding == 'fourier' else get_timestep_embedding(labels, self.nf)
-        temb = second(self.act(first(features)))
+        temb = second(self.act(first(features.to(dtype))))
         if not self.num_classes:
             return temb
         if classes is None:

@@ -88,6 +88,7 @@ class Undivided(nn.Module):
         return output.float() if self.dtype else output
 
 
+@torch.inference_mode(False)  # parameters made under inference mode could never have gradients, nor could their inputs
 def create_model(config) -> nn.Module:
     """The network that `config` describes, on `config.device`, wrapped as published checkpoints name its parameters, to be run as
     `config.training` says: `precision`, `channels_last`, `compile`."""
@@ -96,15 +97,34 @@ def create_model(config) -> nn.Module:
     return Undivided(network, training.get('precision', 'float32'), training.get('channels_last', True), training.get('compile', False))
 
 
+@contextlib.contextmanager
+def gradients(*tensors):
+    """Compute gradients within the block, whatever the modes around it are: `torch.no_grad()` or `torch.inference_mode()`.
+
+    Yields:
+        The tensors, of which those made under inference mode are copied: autograd refuses these.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
+
+
+def _dtype(model) -> torch.dtype | None:
+    """The dtype of a network's matrices and convolutions; None where it has none."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((parameter.dtype for parameter in parameters if parameter.ndim > 1 and parameter.is_floating_point()), None)
+
+
 def get_model_fn(model, train: bool = False):
     """(x, labels, **condition) -> the network's output, with dropout and the like switched on or off as `train` says.
 
+    A network cast to another dtype, as by `.bfloat16()`, gets x in that dtype; the output has the dtype of x.
     The condition is what a network knows beyond the time: `classes=` (B,) of one that was built with `model.num_classes`.
     """
     def model_fn(x, labels, **condition):
         if isinstance(model, nn.Module) and model.training != train:  # walking through all modules takes a while
             model.train(train)
-        return model(x, labels, **condition)
+        dtype = _dtype(model) or x.dtype
+        return model(x, labels, **condition) if dtype == x.dtype else model(x.to(dtype), labels, **condition).to(x.dtype)
     return model_fn
 
 

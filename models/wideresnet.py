@@ -6,6 +6,7 @@ Appendix I.1), whose gradient guides samplers towards a class.
 Its blocks are those of NCSN++. Group normalization stands where the original has batch normalization, the averages of which would be
 of all noise levels together.
 """
+import torch
 from torch import nn
 
 from errors import UserError
@@ -47,8 +48,9 @@ class WideResNet(nn.Module):
         self.norm, self.head = group_norm(width), dense(width, model.num_classes)
 
     def forward(self, x, labels):
-        features = self.fourier(labels.to(x.dtype).log()) if self.fourier else get_timestep_embedding(labels.to(x.dtype), self.nf)
-        h, temb = self.stem(x if self.centered else 2 * x - 1), self.embedding(features)
+        labels = labels.to(torch.promote_types(x.dtype, torch.float32))
+        features = self.fourier(labels.log()) if self.fourier else get_timestep_embedding(labels, self.nf)
+        h, temb = self.stem(x if self.centered else 2 * x - 1), self.embedding(features.to(x.dtype))
         for block in self.blocks:
             h = block(h, temb)
         return self.head(self.act(self.norm(h)).mean((2, 3)))

@@ -209,10 +209,12 @@ def _kernels(scalar: str, device: int) -> nvrtc.Module:
 _reasons = []  # why there are no kernels: the first is told to the user
 
 
-@torch.compiler.assume_constant_result
 def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether tensors of this kind have kernels, which are compiled now if need be; one warning per process if that fails."""
     return device.type == 'cuda' and dtype in SCALARS and _loads(SCALARS[dtype], device.index)
+
+
+_has_kernels._dynamo_marked_constant = True  # all that torch.compiler.assume_constant_result does, which imports the compiler: a second
 
 
 @functools.cache

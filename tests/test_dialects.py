@@ -23,8 +23,10 @@ import sde_lib
 from configs import stored
 from conftest import DATA, ROOT, load_config, parity, reference_config, relative_error
 from dialects import flax, hub
+from dialects import published as published_format
 from errors import CheckpointError, UserError
 from models import utils as mutils
+from models.ema import ExponentialMovingAverage
 
 SMALL = dict(nf=8, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0)
 VE = 'configs.ve.cifar10_ncsnpp_continuous'
@@ -125,6 +127,58 @@ def test_a_training_state_has_what_the_release_reads(tmp_path):
     optimizer = torch.optim.Adam(network.parameters(), lr=1.0)
     optimizer.load_state_dict(content['optimizer'])
     assert {len(values) for values in optimizer.state.values()} == {3} and optimizer.param_groups[0]['betas'] == (0.9, 0.999)
+
+
+def steps_of_adam(network, optimizer, losses_of, numbers):
+    for i in numbers:
+        torch.manual_seed(i)
+        optimizer.zero_grad()
+        losses_of(network, torch.rand(4, 3, 16, 16, dtype=torch.float64)).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize('writer', ['save', 'Saver', 'convert'])
+def test_others_train_on_from_our_files(writer, tmp_path):
+    """20 steps of a plain Adam over plain weights are those of our own training, in float64, where rounding does not hide anything."""
+    config, losses_of = small_ve(), losses.get_sde_loss_fn(sde_lib.VESDE(), train=False)
+    model = mutils.create_model(config).double()
+    state = dict(model=model, optimizer=losses.get_optimizer(config, model.parameters()), step=3,
+                 ema=ExponentialMovingAverage(model.parameters(), decay=0.999))
+    steps_of_adam(model, state['optimizer'], losses_of, range(3))
+    assert any(not value['exp_avg'].is_contiguous() for value in state['optimizer'].state.values())  # what others must not read
+    path = tmp_path / 'a.pth'
+    if writer == 'Saver':
+        with checkpoints.Saver() as saver:
+            saver.save(path, state)
+    else:
+        checkpoints.save(path, state)
+    if writer == 'convert':  # which has weights of float32
+        convert.convert(path, tmp_path / 'b.pth', config)
+        path = tmp_path / 'b.pth'
+    content = torch.load(path, weights_only=True)
+    tensors = [*content['model'].values(), *content['ema']['shadow_params'], *[
+        value for values in content['optimizer']['state'].values() for value in values.values()]]
+    assert all(value.is_contiguous() for value in tensors) and 'fused' not in content['optimizer']['param_groups'][0]
+
+    network = mutils.get_model(config.model.name)(config).double()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1.0)
+    network.load_state_dict(published_format.bare(content['model']))
+    optimizer.load_state_dict(content['optimizer'])
+    assert all(value.is_contiguous() for value in network.parameters()) and not optimizer.param_groups[0].get('fused')
+    if writer == 'convert':
+        checkpoints.restore(path, state)
+    start = [value.clone() for value in network.parameters()]
+    steps_of_adam(model, state['optimizer'], losses_of, range(3, 23))
+    steps_of_adam(network, optimizer, losses_of, range(3, 23))
+    torch.testing.assert_close(list(network.parameters()), list(model.parameters()), rtol=0, atol=1e-6)
+    assert max((own - before).abs().max() for own, before in zip(model.parameters(), start)) > 1e-3  # they have moved
+
+
+def test_buffers_keep_their_dtype(tmp_path):
+    """Noise levels are float64 in files of the 2021 release, and in what is made from them."""
+    convert.convert(DATA / OFFICIAL[0], tmp_path / 'a.pth', small_ve())
+    ours, published = (published_format.load(path)['model']['module.sigmas'] for path in (tmp_path / 'a.pth', DATA / OFFICIAL[0]))
+    assert ours.dtype == torch.float64 and torch.equal(ours, published)
 
 
 def flax_tree(network, named: dict) -> dict:
@@ -274,6 +328,17 @@ def test_safetensors_are_plain_weights_with_a_config_beside(tmp_path):
         assert json.loads(found.model.to_json()) == json.loads(config.model.to_json())
     with safetensors.safe_open(str(tmp_path / 'ema.safetensors'), 'pt') as file:
         assert file.metadata() == dict(format='pt', step='11', weights='averaged')
+
+
+def test_what_a_training_state_lacks_is_logged(tmp_path, caplog):
+    """Safetensors hold one set of weights and nothing of Adam; published states hold all."""
+    caplog.set_level('WARNING')
+    convert.convert(DATA / OFFICIAL[0], tmp_path / 'a.pth', small_ve())
+    convert.convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors', small_ve())
+    assert not caplog.messages
+    convert.convert(tmp_path / 'b.safetensors', tmp_path / 'c' / 'c.pth')
+    assert caplog.messages == [f'Wrote {tmp_path}/c/c.pth without Adam moments and with raw weights equal to the averaged ones: '
+                               f'{tmp_path}/b.safetensors (safetensors) does not hold them.']
 
 
 def test_a_stored_config_that_cannot_be_read(tmp_path):

@@ -367,6 +367,11 @@ def test_compiled_operation_is_eager(way, layout, kernels_everywhere):
     test_compiled_is_eager(way, layout)
 
 
+def test_the_compiler_takes_the_choice_of_kernels_as_constant():
+    """The mark that torch.compile looks for is the one that PyTorch sets."""
+    assert vars(module._has_kernels) == vars(torch.compiler.assume_constant_result(lambda: True))
+
+
 @pytest.mark.parametrize('layout', FORMATS)
 @pytest.mark.parametrize('way', RESAMPLINGS)
 def test_compiled_is_eager(way, layout, device='cpu'):

@@ -197,6 +197,24 @@ def test_ncsnv2_by_image_size(size, expected):
         assert type(ncsnv2.get_network(config)()) is expected
 
 
+@pytest.mark.parametrize('name, pairs', [
+    ('ncsn', 'res4-refine1 res3-refine2 res2-refine3 res1-refine4'), ('ncsnv2_64', 'res4-refine1 res3-refine2 res2-refine3 res1-refine4'),
+    ('ncsnv2_128', 'res5-refine1 res4-refine2 res3-refine3 res2-refine4 res1-refine5'),
+    ('ncsnv2_256', 'res5-refine1 res4-refine2 res31-refine31 res3-refine3 res2-refine4 res1-refine5')])
+def test_refinements_join_the_stages_of_the_originals(name, pairs):
+    """Each refinement takes the output of one stage and that of the refinement before it, in the order of the originals."""
+    network, made, calls = build(tiny_config(name)), {}, []
+    for stage in network.stages:
+        getattr(network, stage.name)[-1].register_forward_hook(lambda _, inputs, output, name=stage.name: made.update({name: output}))
+    for refinement, _ in network.refinements:
+        getattr(network, refinement).register_forward_hook(
+            lambda _, inputs, output, name=refinement: calls.append((name, inputs[0], output)))
+    network(torch.rand(1, 3, 16, 16), labels_for(name, 1))
+    found = [f'{stage}-{refinement}' for refinement, inputs, _ in calls for stage in made if inputs[0] is made[stage]]
+    assert found == pairs.split()
+    assert all(inputs[1] is before for (_, inputs, _), (_, _, before) in zip(calls[1:], calls))
+
+
 def test_ncsnv2_has_a_largest_image_size():
     with pytest.raises(ValueError, match='image_size is 257'):
         ncsnv2.get_network(tiny_config('ncsnv2', dict(image_size=257)))

@@ -174,6 +174,14 @@ def test_network(name):
     assert relative_error([norms[key] for key in expected], list(expected.values())) < TOLERANCE
 
 
+def test_networks_without_a_reference():
+    """Every class of the published releases has a file, but for NCSNv2_128, whose parts and their order are tested in test_networks.py."""
+    found = {type(reference_network(path.stem)) for path in DATA.glob('net_*.npz')}
+    published = {cls for name in mutils.MODELS.names() if isinstance(cls := mutils.get_model(name), type) and
+                 cls.__module__ in ('models.ddpm', 'models.ncsnpp', 'models.ncsnv2')}
+    assert {cls.__name__ for cls in published - found} == {'NCSNv2_128'}
+
+
 with open(DATA / 'configs.json') as _file:
     CONFIGS = json.load(_file)
 

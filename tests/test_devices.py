@@ -1,0 +1,123 @@
+"""On a device without float64, such as MPS: training, every sampler, guidance, codes and likelihoods give what they give on the CPU."""
+import pytest
+import torch
+from stand_in import Held, without_float64
+from test_modes import CASES, SDES, SHAPE, identity, network, samplers
+from test_networks import TINY
+
+import controllable_generation as control
+import distributed
+import latents
+import likelihood
+import losses
+import preflight
+import sampling
+from conftest import load_config
+from errors import UserError
+from measurements import downsampling
+from models import utils as mutils
+from models.ema import ExponentialMovingAverage
+from randomness import own_randomness
+from sde_lib import get_sde
+
+
+def on_both(run, model, monkeypatch):
+    """What run(model, device) returns on the CPU, and on the device without float64, brought to the CPU."""
+    results = []
+    torch.manual_seed(3)
+    results.append(run(model, 'cpu'))
+    with without_float64(monkeypatch) as device:
+        torch.manual_seed(3)
+        result = run(model.to(device), device)
+        assert all(isinstance(value, Held) for value in result)
+        results.append([value.cpu() for value in result])
+    return results
+
+
+def test_the_device_has_no_float64(monkeypatch):
+    with without_float64(monkeypatch) as device:
+        x = torch.rand(3, device=device)
+        assert torch.equal((x + x).cpu(), 2 * x.cpu()) and x.device.type == device
+        for wrong in (x.double, lambda: x + torch.rand(3), lambda: torch.zeros(3, dtype=torch.float64, device=device),
+                      lambda: torch.zeros(3, dtype=torch.float64).to(device)):
+            with pytest.raises(TypeError):
+                wrong()
+
+
+@pytest.mark.parametrize('kind, name', CASES)
+def test_samplers(kind, name, monkeypatch):
+    sampler = samplers(kind)[name]
+    ours, theirs = on_both(lambda model, device: [sampler(model)[0]], network(kind), monkeypatch)
+    assert torch.equal(theirs[0], ours[0])
+
+
+@pytest.mark.parametrize('continuous', [True, False])
+@pytest.mark.parametrize('kind', ['ve', 'vp'])
+def test_training(kind, continuous, monkeypatch):
+    """Three steps: losses, parameters, averages; and the loss of the averaged weights."""
+    module = {'ve': 'configs.ve.cifar10_ncsnpp', 'vp': 'configs.vp.cifar10_ddpmpp'}[kind] + '_continuous' * continuous
+
+    def run(model, device):
+        config = load_config(module, dict(image_size=8), **TINY, num_scales=30)  # without dropout, whose masks differ between devices
+        config.optim.warmup = 0
+        torch.manual_seed(0)
+        with torch.device('cpu'):
+            network = mutils.create_model(config).to(device)
+        state = dict(model=network, optimizer=losses.get_optimizer(config, network.parameters()), step=0,
+                     ema=ExponentialMovingAverage(network.parameters(), decay=0.9))
+        setting = dict(reduce_mean=True, continuous=continuous)
+        step_fn = losses.get_step_fn(get_sde(config), True, losses.optimization_manager(config), accumulation=2, **setting)
+        found = [step_fn(state, torch.rand(SHAPE, device=device)) for _ in range(3)]
+        found.append(losses.get_step_fn(get_sde(config), False, **setting)(state, torch.rand(SHAPE, device=device)))
+        return [*found, *network.parameters(), *state['ema'].shadow_params]
+    ours, theirs = on_both(run, torch.nn.Identity(), monkeypatch)
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=2e-5)  # rounding, and Adam, which divides by small numbers
+
+
+@pytest.mark.parametrize('kind', SDES)
+@pytest.mark.parametrize('method', ['RK45', 'dopri5'])
+def test_likelihood(kind, method, monkeypatch):
+    def run(model, device):
+        log_likelihood_fn = likelihood.get_log_likelihood_fn(SDES[kind], lambda y: (y + 1) / 2, 'Gaussian', 1.0, 1.0, method, probes=2)
+        return log_likelihood_fn(model, torch.rand(SHAPE, device=device))[:5]
+    ours, theirs = on_both(run, network(kind), monkeypatch)
+    assert all(map(torch.equal, theirs, ours))
+
+
+@pytest.mark.parametrize('kind', SDES)
+def test_codes_and_measurements(kind, monkeypatch):
+    sde = SDES[kind]
+
+    def run(model, device):
+        x = torch.rand(SHAPE, device=device)
+        found = [latents.get_encoder(sde, 1.0, 1.0, 'dopri5')(model, x)[0], latents.get_encoder(sde, method='heun', steps=3)(model, x)[0]]
+        half = downsampling(8, 8, 2)
+        sampler = control.get_pc_measured_sampler(sde, sampling.ReverseDiffusionPredictor, sampling.LangevinCorrector, identity, 0.1,
+                                                  continuous=True, eps=1e-2, consistency=1.0)
+        return [*found, sampler(model, half, half(x))[0]]
+    ours, theirs = on_both(run, network(kind), monkeypatch)
+    assert all(map(torch.equal, theirs, ours))
+
+
+def test_a_device_that_is_missing_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    config = load_config('configs.vp.digits_ddpmpp_continuous')
+    config.device = 'mps'
+    with pytest.raises(UserError) as error:
+        preflight.check(config, tmp_path, 'sample')
+    assert str(error.value) == "config.device is 'mps', but PyTorch finds no MPS device here: use --config.device=cpu"
+
+
+def test_random_numbers_of_mps_are_kept_and_come_back(monkeypatch):
+    """The stream of the device is saved with a checkpoint, continues from there, and is unchanged by a block with its own numbers."""
+    stream = torch.Generator().manual_seed(5)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.mps, 'get_rng_state', stream.get_state)
+    monkeypatch.setattr(torch.mps, 'set_rng_state', stream.set_state)
+    monkeypatch.setattr(torch.mps, 'manual_seed', stream.manual_seed)
+    saved = distributed.random_state('mps')
+    expected = torch.rand(3, generator=stream)
+    distributed.begin_randomness('mps', 0, saved)
+    with own_randomness(7):
+        assert not torch.equal(torch.rand(3, generator=stream.manual_seed(7)), expected)
+    assert torch.equal(torch.rand(3, generator=stream), expected)
