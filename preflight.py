@@ -239,6 +239,8 @@ def _metrics(config, with_none: bool):
             raise UserError(f'config.eval.{key} is {settings[key]}: metrics need {least} or more')
     if with_none and settings.get('is_splits', 1) > settings.num_samples:
         raise UserError(f'config.eval.is_splits={settings.is_splits} is more than num_samples={settings.num_samples}')
+    if with_none:
+        evaluation.check_size(config, settings.num_samples)
     if with_none and settings.get('metrics_floor') and not datasets.has_held_out(config):
         raise UserError(f'config.eval.metrics_floor=True needs a test set: {config.data.dataset} has one set for both splits')
 
