@@ -293,8 +293,16 @@ def reference(config, extractor: Extractor, split: str) -> Reference | None:
 # Metrics of samples ------------------------------------------------------------------------------------------------------------------
 
 
-def measure(features: dict, real: Reference, is_splits: int = 1, device='cpu') -> dict:
-    """The metrics of samples by their features {'pool_3': (n, D)}, with IS where there are 'logits'; and what they rest on."""
+def measure(features: dict, real: Reference, is_splits: int = 1, device='cpu', other: Reference | None = None) -> dict:
+    """Return the metrics of samples by name, and the numbers of images that they rest on.
+
+    Args:
+        features: {'pool_3': (n, D)}, with 'logits' (n, classes) for the Inception score.
+        real: The images to compare with.
+        is_splits: Parts of the samples for the Inception score.
+        device: Where nearest neighbours are computed.
+        other: More real images, of which the first n are compared with `real` as well, under names that begin with 'floor_'.
+    """
     samples = features['pool_3']
     if not np.isfinite(samples).all():
         raise UserError('the features of the samples are not all finite')
@@ -308,4 +316,7 @@ def measure(features: dict, real: Reference, is_splits: int = 1, device='cpu') -
     if 'logits' in features:
         score, spread = metrics.inception_score(features['logits'], is_splits)
         found.update(IS=score, IS_std=spread, IS_splits=is_splits)
+    if other:
+        floor = measure({'pool_3': other.features[:len(samples)]}, real, device=device)
+        found |= {f'floor_{key}': value for key, value in floor.items()}
     return found
