@@ -41,11 +41,33 @@ def get_extractor(config) -> Extractor:
     return EXTRACTORS[config.eval.metrics_backend](config)
 
 
+def check_size(config, samples: int, reference: int | None = None):
+    """Raise UserError if the metrics of `pixels` would not end or not fit into memory; the features of networks are small.
+
+    The Frechet distance takes time and memory by the least of three numbers: samples, reference images (`eval.stats_samples` at most)
+    and values of an image. See `metrics.frechet_distance`.
+
+    Args:
+        samples: Number of samples.
+        reference: Number of reference images, or None if only the most that there can be is known.
+    """
+    if config.eval.metrics_backend != 'pixels':
+        return
+    reference = reference or config.eval.get('stats_samples', 50000)
+    values = config.data.image_size**2 * config.data.num_channels
+    counted = f'{samples} samples against up to {reference} reference images of {values} values each'
+    if min(samples, reference, values) > metrics.LARGEST:
+        raise UserError(f"config.eval.metrics_backend='pixels': the Frechet distance of {counted} would take a matrix of size "
+                        f'{min(samples, reference, values)}, expected at most {metrics.LARGEST} (about 3 minutes and 5 GiB on two cores). '
+                        f'Use fewer images, for example --config.eval.stats_samples={metrics.LARGEST}, or another backend')
+    needed, memory = 8 * values * (samples + reference), os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > memory:  # float32, and a copy while batches are put together
+        raise UserError(f"config.eval.metrics_backend='pixels': the features of {counted} need {needed / 2**30:.1f} GiB, expected at most "
+                        f'the {memory / 2**30:.1f} GiB of this machine. Use fewer images, for example --config.eval.stats_samples=1000, '
+                        'or another backend')
+
+
 def _pixels(config) -> Extractor:
-    dimensions = config.data.image_size**2 * config.data.num_channels
-    if dimensions > 64 * 64 * 3:
-        raise UserError(f"config.eval.metrics_backend='pixels' is for images up to 64x64 pixels: the covariance of {dimensions} numbers is "
-                        'too large to handle')
     return Extractor(dict(backend='pixels', extractor='none', feature='pixels', input='pixels divided by 255'),
                      lambda images: {'pool_3': images.reshape(len(images), -1) / np.float32(255)})
 
@@ -271,8 +293,16 @@ def reference(config, extractor: Extractor, split: str) -> Reference | None:
 # Metrics of samples ------------------------------------------------------------------------------------------------------------------
 
 
-def measure(features: dict, real: Reference, is_splits: int = 1, device='cpu') -> dict:
-    """The metrics of samples by their features {'pool_3': (n, D)}, with IS where there are 'logits'; and what they rest on."""
+def measure(features: dict, real: Reference, is_splits: int = 1, device='cpu', other: Reference | None = None) -> dict:
+    """Return the metrics of samples by name, and the numbers of images that they rest on.
+
+    Args:
+        features: {'pool_3': (n, D)}, with 'logits' (n, classes) for the Inception score.
+        real: The images to compare with.
+        is_splits: Parts of the samples for the Inception score.
+        device: Where nearest neighbours are computed.
+        other: More real images, of which the first n are compared with `real` as well, under names that begin with 'floor_'.
+    """
     samples = features['pool_3']
     if not np.isfinite(samples).all():
         raise UserError('the features of the samples are not all finite')
@@ -286,4 +316,7 @@ def measure(features: dict, real: Reference, is_splits: int = 1, device='cpu') -
     if 'logits' in features:
         score, spread = metrics.inception_score(features['logits'], is_splits)
         found.update(IS=score, IS_std=spread, IS_splits=is_splits)
+    if other:
+        floor = measure({'pool_3': other.features[:len(samples)]}, real, device=device)
+        found |= {f'floor_{key}': value for key, value in floor.items()}
     return found

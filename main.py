@@ -6,6 +6,7 @@
   python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode control --task inpaint --mask right
   python main.py --config configs/vp/digits_wideresnet.py --workdir runs/classifier --mode classifier    # for guidance towards classes
   python main.py --config configs/vp/cifar10_ddpmpp_continuous.py --mode stats     # statistics of the data that FID and KID compare with
+  python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/adm --mode metrics --input samples.npz  # of any model
   python main.py --config configs/ve/cifar10_ncsnpp_continuous.py --mode data      # what the data are, and the sigma_max they suggest
 
 On several GPUs, of one machine or more: torchrun --nproc_per_node=4 main.py ... (train, classifier, eval, sample and stats share the work).
@@ -23,14 +24,17 @@ from cli import exit_with, log_to, parse_flags
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
 flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and logs; made if need be.')
-flags.DEFINE_enum('mode', None, ['train', 'eval', 'sample', 'control', 'classifier', 'stats', 'data'], 'What to do.')
+flags.DEFINE_enum('mode', None, ['train', 'eval', 'sample', 'control', 'classifier', 'stats', 'metrics', 'data'], 'What to do.')
 flags.DEFINE_string('eval_folder', 'eval', 'Folder within workdir for the results of --mode eval.')
 flags.DEFINE_integer('num_samples', 64, 'Number of images for --mode sample.', lower_bound=1)
 flags.DEFINE_string('checkpoint', '', 'Checkpoint file for --mode sample and control; the latest of workdir by default.')
-flags.DEFINE_string('output', '', 'Folder for their images; workdir/generated or workdir/control_{task} by default.')
+flags.DEFINE_string('output', '', 'Folder for their images, or for the results of --mode metrics; workdir/generated, '
+                    'workdir/control_{task} or workdir/metrics_{input} by default.')
 flags.DEFINE_string('task', '', 'What --mode control does: inpaint, colorize, upscale2, upscale4, deblur; classes; reconstruct, '
                     'interpolate, temper, mix (of latent codes).')
-flags.DEFINE_string('input', '', 'Its pictures: a file, a folder or a zip file; some test images of the data set by default.')
+flags.DEFINE_string('input', '', 'Its pictures: a file, a folder or a zip file; some test images of the data set by default. For '
+                    '--mode metrics the samples: a folder, a zip file or an npz file.')
+flags.DEFINE_string('reference', '', 'Real images for --mode metrics: a folder, a zip file or an npz file; the data set by default.')
 flags.DEFINE_string('mask', '', 'For inpaint: a picture, white where the image is known, or what is missing: left, right, top, bottom, '
                     'center, border; half or most of the pixels.')
 flags.DEFINE_string('labels', '', 'Classes, such as 3,5,8: those to draw, or one for each picture (or for all) to guide its results.')
@@ -52,6 +56,7 @@ def main(argv):
     import distributed
     import preflight
     import run_lib
+    import sample_metrics
     from errors import UserError
     config, workdir = FLAGS.config, FLAGS.workdir
     try:
@@ -71,6 +76,8 @@ def main(argv):
             run_lib.sample(config, workdir, FLAGS.checkpoint, FLAGS.num_samples, FLAGS.output)
         elif FLAGS.mode == 'stats':
             run_lib.statistics(config, workdir)
+        elif FLAGS.mode == 'metrics':
+            sample_metrics.measure(config, workdir, FLAGS.input, FLAGS.reference, FLAGS.output)
         elif FLAGS.mode == 'control':
             control.control(config, workdir, FLAGS.task, FLAGS.input, FLAGS.mask, FLAGS.labels, FLAGS.classifier, FLAGS.checkpoint,
                             FLAGS.output, FLAGS.measured)

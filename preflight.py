@@ -27,19 +27,19 @@ SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 def check(config: ConfigDict, workdir, mode: str, numbers=()):
     """Passes, or raises UserError with one line for each fault.
 
-    `mode`: 'train', 'classifier', 'eval', 'sample', 'control', 'stats' or 'data'; `numbers`: the snapshots to evaluate.
+    `mode`: 'train', 'classifier', 'eval', 'sample', 'control', 'stats', 'metrics' or 'data'; `numbers`: the snapshots to evaluate.
     """
     missing = [section for section in SECTIONS + ('control',) * (mode == 'control') if not hasattr(config.get(section), 'items')]
     if missing:
         raise UserError('\n'.join(f'the config has no section {section!r}: start from configs/defaults.py' for section in missing))
     unused = {'optim'} if mode not in ('train', 'classifier') else set()
-    refused = rules.faults(config, _own_keys(config), unused | ({'eval'} if mode != 'eval' else set()))
+    refused = rules.faults(config, _own_keys(config), unused | ({'eval'} if mode not in ('eval', 'metrics') else set()))
     if 'device' not in refused:
         refused |= _device(config)
     if refused:  # what follows is told of the other keys only: one that was refused is as if it were missing
         config = _without(config, refused)
-    checks = [datasets.get_levels, _names]
-    if mode not in ('stats', 'data'):
+    checks = [_names] if mode == 'metrics' else [datasets.get_levels, _names]  # metrics may be of other data
+    if mode not in ('stats', 'data', 'metrics'):
         checks += [lambda config: _kind(config, mode), _scaling, _network, sde_lib.get_sde]
     if workdir or mode not in ('stats', 'data'):
         checks += [lambda config: _workdir(workdir)]
@@ -52,7 +52,7 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
         checks += [datasets.get_source, _evaluation, lambda config: _snapshots(config, workdir, numbers)]
     if mode in ('stats', 'data'):
         checks += [datasets.get_source]
-    if mode == 'stats':
+    if mode in ('stats', 'metrics'):
         checks += [lambda config: _metrics(config, with_none=False)]
     faults = list(refused.values())
     for run in checks:
@@ -241,6 +241,8 @@ def _metrics(config, with_none: bool):
             raise UserError(f'config.eval.{key} is {settings[key]}: metrics need {least} or more')
     if with_none and settings.get('is_splits', 1) > settings.num_samples:
         raise UserError(f'config.eval.is_splits={settings.is_splits} is more than num_samples={settings.num_samples}')
+    if with_none:
+        evaluation.check_size(config, settings.num_samples)
     if with_none and settings.get('metrics_floor') and not datasets.has_held_out(config):
         raise UserError(f'config.eval.metrics_floor=True needs a test set: {config.data.dataset} has one set for both splits')
 

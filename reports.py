@@ -54,13 +54,15 @@ METHODS = (
     ('bits/dim', 'Bits/dim: the probability flow ODE over {n} of the {reference}, solved to rtol {rtol} and atol {atol}, {NFE} network '
      'evaluations for a batch of {batch_size} on average; random vectors for the divergence: {probes}; {note}; an image counts with the '
      'mean of its passes. Seed {seed}, device {device}.'),
-    ('samples frechet', 'Sampling: {n} by {Sampler} ({sampling}; num_scales {num_scales}); {NFE} network evaluations for a batch; '
+    ('drawn', 'Sampling: {n} by {Sampler} ({sampling}; num_scales {num_scales}); {NFE} network evaluations for a batch; '
      'brought to 8 bits by truncation. Seed {seed}, device {device}.'),
+    ('given', 'Samples: {n} from `{name}` as they are, in {order} order. How they were drawn is not known.'),
     ('frechet', 'Metrics: features of all samples ({extractor}), compared with {n_reference} {reference} (`{file}`).'),
     ('kernel', 'Kernel distance: polynomial kernel of degree 3, {note}.'), ('IS', 'IS: {note}.'),
     ('real', 'Real to real: the same metrics between {n} and the reference. As many samples, as good as new data, would score the same.'))
 SUMMARY = ('Data: {dataset}, {image_size}x{image_size} pixels, channels: {num_channels}. SDE: {sde}, continuous training: {continuous}. '
            'Network: {name}, averaged weights (rate {ema_rate}). Newest checkpoint: `{checkpoint}`, digest of its weights `{weights}`.')
+SUMMARY_OF_FILE = 'Samples: {n} from `{name}`, {image_size}x{image_size} pixels, channels: {num_channels}, digest of the images `{files}`.'
 LEGEND = ('Lower is better, but for IS, precision and recall. ± is the standard error (bits/dim: over images; kernel distances: over '
           'blocks; IS: the standard deviation over parts). NFE: evaluations of the network for a batch of samples or images.')
 Run = collections.namedtuple('Run', 'label workdir eval_dir numbers')  # numbers: {checkpoint: list of Number}
@@ -99,12 +101,17 @@ class Number(NamedTuple):
         against = ' '.join(dict.fromkeys(('to', str(self.n_reference), self.reference))) if self.n_reference else self.reference
         features = ' '.join(dict.fromkeys(part for part in self.features if part not in ('none', '')))
         return {'n': f'{self.n} {self.counted}', 'Of, or compared with': against, 'Sampler': self.sampler, 'NFE': self.nfe,
-                'Features': features, 'Seed': '' if self.real else str(self.protocol.get('seed', UNKNOWN))}
+                'Features': features, 'Seed': '' if self.real or self.given else str(self.protocol.get('seed', UNKNOWN))}
+
+    @property
+    def given(self) -> str:
+        """The name of the file or folder that samples of --mode metrics came from; '' for others."""
+        return self.protocol.get('input', {}).get('name', '')
 
     def words(self) -> dict[str, str]:
         """All that is known of it and of its protocol, by name."""
         p = self.protocol
-        parts = {name: value for part in ('data', 'model', 'training', 'reference') for name, value in p.get(part, {}).items()}
+        parts = {name: value for part in ('data', 'model', 'training', 'input', 'reference') for name, value in p.get(part, {}).items()}
         texts = {key: ', '.join(f'{name} {value}' for name, value in p.get(key, {}).items()) for key in ('sampling', 'extractor')}
         return collections.defaultdict(lambda: UNKNOWN, parts | p | self._asdict() | self.basis() | texts)
 
@@ -157,9 +164,9 @@ def _metrics(eval_dir, checkpoint) -> list[Number]:
     p = file.pop('protocol', {})
     features = tuple(p.get('extractor', {}).get(part, UNKNOWN) for part in ('backend', 'extractor', 'feature'))
     space = next(part for part in features[1:] if part not in ('none', 'inception-v3-compat'))  # a network, or a layer of FID's
-    data, origin = (p.get('reference', {}).get(key) for key in ('data', 'origin'))  # 'origin' of published statistics, which tell no data
-    of = _images(data, 'images', f'images of {origin}' if origin else UNKNOWN)
-    sets = {'': dict(counted='samples', sampler=_sampler(p), nfe=_mean_nfe([file])), 'floor_': dict(
+    data, origin = (p.get('reference', {}).get(key) for key in ('data', 'origin'))  # 'origin': a file, published or given
+    of = f'images of {origin}' if origin else _images(data, 'images')
+    sets = {'': dict(counted='samples', sampler=_sampler(p), nfe='' if 'input' in p else _mean_nfe([file])), 'floor_': dict(
         counted='training images' if data and data['split'] == 'test' else 'test images', real=', real to real')}
     for key, (kind, name, name_of_fid, error, note) in METRICS.items():
         for prefix, basis in sets.items():
@@ -206,6 +213,8 @@ def _mean_nfe(files) -> str:
 
 def _sampler(protocol) -> str:
     """'pc reverse_diffusion + langevin', 'ode'."""
+    if 'input' in protocol:
+        return f'from {protocol["input"]["name"]}'
     s = protocol.get('sampling', {})
     if s.get('method', '').lower() != 'pc':
         return s.get('method', UNKNOWN).lower()
@@ -266,8 +275,8 @@ def _read(workdir, label, eval_folder) -> Run:
 
 def _write_summary(runs, path):
     """One row for each run, checkpoint and quantity, in full precision."""
-    rows = [dict(workdir=run.label, checkpoint=checkpoint, quantity=x.quantity + x.real, value=x.value, error=x.error, n=x.n,
-                 reference=x.reference, n_reference=x.n_reference, seed=x.basis()['Seed'], sampler=x.sampler, nfe=x.nfe,
+    rows = [dict(workdir=run.label, checkpoint='' if x.given else checkpoint, quantity=x.quantity + x.real, value=x.value, error=x.error,
+                 n=x.n, reference=x.reference, n_reference=x.n_reference, seed=x.basis()['Seed'], sampler=x.sampler, nfe=x.nfe,
                  backend=x.features[0], extractor=x.features[1], feature=x.features[2],
                  protocol=hashlib.sha256(json.dumps(x.protocol, sort_keys=True).encode()).hexdigest()[:12] if x.protocol else UNKNOWN,
                  warning='; '.join(x.warnings())) for run in runs for checkpoint, numbers in run.numbers.items() for x in numbers]
@@ -277,7 +286,7 @@ def _write_summary(runs, path):
 
 def _report(runs, pictures, output) -> list[str]:
     """Paragraphs of Markdown."""
-    rows = [((run.label, max(run.numbers)), number) for run in runs for number in run.numbers[max(run.numbers)]]
+    rows = [((run.label, '' if number.given else max(run.numbers)), number) for run in runs for number in run.numbers[max(run.numbers)]]
     order = list(dict.fromkeys(number.quantity + number.real for _, number in rows))
     rows.sort(key=lambda row: order.index(row[1].quantity + row[1].real))
     shown = [line for name, caption in pictures for line in (f'![{name}]({name})', f'*{caption}*')]
@@ -298,20 +307,25 @@ def _section(run, shown, output) -> list[str]:
         columns = min(10, max(2, 1056 // max(64, number.parts.shape[1])))
         images, name = number.parts[:columns ** 2], f'samples_{re.sub(r"[^0-9A-Za-z.-]+", "_", run.label)}_{newest}.png'
         save_grid(output / name, images, columns)
-        shown = [f'![{name}]({name})', f'*The first {len(images)} samples of checkpoint {newest}, not chosen: seed '
-                 f'{number.basis()["Seed"]}, sampler {number.sampler}, {number.nfe} network evaluations.*', *shown]
+        caption = f'*The first {len(images)} samples of {number.given}, in {number.words()["order"]} order.*' if number.given else (
+            f'*The first {len(images)} samples of checkpoint {newest}, not chosen: seed {number.basis()["Seed"]}, sampler '
+            f'{number.sampler}, {number.nfe} network evaluations.*')
+        shown = [f'![{name}]({name})', caption, *shown]
     warnings = dict.fromkeys(f'- {number.quantity}: {sentence}.' for found in run.numbers.values() for number in found
                              for sentence in number.warnings())
     kinds = {'real' if number.real else number.kind: number.words() for number in numbers if number.protocol}
+    for kind in {'samples', 'frechet'} & kinds.keys():
+        kinds['given' if numbers[0].given else 'drawn'] = kinds[kind]
     methods = [f'- {text.format_map(kinds[kind])}' for of, text in METHODS for kind in of.split() if kind in kinds]
     protocols = {number.quantity if number.counted == 'images' else 'samples': number.protocol for number in numbers}
-    parts = {f'Checkpoint {newest}': [_number_table((), [((), number) for number in numbers]), LEGEND],
+    parts = {'Metrics' if numbers[0].given else f'Checkpoint {newest}': [_number_table((), [((), number) for number in numbers]), LEGEND],
              'Every checkpoint': [_checkpoint_table(run)] if len(run.numbers) > 1 else [],
              'Warnings': ['\n'.join(warnings) or 'None: no number rests on fewer images than its threshold.'],
              'Pictures': shown, 'How these numbers were made': [
                  '\n'.join(methods) or 'The files do not tell.', '<details><summary>The protocols in full</summary>',
                  f'```json\n{json.dumps(protocols, indent=1)}\n```', '</details>']}
-    return [SUMMARY.format_map(numbers[0].words()), *(line for title, lines in parts.items() if lines for line in (f'### {title}', *lines))]
+    summary = (SUMMARY_OF_FILE if numbers[0].given else SUMMARY).format_map(numbers[0].words())
+    return [summary, *(line for title, lines in parts.items() if lines for line in (f'### {title}', *lines))]
 
 
 def markdown(header, rows) -> str:

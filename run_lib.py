@@ -517,11 +517,7 @@ def _evaluate_samples(run):
         parts = [results.matching(*file) for file in features]
         gathered = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         nfe = np.mean([int(results.matching(*file)['nfe']) for file in samples])
-        found = evaluation.measure(gathered, run.real, settings.get('is_splits', 1), config.device) | dict(nfe=nfe)
-        if run.other:
-            floor = evaluation.measure({'pool_3': run.other.features[:settings.num_samples]}, run.real, device=config.device)
-            found |= {f'floor_{key}': value for key, value in floor.items()}
-        return found
+        return evaluation.measure(gathered, run.real, settings.get('is_splits', 1), config.device, run.other) | dict(nfe=nfe)
     if measured:
         results.stored(report, run.protocol | dict(
             part='metrics', sampling=config.sampling.to_dict(), batch_size=settings.batch_size, num_samples=settings.num_samples,

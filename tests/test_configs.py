@@ -43,7 +43,7 @@ TUPLES = ((), (1,), (1, 2), (2, 1), (1, 1, 2), (1, 2, 2, 2), (4,), (8,), (16, 8)
 KINDS = {bool: (True, False), int: WHOLE, float: REAL, str: NAMES, tuple: TUPLES, list: TUPLES}
 ANYTHING = (None, b'1', object(), {}, {'a': 1}, [], 1j, torch.ones(2), *(value for values in KINDS.values() for value in values))
 GONE = 'gone'
-MODES = ('train', 'classifier', 'sample', 'eval', 'control', 'stats', 'data')
+MODES = ('train', 'classifier', 'sample', 'eval', 'control', 'stats', 'metrics', 'data')
 MISSPELT = ('nff', 'sigma_mx', 'Name', 'dropOut', 'lr', 'x')
 
 

@@ -426,6 +426,9 @@ def test_statistics_mode_computes_once(config, monkeypatch):
 
 
 @pytest.mark.parametrize('changes, words', [
+    ({'data.dataset': 'FOLDER', 'data.path': 'x', 'data.image_size': 64, 'data.num_channels': 3, 'eval.num_samples': 50000},
+     'Frechet distance of 50000 samples against up to 50000 reference images of 12288 .* size 12288, expected at most 8192'),
+    ({'data.dataset': 'FOLDER', 'data.path': 'x', 'data.image_size': 8192, 'eval.num_samples': 10}, 'GiB, expected at most the .* machine'),
     ({'eval.metrics_floor': True, 'data.dataset': 'FFHQ', 'data.tfrecords_path': 'x'}, 'metrics_floor=True needs a test set'),
     ({'eval.is_splits': 600}, 'is_splits=600 is more than num_samples=500'), ({'eval.num_samples': 3}, 'num_samples is 3'),
     ({'eval.stats_split': 'val'}, "stats_split is 'val'"), ({'seed': -1}, 'config.seed is -1'), ({'data.image_size': 0}, 'data.image_size'),

@@ -1,4 +1,7 @@
 """Metrics from features: exact values where there are any, TF-GAN's and torch-fidelity's numbers elsewhere, and no NaN anywhere."""
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -40,14 +43,48 @@ def test_frechet_distance_of_known_gaussians(rng):
     assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
 
 
-def test_frechet_distance_with_fewer_samples_than_dimensions(rng):
-    """The trace of the root is also the nuclear norm of A B^T for centred, scaled samples A and B: no matrix of D x D is rooted for it."""
+def by_covariances(*sets) -> float:
+    """The Frechet distance from covariances alone, whatever the numbers of features are."""
+    known = [metrics.statistics(x) for x in sets]
+    return metrics.frechet_distance(*(metrics.Statistics(x.mean, x.covariance, x.n) for x in known))
+
+
+def test_frechet_distance_of_fewer_features_than_dimensions_is_exact(rng):
+    """The trace of the root is the nuclear norm of A B^T for centred, scaled features A and B."""
     mixing = rng.standard_normal((400, 400)) * np.exp(-np.arange(400) / 60)
     a, b = rng.standard_normal((50, 400)) @ mixing, rng.standard_normal((70, 400)) @ mixing + 1
     centred = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]
     exact = (np.square(a.mean(0) - b.mean(0)).sum() + sum(np.square(x).sum() for x in centred)
              - 2 * np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum())
-    assert metrics.frechet_distance(metrics.statistics(a), metrics.statistics(b)) == pytest.approx(exact, rel=1e-10)
+    assert metrics.frechet_distance(metrics.statistics(a), metrics.statistics(b)) == pytest.approx(exact, rel=1e-12)
+    assert by_covariances(a, b) == pytest.approx(exact, rel=1e-10)
+
+
+@pytest.mark.parametrize('n, m', [(40, 50), (50, 40), (63, 63), (63, 900), (900, 20), (2, 3), (64, 64), (700, 900)])
+def test_both_ways_to_the_frechet_distance_agree_on_digits(rng, monkeypatch, n, m):
+    """8x8 digits have 64 values, some of them always 0; the larger set is read in several blocks."""
+    from sklearn.datasets import load_digits
+    monkeypatch.setattr(metrics, 'BLOCK_VALUES', 64 * 100)
+    digits = rng.permutation(load_digits().data / 16).astype(np.float32)
+    a, b = digits[:n], digits[-m:]
+    found = metrics.frechet_distance(metrics.statistics(a), metrics.statistics(b))
+    assert found == pytest.approx(by_covariances(a, b), abs=1e-9)
+    if min(n, m) >= 64:
+        assert found == by_covariances(a, b)
+
+
+def test_frechet_distance_of_few_large_images_takes_little_time_and_memory(rng):
+    """270 and 64 images of 64x64x3: a covariance alone would take 1.1 GiB."""
+    x, y = (rng.random((n, 64 * 64 * 3), np.float32) for n in (270, 64))
+    a, b = metrics.statistics(x), metrics.statistics(y)
+    started = time.process_time()
+    tracemalloc.start()
+    found = metrics.frechet_distance(a, b)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.process_time() - started < 15 and peak < 100 * 2**20
+    assert found == pytest.approx(metrics.frechet_distance(b, a), rel=1e-12) and found > 0
+    assert metrics.frechet_distance(b, b) == pytest.approx(0, abs=1e-9)
 
 
 def test_kernel_distance_is_its_definition(rng):
