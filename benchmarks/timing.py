@@ -85,6 +85,7 @@ class Products:
     """Products of two square matrices, the limit that networks are held against: `ways` to time, then `rate` in FLOP/s.
 
     Timed are as many as take about as long as a network does: on a busy machine the least of short times is nearer to the idle machine's.
+    With `quick` the matrices are tiny.
     """
 
     def __init__(self, device: str, dtypes=(torch.float32,), quick: bool = False):
