@@ -1,20 +1,23 @@
-"""Draws assets/digits.png, the picture of the README: real digits, then samples of the evaluated work directories that are named.
+"""Draw assets/digits.png, the picture of the README: real digits, then samples of the evaluated work directories on the command line.
 
-  PYTHONPATH=. python assets/make_pictures.py runs/quickstart runs/subvp runs/ve
+    python assets/make_pictures.py runs/quickstart runs/subvp runs/ve
 """
 import pathlib
 import sys
 
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import datasets
 import reports
 from configs.vp.digits_ddpmpp_continuous import get_config
 
+PATH = pathlib.Path(__file__).with_name('digits.png')
 ROWS, COLUMNS, GAP = 8, 8, 1  # of digits in each panel; empty columns between panels
 
 
-def main(workdirs):
+def main(workdirs, path=PATH):
+    """Write the picture of the first samples of every work directory to `path`."""
     config = get_config()
     test = datasets.get_split(config, 'test')
     real = datasets.to_8_bits(test.images, test.levels)
@@ -22,7 +25,7 @@ def main(workdirs):
     blank = np.full((ROWS, GAP, 8, 8, 1), 255, np.uint8)
     rows = [part for panel in panels for part in (panel[:ROWS * COLUMNS].reshape(ROWS, COLUMNS, 8, 8, 1), blank)][:-1]
     grid = np.concatenate(rows, 1)
-    reports.save_grid(pathlib.Path(__file__).with_name('digits.png'), grid.reshape(-1, 8, 8, 1), columns=grid.shape[1])
+    reports.save_grid(path, grid.reshape(-1, 8, 8, 1), columns=grid.shape[1])
 
 
 if __name__ == '__main__':

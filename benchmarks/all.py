@@ -15,14 +15,17 @@ BENCHMARKS = ('ops', 'forward', 'train_step', 'sampling', 'likelihood', 'data')
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', default='runs/benchmarks', help='where the JSON files go (default: %(default)s)')
+    parser.add_argument('--folder', help='where the JSON files go (default: runs/benchmarks, and runs/benchmarks_quick with --quick)')
+    parser.add_argument('--only', nargs='+', default=BENCHMARKS, choices=BENCHMARKS, help='run these alone')
+    parser.add_argument('--quick', action='store_true', help='run the same code on tiny sizes, in seconds; the figures mean nothing')
     args = parser.parse_args()
-    here, folder, failed = pathlib.Path(__file__).parent, pathlib.Path(args.folder), []
+    here, folder, failed = pathlib.Path(__file__).parent, pathlib.Path(args.folder or f'runs/benchmarks{"_quick" * args.quick}'), []
     folder.mkdir(parents=True, exist_ok=True)
-    for name in BENCHMARKS:
+    for name in args.only:
         print(f'\n== {name}\n', flush=True)
         start = time.monotonic()
-        failed += [name] if subprocess.run([sys.executable, here / f'{name}.py', '--json', folder / f'{name}.json']).returncode else []
+        command = [sys.executable, here / f'{name}.py', '--json', folder / f'{name}.json', *['--quick'] * args.quick]
+        failed += [name] if subprocess.run(command).returncode else []
         print(f'\n{time.monotonic() - start:.0f} s', flush=True)
     sys.exit(f'failed: {", ".join(failed)}' if failed else 0)
 

@@ -17,7 +17,7 @@ import pathlib
 import re
 
 import torch
-from timing import arguments, inputs, interleaved, show
+from timing import arguments, inputs, interleaved, parse_args, show
 from torch.utils.flop_counter import FlopCounterMode
 
 import losses
@@ -160,11 +160,11 @@ def measure(args) -> list[dict]:
     They are measured beside the baseline, two networks at a time: of two dozen in memory, those that did not run for a while are slow. Each
     pass builds them anew: where a network lies in memory makes some per cent, and what else the machine does changes within a minute.
     """
-    nf = {'model.nf': NF}
-    variants = [('baseline, once more', BASELINE, nf), *((label(changes), BASELINE, nf | changes) for changes in OPTIONS),
-                *((f'configs.{name}', name, nf) for name in WHOLE)]
-    baseline, baseline_kept = prepare(BASELINE, nf, args)
-    rows = {'baseline': dict(option='baseline', config=BASELINE, changes=nf, kept=baseline_kept)}
+    variants = [('baseline, once more', BASELINE, args.baseline),
+                *((label(changes), BASELINE, args.baseline | changes) for changes in args.options),
+                *((f'configs.{name}', name, args.baseline) for name in WHOLE)]
+    baseline, baseline_kept = prepare(BASELINE, args.baseline, args)
+    rows = {'baseline': dict(option='baseline', config=BASELINE, changes=args.baseline, kept=baseline_kept)}
     times = {}
     for _ in range(args.repeats):
         for option, name, changes in variants:
@@ -243,8 +243,12 @@ def main():
     parser.add_argument('--batch', type=int, default=2, help='images (default: %(default)s)')
     parser.add_argument('--tables', action='store_true', help='measure no times: count the levels and configs of docs/architecture.json '
                         'anew, and put its tables into docs/architecture.md')
-    args = parser.parse_args()
-    configs = [dict(config=name, network=load(name).model.name, pixels=load(name).data.image_size, **size(name)) for name in all_configs()]
+    parser.set_defaults(baseline={'model.nf': NF}, options=OPTIONS, configs=all_configs())
+    args = parse_args(parser, repeats=1, batch=1, baseline={'model.nf': 32, 'model.num_res_blocks': 1}, options=OPTIONS[:1],
+                      configs=[BASELINE])
+    if args.quick and args.tables:
+        parser.error('--tables writes docs/architecture.md: run it without --quick')
+    configs = [dict(config=name, network=load(name).model.name, pixels=load(name).data.image_size, **size(name)) for name in args.configs]
     if args.tables:
         numbers, document = (ROOT / 'docs' / f'architecture.{kind}' for kind in ('json', 'md'))
         report = json.loads(numbers.read_text()) | dict(configs=configs, levels=levels(BASELINE))
@@ -252,11 +256,11 @@ def main():
         document.write_text(with_tables(document.read_text(), report))
         return
     rows = measure(args)
-    show(args, f'NCSN++ with nf={NF}, 32 pixels, batch {args.batch}; all in units of the first row', [
+    show(args, f'NCSN++ with {label(args.baseline)}, 32 pixels, batch {args.batch}; all in units of the first row', [
         row | {f'relative {name}': value for name, value in row['relative'].items()} for row in rows],
         {'changed': ('option', '{}'), 'parameters': ('relative parameters', '{:.3f}'), 'operations': ('relative operations', '{:.3f}'),
          'forward': ('relative forward', '{:.3f}'), 'step': ('relative step', '{:.3f}'), 'kept': ('relative kept', '{:.3f}'),
-         'step, in forwards': ('forwards', '{:.2f}')}, batch=args.batch, baseline=load(BASELINE, {'model.nf': NF}).model.to_dict(),
+         'step, in forwards': ('forwards', '{:.2f}')}, batch=args.batch, baseline=load(BASELINE, args.baseline).model.to_dict(),
         levels=levels(BASELINE), configs=configs)
 
 

@@ -11,20 +11,18 @@ import argparse
 import json
 import logging
 import pathlib
-import sys
 import time
 
 import numpy as np
 import torch
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
+from timing import parse_args, print_table, shrink
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import controllable_generation as control
 import datasets
 import latents
 import measurements
-import reports
 import run_lib
 import sampling
 from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
@@ -40,11 +38,16 @@ def main():
     parser.add_argument('-n', type=int, default=100, help='held-out digits, and samples of all classes together')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--only', default='inpainting,classes,codes')
-    args = parser.parse_args()
+    parser.set_defaults(iterations=400, tolerance=1e-5, inpainting=INPAINTING, free_weights=FREE_WEIGHTS,
+                        classifier_weights=CLASSIFIER_WEIGHTS)
+    args = parse_args(parser, 'runs', n=10, iterations=5, tolerance=0.1, inpainting=[(1, 0.0), (2, 2.0)], free_weights=[2.0],
+                      classifier_weights=[2.0])
     runs, parts = pathlib.Path(args.runs), args.only.split(',')
 
     config, of_classes, of_classifier = (module.get_config() for module in (digits_ddpmpp_continuous, digits_ddpmpp_classes,
                                                                             digits_wideresnet))
+    for each in (config, of_classes, of_classifier) if args.quick else ():
+        shrink(each)
     run_lib.train(config, runs / 'quickstart')
     run_lib.train(of_classes, runs / 'classes')
     run_lib.train_classifier(of_classifier, runs / 'classifier')
@@ -52,13 +55,13 @@ def main():
     plain, knowing = (run_lib.load_averaged_model(c, runs / folder / 'checkpoints' / 'checkpoint_1.pth')
                       for c, folder in ((config, 'quickstart'), (of_classes, 'classes')))
     classifier = run_lib.load_classifier(runs / 'classifier', config)
-    sde, unscale, s = run_lib.get_sampling_sde(config), datasets.get_data_inverse_scaler(config), config.sampling
+    sde, unscale, s = sampling.get_sampling_sde(config), datasets.get_data_inverse_scaler(config), config.sampling
     predictor, corrector = sampling.get_predictor(s.predictor), sampling.get_corrector(s.corrector)
     settings = dict(continuous=True, eps=sde.sampling_eps)
 
     train, test = (datasets.get_split(config, split) for split in ('train', 'test'))
     real = {name: (images.images.reshape(len(images), 64) / 16, images.labels) for name, images in (('train', train), ('test', test))}
-    recognisers = [SVC(gamma=0.05, C=10), MLPClassifier((128,), max_iter=400, random_state=0)]
+    recognisers = [SVC(gamma=0.05, C=10), MLPClassifier((128,), max_iter=args.iterations, random_state=0)]
     rows, figures = [], []
 
     def row(what, how, n, *values, seconds=None):
@@ -91,29 +94,30 @@ def main():
     torch.manual_seed(args.seed)
     x = datasets.get_data_scaler(config)((x + torch.rand_like(x)) / 17).to(config.device)
     mask = measurements.named_mask('right', 8, 8)
-    for resample, consistency in INPAINTING if 'inpainting' in parts else ():
+    for resample, consistency in args.inpainting if 'inpainting' in parts else ():
         inpaint = control.get_pc_inpainter(sde, predictor, corrector, lambda x: x, s.snr, resample=resample, consistency=consistency,
                                            **settings)
         measured('right half', f'inpainted, resample {resample}, consistency {consistency:g}', labels, lambda f=inpaint: f(plain, x, mask))
 
     classes = torch.arange(args.n) % 10
     for model, name, weights, guide in () if 'classes' not in parts else (
-            (knowing, 'free of a classifier', FREE_WEIGHTS, control.classifier_free_guidance),
-            (plain, 'by a classifier', CLASSIFIER_WEIGHTS, lambda *how: control.classifier_guidance(sde, classifier, *how))):
+            (knowing, 'free of a classifier', args.free_weights, control.classifier_free_guidance),
+            (plain, 'by a classifier', args.classifier_weights, lambda *how: control.classifier_guidance(sde, classifier, *how))):
         for weight in weights:
             sample = sampling.get_pc_sampler(sde, x.shape, predictor, corrector, lambda x: x, s.snr, guidance=guide(classes, weight),
                                              **settings)
             measured('classes', f'guidance {name}, weight {weight:g}', classes.numpy(), lambda f=sample, model=model: f(model)[0])
 
     if 'codes' in parts:
-        z, there = latents.get_encoder(sde)(plain, x)
-        y, back = latents.get_decoder(sde, unscale)(plain, z)
+        tolerances = dict(rtol=args.tolerance, atol=args.tolerance)
+        z, there = latents.get_encoder(sde, **tolerances)(plain, x)
+        y, back = latents.get_decoder(sde, unscale, **tolerances)(plain, z)
         mean, largest = latents.reconstruction_error(unscale(x), y)
         row('codes', f'error in grey levels of 256: mean, largest; {there} and {back} evaluations', args.n, mean.mean().item(),
             largest.max().item())
     print(f'\n{machine()}; seed {args.seed}\n')
-    print(reports.table([('what', 'how', 'n', 'SVC', 'MLP', 'seconds'), *rows]))
-    (runs / 'conditional.json').write_text(json.dumps(dict(machine=machine(), seed=args.seed, rows=figures), indent=1))
+    print_table(args, [('what', 'how', 'n', 'SVC', 'MLP', 'seconds'), *rows])
+    (runs / 'conditional.json').write_text(json.dumps(dict(machine=machine(), seed=args.seed, quick=args.quick, rows=figures), indent=1))
 
 
 if __name__ == '__main__':

@@ -12,16 +12,14 @@ import hashlib
 import json
 import pathlib
 import struct
-import sys
 import tempfile
 import time
 
 import numpy as np
+from timing import parse_args, print_table
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import datasets
 import image_sources
-import reports
 from configs.vp import cifar10_ddpmpp_continuous as cifar10
 from machine import machine
 
@@ -64,8 +62,8 @@ def in_memory(args) -> dict:
         config.data.tfds_dir = args.tfds_dir
         images, name = datasets.get_split(config, 'train'), 'CIFAR-10'
     else:
-        pixels = np.random.default_rng(args.seed).integers(0, 256, (50000, 32, 32, 3), np.uint8)
-        images, name = datasets.Images(pixels, np.zeros(50000, np.int64)), 'random 32x32'
+        pixels = np.random.default_rng(args.seed).integers(0, 256, (args.in_memory, 32, 32, 3), np.uint8)
+        images, name = datasets.Images(pixels, np.zeros(len(pixels), np.int64)), 'random 32x32'
     n = len(images) // 128
     return {f'{name}, in memory': lambda: to_torch(images, 128, n, args.seed),
             f'{name}, in memory, dequantised': lambda: to_torch(images, 128, n, args.seed, dequantize=True)}
@@ -113,7 +111,7 @@ def streamed(folder: pathlib.Path, args) -> dict:
     ways = {}
     for name, source in sources.items():
         for threads, one in ((f'{image_sources.cores()} threads', source), ('1 thread', with_one_thread(source))):
-            ways[f'{name}, {threads}'] = lambda one=one: to_torch(one, 32, len(one) // 32, args.seed)
+            ways[f'{name}, {threads}'] = lambda one=one: to_torch(one, args.batch, len(one) // args.batch, args.seed)
     block = bytes(2**20)
     ways[f'SHA-256 of 1 MiB, {image_sources.cores()} threads'] = lambda: len(list(
         image_sources._pool().map(lambda _: hashlib.sha256(block).digest(), range(args.n))))
@@ -139,16 +137,17 @@ def main():
     parser.add_argument('--repeats', type=int, default=3, help='rounds, of which the best counts (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the images and of their order (default: %(default)s)')
     parser.add_argument('--json', metavar='PATH', help='write the rows, the machine and the arguments to this file')
-    args = parser.parse_args()
-    if args.n < 64:
-        parser.error('--n must be at least 64: two batches of 32, also of 512-px images')
+    parser.set_defaults(in_memory=50000, batch=32)
+    args = parse_args(parser, n=8, repeats=1, in_memory=1280, batch=4)
+    if args.n < 2 * args.batch:
+        parser.error(f'--n must be at least {2 * args.batch}: two batches of {args.batch}, of 512-px images one')
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for ways in (in_memory(args), streamed(pathlib.Path(folder), args)) for row in best_of(ways, args.repeats).values()]
-    report = dict(machine=machine(), seed=args.seed, repeats=args.repeats, rows=rows)
+    report = dict(machine=machine(), seed=args.seed, repeats=args.repeats, quick=args.quick, rows=rows)
     print(report['machine'])
     print(f'seed {args.seed}, best of {args.repeats} interleaved repeats; n: images in each\n')
-    print(reports.table([('source', 'n', 'images/s', 'cores busy'), *(
-        (row['name'], str(row['images']), f'{row["images_per_second"]:.0f}', f'{row["cores_busy"]:.2f}') for row in rows)]))
+    print_table(args, [('source', 'n', 'images/s', 'cores busy'), *(
+        (row['name'], str(row['images']), f'{row["images_per_second"]:.0f}', f'{row["cores_busy"]:.2f}') for row in rows)])
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
 

@@ -26,8 +26,9 @@ import tempfile
 import time
 
 import numpy as np
+import sklearn.datasets  # noqa: F401 (once, before the first fork)
 import torch
-from timing import show
+from timing import parse_args, show
 
 import checkpoints
 import cli
@@ -38,17 +39,18 @@ import run_lib
 from configs.vp import digits_ddpmpp_continuous
 from errors import CheckpointError
 
-STEPS = 60
 
-
-def config_of(seed: int, folder):
+def config_of(seed: int, args, folder):
+    """The training and evaluation of a tiny network with another seed; their statistics go into `folder`."""
     config = digits_ddpmpp_continuous.get_config()
     config.seed, config.device = seed, 'cpu'
     config.model.update(nf=8, num_scales=25, ema_rate=0.9)
-    config.training.update(batch_size=8, n_iters=STEPS, snapshot_freq=20, snapshot_freq_for_preemption=2, log_freq=1, eval_freq=7,
-                           snapshot_sampling=False)
+    config.training.update(batch_size=8, n_iters=args.steps, snapshot_freq=args.steps // 3, snapshot_freq_for_preemption=2, log_freq=1,
+                           eval_freq=7, snapshot_sampling=False)
     config.eval.update(begin_ckpt=1, end_ckpt=2, batch_size=60, num_samples=120, stats_dir=str(folder / 'stats'), bpd_rtol=0.1,
                        bpd_atol=0.1)
+    if args.quick:
+        config.eval.update(batch_size=8, num_samples=8, most_images=8)
     return config
 
 
@@ -149,22 +151,22 @@ def loadable_step(workdir) -> int:
     return -1
 
 
-def trainings(kills: int, folder, rng, train=train, what='training') -> dict:
+def trainings(args, folder, rng, train=train, what='training') -> dict:
     done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
-    while done < kills:
-        config = config_of(finished, folder)
+    while done < args.kills:
+        config = config_of(finished, args, folder)
         whole, parts = folder / f'{train.__name__}_whole_{finished}', folder / f'{train.__name__}_parts_{finished}'
         for workdir in (whole, parts):
             workdir.mkdir()
         started = time.monotonic()
         assert not killed(functools.partial(train, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
         longest, newest, here = 0.3 * (time.monotonic() - started), -1, 0
-        while killed(functools.partial(train, config, parts), longest * (10 if here >= min(kills, 30) else 1), rng):
+        while killed(functools.partial(train, config, parts), longest * (10 if here >= min(args.kills, 30) else 1), rng):
             done, here, step = done + 1, here + 1, loadable_step(parts)
             faults['lost'] += step < newest
             newest = max(newest, step)
         faults['state'] += state_of(whole) != state_of(parts)
-        faults['steps'] += steps_of(whole) != steps_of(parts) or steps_of(parts)['log'] != list(range(STEPS))
+        faults['steps'] += steps_of(whole) != steps_of(parts) or steps_of(parts)['log'] != list(range(args.steps))
         finished += 1
         print(f'{what} {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True)
     return dict(what=what, kills=done, finished=finished) | faults
@@ -176,20 +178,20 @@ def arrays_of(workdir) -> dict:
             for name, file in found.items()}
 
 
-def evaluations(kills: int, folder, rng) -> dict:
+def evaluations(args, folder, rng) -> dict:
     done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
     trained = folder / 'trained'
     trained.mkdir()
-    assert not killed(functools.partial(train, config_of(0, folder), trained), 1e4, random.Random(1)), 'the training'
-    while done < kills:
-        config = config_of(finished, folder)
+    assert not killed(functools.partial(train, config_of(0, args, folder), trained), 1e4, random.Random(1)), 'the training'
+    while done < args.kills:
+        config = config_of(finished, args, folder)
         whole, parts = folder / f'eval_whole_{finished}', folder / f'eval_parts_{finished}'
         for workdir in (whole, parts):
             shutil.copytree(trained, workdir)
         started = time.monotonic()
         assert not killed(functools.partial(evaluate, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
         longest, files, here = 0.3 * (time.monotonic() - started), 0, 0
-        while killed(functools.partial(evaluate, config, parts), longest * (10 if here >= min(kills, 30) else 1), rng):
+        while killed(functools.partial(evaluate, config, parts), longest * (10 if here >= min(args.kills, 30) else 1), rng):
             now = len(arrays_of(parts))
             faults['lost'] += now < files
             files, done, here = now, done + 1, here + 1
@@ -209,15 +211,15 @@ def main() -> int:
     parser.add_argument('--work', choices=(*WORK, 'all'), default='all')
     parser.add_argument('--seed', type=int, default=0, help='of the moments of the kills (%(default)s)')
     parser.add_argument('--json', metavar='PATH', help='write the rows and the machine to this file')
-    parser.set_defaults(repeats=1)
-    args = parser.parse_args()
+    parser.set_defaults(repeats=1, steps=60)
+    args = parse_args(parser, kills=1, steps=6)
     torch.set_num_threads(1)  # before the first fork: threads would not survive it
     logging.getLogger('tensorboard').setLevel(logging.ERROR)  # it tells of every restart
     rng, rows = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as folder:
         for what, work in WORK.items():
             if args.work in (what, 'all'):
-                rows.append(work(args.kills, pathlib.Path(folder), rng))
+                rows.append(work(args, pathlib.Path(folder), rng))
     show(args, 'Killed at random moments', rows, {
         'what': ('what', '{}'), 'kills': ('kills', '{}'), 'runs to the end': ('finished', '{}'),
         'checkpoints or files lost': ('lost', '{}'), 'other end states': ('state', '{}'), 'steps missing or doubled': ('steps', '{}')})

@@ -7,7 +7,7 @@ Each time is the least of the rounds. 'of products': floating-point operations o
 as a share of the rate of square matrix products in the same precision, measured in the same rounds.
 """
 import torch
-from timing import Products, arguments, dtypes, flops, inputs, interleaved, ncsnpp, show
+from timing import Products, arguments, dtypes, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 from models.utils import create_model
 
@@ -16,15 +16,15 @@ def main():
     parser = arguments(__doc__, repeats=4)
     parser.add_argument('--batch', type=int, help='images (default: 8 on a CPU, 512 on a GPU)')
     parser.add_argument('--compile', action='store_true', help='compiled networks too; always on a GPU')
-    args = parser.parse_args()
+    args = parse_args(parser, repeats=1, batch=2)
     gpu, known = args.device.startswith('cuda'), dtypes(args.device)
     batch = args.batch or (512 if gpu else 8)
     settings = [dict(precision=precision, channels_last=channels_last, compile=compiled) for precision in known
                 for channels_last in (False, True) for compiled in (False, True)[:1 + (args.compile or gpu) * channels_last]]
-    products, ways = Products(args.device, known.values()), {}
+    products, ways = Products(args.device, known.values(), args.quick), {}
     for setting in settings:
         torch.manual_seed(args.seed)
-        config = ncsnpp(args.device, **setting)
+        config = ncsnpp(args.device, args.quick, **setting)
         model, (x, labels) = create_model(config).eval(), inputs(config, batch)
         ways[tuple(setting.values())] = torch.no_grad()(lambda model=model, x=x, labels=labels: model(x, labels))
     work = flops(ways['float32', False, False])

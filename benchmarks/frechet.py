@@ -6,16 +6,13 @@ Gaussian features, 500 against 700, whose spread falls exponentially over the di
 and B themselves: the trace of the root is the nuclear norm of A B^T.
 """
 import argparse
-import pathlib
-import sys
 import time
 
 import numpy as np
 import scipy.linalg
+from timing import parse_args, print_table
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import metrics
-import reports
 from machine import machine
 
 
@@ -35,7 +32,7 @@ def main():
     parser.add_argument('--dimensions', type=int, default=2048)
     parser.add_argument('--repeats', type=int, default=3, help='rounds, of which the best counts (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
+    args = parse_args(parser, dimensions=64, repeats=1)
     rng = np.random.default_rng(args.seed)
     mixing = rng.standard_normal((args.dimensions, args.dimensions)) * np.exp(-np.arange(args.dimensions) / 300)
     x, y = rng.standard_normal((500, args.dimensions)) @ mixing, 1.1 * rng.standard_normal((700, args.dimensions)) @ mixing + 0.3
@@ -49,8 +46,8 @@ def main():
     print(f'500 against 700 features of {args.dimensions} dimensions, seed {args.seed}, best of {args.repeats} interleaved repeats')
     print(f'{machine()}\n')
     fastest = min(times['scipy.linalg.sqrtm'][1])
-    print(reports.table([('way', 'relative error', 'time, sqrtm = 1'), *(
-        (name, f'{abs(way(*statistics) / truth - 1):.1e}', f'{min(seconds) / fastest:.3f}') for name, (way, seconds) in times.items())]))
+    print_table(args, [('way', 'relative error', 'time, sqrtm = 1'), *(
+        (name, f'{abs(way(*statistics) / truth - 1):.1e}', f'{min(seconds) / fastest:.3f}') for name, (way, seconds) in times.items())])
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ then the product with them, as published. Least times of the rounds, and median 
 import statistics
 
 import torch
-from timing import arguments, inputs, interleaved, ncsnpp, show
+from timing import arguments, inputs, interleaved, ncsnpp, parse_args, show
 
 import likelihood
 import sde_lib
@@ -19,10 +19,10 @@ from models.utils import create_model, get_score_fn, times_like
 def main():
     parser = arguments(__doc__, repeats=2)
     parser.add_argument('--batch', type=int, help='images (default: 8 on a CPU, 128 on a GPU)')
-    args = parser.parse_args()
+    args = parse_args(parser, repeats=1, batch=2)
     batch = args.batch or (128 if args.device.startswith('cuda') else 8)
     torch.manual_seed(args.seed)
-    config = ncsnpp(args.device)
+    config = ncsnpp(args.device, args.quick)
     model, (x, _), sde = create_model(config).eval().requires_grad_(False), inputs(config, batch), sde_lib.get_sde(config)
     flow = sde.reverse(get_score_fn(sde, model, continuous=True), probability_flow=True)
     t, e = times_like(x, 0.5), torch.randn_like(x).sign()

@@ -16,14 +16,14 @@ import sys
 import numpy as np
 import scipy.ndimage
 import torch
+from timing import parse_args, print_table
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import datasets
 import evaluation
 import metrics
 import reports
 import results
-from configs.vp import cifar10_ddpmpp_continuous
+from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
 from machine import machine
 
 
@@ -57,9 +57,9 @@ def main():
     parser.add_argument('-n', type=int, default=2000, help='images of either set')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--command', action='store_true', help="compare with torch-fidelity's own command")
-    args = parser.parse_args()
+    args = parse_args(parser, 'folder', n=120, backend='pixels')
 
-    config = cifar10_ddpmpp_continuous.get_config()
+    config = (digits_ddpmpp_continuous if args.quick else cifar10_ddpmpp_continuous).get_config()
     config.device, config.data.tfds_dir = args.device, args.tfds_dir
     config.eval.update(metrics_backend=args.backend, features=args.features, inception_path=args.inception_path)
     extractor, folder = evaluation.get_extractor(config), pathlib.Path(args.folder)
@@ -80,8 +80,9 @@ def main():
         kernel, (precision, recall) = metrics.kernel_distance(real, x), metrics.precision_recall(real, x)
         distance = metrics.frechet_distance(metrics.statistics(real), metrics.statistics(x))
         rows.append((name, f'{distance:.4f}', f'{kernel.mean:.6f} +- {kernel.error:.6f}', f'{precision:.3f}', f'{recall:.3f}'))
-    print(f'{args.n} test against {args.n} training images of CIFAR-10, seed {args.seed}; {json.dumps(extractor.protocol)}\n{machine()}\n')
-    print(reports.table(rows))
+    print(f'{args.n} test against {args.n} training images of {config.data.dataset}, seed {args.seed}; '
+          f'{json.dumps(extractor.protocol)}\n{machine()}\n')
+    print_table(args, rows)
     if args.command:
         for split, x in images.items():
             (folder / f'{split}_{args.n}').mkdir(exist_ok=True)

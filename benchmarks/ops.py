@@ -14,14 +14,12 @@ import functools
 import importlib
 import json
 import pathlib
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
+from timing import parse_args, print_table
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import reports
 from machine import machine
 from op import nvrtc, upfirdn2d
 
@@ -31,6 +29,7 @@ SETTINGS = {'up': dict(up=2, pad=(2, 1)), 'down': dict(down=2, pad=(1, 1))}
 FORMATS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
 CONVOLUTIONS = [(32, 32, 8), (32, 32, 32), (64, 64, 8), (64, 64, 32), (128, 128, 32), (256, 256, 16), (512, 256, 16), (256, 256, 8),
                 (256, 256, 4)]  # channels in and out, size
+TARGETS = ('sm_75', 'sm_80', 'sm_90', 'sm_100')  # generations of GPUs
 SHAPES = {'cpu': [(8, 128, 32, 32), (8, 256, 16, 16), (8, 256, 8, 8)], 'cuda': [(64, 256, 128, 128), (64, 256, 32, 32), (64, 256, 8, 8)]}
 
 
@@ -193,24 +192,24 @@ def measure_convolution(channels, out_channels, size, batch, repeats) -> dict:
                 **{name: least[name] / least['forward'] for name in ('pytorch', 'winograd')})
 
 
-def kernels() -> list[dict]:
+def kernels(args) -> list[dict]:
     """What the CUDA kernels take, for GPUs of several generations."""
     source, rows = library.SOURCE.read_text(), []
-    for scalar in library.SCALARS.values():
-        for target in ('sm_75', 'sm_80', 'sm_90', 'sm_100'):
+    for scalar in args.scalars:
+        for target in args.targets:
             found = nvrtc.resources(nvrtc.compile(source, target, SCALAR=scalar)[1])
             rows += [dict(kernel=name, scalar=scalar, target=target, **found[name]) for name in sorted(found)]
     return rows
 
 
-def kernel_table(rows) -> str:
-    """Registers of each kernel, by type and GPU; shared memory and spills where there are any."""
+def kernel_table(rows) -> list[tuple]:
+    """Rows of text: registers of each kernel, by type and GPU; shared memory and spills where there are any."""
     targets = list(dict.fromkeys(row['target'] for row in rows))
     cells = {}
     for row in rows:
         extra = ''.join(f' +{row[key]} {key}' for key in ('shared', 'spills') if row[key])
         cells.setdefault((row['kernel'], row['scalar']), []).append(f'{row["registers"]}{extra}')
-    return reports.table([('kernel', 'type', *targets), *((*key, *values) for key, values in cells.items())])
+    return [('kernel', 'type', *targets), *((*key, *values) for key, values in cells.items())]
 
 
 def main():
@@ -221,35 +220,36 @@ def main():
     parser.add_argument('--seed', type=int, default=0, help='of the images (default: %(default)s)')
     parser.add_argument('--kernels', action='store_true', help='only what the CUDA kernels take')
     parser.add_argument('--json', metavar='PATH', help='write the rows, the machine and the arguments to this file')
-    args = parser.parse_args()
+    parser.set_defaults(shapes=None, convolutions=CONVOLUTIONS, scalars=library.SCALARS.values(), targets=TARGETS)
+    args = parse_args(parser, repeats=1, shapes=[(2, 8, 8, 8)], convolutions=[(32, 32, 8)], scalars=['float'], targets=['sm_80'])
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    report = dict(machine=machine(), seed=args.seed, repeats=args.repeats, rows=[], kernels=[])
+    report = dict(machine=machine(), seed=args.seed, repeats=args.repeats, quick=args.quick, rows=[], kernels=[])
     print(report['machine'])
     if not args.kernels:
-        for shape in SHAPES[args.device]:
+        for shape in args.shapes or SHAPES[args.device]:
             for dtype in [torch.float32] + [torch.bfloat16] * (args.device == 'cuda'):
                 for direction in SETTINGS:
                     for layout in FORMATS:
                         report['rows'] += measure(shape, direction, dtype, layout, args)
         print(f'{args.device}, seed {args.seed}, best of {args.repeats} interleaved repeats; of copy: share of the speed of copying\n')
-        print(reports.table([('input', 'type', 'layout', '', 'way', 'forward ms', 'of copy', 'and backward ms', 'of copy'), *(
+        print_table(args, [('input', 'type', 'layout', '', 'way', 'forward ms', 'of copy', 'and backward ms', 'of copy'), *(
             ('x'.join(map(str, row['shape'])), row['dtype'], row['layout'], row['direction'],
              row['way'] + (f', gives {row["output_layout"]}' if row['output_layout'] != row['layout'] else ''), f'{row["forward_ms"]:.3f}',
-             f'{row["forward_of_copy"]:.0%}', f'{row["both_ms"]:.3f}', f'{row["both_of_copy"]:.0%}') for row in report['rows'])]))
+             f'{row["forward_of_copy"]:.0%}', f'{row["both_ms"]:.3f}', f'{row["both_of_copy"]:.0%}') for row in report['rows'])])
         print()
     if not args.kernels and args.device == 'cpu':
-        report['convolutions'] = [measure_convolution(*shape, batch, args.repeats) for shape in CONVOLUTIONS for batch in (8, 32)]
+        report['convolutions'] = [measure_convolution(*shape, batch, args.repeats) for shape in args.convolutions for batch in (8, 32)]
         print('Both gradients of 3x3 convolutions, in forward passes of the same\n')
-        print(reports.table([('channels', 'size', 'batch', 'forward ms', 'PyTorch', 'Winograd'), *(
+        print_table(args, [('channels', 'size', 'batch', 'forward ms', 'PyTorch', 'Winograd'), *(
             (f'{row["channels"]} to {row["out_channels"]}', str(row['size']), str(row['batch']), f'{row["forward_ms"]:.3f}',
-             f'{row["pytorch"]:.2f}', f'{row["winograd"]:.2f}') for row in report['convolutions'])]))
+             f'{row["pytorch"]:.2f}', f'{row["winograd"]:.2f}') for row in report['convolutions'])])
         print()
     try:
-        report['kernels'] = kernels()
+        report['kernels'] = kernels(args)
         print('Registers per thread of the CUDA kernels, and bytes of shared memory or spills if any, as NVRTC compiles them\n')
-        print(kernel_table(report['kernels']))
+        print_table(args, kernel_table(report['kernels']))
     except (ImportError, RuntimeError) as error:
         print(f'Nothing on the CUDA kernels: {error}')
     if args.json:

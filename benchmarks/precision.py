@@ -11,7 +11,7 @@ import itertools
 import statistics
 
 import torch
-from timing import arguments, ncsnpp, show
+from timing import arguments, ncsnpp, parse_args, show, shrink
 
 import datasets
 import losses
@@ -39,9 +39,11 @@ def main():
     parser.add_argument('--seeds', type=int, default=5, help='runs in each precision (default: %(default)s)')
     parser.add_argument('--steps', type=int, default=300)
     parser.add_argument('--tfds_dir', default='', help='folder of TensorFlow Datasets with CIFAR-10')
-    args = parser.parse_args()
+    args = parse_args(parser, seeds=2, steps=3)
     args.repeats = args.seeds
     config = digits_ddpmpp_continuous.get_config() if args.network == 'digits' else ncsnpp(args.device)
+    if args.quick:
+        shrink(config)
     config.device, config.data.tfds_dir = args.device, args.tfds_dir
     config.optim.warmup = min(config.optim.warmup, args.steps // 3)
     rows = [dict(seed=seed, **{precision: final_loss(config, seed, precision, args.steps) for precision in ('float32', 'bfloat16')})

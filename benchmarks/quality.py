@@ -21,13 +21,12 @@ import time
 
 import numpy as np
 import torch
+from timing import parse_args, print_table, shrink
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'tests'))
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(1, str(pathlib.Path(__file__).parents[1] / 'tests'))
 import datasets
 import metrics
 import plots
-import reports
 import run_lib
 import sampling
 import sde_lib
@@ -119,6 +118,8 @@ class Network:
     def __init__(self, args, sde_name):
         self.n, self.config = args.n, config_of(sde_name)
         self.config.training.n_iters = 3001
+        if args.quick:
+            shrink(self.config)
         workdir = pathlib.Path(args.runs, f'digits_{sde_name}')
         run_lib.train(self.config, workdir)
         logging.disable()
@@ -176,18 +177,18 @@ def main():
     parser.add_argument('--runs', default='runs', help='folder of the work directories digits_ve, digits_vp and digits_subvp')
     parser.add_argument('--json', metavar='PATH', help='write the rows to this file')
     parser.add_argument('--plots', metavar='FOLDER', help='draw ve.png, vp.png and subvp.png there')
-    args = parser.parse_args()
+    args = parse_args(parser, 'runs', sdes='ve', n=20, seeds=1)
     protocol = dict(seeds=args.seeds, n=args.n, images='CIFAR-10' if args.npz else 'digits')
-    report = dict(machine=machine(), **protocol, rows=[])
+    report = dict(machine=machine(), **protocol, quick=args.quick, rows=[])
     if args.json and pathlib.Path(args.json).is_file():
         report = json.loads(pathlib.Path(args.json).read_text())
-        if protocol != {key: report[key] for key in protocol}:
+        if protocol != {key: report[key] for key in protocol} or args.quick != report.get('quick', False):
             parser.error(f'{args.json} is of {report["seeds"]} seeds, n={report["n"]} and {report["images"]}')
     known = {identity(row) for row in report['rows']}
     for sde_name in args.sdes.split(','):
         for name in args.targets.split(','):
             target = None
-            for solver, way in ways(sde_name, args.most):
+            for solver, way in ways(sde_name, args.most, args.quick):
                 row = dict(sde=sde_name, target=name, solver=solver, settings=way)
                 if solver.startswith(tuple(args.solvers.split(','))) and identity(row) not in known:
                     target = target or TARGETS[name](args, sde_name)
@@ -195,20 +196,28 @@ def main():
                     show(report['rows'][-1])
                     if args.json:
                         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
-    print(report['machine'])
-    print(reports.table([('SDE', 'target', 'solver', 'evaluations', 'distance', 'half the range', 'n'), *(
+    print(f'{report["machine"]}\n')
+    print_table(args, [('SDE', 'target', 'solver', 'evaluations', 'distance', 'half the range', 'n'), *(
         (row['sde'], row['target'], row['solver'], f'{row["nfe"]:.0f}', f'{row["distance"]:.4g}', f'{row["spread"]:.1g}', str(row['n']))
-        for row in report['rows'])]))
+        for row in report['rows'])])
     if args.plots:
         pathlib.Path(args.plots).mkdir(parents=True, exist_ok=True)
         for sde_name in args.sdes.split(','):
             plots.quality([row for row in report['rows'] if row['sde'] == sde_name], pathlib.Path(args.plots, f'{sde_name}.png'))
 
 
-def ways(sde_name: str, most: int):
-    """(solver, settings) of all that is measured for an SDE, up to 2,000 evaluations; the first is exact samples."""
+def ways(sde_name: str, most: int, quick: bool = False):
+    """Yield (solver, settings) of all that is measured for an SDE, the first being exact samples.
+
+    Args:
+        sde_name: 've', 'vp' or 'subvp'.
+        most: largest number of steps times evaluations of a step.
+        quick: the first settings of each solver, with three steps.
+    """
     yield 'exact', {}
     for solver, settings in SOLVERS.items():
+        if quick:
+            settings = [settings[0] | ({'steps': 3} if 'steps' in settings[0] else {})]
         for way in settings if sde_name == 've' or 'prior_mean' not in solver else ():
             if way.get('steps', 0) * (2 if way['method'] == 'pc' and sde_name == 've' else 1) <= most:
                 yield solver, way

@@ -10,7 +10,7 @@ two in a round: what is over 1 are the sampler's own formulas.
 import statistics
 
 import torch
-from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, show
+from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 import sampling
 from models.utils import create_model
@@ -21,11 +21,11 @@ def main():
     parser = arguments(__doc__, repeats=3)
     parser.add_argument('--batch', type=int, help='images (default: 4 on a CPU, 256 on a GPU)')
     parser.add_argument('--steps', type=int, help='of the sampler (default: 2 on a CPU, 20 on a GPU)')
-    args = parser.parse_args()
+    args = parse_args(parser, repeats=1, batch=2, steps=2)
     gpu = args.device.startswith('cuda')
     batch, steps = args.batch or (256 if gpu else 4), args.steps or (20 if gpu else 2)
     torch.manual_seed(args.seed)
-    config = ncsnpp(args.device, **(dict(precision='bfloat16', compile=True) if gpu else {}))
+    config = ncsnpp(args.device, args.quick, **(dict(precision='bfloat16', compile=True) if gpu else {}))
     config.sampling.steps, dtype = steps, torch.bfloat16 if gpu else torch.float32
     model, (x, labels), sde = create_model(config).eval(), inputs(config, batch), sampling.get_sampling_sde(config)
     sample = sampling.get_sampling_fn(config, sde, x.shape, lambda x: x, sde.sampling_eps)
@@ -36,7 +36,7 @@ def main():
 
     samplers = {'predictor-corrector': lambda: sample(model), 'random numbers for each image': each}
     (evaluations,) = {sampler()[1] for sampler in samplers.values()}
-    products = Products(args.device, [dtype])
+    products = Products(args.device, [dtype], args.quick)
     ways = products.ways | samplers | dict(bare=torch.no_grad()(lambda: [model(x, labels) for _ in range(evaluations)]))
     times = interleaved(ways, args.device, args.repeats, warmup=int(gpu))
     work = flops(torch.no_grad()(lambda: model.module.forward(x[:1], labels[:1]))) * batch * evaluations

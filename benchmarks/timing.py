@@ -1,9 +1,12 @@
-"""What the benchmarks of speed share: interleaved timing, the limits measured beside it, the network they are about, and their reports."""
+"""Code that the benchmarks share: command lines with `--quick`, interleaved timing, limits to compare with, the network, and reports."""
 import argparse
+import atexit
 import functools
 import json
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
 
 import torch
@@ -11,9 +14,10 @@ from torch.utils import flop_counter
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import reports
-import run_lib
 from configs.ve import cifar10_ncsnpp_continuous
 from machine import machine
+
+QUICK = '(quick run: tiny sizes, untrained networks and few repeats; do not quote these figures)'
 
 
 def arguments(doc: str, **defaults) -> argparse.ArgumentParser:
@@ -25,6 +29,33 @@ def arguments(doc: str, **defaults) -> argparse.ArgumentParser:
     parser.add_argument('--json', metavar='PATH', help='write the rows and the machine to this file')
     parser.set_defaults(**defaults)
     return parser
+
+
+def parse_args(parser: argparse.ArgumentParser, folder: str | None = None, **quick) -> argparse.Namespace:
+    """Parse the command line, with the flag `--quick` added.
+
+    Args:
+        parser: the parser of the benchmark.
+        folder: name of the argument that holds the folder of intermediate files; a quick run uses a temporary folder instead.
+        quick: defaults of a quick run. Arguments on the command line override them.
+    """
+    parser.add_argument('--quick', action='store_true', help='run the same code on tiny sizes, in seconds; the figures mean nothing')
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**quick)
+    args = parser.parse_args()
+    if args.quick and folder:
+        setattr(args, folder, tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, getattr(args, folder), ignore_errors=True)
+    return args
+
+
+def shrink(config):
+    """Make network and training so small that a few steps and samples take less than a second; returns the config."""
+    config.model.update(nf=8, ch_mult=(1, 2), num_res_blocks=1, num_scales=25)
+    config.optim.warmup = 1
+    config.training.update(batch_size=4, n_iters=3, snapshot_freq=2, snapshot_freq_for_preemption=2, log_freq=1, eval_freq=2,
+                           snapshot_sampling=False)
+    return config
 
 
 def seconds(work, device: str) -> float:
@@ -54,10 +85,11 @@ class Products:
     """Products of two square matrices, the limit that networks are held against: `ways` to time, then `rate` in FLOP/s.
 
     Timed are as many as take about as long as a network does: on a busy machine the least of short times is nearer to the idle machine's.
+    With `quick` the matrices are tiny.
     """
 
-    def __init__(self, device: str, dtypes=(torch.float32,)):
-        self.size, self.calls = (8192, 10) if device.startswith('cuda') else (2048, 12)
+    def __init__(self, device: str, dtypes=(torch.float32,), quick: bool = False):
+        self.size, self.calls = (128, 2) if quick else (8192, 10) if device.startswith('cuda') else (2048, 12)
         self.ways = {}
         for dtype in dtypes:
             a, b, out = torch.randn(3, self.size, self.size, device=device).to(dtype)
@@ -82,10 +114,19 @@ def name_of(dtype) -> str:
     return str(dtype).removeprefix('torch.')
 
 
-def ncsnpp(device: str, **training):
-    """The config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters), to be run as `training` says and as `run_lib` does."""
+def ncsnpp(device: str, quick: bool = False, **training):
+    """Return the config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters; tiny if `quick`), with memory set as in training.
+
+    Args:
+        device: name of the PyTorch device.
+        quick: replace the network by a tiny one of the same kind.
+        training: values of `config.training`.
+    """
+    import run_lib  # late: the benchmarks without a network start faster
     run_lib.keep_memory(device)
     config = cifar10_ncsnpp_continuous.get_config()
+    if quick:
+        shrink(config)
     config.device = device
     config.training.update(training)
     return config
@@ -110,11 +151,18 @@ def flops(work) -> int:
     return counter.get_total_flops()
 
 
+def print_table(args, rows):
+    """Print rows of text as aligned columns, the first row being the heads; a quick run adds a line that says so."""
+    print(reports.table(rows))
+    if args.quick:
+        print(QUICK)
+
+
 def show(args, title: str, rows: list[dict], columns: dict, **extra):
-    """Prints machine, title and a table of `columns` {head: (key, format)}; writes `args.json`, if given."""
-    report = dict(machine=machine(), title=title, seed=args.seed, repeats=args.repeats, rows=rows, **extra)
+    """Print machine, title and a table of `columns` {head: (key, format)}; write `args.json`, if given."""
+    report = dict(machine=machine(), title=title, seed=args.seed, repeats=args.repeats, quick=args.quick, rows=rows, **extra)
     print(f'{report["machine"]}\n{title}; seed {args.seed}, {args.repeats} interleaved repeats\n')
-    print(reports.table([tuple(columns), *(
-        tuple('' if row.get(key) is None else form.format(row[key]) for key, form in columns.values()) for row in rows)]))
+    print_table(args, [tuple(columns), *(
+        tuple('' if row.get(key) is None else form.format(row[key]) for key, form in columns.values()) for row in rows)])
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')

@@ -12,7 +12,7 @@ that clipping, optimizer and moving average take; on a GPU the memory that PyTor
 import functools
 
 import torch
-from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, show
+from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 import losses
 import run_lib
@@ -20,6 +20,7 @@ import sde_lib
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 CPU = ['', 'batch_size=64']
+SMALL = ['batch_size=2', 'batch_size=4,accumulation=2']  # of --quick
 GPU = ['', 'precision=bfloat16', 'precision=bfloat16,compile=True', 'precision=bfloat16,compile=True,recompute=True',
        'precision=bfloat16,compile=True,accumulation=4']
 
@@ -31,9 +32,9 @@ def parse(text: str) -> dict:
 
 
 @functools.cache
-def operations(device) -> int:
+def operations(device, quick: bool = False) -> int:
     """Of a step, for one image, with the plainest settings: nothing is compiled or run anew for its gradients."""
-    config = ncsnpp(device, batch_size=1)
+    config = ncsnpp(device, quick, batch_size=1)
     step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config))
     state, (x, _) = run_lib.create_state(config), inputs(config, 1)
     return flops(lambda: step(state, x))
@@ -43,7 +44,7 @@ def measure(setting: dict, args) -> dict:
     """The row of one setting."""
     gpu = args.device.startswith('cuda')
     torch.manual_seed(args.seed)
-    config = ncsnpp(args.device, **(dict(batch_size=512 if gpu else 32) | setting))
+    config = ncsnpp(args.device, args.quick, **(dict(batch_size=512 if gpu else 32) | setting))
     dtype, batch = DTYPES[config.training.precision], config.training.batch_size
     state, (x, labels) = run_lib.create_state(config), inputs(config, batch)
     optimize, count = losses.optimization_manager(config), 3 if gpu else max(1, 96 // batch)
@@ -63,8 +64,8 @@ def measure(setting: dict, args) -> dict:
         torch.cuda.reset_peak_memory_stats()
         step(state, x)
     memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else None
-    products = Products(args.device, [dtype])
-    work = operations(args.device) * batch
+    products = Products(args.device, [dtype], args.quick)
+    work = operations(args.device, args.quick) * batch
     ways = products.ways | dict(forwards=forwards, step=lambda: step(state, x), update=update)
     times = interleaved(ways, args.device, args.repeats, warmup=1 if gpu else 0)
     best = {name: min(times[name]) for name in ('forwards', 'step', 'update')}
@@ -78,8 +79,8 @@ def measure(setting: dict, args) -> dict:
 def main():
     parser = arguments(__doc__, repeats=2)
     parser.add_argument('--settings', action='append', help="of config.training, such as precision=bfloat16,batch_size=64; may be repeated")
-    args = parser.parse_args()
-    settings = args.settings or (GPU if args.device.startswith('cuda') else CPU)
+    args = parse_args(parser, repeats=1)
+    settings = args.settings or (SMALL if args.quick else GPU if args.device.startswith('cuda') else CPU)
     rows = [measure(parse(setting), args) for setting in settings]
     show(args, 'NCSN++ training step, with dropout', rows, {
         'setting': ('setting', '{}'), 'batch': ('batch', '{}'), 'seconds': ('seconds', '{:.3f}'),
