@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 import distributed
 import image_sources
@@ -221,7 +222,7 @@ class Subset:
     """Those of the `images` that are numbered in `indices`, in that order."""
 
     def __init__(self, images: Images | Streamed, indices: np.ndarray):
-        self.images, self.indices, self.levels, self.shape = images, indices, images.levels, images.shape
+        self.images, self.indices, self.levels, self.classes, self.shape = images, indices, images.levels, get_classes(images), images.shape
 
     def __len__(self):
         return len(self.indices)
@@ -258,6 +259,8 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     if evaluation:
         make = functools.partial(Batches, batch_size=config.eval.batch_size, seed=config.seed, dequantize=uniform_dequantization)
         return make(train), make(test), builder
+    if text := shown_classes(train):
+        logging.info('Found the classes %s.', text)
     size = config.training.batch_size
     if len(train) < size:
         raise UserError(f'config.training.batch_size is {size}: the training set of {config.data.dataset} has {len(train)} images')
@@ -265,6 +268,19 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
                              rows=distributed.rows(size))
     return (make(train, shuffle=True, random_flip=config.data.random_flip, start=start),
             make(test, start=math.ceil(start / config.training.eval_freq)), builder)
+
+
+def get_classes(images) -> tuple[str, ...]:
+    """The names of a set's classes in the order of their labels; () where they are not known."""
+    names = getattr(images, 'classes', ())
+    return names if any(names) else ()
+
+
+def shown_classes(images: Images | Streamed, most: int = 20) -> str:
+    """The names of the classes by label, such as '0: cats, 1: dogs'; '' where there are none."""
+    names = get_classes(images)
+    shown = [f'{label}: {name or "(no folder)"}' for label, name in enumerate(names[:most])]
+    return ', '.join(shown + [f'... (of {len(names)})'] * (len(names) > most))
 
 
 def to_8_bits(images: np.ndarray, levels: int) -> np.ndarray:

@@ -4,13 +4,13 @@ A source has a length, the `shape` (H, W, C) of its images, a number of grey `le
 which returns images (k, H, W, C) of type uint8 and labels (k,) of type int64. Reading by index is what makes the order of training a
 function of (seed, epoch) for data of any size; it is also how a batch is decoded by all processor cores at once.
 """
+import collections
 import contextlib
 import functools
 import glob
 import hashlib
 import importlib.util
 import io
-import lzma
 import math
 import os
 import pathlib
@@ -31,7 +31,9 @@ from absl import logging
 import results
 from errors import UserError
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.gif')
+SYSTEM_NAMES = {'.ds_store', 'thumbs.db', 'desktop.ini', '__macosx', '@eadir', '@recycle', '#recycle', '$recycle.bin', '.thumbnails',
+                '.@__thumb', 'lost+found', 'system volume information'}  # what operating systems and network drives leave behind
 SPLITS = {'train': ('train', 'training'), 'test': ('test', 'val', 'valid', 'validation', 'eval')}
 
 
@@ -40,10 +42,10 @@ class Damaged(UserError):
 
 
 class Images:
-    """Images (N, H, W, C) in memory, as grey levels 0 .. levels - 1, and their labels (N,)."""
+    """Images (N, H, W, C) in memory, as grey levels 0 .. levels - 1, and their labels (N,); the names of the `classes`, where known."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, levels: int = 256):
-        self.images, self.labels, self.levels, self.shape = images, labels, levels, images.shape[1:]
+    def __init__(self, images: np.ndarray, labels: np.ndarray, levels: int = 256, classes: tuple[str, ...] = ()):
+        self.images, self.labels, self.levels, self.classes, self.shape = images, labels, levels, classes, images.shape[1:]
 
     def __len__(self):
         return len(self.images)
@@ -58,8 +60,9 @@ class Streamed:
     collected in `damaged`. Tiny ones are better not decoded in `parallel`: Python's lock would be the bottleneck."""
 
     def __init__(self, decode: Callable[[int], tuple], n: int, shape: tuple[int, int, int], name: Callable[[int], str],
-                 on_error: str = 'raise', levels: int = 256, parallel: bool = True):
+                 on_error: str = 'raise', levels: int = 256, parallel: bool = True, classes: tuple[str, ...] = ()):
         self.decode, self.n, self.shape, self.name, self.on_error, self.levels = decode, n, shape, name, on_error, levels
+        self.classes = classes
         self.run = _pool().map if parallel else map
         self.damaged, self._lock = set(), threading.Lock()
 
@@ -98,7 +101,7 @@ def in_memory(source, gib: float) -> Images | Streamed:
         images[n:n + len(some)], labels[n:n + len(some)] = some, their_labels
         n += len(some)
     logging.info('Decoded %d images into memory (%.1f s, %d damaged ones left out).', n, time.monotonic() - started, len(source.damaged))
-    return Images(images[:n], labels[:n], source.levels)
+    return Images(images[:n], labels[:n], source.levels, source.classes)
 
 
 def _held_out(n: int, data, split: str) -> np.ndarray:
@@ -122,40 +125,74 @@ def _pool():
     return ThreadPoolExecutor(cores(), 'decode')
 
 
+@functools.cache
+def _warn_once(message: str):
+    """Log a warning, unless the same one has been logged: the files of a set are listed for each split and for its digest."""
+    logging.warning('%s', message)
+
+
 # Folders and zip files ---------------------------------------------------------------------------------------------------------------
 
 
 def folder(config, split: str) -> Streamed:
-    """The pictures of the folder or zip file `data.path`, in an order that is random and always the same.
+    """The pictures of the folder or zip file `data.path`, in a random order that is always the same.
 
     Sub-folders are classes. Where there are folders called train and test (or else validation), these are the splits; otherwise
     `data.test_fraction` of the pictures are held out, and with 0 all of them serve for both.
     """
     data = config.data
     names, read, _ = _listing(data.path)
-    parts = [name.split('/') for name in _without_common_folders(names)]
-    split_of = _split_folders(parts)
-    kinds = [split_of.get(path[0].lower()) if len(path) > 1 else None for path in parts]
-    given = bool(split_of)
-    labelled = [path[1:] if given else path for path in parts]
-    classes = sorted({path[0] if len(path) > 1 else '' for path, kind in zip(labelled, kinds) if kind or not given})
+    kinds, folders, splits = _arrangement(names)
+    classes = _in_order({name for name, kind in zip(folders, kinds) if kind or not splits})
     chosen = _held_out(len(names), data, split)
-    if given:
+    if splits:
         if None in kinds:
-            logging.warning('%s: %d pictures lie outside %s and do not count.', data.path, kinds.count(None), ' and '.join(split_of))
+            _warn_once(f'Left out {kinds.count(None)} pictures of {data.path} that lie outside {" and ".join(splits)}.')
         chosen = [i for i in np.random.default_rng(0).permutation(len(names)) if kinds[i] == split]
+    if '' in classes and len(classes) > 1:
+        _warn_once(f'Found {sum(name == "" and (kind or not splits) for name, kind in zip(folders, kinds))} pictures of {data.path} '
+                   'outside its class folders: they have the label 0.')
     label_of, to_picture = {name: label for label, name in enumerate(classes)}, pictures(data)
 
     def decode(i):
-        path = labelled[chosen[i]]
-        return to_picture(read(names[chosen[i]])), label_of[path[0] if len(path) > 1 else '']
-    return Streamed(decode, len(chosen), _shape(data), lambda i: f'{data.path}: {names[chosen[i]]}', data.get('on_error', 'raise'))
+        return to_picture(read(names[chosen[i]])), label_of[folders[chosen[i]]]
+    return Streamed(decode, len(chosen), _shape(data), lambda i: f'{data.path}: {names[chosen[i]]}', data.get('on_error', 'raise'),
+                    classes=tuple(classes))
 
 
-def _split_folders(parts) -> dict[str, str]:
-    """{folder: split} of names that are split at '/': {'train': 'train', 'val': 'test'} and the like; {} unless there are both splits."""
-    tops = {path[0].lower() for path in parts if len(path) > 1}
-    found = {kind: next(filter(tops.__contains__, words), None) for kind, words in SPLITS.items()}
+def _in_order(classes) -> list[str]:
+    """The names of classes in the order of their labels: sorted, by value where all of them are numbers; '' (no folder) first."""
+    numeric = all(name.isascii() and name.isdigit() for name in classes if name)
+    return sorted(classes, key=lambda name: (int(name or -1), name) if numeric else name)
+
+
+def _arrangement(names: list[str]) -> tuple[list[str | None], list[str], list[str]]:
+    """How pictures are arranged, by their names.
+
+    Returns: the split of each ('train', 'test', or None: of neither); the folder that is its class ('' without any); and what the folders
+    of the splits are called, in lower case, [] without any. Splits lie at any one depth, also within the folders of classes, as in
+    images/train/cats/1.png or cats/train/1.png; other folders and pictures beside them belong to neither.
+    """
+    parts = [tuple(name.split('/')) for name in names]
+    below = collections.defaultdict(set)  # {folder: lower-case names of the folders in it}
+    for place in {path[:-1] for path in parts}:
+        for depth in range(len(place)):
+            below[place[:depth]].add(place[depth].lower())
+    splits = {place: _split_folders(inner) for place, inner in below.items()}
+    depth = min((len(place) for place, words in splits.items() if words), default=None)
+    if depth is None:
+        parts = [name.split('/') for name in _without_common_folders(names)]
+        return [None] * len(names), [path[0] if len(path) > 1 else '' for path in parts], []
+    splits = {place: words for place, words in splits.items() if words and len(place) == depth}
+    common = len(os.path.commonprefix(list(splits)))
+    kinds = [splits.get(path[:depth], {}).get(path[depth].lower()) if len(path) > depth + 1 else None for path in parts]
+    classes = [(path[common:depth] + path[depth + 1:-1] + ('',))[0] for path in parts]
+    return kinds, classes, list(dict.fromkeys(word for words in splits.values() for word in words))
+
+
+def _split_folders(names: set[str]) -> dict[str, str]:
+    """{folder: split} among the lower-case names of folders: {'train': 'train', 'val': 'test'} etc.; {} unless both splits are there."""
+    found = {kind: next(filter(names.__contains__, words), None) for kind, words in SPLITS.items()}
     return {word: kind for kind, word in found.items()} if all(found.values()) else {}
 
 
@@ -164,7 +201,7 @@ def has_test_set(config) -> bool:
     if config.data.dataset.upper() == 'NPZ':
         with _arrays(config.data.path) as arrays:
             return any(name in arrays for name in ARRAY_NAMES['test'])
-    return bool(_split_folders([name.split('/') for name in _without_common_folders(_listing(config.data.path)[0])]))
+    return bool(_arrangement(_listing(config.data.path)[0])[2])
 
 
 def read_pictures(path: str, data) -> tuple[list[str], np.ndarray]:
@@ -184,39 +221,102 @@ def read_pictures(path: str, data) -> tuple[list[str], np.ndarray]:
 
 def _listing(path: str, called: str = ''):
     """The names of the pictures in a folder or zip file, sorted; a function from a name to the file's bytes; the size (in a zip file the
-    checksum) of each."""
-    def is_picture(name):
-        return name.lower().endswith(EXTENSIONS) and not any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))
-
+    checksum) of each. `called`: how errors refer to it."""
     root, called = pathlib.Path(path).expanduser(), called or f'config.data.path={path!r}'
     if root.is_dir():
-        files = (pathlib.Path(place, file) for place, _, files in os.walk(root, followlinks=True) for file in files)
-        marks = {name: file.stat().st_size if file.exists() else 'a broken link' for file in files
-                 for name in [file.relative_to(root).as_posix()] if is_picture(name)}
+        files = _files(root)
+        names = _pictures_among(files, called)
+        marks = [os.stat(files[name]).st_size if os.path.exists(files[name]) else 'a broken link' for name in names]
 
         def read(name):
             try:
-                return (root / name).read_bytes()
+                return pathlib.Path(files[name]).read_bytes()
             except OSError as error:
                 raise Damaged(f'cannot be read: {error.strerror}') from error
     elif zipfile.is_zipfile(root):
         try:
             archive = zipfile.ZipFile(root)
-        except zipfile.BadZipFile as error:
-            raise UserError(f'{called} cannot be read as a zip file: {error}') from error
-        marks = {info.filename: info.CRC for info in archive.infolist() if is_picture(info.filename)}
+        except Exception as error:  # a damaged directory makes zipfile raise errors of many kinds
+            raise UserError(f'{called} cannot be read as a zip file: {_reason(error)}') from error
+        entries = {_with_slashes(info.filename): info for info in archive.infolist() if not info.filename.endswith(('/', '\\'))}
+        names = _pictures_among(entries, called)
+        marks = [entries[name].CRC for name in names]
 
         def read(name):
             try:
-                return archive.read(name)
-            except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-                raise Damaged(f'cannot be read: {error}') from error
+                return archive.read(entries[name])
+            except Exception as error:  # damaged, encrypted, or packed in a way that Python does not know
+                raise Damaged(f'cannot be read: {_reason(error)}') from error
     else:
-        raise UserError(f'{called} is neither a folder nor a zip file')
-    if not marks:
+        raise UserError(f'{called}: neither a folder nor a zip file' if root.exists() else f'{called}: not found')
+    if not names:
         raise UserError(f'{called} holds no pictures ({", ".join(EXTENSIONS)})')
-    names = sorted(marks)
-    return names, read, [marks[name] for name in names]
+    return names, read, marks
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _with_slashes(name: str) -> str:
+    """The name of a file in a zip file as a path of our own: some are made with backslashes, or begin with './'."""
+    return '/'.join(part for part in name.replace('\\', '/').split('/') if part not in ('', '.'))
+
+
+def _files(root) -> dict[str, str]:
+    """{name: real path} of the files below a folder, links followed, every real file once.
+
+    A file that is reached in several ways has the name without links, if there is one, else the first that is found. A link to a
+    folder that it lies in leads nowhere.
+    """
+    found, links, seen = {}, [], set()
+    top = os.path.realpath(root)
+    folders = collections.deque([('', top)])
+    while folders or links:
+        if not folders:  # links come last
+            name, place = links.pop(0)
+            if not os.path.isdir(place):
+                found.setdefault(place, name)
+                continue
+            if os.path.commonpath([top, place]) == place:
+                continue
+            folders.append((name + '/', place))
+        prefix, place = folders.popleft()
+        if place in seen:
+            continue
+        seen.add(place)
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f'{place} cannot be read: {error.strerror}') from error
+        for entry in entries:
+            if entry.is_symlink():
+                links.append((prefix + entry.name, os.path.realpath(entry.path)))
+            elif entry.is_dir():
+                folders.append((f'{prefix}{entry.name}/', entry.path))
+            else:
+                found.setdefault(entry.path, prefix + entry.name)
+    return {name: place for place, name in found.items()}
+
+
+def _pictures_among(names, called: str) -> list[str]:
+    """Those of the names that end as pictures do, sorted. How many others there are is logged once, by their endings, without the files
+    that operating systems leave behind."""
+    found, others = [], collections.Counter()
+    for name in sorted(names):
+        parts = name.lower().split('/')
+        if SYSTEM_NAMES.intersection(parts) or parts[-1].startswith('._'):
+            continue
+        if any(part.startswith('.') for part in parts):
+            others['hidden'] += 1
+        elif parts[-1].endswith(EXTENSIONS):
+            found.append(name)
+        else:
+            others[pathlib.PurePosixPath(parts[-1]).suffix or 'without an ending'] += 1
+    if others and found:
+        _warn_once(f'Left out {others.total()} files of {called} that are not read as pictures: '
+                   f'{", ".join(f"{count} {ending}" for ending, count in others.most_common(20))}.')
+    return found
 
 
 def digest(path: str) -> str:
@@ -231,7 +331,7 @@ def digest(path: str) -> str:
         marks = [f'{file.name} {file.stat().st_size} {_beginning(file)}' for file in sorted(map(pathlib.Path, glob.glob(str(root))))]
     if not marks:
         raise UserError(f'{path!r}: there is no such file')
-    return hashlib.sha256('\n'.join(marks).encode()).hexdigest()[:16]
+    return hashlib.sha256('\n'.join(marks).encode(errors='surrogateescape')).hexdigest()[:16]  # names need not be UTF-8
 
 
 def _beginning(file, size: int = 2**20) -> str:

@@ -564,6 +564,8 @@ def describe_data(config, workdir=''):
         rows.append(('  channels', ' '.join(f'{value:.4f}' for value in pixels.mean(0)),
                      f'mean; std {" ".join(f"{value:.4f}" for value in pixels.std(0))}; of {len(some)} images in [0, 1]'))
         if split == 'train':
+            if classes := datasets.shown_classes(images):
+                rows.append(('  labels', classes, 'by the names of their folders'))
             distance, n = datasets.largest_distance(images, config.seed)
             rows.append(('  largest distance', f'{distance:.2f}', f'between two of {n} images in [0, 1], estimated from below: '
                          f'--config.model.sigma_max={float(f"{distance:.2g}")} suits a VE SDE (it is {config.model.sigma_max})'))

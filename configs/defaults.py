@@ -23,8 +23,9 @@ data.
   uniform_dequantization  pixels are (level + U[0, 1)) / 256 rather than level / 255: a density where there were levels
   memory_gib              a set that takes at most so many GiB is decoded once and kept; others are decoded as they are used
   on_error                a damaged image is fatal ('raise') or left out and counted ('skip'); either way named by file and position
-  path                    FOLDER: a folder or zip file of png, jpg and webp pictures, whose sub-folders are classes; below train/ and
-                          test/ where these are there. NPZ: a file with 'x_train', 'y_train', 'x_test', 'y_test', or 'images', 'labels'
+  path                    FOLDER: a folder or zip file of pictures (png, jpg, webp, avif, bmp, tif, gif), whose sub-folders are classes;
+                          below train/ and test/ where these are there. NPZ: a file with 'x_train', 'y_train', 'x_test', 'y_test', or
+                          'images', 'labels'
   test_fraction           FOLDER and NPZ without a test set: the part held out; 0.0: the training images serve for both
   fit                     FOLDER: 'crop' the middle square and resize it, or require the 'exact' size
   tfds_dir                folder of TensorFlow Datasets; '' is that package's own default

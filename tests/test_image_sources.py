@@ -3,15 +3,21 @@
 The data sets are made here, in their own formats, of crops of the two photographs that scikit-learn brings.
 """
 import functools
+import io
 import logging
+import os
+import re
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import cli
 import datasets
 import image_sources
+import results
+import run_lib
 from conftest import load_config
 from errors import UserError
 
@@ -410,7 +416,7 @@ def test_largest_distance_is_that_of_all_pairs(tmp_path):
 
 def test_errors_of_folders(tmp_path):
     (tmp_path / 'empty').mkdir()
-    for data, message in ((dict(path=''), 'config.data.path is empty'), (dict(path='/nowhere'), "'/nowhere' is neither a folder nor a zip"),
+    for data, message in ((dict(path=''), 'config.data.path is empty'), (dict(path='/nowhere'), "'/nowhere': not found"),
                           (dict(path=str(tmp_path / 'empty')), 'holds no pictures'),
                           (dict(path=folder(tmp_path / 'few', crops(7, 8)), test_fraction=0.0), 'batch_size is 8.* has 7 images'),
                           (dict(path='x', on_error='ignore'), "on_error is 'ignore'"), (dict(path='x', fit='pad'), "fit is 'pad'"),
@@ -425,7 +431,7 @@ def test_a_validation_set_is_not_mixed_into_the_test_set_and_strays_are_told(tmp
         folder(tmp_path / name, part)
     config = config_of('FOLDER', 16, path=str(tmp_path))
     assert contents(everything(config, 'test')[0]) == contents(images[3:4]) and contents(everything(config)[0]) == contents(images[:3])
-    assert '2 pictures lie outside train and test' in caplog.text
+    assert re.search('Left out 2 pictures of .* that lie outside train and test', caplog.text)
 
 
 def test_what_is_transparent_becomes_white(tmp_path):
@@ -486,3 +492,150 @@ def test_a_broken_link_is_a_damaged_picture(tmp_path):
     assert len(everything(config_of('FOLDER', 16, path=path, on_error='skip', test_fraction=0.0))[0]) == 2
     with pytest.raises(UserError, match='gone.png cannot be read: No such file'):
         everything(config_of('FOLDER', 16, path=path, test_fraction=0.0))
+
+
+# Files of the field: other formats, damage, links, odd names ------------------------------------------------------------------------------
+
+
+def encoded(image, kind, **options):
+    content = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(content, kind, **options)
+    return content.getvalue()
+
+
+def test_all_formats_are_read_and_what_is_left_out_is_counted(tmp_path, caplog):
+    """The first frame of several, and no count of what operating systems leave behind."""
+    images = crops(6, 16)
+    for image, ending in zip(images, ('bmp', 'tif', 'TIFF', 'png')):
+        save(tmp_path / f'a.{ending}', image)
+    frames = [Image.fromarray(image).quantize(64) for image in images[4:]]
+    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
+    Image.fromarray(images[5]).save(tmp_path / 'b.tif', save_all=True, append_images=[Image.fromarray(images[0])])
+    (tmp_path / '__MACOSX').mkdir()
+    for name in ('a.heic', 'notes.txt', 'more.TXT', 'LICENSE', '.hidden.png', '.DS_Store', 'Thumbs.db', '._a.png', '__MACOSX/a.txt'):
+        (tmp_path / name).write_text('no picture')
+    found, _ = everything(config_of('FOLDER', 16, path=str(tmp_path), test_fraction=0.0))
+    assert contents(found) == contents([*images[:4], np.asarray(frames[0].convert('RGB')), images[5]])
+    line, = (record.getMessage() for record in caplog.records if 'Left out' in record.getMessage())  # once, for both splits
+    assert re.search('Left out 5 files of .* not read as pictures: 2 .txt, ', line)
+    assert all(part in line for part in ('1 .heic', '1 without an ending', '1 hidden'))
+
+
+LAYOUT = ('images/train/cats/0.png', 'images/train/dogs/1.png', 'images/val/cats/2.png', 'images/val/dogs/3.png')
+
+
+@pytest.mark.parametrize('names, stray', [
+    (LAYOUT, False), (LAYOUT, True), ([name.replace('images/', '') for name in LAYOUT], True),
+    ([f'./{name}' for name in LAYOUT], False),
+    (('x/cats/train/0.png', 'x/dogs/train/1.png', 'x/cats/val/2.png', 'x/dogs/val/3.png'), True)])
+@pytest.mark.parametrize('how', ['folder', 'zip', 'zip made on Windows'])
+def test_splits_and_classes_are_found_in_every_arrangement(tmp_path, names, stray, how, caplog):
+    """At any depth, inside or outside the folders of classes, with a picture beside them or without."""
+    images = crops(5, 8)
+    names = [*names, 'preview.png'] if stray else names
+    if how == 'folder':
+        for name, image in zip(names, images):
+            save(tmp_path / 'set' / name, image)
+        path = str(tmp_path / 'set')
+    else:
+        path = str(tmp_path / 'set.zip')
+        with zipfile.ZipFile(path, 'w') as file:
+            for name, image in zip(names, images):
+                file.writestr(name if how == 'zip' else name.replace('/', '\\'), encoded(image, 'PNG'))
+    config = config_of('FOLDER', 8, path=path)
+    for split, expected in (('train', images[:2]), ('test', images[2:4])):
+        found, labels = everything(config, split)
+        assert contents(found) == contents(expected) and sorted(labels) == [0, 1]
+        assert all(np.array_equal(found[labels == k][0], expected[k]) for k in (0, 1))
+    assert image_sources.has_test_set(config) and datasets.get_split(config, 'train').classes == ('cats', 'dogs')
+    assert ('Left out 1 pictures' in caplog.text) == stray
+
+
+def test_links_do_not_multiply_pictures(tmp_path):
+    """To the folder itself, to one above it, to a class, to a picture; links that lead elsewhere are followed."""
+    images = crops(24, 8)
+    for place, some in (('set/a', images[:10]), ('set/b', images[10:20]), ('elsewhere', images[20:22])):
+        folder(tmp_path / place, some)
+    (tmp_path / 'set' / 'a' / 'up').symlink_to(tmp_path / 'set')
+    (tmp_path / 'set' / 'above').symlink_to(tmp_path)
+    (tmp_path / 'set' / 'a_again').symlink_to(tmp_path / 'set' / 'b')
+    (tmp_path / 'set' / 'a' / 'again.png').symlink_to(tmp_path / 'set' / 'b' / '00.png')
+    (tmp_path / 'set' / 'linked').symlink_to(tmp_path / 'elsewhere')
+    config = config_of('FOLDER', 8, path=str(tmp_path / 'set'), test_fraction=0.25)
+    train, test = (everything(config, split) for split in ('train', 'test'))
+    assert contents([*train[0], *test[0]]) == contents(images[:22])
+    assert datasets.get_split(config, 'train').classes == ('a', 'b', 'linked')
+    assert {image.tobytes(): label for found, labels in (train, test) for image, label in zip(found, labels)} == {
+        image.tobytes(): k // 10 for k, image in enumerate(images[:22])}
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    folder(tmp_path / 'a', crops(3, 8))
+
+    def scandir(place):
+        raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(image_sources.os, 'scandir', scandir)
+    with pytest.raises(UserError, match='cannot be read: Permission denied'):
+        everything(config_of('FOLDER', 8, path=str(tmp_path)))
+
+
+def test_class_folders_that_are_numbers_come_in_their_order_and_thumbnails_are_none(tmp_path, caplog):
+    images = crops(13, 8)
+    for k in range(12):
+        save(tmp_path / str(k) / 'a.png', images[k])
+        save(tmp_path / str(k) / '@eaDir' / 'a.png' / 'thumb.png', images[12])
+    save(tmp_path / '@eaDir' / 'a.png', images[12])
+    config = config_of('FOLDER', 8, path=str(tmp_path), test_fraction=0.0)
+    found, labels = everything(config)
+    assert len(found) == 12 and all(np.array_equal(found[labels == k][0], images[k]) for k in range(12))
+    assert datasets.get_split(config, 'train').classes == tuple(map(str, range(12)))
+    with caplog.at_level(logging.INFO, 'absl'):
+        datasets.get_dataset(config)
+    assert 'Found the classes 0: 0, 1: 1, 2: 2, ' in caplog.text
+    save(tmp_path / 'other' / 'a.png', images[12])
+    assert datasets.get_split(config, 'train').classes == tuple(sorted([*map(str, range(12)), 'other']))
+
+
+def test_pictures_outside_the_class_folders_are_told(tmp_path, caplog):
+    for name, image in zip(('a.png', 'cats/b.png', 'dogs/c.png'), crops(3, 8)):
+        save(tmp_path / name, image)
+    config = config_of('FOLDER', 8, path=str(tmp_path), test_fraction=0.0)
+    assert sorted(everything(config)[1]) == [0, 1, 2] and datasets.shown_classes(datasets.get_split(config, 'train')) == (
+        '0: (no folder), 1: cats, 2: dogs')
+    assert re.search('Found 1 pictures of .* outside its class folders: they have the label 0', caplog.text)
+
+
+def test_names_need_not_be_utf8(tmp_path, caplog):
+    """In data sets, their digests and the log."""
+    images, odd = crops(9, 16), os.fsdecode(b'caf\xe9')
+    path = folder(tmp_path / odd, images[:4])
+    for k, image in enumerate(images):
+        save(tmp_path / 'set' / odd / f'{odd}{k}.png', image)
+    (tmp_path / 'set' / odd / 'gone.png').symlink_to(tmp_path / odd)
+    (tmp_path / 'set' / odd / f'{odd}.png').write_text('no picture')
+    config = config_of('FOLDER', 16, path=str(tmp_path / 'set'), test_fraction=0.0, on_error='skip')
+    assert contents(everything(config)[0]) == contents([*images, *images[:4]]) and len(image_sources.digest(config.data.path)) == 16
+    assert len(results.digest(tmp_path / 'set')) == len(results.digest(path)) == 16
+    log = tmp_path / 'log.txt'
+    handlers = logging.getLogger().handlers[:]
+    try:
+        cli.log_to(log)
+        everything(config_of('FOLDER', 16, path=str(tmp_path / 'set'), test_fraction=0.0, on_error='skip', memory_gib=4.0))
+    finally:
+        logging.getLogger().handlers[:] = handlers
+    assert 'caf\\udce9.png is no picture; skipped' in log.read_text()
+
+
+def test_the_path_of_a_data_set_need_not_be_utf8(tmp_path):
+    """From training to a report."""
+    odd = os.fsdecode(b'caf\xe9')
+    path, workdir = folder(tmp_path / odd / odd, crops(20, 8)[..., 0]), tmp_path / 'run'
+    config = load_config('configs.vp.digits_ddpmpp_continuous', dict(dataset='FOLDER', path=path))
+    config.device = 'cpu'
+    config.model.update(nf=8, num_res_blocks=1, num_scales=25)
+    config.training.update(batch_size=8, n_iters=1, snapshot_sampling=False)
+    config.optim.warmup = 0
+    config.eval.update(num_samples=4, enable_bpd=False, metrics_floor=False, stats_dir=str(tmp_path / 'stats'))
+    run_lib.train(config, workdir)
+    run_lib.evaluate(config, workdir)
+    assert 'caf\\udce9' in (workdir / 'eval' / 'report.md').read_text()
