@@ -15,7 +15,6 @@ import math
 import os
 import pathlib
 import socket
-import struct
 import sys
 import threading
 import time
@@ -351,24 +350,16 @@ def _without_common_folders(names):
 
 
 def pictures(data) -> Callable[[bytes], np.ndarray]:
-    """A function from the bytes of a png, jpg or webp file to (H, W, C) of type uint8, with the size and channels of `config.data`.
+    """Return a function from the bytes of a picture's file to (H, W, C) of type uint8, with the size and channels of `config.data`.
 
     fit='crop': the middle square, resized by an antialiased bicubic filter. fit='exact': as it is, or UserError. What is transparent
-    becomes white.
+    becomes white. Of several frames the first is taken. The function raises Damaged for whatever the decoder cannot read.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
     size, channels, exact = data.image_size, data.num_channels, data.get('fit', 'crop') == 'exact'
     mode = {1: 'L', 3: 'RGB'}[channels]
 
-    def decode(content):
-        try:
-            image = Image.open(io.BytesIO(content))
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-        except UnidentifiedImageError as error:
-            raise Damaged('is no picture') from error
-        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-            raise Damaged(f'cannot be decoded: {error}') from error
+    def convert(image):
         if image.mode.startswith('I'):  # 16 bits
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if 'A' in image.mode or 'transparency' in image.info:
@@ -384,7 +375,47 @@ def pictures(data) -> Callable[[bytes], np.ndarray]:
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.resize((size, size), Image.BICUBIC, box=(left, top, left + side, top + side))
         return np.asarray(image).reshape(size, size, channels)
+
+    def decode(content):
+        try:
+            return convert(_opened(content))
+        except UserError:
+            raise
+        except UnidentifiedImageError as error:
+            raise Damaged('is no picture') from error
+        except Exception as error:  # Pillow's decoders raise errors of many kinds
+            raise Damaged(f'cannot be decoded: {_reason(error)}') from error
     return decode
+
+
+def _opened(content: bytes):
+    """The Pillow image in a file, turned as its EXIF data say. Where these alone are damaged, it is read without them."""
+    from PIL import Image
+    turns = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE, 6: Image.ROTATE_270,
+             7: Image.TRANSVERSE, 8: Image.ROTATE_90}
+
+    def load(content):
+        image = Image.open(io.BytesIO(content))
+        if image.format == 'TIFF':
+            image.getexif().get_ifd = lambda tag: {}  # load() would follow its pointers, which may lead anywhere
+        image.load()
+        turn = turns.get(image.getexif().get(0x0112))
+        return image if turn is None else image.transpose(turn)
+    try:
+        return load(content)
+    except Exception:
+        without = _without_exif(content)
+        if without == content:
+            raise
+        return load(without)
+
+
+def _without_exif(content: bytes) -> bytes:
+    """The same file with the EXIF data cut out (PNG), or under a name that decoders pass over."""
+    if content.startswith(b'\x89PNG') and b'eXIf' in content:
+        start = content.index(b'eXIf') - 4  # length (4 bytes), name (4), data, checksum (4)
+        return content[:start] + content[start + 12 + int.from_bytes(content[start:start + 4], 'big'):]
+    return content.replace(b'Exif', b'none').replace(b'EXIF', b'none')
 
 
 # Arrays ------------------------------------------------------------------------------------------------------------------------------
@@ -608,7 +639,7 @@ def _tf_pictures(prepare, size: int):
     def decode(content):
         try:
             image = tf.io.decode_image(content, channels=3, expand_animations=False)
-        except tf.errors.InvalidArgumentError as error:
+        except Exception as error:  # TensorFlow's decoders raise errors of several kinds
             raise Damaged('holds no picture that can be decoded') from error
         return np.clip(np.round(prepare(image, size).numpy()), 0, 255).astype(np.uint8)
     return decode

@@ -2,16 +2,18 @@
 
 The data sets are made here, in their own formats, of crops of the two photographs that scikit-learn brings.
 """
+import collections
 import functools
 import io
 import logging
 import os
 import re
+import struct
 import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import cli
 import datasets
@@ -639,3 +641,86 @@ def test_the_path_of_a_data_set_need_not_be_utf8(tmp_path):
     run_lib.train(config, workdir)
     run_lib.evaluate(config, workdir)
     assert 'caf\\udce9' in (workdir / 'eval' / 'report.md').read_text()
+
+
+WITH_EXIF = ('PNG', 'JPEG', 'WEBP', 'AVIF', 'TIFF')
+
+
+def decoder(size=8, channels=3):
+    return image_sources.pictures(config_of('FOLDER', size, channels).data)
+
+
+def exif_data():
+    exif = Image.Exif()
+    exif[0x010e], exif.get_ifd(0x8769)[0x9286] = 'described', b'a comment'
+    return exif
+
+
+def exif_block(kind):
+    """A picture's file, and the places in it that its EXIF data take."""
+    content = encoded(crops(1, 8)[0], kind, exif=exif_data().tobytes())
+    if kind == 'TIFF':  # the directory that the main one points to, and its pointer
+        pointer = content.index(b'\x69\x87')
+        start = int.from_bytes(content[pointer + 8:pointer + 12], 'little')
+        return content, [*range(pointer + 4, pointer + 12), *range(start, start + 18)]
+    start = content.rindex(b'MM\0*', 0, content.index(b'described'))
+    return content, range(start, content.index(b'a comment', start) + len(b'a comment'))
+
+
+@pytest.mark.filterwarnings('ignore')  # Pillow's own, of damaged EXIF data
+@pytest.mark.parametrize('kind', WITH_EXIF)
+def test_a_picture_whose_exif_data_alone_are_damaged_is_a_good_picture(kind):
+    """Whichever byte of them is changed, the pixels are the same, perhaps turned."""
+    if kind in ('WEBP', 'AVIF') and not features.check(kind.lower()):
+        pytest.skip(f'this Pillow has no {kind}')
+    content, places = exif_block(kind)
+    decode = decoder()
+    whole = decode(content)
+    turned = {np.rot90(image, k).tobytes() for image in (whole, whole[:, ::-1]) for k in range(4)}
+    for place in places:
+        for change in (0x01, 0x80, 0xff):
+            damaged = bytearray(content)
+            damaged[place] ^= change
+            assert decode(bytes(damaged)).tobytes() in turned, (place, change)
+
+
+def test_exif_pointers_of_tiff_files_are_not_followed():
+    """Here one to a negative position: the type of its entry has become that of signed numbers."""
+    content, places = exif_block('TIFF')
+    damaged, pointer = bytearray(content), places[4]
+    damaged[pointer - 6:pointer + 4] = struct.pack('<hii', 9, 1, -38)
+    assert np.array_equal(decoder()(bytes(damaged)), decoder()(content))
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_whatever_a_decoder_raises_is_a_damaged_picture():
+    """2,000 files, of every format that this Pillow writes, with bytes changed at random or their end missing."""
+    Image.init()
+    rng, files, decode = np.random.default_rng(0), {}, decoder()
+    exif = exif_data()
+    exif[0x0112] = 6
+    exif, picture = exif.tobytes(), Image.fromarray(crops(1, 8)[0])
+    for kind in sorted(set(Image.SAVE) - {'PDF', 'PALM', 'EPS', 'WMF', 'BUFR', 'GRIB', 'HDF5'}):  # which it does not read by itself
+        for mode in ('RGB', 'L', 'P', '1'):
+            try:
+                files[kind] = encoded(picture.convert(mode), kind, exif=exif)
+                break
+            except (OSError, ValueError):  # the format has no such pictures
+                continue
+    assert {'PNG', 'JPEG', 'TIFF', 'GIF', 'BMP'} <= files.keys()
+    names, outcomes = sorted(files) + [kind for kind in WITH_EXIF if kind in files] * 4, collections.Counter()
+    for k in range(2000):
+        name = names[k % len(names)]
+        content = bytearray(files[name])
+        for place in rng.integers(len(content), size=rng.integers(1, 5)):
+            content[place] = rng.integers(256)
+        if rng.random() < 0.1:
+            del content[rng.integers(len(content)):]
+        try:
+            image = decode(bytes(content))
+            assert image.shape == (8, 8, 3) and image.dtype == np.uint8
+            outcomes[name, 'read'] += 1
+        except image_sources.Damaged as fault:
+            assert str(fault).startswith(('is no picture', 'cannot be decoded: '))
+            outcomes[name, 'damaged'] += 1
+    assert all(outcomes['JPEG', outcome] > 20 for outcome in ('read', 'damaged')) and sum(outcomes.values()) == 2000
