@@ -145,11 +145,15 @@ SOURCES = {
                          splits=('train', 'validation')),
     'FFHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
     'CELEBAHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
-    'FOLDER': Source(image_sources.folder, preparation='the middle square, resized (bicubic, antialiased), or exact',
-                     keys=('path', 'fit', 'test_fraction')),
-    'NPZ': Source(image_sources.npz, image_sources.npz_levels, keys=('path', 'test_fraction')),
+    'FOLDER': Source(image_sources.folder, image_sources.folder_levels,
+                     preparation='the middle square, resized (bicubic, antialiased), or exact',
+                     keys=('path', 'fit', 'test_fraction', 'levels')),
+    'NPZ': Source(image_sources.npz, image_sources.npz_levels, keys=('path', 'test_fraction', 'levels')),
     'DIGITS': Source(image_sources.digits, 17, (8, 8, 1)),
 }
+
+
+NEUTRAL = dict(levels=0)  # keys that some data sets take, and the values that change nothing
 
 
 def get_source(config) -> Source:
@@ -172,6 +176,9 @@ def get_source(config) -> Source:
     for key, default, known in (('on_error', 'raise', ('raise', 'skip')), ('fit', 'crop', ('crop', 'exact'))):
         if data.get(key, default) not in known:
             raise UserError(f'config.data.{key} is {data[key]!r}: known are {" and ".join(map(repr, known))}')
+    for key, default in NEUTRAL.items():
+        if data.get(key, default) != default and key not in source.keys:
+            raise UserError(f'config.data.{key} is {data[key]!r}, which has no meaning for {data.dataset}: expected {default!r}')
     if not 0 <= data.get('test_fraction', 0.1) < 1:
         raise UserError(f'config.data.test_fraction is {data.test_fraction}: it must lie in [0, 1)')
     return source
@@ -199,6 +206,7 @@ def describe(config, split: str) -> dict:
     """What the images of a split are, for the protocol of numbers that depend on them."""
     data, source = config.data, get_source(config)
     chosen = {key: data.get(key) for key in source.keys if key not in ('path', 'tfrecords_path')}
+    chosen = {key: value for key, value in chosen.items() if key not in NEUTRAL or value not in (None, NEUTRAL[key])}
     for key in {'path', 'tfrecords_path'} & set(source.keys):
         chosen['files'] = image_sources.digest(data[key])
     split = split if has_held_out(config) else 'train'
@@ -259,6 +267,7 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     if evaluation:
         make = functools.partial(Batches, batch_size=config.eval.batch_size, seed=config.seed, dequantize=uniform_dequantization)
         return make(train), make(test), builder
+    warn_of_range(config, train.read(np.random.default_rng(0).permutation(len(train))[:64])[0], train.levels)
     if text := shown_classes(train):
         logging.info('Found the classes %s.', text)
     size = config.training.batch_size
@@ -268,6 +277,15 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
                              rows=distributed.rows(size))
     return (make(train, shuffle=True, random_flip=config.data.random_flip, start=start),
             make(test, start=math.ceil(start / config.training.eval_freq)), builder)
+
+
+def warn_of_range(config, images: np.ndarray, levels: int):
+    """Log a warning where images (n, H, W, C) of 0 .. levels - 1 use less than half of that range, as 12 of 16 bits do."""
+    lowest, highest = (int(images.min()), int(images.max())) if images.size else (0, levels - 1)
+    if 2 * (highest - lowest) < levels - 1:
+        remedy = ': config.data.levels says what white is (4096 for 12-bit images in 16-bit files)'
+        logging.warning('Found only grey levels %d to %d of 0 to %d in %d training images%s.', lowest, highest, levels - 1, len(images),
+                        remedy if 'levels' in get_source(config).keys else '')
 
 
 def get_classes(images) -> tuple[str, ...]:

@@ -151,12 +151,17 @@ def folder(config, split: str) -> Streamed:
     if '' in classes and len(classes) > 1:
         _warn_once(f'Found {sum(name == "" and (kind or not splits) for name, kind in zip(folders, kinds))} pictures of {data.path} '
                    'outside its class folders: they have the label 0.')
-    label_of, to_picture = {name: label for label, name in enumerate(classes)}, pictures(data)
+    label_of, to_picture = {name: label for label, name in enumerate(classes)}, pictures(data, data.get('levels', 0))
 
     def decode(i):
         return to_picture(read(names[chosen[i]])), label_of[folders[chosen[i]]]
     return Streamed(decode, len(chosen), _shape(data), lambda i: f'{data.path}: {names[chosen[i]]}', data.get('on_error', 'raise'),
-                    classes=tuple(classes))
+                    folder_levels(config), classes=tuple(classes))
+
+
+def folder_levels(config) -> int:
+    """The grey levels of pictures once decoded: `data.levels`, at most 256; 256 by default."""
+    return min(config.data.get('levels', 0) or 256, 256)
 
 
 def _in_order(classes) -> list[str]:
@@ -205,8 +210,9 @@ def has_test_set(config) -> bool:
 
 def read_pictures(path: str, data) -> tuple[list[str], np.ndarray]:
     """The names of the pictures at `path`, a file, a folder or a zip file, sorted, and the pictures (n, H, W, C), uint8, with the size and
-    channels of `data`, see `pictures`. UserError naming the one that cannot be read."""
-    file, to_picture = pathlib.Path(path).expanduser(), pictures(data)
+    channels of `data`, see `pictures`, and 256 grey levels. UserError naming the one that cannot be read."""
+    levels = data.get('levels', 0)
+    file, to_picture = pathlib.Path(path).expanduser(), pictures(data, levels if levels > 256 else 0)
     one = file.is_file() and not zipfile.is_zipfile(file)
     names, read = ([file.name], lambda _: file.read_bytes()) if one else _listing(path, path)[:2]
 
@@ -349,24 +355,27 @@ def _without_common_folders(names):
     return ['/'.join(name.split('/')[common:]) for name in names]
 
 
-def pictures(data) -> Callable[[bytes], np.ndarray]:
+def pictures(data, levels: int = 0) -> Callable[[bytes], np.ndarray]:
     """Return a function from the bytes of a picture's file to (H, W, C) of type uint8, with the size and channels of `config.data`.
 
     fit='crop': the middle square, resized by an antialiased bicubic filter. fit='exact': as it is, or UserError. What is transparent
-    becomes white. Of several frames the first is taken. The function raises Damaged for whatever the decoder cannot read.
+    becomes white. Of several frames the first is taken. `levels`: white is the value levels - 1; 0: the largest of the file's type. Up to
+    256 values stay as they are; of 16 bits, `levels` values become 256. The function raises Damaged for whatever the decoder cannot read.
     """
     from PIL import Image, UnidentifiedImageError
     size, channels, exact = data.image_size, data.num_channels, data.get('fit', 'crop') == 'exact'
-    mode = {1: 'L', 3: 'RGB'}[channels]
+    mode, white = {1: 'L', 3: 'RGB'}[channels], min(levels or 256, 256) - 1
 
     def convert(image):
         if image.mode.startswith('I'):  # 16 bits
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = Image.fromarray(_in_8_bits(np.asarray(image), levels))
         if 'A' in image.mode or 'transparency' in image.info:
             image = image.convert('RGBA')
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+            image = Image.alpha_composite(Image.new('RGBA', image.size, (white, white, white, 255)), image)
         if image.mode != mode:
             image = image.convert(mode)
+        if white < 255:
+            _check_values(np.asarray(image), white + 1)
         if image.size != (size, size):
             if exact:
                 raise UserError(f'has {image.width}x{image.height} pixels, config.data.image_size is {size}: '
@@ -374,11 +383,11 @@ def pictures(data) -> Callable[[bytes], np.ndarray]:
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.resize((size, size), Image.BICUBIC, box=(left, top, left + side, top + side))
-        return np.asarray(image).reshape(size, size, channels)
+        return np.minimum(np.asarray(image), white).reshape(size, size, channels)  # bicubic filters overshoot
 
     def decode(content):
         try:
-            return convert(_opened(content))
+            return convert(_opened(content, levels))
         except UserError:
             raise
         except UnidentifiedImageError as error:
@@ -388,7 +397,7 @@ def pictures(data) -> Callable[[bytes], np.ndarray]:
     return decode
 
 
-def _opened(content: bytes):
+def _opened(content: bytes, levels: int):
     """The Pillow image in a file, turned as its EXIF data say. Where these alone are damaged, it is read without them."""
     from PIL import Image
     turns = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE, 6: Image.ROTATE_270,
@@ -396,6 +405,11 @@ def _opened(content: bytes):
 
     def load(content):
         image = Image.open(io.BytesIO(content))
+        if image.mode == 'F':
+            raise Damaged('holds floating-point values; expected whole numbers of 8 or 16 bits: convert it')
+        if levels > 256 and ';16' in str(image.tile) and not image.mode.startswith('I'):
+            raise Damaged(f'has several channels of 16 bits, of which only the upper 8 can be read: config.data.levels={levels} needs '
+                            'pictures with one channel of 16 bits, or a 16-bit array (data.dataset=NPZ)')
         if image.format == 'TIFF':
             image.getexif().get_ifd = lambda tag: {}  # load() would follow its pointers, which may lead anywhere
         image.load()
@@ -403,6 +417,8 @@ def _opened(content: bytes):
         return image if turn is None else image.transpose(turn)
     try:
         return load(content)
+    except Damaged:
+        raise
     except Exception:
         without = _without_exif(content)
         if without == content:
@@ -416,6 +432,22 @@ def _without_exif(content: bytes) -> bytes:
         start = content.index(b'eXIf') - 4  # length (4 bytes), name (4), data, checksum (4)
         return content[:start] + content[start + 12 + int.from_bytes(content[start:start + 4], 'big'):]
     return content.replace(b'Exif', b'none').replace(b'EXIF', b'none')
+
+
+def _in_8_bits(values: np.ndarray, levels: int) -> np.ndarray:
+    """Values 0 .. levels - 1 of 16 bits (levels=0: 65536) as uint8: `levels` of them become 256; up to 256 stay as they are."""
+    levels = levels or 2**16
+    _check_values(values, levels)
+    if levels <= 256:
+        return values.astype(np.uint8, copy=False)
+    return (np.arange(levels) * 256 // levels).astype(np.uint8)[values]
+
+
+def _check_values(values: np.ndarray, levels: int):
+    lowest, highest = values.min(initial=0), values.max(initial=0)
+    if lowest < 0 or highest >= levels:
+        raise Damaged(f'has values {f"down to {lowest}" if lowest < 0 else f"up to {highest}"}, but {levels} grey levels: expected 0 to '
+                        f'{levels - 1}, of which the last is white (config.data.levels)')
 
 
 # Arrays ------------------------------------------------------------------------------------------------------------------------------

@@ -558,6 +558,8 @@ def describe_data(config, workdir=''):
         images = datasets.get_split(config, split)
         chosen = np.random.default_rng(config.seed).permutation(len(images))[:min(10000, 2**26 // math.prod(images.shape))]
         some, labels = images.read(chosen)
+        if split == 'train':
+            datasets.warn_of_range(config, some, images.levels)
         pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
         rows.append((f'{split} set', f'{len(images)} images', f'{some.shape[1]}x{some.shape[2]} pixels, {some.shape[3]} channels, '
                      f'{images.levels} grey levels, {len(np.unique(labels))} labels'))

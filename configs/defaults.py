@@ -26,6 +26,7 @@ data.
   path                    FOLDER: a folder or zip file of pictures (png, jpg, webp, avif, bmp, tif, gif), whose sub-folders are classes;
                           below train/ and test/ where these are there. NPZ: a file with 'x_train', 'y_train', 'x_test', 'y_test', or
                           'images', 'labels'
+  levels                  FOLDER and NPZ: white is the value levels - 1, e.g. 4096 for 12-bit images in 16-bit files; 0: that of the file
   test_fraction           FOLDER and NPZ without a test set: the part held out; 0.0: the training images serve for both
   fit                     FOLDER: 'crop' the middle square and resize it, or require the 'exact' size
   tfds_dir                folder of TensorFlow Datasets; '' is that package's own default
@@ -179,6 +180,7 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 fit='crop',
                 on_error='raise',
                 memory_gib=4.0,
+                levels=0,
             ),
             training=dict(
                 sde='vesde',

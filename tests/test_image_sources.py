@@ -18,6 +18,7 @@ from PIL import Image, features
 import cli
 import datasets
 import image_sources
+import preflight
 import results
 import run_lib
 from conftest import load_config
@@ -646,8 +647,8 @@ def test_the_path_of_a_data_set_need_not_be_utf8(tmp_path):
 WITH_EXIF = ('PNG', 'JPEG', 'WEBP', 'AVIF', 'TIFF')
 
 
-def decoder(size=8, channels=3):
-    return image_sources.pictures(config_of('FOLDER', size, channels).data)
+def decoder(size=8, channels=3, levels=0):
+    return image_sources.pictures(config_of('FOLDER', size, channels).data, levels)
 
 
 def exif_data():
@@ -721,6 +722,86 @@ def test_whatever_a_decoder_raises_is_a_damaged_picture():
             assert image.shape == (8, 8, 3) and image.dtype == np.uint8
             outcomes[name, 'read'] += 1
         except image_sources.Damaged as fault:
-            assert str(fault).startswith(('is no picture', 'cannot be decoded: '))
+            assert str(fault).startswith(('is no picture', 'cannot be decoded: ', 'holds floating-point values'))
             outcomes[name, 'damaged'] += 1
     assert all(outcomes['JPEG', outcome] > 20 for outcome in ('read', 'damaged')) and sum(outcomes.values()) == 2000
+
+
+def test_other_numbers_than_8_and_16_bits_are_told():
+    for values, words in ((np.full((8, 8), 0.5, np.float32), 'holds floating-point values'),
+                          (np.full((8, 8), 70000, np.int32), 'has values up to 70000, but 65536 grey levels'),
+                          (np.full((8, 8), -1, np.int32), 'has values down to -1')):
+        with pytest.raises(image_sources.Damaged, match=words):
+            decoder()(encoded(values, 'TIFF'))
+
+
+# What white is ---------------------------------------------------------------------------------------------------------------------------
+
+
+def deep_pictures(tmp_path, bits=12):
+    """12-bit photographs in 16-bit files, and what they should be read as."""
+    images = crops(9, 16)[..., 0]
+    for k, image in enumerate(images):
+        save(tmp_path / 'deep' / f'{k}.{("png", "tif")[k % 2]}', image.astype(np.uint16) << bits - 8 | 5)
+    return str(tmp_path / 'deep'), images
+
+
+def test_levels_say_what_white_is(tmp_path, caplog):
+    path, images = deep_pictures(tmp_path)
+    config = config_of('FOLDER', 16, 1, path=path, test_fraction=0.0)
+    dark = everything(config)[0]
+    assert contents(dark[..., 0]) == contents(images >> 4) and dark.mean() < 9
+    datasets.get_dataset(config)
+    assert re.search(r'Found only grey levels 0 to 15 of 0 to 255 in 9 training images: .*levels .* \(4096 for 12-bit', caplog.text)
+    caplog.clear()
+    config.data.levels = 4096
+    assert contents(everything(config)[0][..., 0]) == contents(images) and datasets.get_levels(config) == 256
+    datasets.get_dataset(config)
+    assert 'Found only' not in caplog.text
+    config.data.levels = 256
+    with pytest.raises(UserError, match=r'deep: .* has values up to \d+, but 256 grey levels: expected 0 to 255.*data.levels'):
+        everything(config)
+
+
+def test_few_levels_of_pictures_stay_as_they_are(tmp_path):
+    """Levels 0 .. 16: values and what is transparent; resizing does not leave their range."""
+    values = np.random.default_rng(0).integers(0, 2, (16, 16), np.uint8) * 16
+    rgba = np.stack([values] * 3 + [np.full_like(values, 255)], -1)
+    rgba[0, 0] = 0
+    save(tmp_path / 'a' / 'a.png', rgba)
+    config = config_of('FOLDER', 16, 1, path=str(tmp_path / 'a'), test_fraction=0.0, levels=17)
+    found = everything(config)[0][0, ..., 0]
+    assert found[0, 0] == 16 and np.array_equal(found[1:], values[1:]) and datasets.get_levels(config) == 17
+    config.data.image_size = 13
+    assert everything(config)[0].max() == 16
+    batch = next(iter(datasets.get_dataset(config, evaluation=True)[0]))
+    assert batch['image'].max() == 1
+    config.data.image_size = 16
+    assert image_sources.read_pictures(str(tmp_path / 'a' / 'a.png'), config.data)[1][0, 0, 0] == 255  # inputs of 8 bits
+
+
+def test_several_channels_of_16_bits_are_not_cut_down_in_silence(tmp_path):
+    """Pillow keeps the upper 8 bits of each: of 12-bit values hardly any."""
+    tf = image_sources.tensorflow()
+    content = tf.io.encode_png(crops(1, 8)[0].astype(np.uint16) << 4).numpy()
+    assert decoder()(content).max() <= 15
+    with pytest.raises(image_sources.Damaged, match='several channels of 16 bits.*config.data.levels=4096'):
+        decoder(levels=4096)(content)
+
+
+@pytest.mark.parametrize('dataset, data, words', [
+    ('NPZ', dict(levels=1), 'a whole number from 2 to 65536'),
+    ('DIGITS', dict(levels=17), 'config.data.levels is 17, which has no meaning for DIGITS: expected 0')])
+def test_levels_have_rules(tmp_path, dataset, data, words):
+    config = config_of(dataset, 8, 1, path=str(tmp_path), **data)
+    with pytest.raises(UserError, match=words):
+        preflight.check(config, '', 'data')
+
+
+def test_new_keys_leave_the_protocol_of_earlier_statistics_as_it_was(tmp_path):
+    path, _ = deep_pictures(tmp_path)
+    config = config_of('FOLDER', 16, 1, path=path)
+    assert set(datasets.describe(config, 'train')) == {'dataset', 'split', 'image_size', 'num_channels', 'preparation', 'files', 'fit',
+                                                       'test_fraction'}
+    config.data.levels = 4096
+    assert datasets.describe(config, 'train')['levels'] == 4096
