@@ -148,12 +148,12 @@ SOURCES = {
     'FOLDER': Source(image_sources.folder, image_sources.folder_levels,
                      preparation='the middle square, resized (bicubic, antialiased), or exact',
                      keys=('path', 'fit', 'test_fraction', 'levels')),
-    'NPZ': Source(image_sources.npz, image_sources.npz_levels, keys=('path', 'test_fraction', 'levels')),
+    'NPZ': Source(image_sources.npz, image_sources.npz_levels, keys=('path', 'test_fraction', 'levels', 'layout')),
     'DIGITS': Source(image_sources.digits, 17, (8, 8, 1)),
 }
 
 
-NEUTRAL = dict(levels=0)  # keys that some data sets take, and the values that change nothing
+NEUTRAL = dict(levels=0, layout='NHWC')  # keys that some data sets take, and the values that change nothing
 
 
 def get_source(config) -> Source:
@@ -173,7 +173,8 @@ def get_source(config) -> Source:
         if not data.get(key):
             raise UserError(f'config.data.{key} is empty: {data.dataset} needs ' + (
                 'one of its categories, such as bedroom or church_outdoor' if key == 'category' else 'to know where its images lie'))
-    for key, default, known in (('on_error', 'raise', ('raise', 'skip')), ('fit', 'crop', ('crop', 'exact'))):
+    for key, default, known in (('on_error', 'raise', ('raise', 'skip')), ('fit', 'crop', ('crop', 'exact')),
+                                ('layout', 'NHWC', ('NHWC', 'NCHW'))):
         if data.get(key, default) not in known:
             raise UserError(f'config.data.{key} is {data[key]!r}: known are {" and ".join(map(repr, known))}')
     for key, default in NEUTRAL.items():
@@ -267,6 +268,7 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     if evaluation:
         make = functools.partial(Batches, batch_size=config.eval.batch_size, seed=config.seed, dequantize=uniform_dequantization)
         return make(train), make(test), builder
+    check_labels(config, train)
     warn_of_range(config, train.read(np.random.default_rng(0).permutation(len(train))[:64])[0], train.levels)
     if text := shown_classes(train):
         logging.info('Found the classes %s.', text)
@@ -277,6 +279,21 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
                              rows=distributed.rows(size))
     return (make(train, shuffle=True, random_flip=config.data.random_flip, start=start),
             make(test, start=math.ceil(start / config.training.eval_freq)), builder)
+
+
+def check_labels(config, images: Images | Streamed):
+    """Raise UserError where the labels of a set are known and do not suit `model.num_classes`."""
+    number = config.model.get('num_classes', 0)
+    labels = images.labels if isinstance(images, Images) else np.arange(len(getattr(images, 'classes', ())))
+    if not number or not len(labels):
+        return
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0 or highest >= number:
+        raise UserError(f'the data set has the label {lowest if lowest < 0 else highest}, but config.model.num_classes={number}: labels '
+                        f'start at 0, so expected 0 to {number - 1}, got {lowest} to {highest}')
+    if lowest == highest and number > 1:
+        raise UserError(f'all images of the data set have the label {lowest}, but config.model.num_classes={number}: give it labels '
+                        '(FOLDER: sub-folders; NPZ: an array such as y_train), or set config.model.num_classes=0')
 
 
 def warn_of_range(config, images: np.ndarray, levels: int):

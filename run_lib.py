@@ -102,7 +102,8 @@ def get_classes(batch: dict, config) -> dict[str, torch.Tensor]:
         return {}
     if len(batch['label']) and not 0 <= batch['label'].min() <= batch['label'].max() < number:
         wrong = next(label for label in batch['label'] if not 0 <= label < number)
-        raise UserError(f'the data set has the label {wrong}, but config.model.num_classes={number}: --mode data counts its labels')
+        raise UserError(f'the data set has the label {wrong}, but config.model.num_classes={number}: labels start at 0, so '
+                        f'expected 0 to {number - 1} (--mode data counts them)')
     return {'classes': to_device(torch.from_numpy(batch['label']), config.device)}
 
 
@@ -562,7 +563,7 @@ def describe_data(config, workdir=''):
             datasets.warn_of_range(config, some, images.levels)
         pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
         rows.append((f'{split} set', f'{len(images)} images', f'{some.shape[1]}x{some.shape[2]} pixels, {some.shape[3]} channels, '
-                     f'{images.levels} grey levels, {len(np.unique(labels))} labels'))
+                     f'{images.levels} grey levels, {_count_labels(labels)}'))
         rows.append(('  channels', ' '.join(f'{value:.4f}' for value in pixels.mean(0)),
                      f'mean; std {" ".join(f"{value:.4f}" for value in pixels.std(0))}; of {len(some)} images in [0, 1]'))
         if split == 'train':
@@ -575,6 +576,11 @@ def describe_data(config, workdir=''):
                 reports.save_grid(pathlib.Path(workdir, 'data.png'), datasets.to_8_bits(some[:100], images.levels))
     logging.info('%s:\n%s', config.data.dataset, reports.table(rows))
     return rows
+
+
+def _count_labels(labels: np.ndarray) -> str:
+    found = np.unique(labels)
+    return f'{len(found)} labels' + (f' ({found[0]} to {found[-1]})' if len(found) > 1 else '')
 
 
 def sample(config, workdir, checkpoint='', num_samples=64, output=''):

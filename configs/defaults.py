@@ -27,6 +27,7 @@ data.
                           below train/ and test/ where these are there. NPZ: a file with 'x_train', 'y_train', 'x_test', 'y_test', or
                           'images', 'labels'
   levels                  FOLDER and NPZ: white is the value levels - 1, e.g. 4096 for 12-bit images in 16-bit files; 0: that of the file
+  layout                  NPZ: order of the axes, 'NHWC', or 'NCHW' (channels first)
   test_fraction           FOLDER and NPZ without a test set: the part held out; 0.0: the training images serve for both
   fit                     FOLDER: 'crop' the middle square and resize it, or require the 'exact' size
   tfds_dir                folder of TensorFlow Datasets; '' is that package's own default
@@ -181,6 +182,7 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 on_error='raise',
                 memory_gib=4.0,
                 levels=0,
+                layout='NHWC',
             ),
             training=dict(
                 sde='vesde',

@@ -90,6 +90,7 @@ RULES = {
         dataset=TEXT, image_size=whole(1, 2 ** 14), num_channels=whole(1, 2 ** 10), random_flip=FLAG, centered=FLAG,
         uniform_dequantization=FLAG, tfds_dir=PATH, category=TEXT, tfrecords_path=PATH, path=PATH, test_fraction=real('[0, 1)'),
         fit=one_of('crop', 'exact'), on_error=one_of('raise', 'skip'), memory_gib=real('[0, inf)'), levels=LEVELS,
+        layout=one_of('nhwc', 'nchw'),
     ),
     'training': dict(
         sde=TEXT, continuous=FLAG, likelihood_weighting=FLAG, reduce_mean=FLAG, batch_size=COUNT, accumulation=COUNT,

@@ -256,8 +256,9 @@ def test_npz_under_all_its_names(tmp_path, names):
 @pytest.mark.parametrize('arrays, message', [
     (dict(pixels=np.zeros((9, 8, 8, 3), np.uint8)), 'no array called x_train, .*: it has pixels'),
     (dict(images=np.zeros((9, 8, 8, 3), np.float32)), "'images' is float32 .*expected uint8"),
-    (dict(images=np.zeros((9, 3, 8, 8), np.uint8)), r'shape \(9, 3, 8, 8\).*expected uint8 of shape \(N, 8, 8, 3\)'),
-    (dict(images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.zeros(8)), 'with 8 labels'),
+    (dict(images=np.zeros((9, 3, 8, 8), np.uint8)),
+     r'shape \(9, 3, 8, 8\); expected uint8 or uint16 of shape \(N, 8, 8, 3\).*first: set --config.data.layout=NCHW'),
+    (dict(images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.zeros(8, int)), "'labels' has 8 labels, but 'images' has 9 images"),
     (dict(images=np.full((9, 8, 8, 3), 17, np.uint8), levels=17), 'values up to 17, but 17 grey levels'),
     (dict(images=np.array([{}])), 'cannot be read as an npz file'),
     (dict(images=np.zeros((0, 8, 8, 3), np.uint8)), 'the train set of NPZ has no images')])
@@ -464,7 +465,7 @@ def test_the_digest_tells_data_sets_apart(tmp_path):
 
 
 @pytest.mark.parametrize('arrays, message', [
-    (dict(levels=np.array([17, 17])), "'levels'.*2 to 256"), (dict(levels=1), "'levels' is 1"), (dict(levels=16.5), "'levels'"),
+    (dict(levels=np.array([17, 17])), "'levels'.*2 to 65536"), (dict(levels=1), "'levels' is 1"), (dict(levels=16.5), "'levels'"),
     (dict(labels=np.array(['cat', 'dog'])), "'labels' is <U3")])
 def test_levels_and_labels_of_arrays_are_checked(tmp_path, arrays, message):
     np.savez(tmp_path / 'x.npz', images=np.zeros((2, 8, 8, 1), np.uint8), **arrays)
@@ -790,9 +791,10 @@ def test_several_channels_of_16_bits_are_not_cut_down_in_silence(tmp_path):
 
 
 @pytest.mark.parametrize('dataset, data, words', [
-    ('NPZ', dict(levels=1), 'a whole number from 2 to 65536'),
-    ('DIGITS', dict(levels=17), 'config.data.levels is 17, which has no meaning for DIGITS: expected 0')])
-def test_levels_have_rules(tmp_path, dataset, data, words):
+    ('NPZ', dict(levels=1), 'a whole number from 2 to 65536'), ('NPZ', dict(layout='CHWN'), "config.data.layout is 'CHWN'"),
+    ('DIGITS', dict(levels=17), 'config.data.levels is 17, which has no meaning for DIGITS: expected 0'),
+    ('FOLDER', dict(layout='NCHW'), "config.data.layout is 'NCHW', which has no meaning for FOLDER")])
+def test_levels_and_layout_have_rules(tmp_path, dataset, data, words):
     config = config_of(dataset, 8, 1, path=str(tmp_path), **data)
     with pytest.raises(UserError, match=words):
         preflight.check(config, '', 'data')
@@ -805,3 +807,91 @@ def test_new_keys_leave_the_protocol_of_earlier_statistics_as_it_was(tmp_path):
                                                        'test_fraction'}
     config.data.levels = 4096
     assert datasets.describe(config, 'train')['levels'] == 4096
+
+
+# Arrays of the field ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('names', [('images', 'y'), ('images', 'targets'), ('x', 'label'), ('arr_0', 'arr_1'), ('x_train', 'target')])
+def test_labels_under_all_their_names(tmp_path, names, caplog):
+    images = crops(20, 8)
+    np.savez(tmp_path / 'a.npz', **dict(zip(names, (images, np.arange(20) % 10))), extra=np.zeros(3))
+    found, labels = everything(config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0))
+    order = [contents(images[k:k + 1])[0] for k in range(20)]
+    assert all(order.index(image.tobytes()) % 10 == label for image, label in zip(found, labels))
+    assert re.search(f"Left out the arrays extra of .*: images are read from '{names[0]}', labels from '{names[1]}'", caplog.text)
+
+
+@pytest.mark.parametrize('labels, classes, words', [
+    (None, 10, "config.model.num_classes=10 needs labels, but .* has none for 'images': expected an array called y_train or "),
+    (np.full(20, 3), 10, 'all images of the data set have the label 3, but config.model.num_classes=10'),
+    (np.arange(20) % 10 + 1, 10, 'has the label 10, but config.model.num_classes=10: labels start at 0, so expected 0 to 9, got 1 to 10'),
+    (np.arange(20) % 10 - 1, 10, 'has the label -1, .*expected 0 to 9, got -1 to 8'),
+    (np.eye(10, dtype=int)[np.arange(20) % 10], 10, r"'y' of shape \(20, 10\) is one-hot; expected .*shape \(20,\). np.argmax\(y, 1\)"),
+    (np.eye(10)[np.arange(20) % 10], 0, "'y' .* is one-hot"),
+    (np.zeros((20, 2, 2), int), 0, r"'y' is int64 of shape \(20, 2, 2\); expected the number of a class")])
+def test_labels_that_do_not_serve_are_told(tmp_path, labels, classes, words):
+    np.savez(tmp_path / 'a.npz', images=crops(20, 8), **({} if labels is None else dict(y=labels)))
+    config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)
+    config.model.num_classes = classes
+    with pytest.raises(UserError, match=words) as caught:
+        datasets.get_dataset(config)
+    assert '\n' not in str(caught.value)
+
+
+def test_folders_without_classes_are_refused_where_a_network_needs_them(tmp_path):
+    config = config_of('FOLDER', 8, path=folder(tmp_path, crops(9, 8)), test_fraction=0.0, memory_gib=0.0)
+    config.model.num_classes = 3
+    with pytest.raises(UserError, match=r'all images .* the label 0, but config.model.num_classes=3: give it labels \(FOLDER: sub-folders'):
+        datasets.get_dataset(config)
+    config.model.num_classes = 0
+    datasets.get_dataset(config)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_channels_first_are_read_where_the_config_says_so(tmp_path, channels):
+    images = crops(9, 8)[..., :channels]
+    np.savez(tmp_path / 'a.npz', images=images.transpose(0, 3, 1, 2))
+    config = config_of('NPZ', 8, channels, path=str(tmp_path / 'a.npz'), test_fraction=0.0, layout='NCHW')
+    assert contents(everything(config)[0]) == contents(images)
+    np.savez(tmp_path / 'a.npz', images=images)
+    with pytest.raises(UserError, match=rf'expected uint8 or uint16 of shape \(N, {channels}, 8, 8\).*last: set --config.data.layout=NHWC'):
+        everything(config)
+
+
+def test_arrays_of_16_bits(tmp_path, caplog):
+    images = crops(9, 8)
+    np.savez(tmp_path / 'a.npz', images=images.astype(np.uint16) << 4 | 9)
+    config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)
+    assert contents(everything(config)[0]) == contents(images >> 4)
+    datasets.get_dataset(config)
+    assert 'Found only grey levels' in caplog.text
+    config.data.levels = 4096
+    assert contents(everything(config)[0]) == contents(images)
+    np.savez(tmp_path / 'a.npz', images=images.astype(np.uint16) << 4, levels=4096)
+    config.data.levels = 0
+    assert contents(everything(config)[0]) == contents(images) and datasets.get_levels(config) == 256
+    config.data.levels = 1024
+    with pytest.raises(UserError, match="config.data.levels is 1024, but .* has 'levels' = 4096"):
+        everything(config)
+    np.savez(tmp_path / 'a.npz', images=images)
+    with pytest.raises(UserError, match='is uint8, but the number of grey levels is 1024; expected uint16'):
+        everything(config)
+
+
+def test_damaged_arrays_are_told_in_one_sentence(tmp_path):
+    """Bytes of an npz file changed at random: whatever NumPy raises is a UserError."""
+    np.savez(tmp_path / 'a.npz', images=crops(9, 8), labels=np.arange(9))
+    whole, rng, told = (tmp_path / 'a.npz').read_bytes(), np.random.default_rng(0), 0
+    config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)
+    headers = [k for k in range(len(whole)) if k < 200 or k > len(whole) - 400]
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in rng.choice(headers, 2):
+            content[place] = rng.integers(256)
+        (tmp_path / 'a.npz').write_bytes(content)
+        try:
+            everything(config)
+        except UserError:
+            told += 1
+    assert told > 150
