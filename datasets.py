@@ -9,6 +9,7 @@ image_sources.py: what fits in memory is decoded once, the rest ahead of its use
 import collections
 import functools
 import itertools
+import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -316,6 +317,50 @@ def shown_classes(images: Images | Streamed, most: int = 20) -> str:
     names = get_classes(images)
     shown = [f'{label}: {name or "(no folder)"}' for label, name in enumerate(names[:most])]
     return ', '.join(shown + [f'... (of {len(names)})'] * (len(names) > most))
+
+
+RECORD = 'data.json'
+
+
+def record(config, images: Images | Streamed, workdir):
+    """Write what a network is trained on to `workdir/data.json`: the data set, and the names of its classes in the order of their labels.
+
+    Raises:
+        UserError: a network that knows classes was trained here with other classes.
+    """
+    path, classes, before = pathlib.Path(workdir, RECORD), list(get_classes(images)), _recorded(workdir).get('classes')
+    if config.model.get('num_classes', 0) and classes and before and before != classes:
+        raise UserError(f'{path} has the classes {", ".join(before)}, but the data set has {", ".join(classes)}: labels would change their '
+                        'meaning. Bring the former classes back, or train in another work directory')
+    if distributed.is_main():
+        partial = path.with_name(path.name + '.partial')
+        partial.write_text(json.dumps(_identity(config) | dict(classes=classes), indent=1) + '\n')
+        partial.replace(path)
+
+
+def check_record(config, checkpoint):
+    """Log a warning where the work directory of a checkpoint says that it was trained on another data set than the config's."""
+    found = _recorded(pathlib.Path(checkpoint).absolute().parent.parent)
+    others = [f'{key} is {found[key]!r} there and {value!r} in the config' for key, value in _identity(config).items()
+              if found.get(key, value) != value]
+    if others:
+        logging.warning('Found that %s was trained on another data set: %s.', checkpoint, ', '.join(others))
+
+
+def _recorded(workdir) -> dict:
+    """The content of data.json in a work directory; {} where there is none that can be read."""
+    try:
+        found = json.loads(pathlib.Path(workdir, RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _identity(config) -> dict:
+    """What tells a data set from others, wherever its files lie."""
+    data = config.data
+    names = {key: pathlib.Path(data[key]).name for key in ('path', 'tfrecords_path', 'category') if data.get(key)}
+    return dict(dataset=data.dataset.upper(), image_size=data.image_size, num_channels=data.num_channels) | names
 
 
 def to_8_bits(images: np.ndarray, levels: int) -> np.ndarray:

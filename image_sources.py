@@ -687,7 +687,9 @@ def tfds_builder(config, name: str):
     except Exception as error:  # whatever TFDS or the network raises, the remedy is the same
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f'config.data.dataset={config.data.dataset!r} is not prepared in config.data.tfds_dir='
-                        f'{directory or "the default directory of TFDS"!r} and could not be downloaded: {reason[0]}') from error
+                        f'{directory or "the default directory of TFDS"!r} and could not be downloaded: {reason[0]}. Set data.tfds_dir '
+                        'to a folder where TFDS has prepared it, or give your own copy as data.path with data.dataset=NPZ (arrays) or '
+                        'FOLDER (pictures)') from error
     return builder
 
 

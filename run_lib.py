@@ -60,6 +60,7 @@ def create_state(config) -> dict:
 
 def load_averaged_model(config, path):
     """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters take no gradients."""
+    datasets.check_record(config, path)
     model = mutils.create_model(config)
     state = dict(model=model, ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)
     checkpoints.restore(path, state, config.device)
@@ -222,6 +223,7 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
 
     with distributed.main_first():
         train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
+    datasets.record(config, train_ds.data, workdir)
     eval_batches = iter(eval_ds)
     train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
     eval_step = get_step_fn(train=False)
