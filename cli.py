@@ -60,7 +60,7 @@ def log_to(path, in_full: bool = True):
     """Log lines (or only warnings) to the console and, behind those already there, to the file at `path`, if there is one."""
     root = logging.getLogger()
     root.handlers.clear()
-    for handler in (Console(), *([logging.handlers.WatchedFileHandler(path)] if path else [])):
+    for handler in (Console(), *([logging.handlers.WatchedFileHandler(path, errors='backslashreplace')] if path else [])):
         handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         root.addHandler(handler)
     absl_logging.set_verbosity(absl_logging.INFO if in_full else absl_logging.WARNING)

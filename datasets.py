@@ -9,6 +9,7 @@ image_sources.py: what fits in memory is decoded once, the rest ahead of its use
 import collections
 import functools
 import itertools
+import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 import distributed
 import image_sources
@@ -144,11 +146,15 @@ SOURCES = {
                          splits=('train', 'validation')),
     'FFHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
     'CELEBAHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
-    'FOLDER': Source(image_sources.folder, preparation='the middle square, resized (bicubic, antialiased), or exact',
-                     keys=('path', 'fit', 'test_fraction')),
-    'NPZ': Source(image_sources.npz, image_sources.npz_levels, keys=('path', 'test_fraction')),
+    'FOLDER': Source(image_sources.folder, image_sources.folder_levels,
+                     preparation='the middle square, resized (bicubic, antialiased), or exact',
+                     keys=('path', 'fit', 'test_fraction', 'levels')),
+    'NPZ': Source(image_sources.npz, image_sources.npz_levels, keys=('path', 'test_fraction', 'levels', 'layout')),
     'DIGITS': Source(image_sources.digits, 17, (8, 8, 1)),
 }
+
+
+NEUTRAL = dict(levels=0, layout='NHWC')  # keys that some data sets take, and the values that change nothing
 
 
 def get_source(config) -> Source:
@@ -168,9 +174,13 @@ def get_source(config) -> Source:
         if not data.get(key):
             raise UserError(f'config.data.{key} is empty: {data.dataset} needs ' + (
                 'one of its categories, such as bedroom or church_outdoor' if key == 'category' else 'to know where its images lie'))
-    for key, default, known in (('on_error', 'raise', ('raise', 'skip')), ('fit', 'crop', ('crop', 'exact'))):
+    for key, default, known in (('on_error', 'raise', ('raise', 'skip')), ('fit', 'crop', ('crop', 'exact')),
+                                ('layout', 'NHWC', ('NHWC', 'NCHW'))):
         if data.get(key, default) not in known:
             raise UserError(f'config.data.{key} is {data[key]!r}: known are {" and ".join(map(repr, known))}')
+    for key, default in NEUTRAL.items():
+        if data.get(key, default) != default and key not in source.keys:
+            raise UserError(f'config.data.{key} is {data[key]!r}, which has no meaning for {data.dataset}: expected {default!r}')
     if not 0 <= data.get('test_fraction', 0.1) < 1:
         raise UserError(f'config.data.test_fraction is {data.test_fraction}: it must lie in [0, 1)')
     return source
@@ -198,6 +208,7 @@ def describe(config, split: str) -> dict:
     """What the images of a split are, for the protocol of numbers that depend on them."""
     data, source = config.data, get_source(config)
     chosen = {key: data.get(key) for key in source.keys if key not in ('path', 'tfrecords_path')}
+    chosen = {key: value for key, value in chosen.items() if key not in NEUTRAL or value not in (None, NEUTRAL[key])}
     for key in {'path', 'tfrecords_path'} & set(source.keys):
         chosen['files'] = image_sources.digest(data[key])
     split = split if has_held_out(config) else 'train'
@@ -221,7 +232,7 @@ class Subset:
     """Those of the `images` that are numbered in `indices`, in that order."""
 
     def __init__(self, images: Images | Streamed, indices: np.ndarray):
-        self.images, self.indices, self.levels, self.shape = images, indices, images.levels, images.shape
+        self.images, self.indices, self.levels, self.classes, self.shape = images, indices, images.levels, get_classes(images), images.shape
 
     def __len__(self):
         return len(self.indices)
@@ -258,6 +269,10 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     if evaluation:
         make = functools.partial(Batches, batch_size=config.eval.batch_size, seed=config.seed, dequantize=uniform_dequantization)
         return make(train), make(test), builder
+    check_labels(config, train)
+    warn_of_range(config, train.read(np.random.default_rng(0).permutation(len(train))[:64])[0], train.levels)
+    if text := shown_classes(train):
+        logging.info('Found the classes %s.', text)
     size = config.training.batch_size
     if len(train) < size:
         raise UserError(f'config.training.batch_size is {size}: the training set of {config.data.dataset} has {len(train)} images')
@@ -265,6 +280,87 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
                              rows=distributed.rows(size))
     return (make(train, shuffle=True, random_flip=config.data.random_flip, start=start),
             make(test, start=math.ceil(start / config.training.eval_freq)), builder)
+
+
+def check_labels(config, images: Images | Streamed):
+    """Raise UserError where the labels of a set are known and do not suit `model.num_classes`."""
+    number = config.model.get('num_classes', 0)
+    labels = images.labels if isinstance(images, Images) else np.arange(len(getattr(images, 'classes', ())))
+    if not number or not len(labels):
+        return
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0 or highest >= number:
+        raise UserError(f'the data set has the label {lowest if lowest < 0 else highest}, but config.model.num_classes={number}: labels '
+                        f'start at 0, so expected 0 to {number - 1}, got {lowest} to {highest}')
+    if lowest == highest and number > 1:
+        raise UserError(f'all images of the data set have the label {lowest}, but config.model.num_classes={number}: give it labels '
+                        '(FOLDER: sub-folders; NPZ: an array such as y_train), or set config.model.num_classes=0')
+
+
+def warn_of_range(config, images: np.ndarray, levels: int):
+    """Log a warning where images (n, H, W, C) of 0 .. levels - 1 use less than half of that range, as 12 of 16 bits do."""
+    lowest, highest = (int(images.min()), int(images.max())) if images.size else (0, levels - 1)
+    if 2 * (highest - lowest) < levels - 1:
+        remedy = ': config.data.levels says what white is (4096 for 12-bit images in 16-bit files)'
+        logging.warning('Found only grey levels %d to %d of 0 to %d in %d training images%s.', lowest, highest, levels - 1, len(images),
+                        remedy if 'levels' in get_source(config).keys else '')
+
+
+def get_classes(images) -> tuple[str, ...]:
+    """The names of a set's classes in the order of their labels; () where they are not known."""
+    names = getattr(images, 'classes', ())
+    return names if any(names) else ()
+
+
+def shown_classes(images: Images | Streamed, most: int = 20) -> str:
+    """The names of the classes by label, such as '0: cats, 1: dogs'; '' where there are none."""
+    names = get_classes(images)
+    shown = [f'{label}: {name or "(no folder)"}' for label, name in enumerate(names[:most])]
+    return ', '.join(shown + [f'... (of {len(names)})'] * (len(names) > most))
+
+
+RECORD = 'data.json'
+
+
+def record(config, images: Images | Streamed, workdir):
+    """Write what a network is trained on to `workdir/data.json`: the data set, and the names of its classes in the order of their labels.
+
+    Raises:
+        UserError: a network that knows classes was trained here with other classes.
+    """
+    path, classes, before = pathlib.Path(workdir, RECORD), list(get_classes(images)), _recorded(workdir).get('classes')
+    if config.model.get('num_classes', 0) and classes and before and before != classes:
+        raise UserError(f'{path} has the classes {", ".join(before)}, but the data set has {", ".join(classes)}: labels would change their '
+                        'meaning. Bring the former classes back, or train in another work directory')
+    if distributed.is_main():
+        partial = path.with_name(path.name + '.partial')
+        partial.write_text(json.dumps(_identity(config) | dict(classes=classes), indent=1) + '\n')
+        partial.replace(path)
+
+
+def check_record(config, checkpoint):
+    """Log a warning where the work directory of a checkpoint says that it was trained on another data set than the config's."""
+    found = _recorded(pathlib.Path(checkpoint).absolute().parent.parent)
+    others = [f'{key} is {found[key]!r} there and {value!r} in the config' for key, value in _identity(config).items()
+              if found.get(key, value) != value]
+    if others:
+        logging.warning('Found that %s was trained on another data set: %s.', checkpoint, ', '.join(others))
+
+
+def _recorded(workdir) -> dict:
+    """The content of data.json in a work directory; {} where there is none that can be read."""
+    try:
+        found = json.loads(pathlib.Path(workdir, RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _identity(config) -> dict:
+    """What tells a data set from others, wherever its files lie."""
+    data = config.data
+    names = {key: pathlib.Path(data[key]).name for key in ('path', 'tfrecords_path', 'category') if data.get(key)}
+    return dict(dataset=data.dataset.upper(), image_size=data.image_size, num_channels=data.num_channels) | names
 
 
 def to_8_bits(images: np.ndarray, levels: int) -> np.ndarray:

@@ -246,6 +246,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     features = np.concatenate(features)
     _refuse_dead(features, path)
     protocol = statistics_protocol(config, extractor, split) | dict(n=len(features), dimensions=features.shape[1])
+    protocol |= dict(classes=classes) if (classes := datasets.get_classes(images)) else {}
     results.save(path, protocol, pool_3=features)
     path.with_suffix('.json').write_text(json.dumps(protocol, indent=1) + '\n')
     logging.info('Wrote %s: %d features of %d images.', path, features.shape[1], len(features))

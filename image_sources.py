@@ -4,6 +4,7 @@ A source has a length, the `shape` (H, W, C) of its images, a number of grey `le
 which returns images (k, H, W, C) of type uint8 and labels (k,) of type int64. Reading by index is what makes the order of training a
 function of (seed, epoch) for data of any size; it is also how a batch is decoded by all processor cores at once.
 """
+import collections
 import contextlib
 import functools
 import glob
@@ -31,7 +32,9 @@ from absl import logging
 import results
 from errors import UserError
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.gif')
+SYSTEM_NAMES = {'.ds_store', 'thumbs.db', 'desktop.ini', '__macosx', '@eadir', '@recycle', '#recycle', '$recycle.bin', '.thumbnails',
+                '.@__thumb', 'lost+found', 'system volume information'}  # what operating systems and network drives leave behind
 SPLITS = {'train': ('train', 'training'), 'test': ('test', 'val', 'valid', 'validation', 'eval')}
 
 
@@ -40,10 +43,10 @@ class Damaged(UserError):
 
 
 class Images:
-    """Images (N, H, W, C) in memory, as grey levels 0 .. levels - 1, and their labels (N,)."""
+    """Images (N, H, W, C) in memory, as grey levels 0 .. levels - 1, and their labels (N,); the names of the `classes`, where known."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, levels: int = 256):
-        self.images, self.labels, self.levels, self.shape = images, labels, levels, images.shape[1:]
+    def __init__(self, images: np.ndarray, labels: np.ndarray, levels: int = 256, classes: tuple[str, ...] = ()):
+        self.images, self.labels, self.levels, self.classes, self.shape = images, labels, levels, classes, images.shape[1:]
 
     def __len__(self):
         return len(self.images)
@@ -58,8 +61,9 @@ class Streamed:
     collected in `damaged`. Tiny ones are better not decoded in `parallel`: Python's lock would be the bottleneck."""
 
     def __init__(self, decode: Callable[[int], tuple], n: int, shape: tuple[int, int, int], name: Callable[[int], str],
-                 on_error: str = 'raise', levels: int = 256, parallel: bool = True):
+                 on_error: str = 'raise', levels: int = 256, parallel: bool = True, classes: tuple[str, ...] = ()):
         self.decode, self.n, self.shape, self.name, self.on_error, self.levels = decode, n, shape, name, on_error, levels
+        self.classes = classes
         self.run = _pool().map if parallel else map
         self.damaged, self._lock = set(), threading.Lock()
 
@@ -98,7 +102,7 @@ def in_memory(source, gib: float) -> Images | Streamed:
         images[n:n + len(some)], labels[n:n + len(some)] = some, their_labels
         n += len(some)
     logging.info('Decoded %d images into memory (%.1f s, %d damaged ones left out).', n, time.monotonic() - started, len(source.damaged))
-    return Images(images[:n], labels[:n], source.levels)
+    return Images(images[:n], labels[:n], source.levels, source.classes)
 
 
 def _held_out(n: int, data, split: str) -> np.ndarray:
@@ -122,40 +126,79 @@ def _pool():
     return ThreadPoolExecutor(cores(), 'decode')
 
 
+@functools.cache
+def _warn_once(message: str):
+    """Log a warning, unless the same one has been logged: the files of a set are listed for each split and for its digest."""
+    logging.warning('%s', message)
+
+
 # Folders and zip files ---------------------------------------------------------------------------------------------------------------
 
 
 def folder(config, split: str) -> Streamed:
-    """The pictures of the folder or zip file `data.path`, in an order that is random and always the same.
+    """The pictures of the folder or zip file `data.path`, in a random order that is always the same.
 
     Sub-folders are classes. Where there are folders called train and test (or else validation), these are the splits; otherwise
     `data.test_fraction` of the pictures are held out, and with 0 all of them serve for both.
     """
     data = config.data
     names, read, _ = _listing(data.path)
-    parts = [name.split('/') for name in _without_common_folders(names)]
-    split_of = _split_folders(parts)
-    kinds = [split_of.get(path[0].lower()) if len(path) > 1 else None for path in parts]
-    given = bool(split_of)
-    labelled = [path[1:] if given else path for path in parts]
-    classes = sorted({path[0] if len(path) > 1 else '' for path, kind in zip(labelled, kinds) if kind or not given})
+    kinds, folders, splits = _arrangement(names)
+    classes = _in_order({name for name, kind in zip(folders, kinds) if kind or not splits})
     chosen = _held_out(len(names), data, split)
-    if given:
+    if splits:
         if None in kinds:
-            logging.warning('%s: %d pictures lie outside %s and do not count.', data.path, kinds.count(None), ' and '.join(split_of))
+            _warn_once(f'Left out {kinds.count(None)} pictures of {data.path} that lie outside {" and ".join(splits)}.')
         chosen = [i for i in np.random.default_rng(0).permutation(len(names)) if kinds[i] == split]
-    label_of, to_picture = {name: label for label, name in enumerate(classes)}, pictures(data)
+    if '' in classes and len(classes) > 1:
+        _warn_once(f'Found {sum(name == "" and (kind or not splits) for name, kind in zip(folders, kinds))} pictures of {data.path} '
+                   'outside its class folders: they have the label 0.')
+    label_of, to_picture = {name: label for label, name in enumerate(classes)}, pictures(data, data.get('levels', 0))
 
     def decode(i):
-        path = labelled[chosen[i]]
-        return to_picture(read(names[chosen[i]])), label_of[path[0] if len(path) > 1 else '']
-    return Streamed(decode, len(chosen), _shape(data), lambda i: f'{data.path}: {names[chosen[i]]}', data.get('on_error', 'raise'))
+        return to_picture(read(names[chosen[i]])), label_of[folders[chosen[i]]]
+    return Streamed(decode, len(chosen), _shape(data), lambda i: f'{data.path}: {names[chosen[i]]}', data.get('on_error', 'raise'),
+                    folder_levels(config), classes=tuple(classes))
 
 
-def _split_folders(parts) -> dict[str, str]:
-    """{folder: split} of names that are split at '/': {'train': 'train', 'val': 'test'} and the like; {} unless there are both splits."""
-    tops = {path[0].lower() for path in parts if len(path) > 1}
-    found = {kind: next(filter(tops.__contains__, words), None) for kind, words in SPLITS.items()}
+def folder_levels(config) -> int:
+    """The grey levels of pictures once decoded: `data.levels`, at most 256; 256 by default."""
+    return min(config.data.get('levels', 0) or 256, 256)
+
+
+def _in_order(classes) -> list[str]:
+    """The names of classes in the order of their labels: sorted, by value where all of them are numbers; '' (no folder) first."""
+    numeric = all(name.isascii() and name.isdigit() for name in classes if name)
+    return sorted(classes, key=lambda name: (int(name or -1), name) if numeric else name)
+
+
+def _arrangement(names: list[str]) -> tuple[list[str | None], list[str], list[str]]:
+    """How pictures are arranged, by their names.
+
+    Returns: the split of each ('train', 'test', or None: of neither); the folder that is its class ('' without any); and what the folders
+    of the splits are called, in lower case, [] without any. Splits lie at any one depth, also within the folders of classes, as in
+    images/train/cats/1.png or cats/train/1.png; other folders and pictures beside them belong to neither.
+    """
+    parts = [tuple(name.split('/')) for name in names]
+    below = collections.defaultdict(set)  # {folder: lower-case names of the folders in it}
+    for place in {path[:-1] for path in parts}:
+        for depth in range(len(place)):
+            below[place[:depth]].add(place[depth].lower())
+    splits = {place: _split_folders(inner) for place, inner in below.items()}
+    depth = min((len(place) for place, words in splits.items() if words), default=None)
+    if depth is None:
+        parts = [name.split('/') for name in _without_common_folders(names)]
+        return [None] * len(names), [path[0] if len(path) > 1 else '' for path in parts], []
+    splits = {place: words for place, words in splits.items() if words and len(place) == depth}
+    common = len(os.path.commonprefix(list(splits)))
+    kinds = [splits.get(path[:depth], {}).get(path[depth].lower()) if len(path) > depth + 1 else None for path in parts]
+    classes = [(path[common:depth] + path[depth + 1:-1] + ('',))[0] for path in parts]
+    return kinds, classes, list(dict.fromkeys(word for words in splits.values() for word in words))
+
+
+def _split_folders(names: set[str]) -> dict[str, str]:
+    """{folder: split} among the lower-case names of folders: {'train': 'train', 'val': 'test'} etc.; {} unless both splits are there."""
+    found = {kind: next(filter(names.__contains__, words), None) for kind, words in SPLITS.items()}
     return {word: kind for kind, word in found.items()} if all(found.values()) else {}
 
 
@@ -164,13 +207,14 @@ def has_test_set(config) -> bool:
     if config.data.dataset.upper() == 'NPZ':
         with _arrays(config.data.path) as arrays:
             return any(name in arrays for name in ARRAY_NAMES['test'])
-    return bool(_split_folders([name.split('/') for name in _without_common_folders(_listing(config.data.path)[0])]))
+    return bool(_arrangement(_listing(config.data.path)[0])[2])
 
 
 def read_pictures(path: str, data) -> tuple[list[str], np.ndarray]:
     """The names of the pictures at `path`, a file, a folder or a zip file, sorted, and the pictures (n, H, W, C), uint8, with the size and
-    channels of `data`, see `pictures`. UserError naming the one that cannot be read."""
-    file, to_picture = pathlib.Path(path).expanduser(), pictures(data)
+    channels of `data`, see `pictures`, and 256 grey levels. UserError naming the one that cannot be read."""
+    levels = data.get('levels', 0)
+    file, to_picture = pathlib.Path(path).expanduser(), pictures(data, levels if levels > 256 else 0)
     one = file.is_file() and not zipfile.is_zipfile(file)
     names, read = ([file.name], lambda _: file.read_bytes()) if one else _listing(path, path)[:2]
 
@@ -184,39 +228,102 @@ def read_pictures(path: str, data) -> tuple[list[str], np.ndarray]:
 
 def _listing(path: str, called: str = ''):
     """The names of the pictures in a folder or zip file, sorted; a function from a name to the file's bytes; the size (in a zip file the
-    checksum) of each."""
-    def is_picture(name):
-        return name.lower().endswith(EXTENSIONS) and not any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))
-
+    checksum) of each. `called`: how errors refer to it."""
     root, called = pathlib.Path(path).expanduser(), called or f'config.data.path={path!r}'
     if root.is_dir():
-        files = (pathlib.Path(place, file) for place, _, files in os.walk(root, followlinks=True) for file in files)
-        marks = {name: file.stat().st_size if file.exists() else 'a broken link' for file in files
-                 for name in [file.relative_to(root).as_posix()] if is_picture(name)}
+        files = _files(root)
+        names = _pictures_among(files, called)
+        marks = [os.stat(files[name]).st_size if os.path.exists(files[name]) else 'a broken link' for name in names]
 
         def read(name):
             try:
-                return (root / name).read_bytes()
+                return pathlib.Path(files[name]).read_bytes()
             except OSError as error:
                 raise Damaged(f'cannot be read: {error.strerror}') from error
     elif zipfile.is_zipfile(root):
         try:
             archive = zipfile.ZipFile(root)
-        except zipfile.BadZipFile as error:
-            raise UserError(f'{called} cannot be read as a zip file: {error}') from error
-        marks = {info.filename: info.CRC for info in archive.infolist() if is_picture(info.filename)}
+        except Exception as error:  # a damaged directory makes zipfile raise errors of many kinds
+            raise UserError(f'{called} cannot be read as a zip file: {_reason(error)}') from error
+        entries = {_with_slashes(info.filename): info for info in archive.infolist() if not info.filename.endswith(('/', '\\'))}
+        names = _pictures_among(entries, called)
+        marks = [entries[name].CRC for name in names]
 
         def read(name):
             try:
-                return archive.read(name)
-            except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-                raise Damaged(f'cannot be read: {error}') from error
+                return archive.read(entries[name])
+            except Exception as error:  # damaged, encrypted, or packed in a way that Python does not know
+                raise Damaged(f'cannot be read: {_reason(error)}') from error
     else:
-        raise UserError(f'{called} is neither a folder nor a zip file')
-    if not marks:
+        raise UserError(f'{called}: neither a folder nor a zip file' if root.exists() else f'{called}: not found')
+    if not names:
         raise UserError(f'{called} holds no pictures ({", ".join(EXTENSIONS)})')
-    names = sorted(marks)
-    return names, read, [marks[name] for name in names]
+    return names, read, marks
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _with_slashes(name: str) -> str:
+    """The name of a file in a zip file as a path of our own: some are made with backslashes, or begin with './'."""
+    return '/'.join(part for part in name.replace('\\', '/').split('/') if part not in ('', '.'))
+
+
+def _files(root) -> dict[str, str]:
+    """{name: real path} of the files below a folder, links followed, every real file once.
+
+    A file that is reached in several ways has the name without links, if there is one, else the first that is found. A link to a
+    folder that it lies in leads nowhere.
+    """
+    found, links, seen = {}, [], set()
+    top = os.path.realpath(root)
+    folders = collections.deque([('', top)])
+    while folders or links:
+        if not folders:  # links come last
+            name, place = links.pop(0)
+            if not os.path.isdir(place):
+                found.setdefault(place, name)
+                continue
+            if os.path.commonpath([top, place]) == place:
+                continue
+            folders.append((name + '/', place))
+        prefix, place = folders.popleft()
+        if place in seen:
+            continue
+        seen.add(place)
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f'{place} cannot be read: {error.strerror}') from error
+        for entry in entries:
+            if entry.is_symlink():
+                links.append((prefix + entry.name, os.path.realpath(entry.path)))
+            elif entry.is_dir():
+                folders.append((f'{prefix}{entry.name}/', entry.path))
+            else:
+                found.setdefault(entry.path, prefix + entry.name)
+    return {name: place for place, name in found.items()}
+
+
+def _pictures_among(names, called: str) -> list[str]:
+    """Those of the names that end as pictures do, sorted. How many others there are is logged once, by their endings, without the files
+    that operating systems leave behind."""
+    found, others = [], collections.Counter()
+    for name in sorted(names):
+        parts = name.lower().split('/')
+        if SYSTEM_NAMES.intersection(parts) or parts[-1].startswith('._'):
+            continue
+        if any(part.startswith('.') for part in parts):
+            others['hidden'] += 1
+        elif parts[-1].endswith(EXTENSIONS):
+            found.append(name)
+        else:
+            others[pathlib.PurePosixPath(parts[-1]).suffix or 'without an ending'] += 1
+    if others and found:
+        _warn_once(f'Left out {others.total()} files of {called} that are not read as pictures: '
+                   f'{", ".join(f"{count} {ending}" for ending, count in others.most_common(20))}.')
+    return found
 
 
 def digest(path: str) -> str:
@@ -231,7 +338,7 @@ def digest(path: str) -> str:
         marks = [f'{file.name} {file.stat().st_size} {_beginning(file)}' for file in sorted(map(pathlib.Path, glob.glob(str(root))))]
     if not marks:
         raise UserError(f'{path!r}: there is no such file')
-    return hashlib.sha256('\n'.join(marks).encode()).hexdigest()[:16]
+    return hashlib.sha256('\n'.join(marks).encode(errors='surrogateescape')).hexdigest()[:16]  # names need not be UTF-8
 
 
 def _beginning(file, size: int = 2**20) -> str:
@@ -250,32 +357,27 @@ def _without_common_folders(names):
     return ['/'.join(name.split('/')[common:]) for name in names]
 
 
-def pictures(data) -> Callable[[bytes], np.ndarray]:
-    """A function from the bytes of a png, jpg or webp file to (H, W, C) of type uint8, with the size and channels of `config.data`.
+def pictures(data, levels: int = 0) -> Callable[[bytes], np.ndarray]:
+    """Return a function from the bytes of a picture's file to (H, W, C) of type uint8, with the size and channels of `config.data`.
 
     fit='crop': the middle square, resized by an antialiased bicubic filter. fit='exact': as it is, or UserError. What is transparent
-    becomes white.
+    becomes white. Of several frames the first is taken. `levels`: white is the value levels - 1; 0: the largest of the file's type. Up to
+    256 values stay as they are; of 16 bits, `levels` values become 256. The function raises Damaged for whatever the decoder cannot read.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
     size, channels, exact = data.image_size, data.num_channels, data.get('fit', 'crop') == 'exact'
-    mode = {1: 'L', 3: 'RGB'}[channels]
+    mode, white = {1: 'L', 3: 'RGB'}[channels], min(levels or 256, 256) - 1
 
-    def decode(content):
-        try:
-            image = Image.open(io.BytesIO(content))
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-        except UnidentifiedImageError as error:
-            raise Damaged('is no picture') from error
-        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-            raise Damaged(f'cannot be decoded: {error}') from error
+    def convert(image):
         if image.mode.startswith('I'):  # 16 bits
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = Image.fromarray(_in_8_bits(np.asarray(image), levels))
         if 'A' in image.mode or 'transparency' in image.info:
             image = image.convert('RGBA')
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+            image = Image.alpha_composite(Image.new('RGBA', image.size, (white, white, white, 255)), image)
         if image.mode != mode:
             image = image.convert(mode)
+        if white < 255:
+            _check_values(np.asarray(image), white + 1)
         if image.size != (size, size):
             if exact:
                 raise UserError(f'has {image.width}x{image.height} pixels, config.data.image_size is {size}: '
@@ -283,55 +385,163 @@ def pictures(data) -> Callable[[bytes], np.ndarray]:
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.resize((size, size), Image.BICUBIC, box=(left, top, left + side, top + side))
-        return np.asarray(image).reshape(size, size, channels)
+        return np.minimum(np.asarray(image), white).reshape(size, size, channels)  # bicubic filters overshoot
+
+    def decode(content):
+        try:
+            return convert(_opened(content, levels))
+        except UserError:
+            raise
+        except UnidentifiedImageError as error:
+            raise Damaged('is no picture') from error
+        except Exception as error:  # Pillow's decoders raise errors of many kinds
+            raise Damaged(f'cannot be decoded: {_reason(error)}') from error
     return decode
+
+
+def _opened(content: bytes, levels: int):
+    """The Pillow image in a file, turned as its EXIF data say. Where these alone are damaged, it is read without them."""
+    from PIL import Image
+    turns = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE, 6: Image.ROTATE_270,
+             7: Image.TRANSVERSE, 8: Image.ROTATE_90}
+
+    def load(content):
+        image = Image.open(io.BytesIO(content))
+        if image.mode == 'F':
+            raise Damaged('holds floating-point values; expected whole numbers of 8 or 16 bits: convert it')
+        if levels > 256 and ';16' in str(image.tile) and not image.mode.startswith('I'):
+            raise Damaged(f'has several channels of 16 bits, of which only the upper 8 can be read: config.data.levels={levels} needs '
+                            'pictures with one channel of 16 bits, or a 16-bit array (data.dataset=NPZ)')
+        if image.format == 'TIFF':
+            image.getexif().get_ifd = lambda tag: {}  # load() would follow its pointers, which may lead anywhere
+        image.load()
+        turn = turns.get(image.getexif().get(0x0112))
+        return image if turn is None else image.transpose(turn)
+    try:
+        return load(content)
+    except Damaged:
+        raise
+    except Exception:
+        without = _without_exif(content)
+        if without == content:
+            raise
+        return load(without)
+
+
+def _without_exif(content: bytes) -> bytes:
+    """The same file with the EXIF data cut out (PNG), or under a name that decoders pass over."""
+    if content.startswith(b'\x89PNG') and b'eXIf' in content:
+        start = content.index(b'eXIf') - 4  # length (4 bytes), name (4), data, checksum (4)
+        return content[:start] + content[start + 12 + int.from_bytes(content[start:start + 4], 'big'):]
+    return content.replace(b'Exif', b'none').replace(b'EXIF', b'none')
+
+
+def _in_8_bits(values: np.ndarray, levels: int) -> np.ndarray:
+    """Values 0 .. levels - 1 of 16 bits (levels=0: 65536) as uint8: `levels` of them become 256; up to 256 stay as they are."""
+    levels = levels or 2**16
+    _check_values(values, levels)
+    if levels <= 256:
+        return values.astype(np.uint8, copy=False)
+    return (np.arange(levels) * 256 // levels).astype(np.uint8)[values]
+
+
+def _check_values(values: np.ndarray, levels: int):
+    lowest, highest = values.min(initial=0), values.max(initial=0)
+    if lowest < 0 or highest >= levels:
+        raise Damaged(f'has values {f"down to {lowest}" if lowest < 0 else f"up to {highest}"}, but {levels} grey levels: expected 0 to '
+                        f'{levels - 1}, of which the last is white (config.data.levels)')
 
 
 # Arrays ------------------------------------------------------------------------------------------------------------------------------
 
-ARRAY_NAMES = {'train': ('x_train', 'train_images', 'images', 'samples', 'arr_0'), 'test': ('x_test', 'test_images')}
-LABEL_NAMES = {'train': ('y_train', 'train_labels', 'labels'), 'test': ('y_test', 'test_labels')}
+ARRAY_NAMES = {'train': ('x_train', 'train_images', 'images', 'samples', 'arr_0', 'x'), 'test': ('x_test', 'test_images')}
+LABEL_NAMES = {'train': ('y_train', 'train_labels', 'labels', 'label', 'y', 'targets', 'target'), 'test': ('y_test', 'test_labels')}
 
 
 def npz(config, split: str) -> Images:
-    """The arrays of the file `data.path`: images (N, H, W, C) or (N, H, W) of type uint8, labels (N,).
+    """The arrays of the file `data.path`: images (N, H, W, C) or (N, H, W) of type uint8 or uint16, labels (N,).
 
     'x_train' and 'x_test' (with 'y_train', 'y_test') are the splits; of a single array 'images' (with 'labels'), `data.test_fraction` is
-    held out. A scalar 'levels' tells the number of grey levels, if it is not 256.
+    held out. For other names see ARRAY_NAMES and LABEL_NAMES; 'arr_1' are the labels of 'arr_0'. The number of grey levels is
+    `data.levels`, or a scalar 'levels' in the file; by default all of the type. `data.layout` is 'NHWC', or 'NCHW': channels first.
     """
     data = config.data
     with _arrays(data.path) as arrays:
-        keys = {kind: next((name for name in names if name in arrays), None) for kind, names in ARRAY_NAMES.items()}
+        keys = {kind: _first(names, arrays) for kind, names in ARRAY_NAMES.items()}
+        label_keys = {kind: _first(names + ('arr_1',) * (keys[kind] == 'arr_0'), arrays) for kind, names in LABEL_NAMES.items()}
         if keys['train'] is None:
             raise UserError(f'config.data.path={data.path!r} has no array called {", ".join(ARRAY_NAMES["train"])}: '
                             f'it has {", ".join(arrays) or "none"}')
+        if unread := set(arrays) - {*keys.values(), *label_keys.values(), 'levels', 'protocol'}:
+            _warn_once(f'Left out the arrays {", ".join(sorted(unread))} of {data.path}: images are read from {keys["train"]!r}, labels '
+                       f'from {label_keys["train"]!r}.')
         kind = split if keys['test'] else 'train'
-        images = arrays[keys[kind]]
-        label_key = next((name for name in LABEL_NAMES[kind] if name in arrays), None)
-        labels = arrays[label_key].reshape(-1) if label_key else np.zeros(len(images), np.int64)
-    images = images[..., None] if images.ndim == 3 else images
-    expected = _shape(data)
-    if images.dtype != np.uint8 or images.shape[1:] != expected or len(labels) != len(images):
-        raise UserError(f'{data.path}: {keys[kind]!r} is {images.dtype} of shape {images.shape} with {len(labels)} labels; expected uint8 '
-                        f'of shape (N, {", ".join(map(str, expected))}), as config.data says, with a label each or none')
-    levels = npz_levels(config)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f'{data.path}: {label_key!r} is {labels.dtype}; expected the number of a class for each image')
-    if images.max(initial=0) >= levels:
-        raise UserError(f'{data.path}: {keys[kind]!r} has values up to {images.max()}, but {levels} grey levels')
+        images, label_key = arrays[keys[kind]], label_keys[kind]
+        if label_key is None and config.model.get('num_classes', 0) > 1:
+            raise UserError(f'config.model.num_classes={config.model.num_classes} needs labels, but {data.path} has none for '
+                            f'{keys[kind]!r}: expected an array called {" or ".join(LABEL_NAMES[kind])}')
+        labels = _labels(arrays[label_key], label_key, data.path) if label_key else np.zeros(len(images), np.int64)
+        levels = _npz_levels(arrays, data)
+    images = _channels_last(images, data, keys[kind])
+    if len(labels) != len(images):
+        raise UserError(f'{data.path}: {label_key!r} has {len(labels)} labels, but {keys[kind]!r} has {len(images)} images')
+    if images.dtype == np.uint8 and levels > 256:
+        raise UserError(f'{data.path}: {keys[kind]!r} is uint8, but the number of grey levels is {levels}; expected uint16')
+    try:
+        images = _in_8_bits(images, levels or np.iinfo(images.dtype).max + 1)
+    except UserError as fault:
+        raise UserError(f'{data.path}: {keys[kind]!r} {fault}') from fault
     if not keys['test']:
         chosen = _held_out(len(images), data, split)
         images, labels = images[chosen], labels[chosen]
-    return Images(images, labels.astype(np.int64), levels)
+    return Images(images, labels, min(levels or 256, 256))
+
+
+def _first(names, arrays) -> str | None:
+    return next((name for name in names if name in arrays), None)
+
+
+def _channels_last(images: np.ndarray, data, key: str) -> np.ndarray:
+    """The images (N, H, W, C) of an array in the layout `data.layout`; UserError where type or shape are not those of the config."""
+    images, shape, expected = images[..., None] if images.ndim == 3 else images, images.shape, _shape(data)
+    first = data.get('layout', 'NHWC').upper() == 'NCHW' and len(shape) == 4
+    found = images.transpose(0, 2, 3, 1) if first else images
+    if found.dtype in (np.uint8, np.uint16) and found.shape[1:] == expected:
+        return found
+    wanted = (expected[2], *expected[:2]) if first else expected
+    swapped = images.ndim == 4 and (images.shape[1:] if first else tuple(np.roll(images.shape[1:], -1))) == expected
+    remedy = f'. Its channels come {"last" if first else "first"}: set --config.data.layout={"NHWC" if first else "NCHW"}' * swapped
+    raise UserError(f'{data.path}: {key!r} is {images.dtype} of shape {shape}; expected uint8 or uint16 of shape '
+                    f'(N, {", ".join(map(str, wanted))}), as config.data says' + remedy)
+
+
+def _labels(labels: np.ndarray, key: str, path: str) -> np.ndarray:
+    """Labels (N,) as int64, from shapes (N,) and (N, 1)."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and ((labels != 0).sum(1) == 1).all():
+        raise UserError(f'{path}: {key!r} of shape {labels.shape} is one-hot; expected the number of a class for each image, shape '
+                        f'({len(labels)},). np.argmax({key}, 1) gives it')
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f'{path}: {key!r} is {labels.dtype} of shape {labels.shape}; expected the number of a class for each image, whole '
+                        'numbers of shape (N,)')
+    return labels.astype(np.int64)
 
 
 def npz_levels(config) -> int:
-    """The number of grey levels that the file `data.path` tells, or 256."""
+    """The grey levels of the images in the file `data.path` once read, at most 256."""
     with _arrays(config.data.path) as arrays:
-        levels = arrays['levels'] if 'levels' in arrays else np.array(256)
-        if levels.ndim or not np.issubdtype(levels.dtype, np.integer) or not 2 <= levels <= 256:
-            raise UserError(f"{config.data.path}: 'levels' is {levels.tolist()!r}; expected a whole number from 2 to 256")
-        return int(levels)
+        return min(_npz_levels(arrays, config.data) or 256, 256)
+
+
+def _npz_levels(arrays, data) -> int:
+    """The number of grey levels that the config or the file says; 0 where neither does."""
+    levels, wanted = arrays['levels'] if 'levels' in arrays else np.array(0), data.get('levels', 0)
+    if 'levels' in arrays and (levels.ndim or not np.issubdtype(levels.dtype, np.integer) or not 2 <= levels <= 2**16):
+        raise UserError(f"{data.path}: 'levels' is {levels.tolist()!r}; expected a whole number from 2 to 65536")
+    if wanted and levels and wanted != levels:
+        raise UserError(f"config.data.levels is {wanted}, but {data.path} has 'levels' = {levels}: leave config.data.levels at 0")
+    return wanted or int(levels)
 
 
 @contextlib.contextmanager
@@ -345,8 +555,9 @@ def _arrays(path):
             yield arrays
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f'config.data.path={path!r} cannot be read as an npz file: {error}') from error
+    except (OSError, ValueError, TypeError, RuntimeError, EOFError, MemoryError, SyntaxError, struct.error, lzma.LZMAError, zlib.error,
+            zipfile.BadZipFile) as error:  # what NumPy and zipfile raise of damaged files
+        raise UserError(f'config.data.path={path!r} cannot be read as an npz file: {_reason(error)}') from error
 
 
 # Records -----------------------------------------------------------------------------------------------------------------------------
@@ -476,7 +687,9 @@ def tfds_builder(config, name: str):
     except Exception as error:  # whatever TFDS or the network raises, the remedy is the same
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f'config.data.dataset={config.data.dataset!r} is not prepared in config.data.tfds_dir='
-                        f'{directory or "the default directory of TFDS"!r} and could not be downloaded: {reason[0]}') from error
+                        f'{directory or "the default directory of TFDS"!r} and could not be downloaded: {reason[0]}. Set data.tfds_dir '
+                        'to a folder where TFDS has prepared it, or give your own copy as data.path with data.dataset=NPZ (arrays) or '
+                        'FOLDER (pictures)') from error
     return builder
 
 
@@ -508,7 +721,7 @@ def _tf_pictures(prepare, size: int):
     def decode(content):
         try:
             image = tf.io.decode_image(content, channels=3, expand_animations=False)
-        except tf.errors.InvalidArgumentError as error:
+        except Exception as error:  # TensorFlow's decoders raise errors of several kinds
             raise Damaged('holds no picture that can be decoded') from error
         return np.clip(np.round(prepare(image, size).numpy()), 0, 255).astype(np.uint8)
     return decode

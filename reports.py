@@ -259,7 +259,7 @@ def write(workdirs, output, eval_folder: str = 'eval') -> pathlib.Path:
     output.mkdir(parents=True, exist_ok=True)
     _write_summary(runs, output / 'summary.csv')
     text = '\n\n'.join(filter(None, _report(runs, plots.draw(runs, output), output))) + '\n'
-    (output / 'report.md').write_text(text, encoding='utf-8')
+    (output / 'report.md').write_text(text, encoding='utf-8', errors='backslashreplace')
     return output / 'report.md'
 
 
@@ -279,7 +279,7 @@ def _write_summary(runs, path):
                  backend=x.features[0], extractor=x.features[1], feature=x.features[2],
                  protocol=hashlib.sha256(json.dumps(x.protocol, sort_keys=True).encode()).hexdigest()[:12] if x.protocol else UNKNOWN,
                  warning='; '.join(x.warnings())) for run in runs for checkpoint, numbers in run.numbers.items() for x in numbers]
-    with open(path, 'w', newline='', encoding='utf-8') as file:
+    with open(path, 'w', newline='', encoding='utf-8', errors='backslashreplace') as file:
         csv.writer(file, lineterminator='\n').writerows([rows[0].keys(), *(row.values() for row in rows)])
 
 

@@ -76,7 +76,7 @@ def digest(path) -> str:
     """The first 16 digits of the SHA-256 of a file's content, or of all names and contents in a folder."""
     path, sha = pathlib.Path(path).expanduser(), hashlib.sha256()
     for file in sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]:
-        sha.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b'')
+        sha.update(file.relative_to(path).as_posix().encode(errors='surrogateescape') if path.is_dir() else b'')
         with open(file, 'rb') as content:
             while block := content.read(1 << 20):
                 sha.update(block)

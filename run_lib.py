@@ -60,6 +60,7 @@ def create_state(config) -> dict:
 
 def load_averaged_model(config, path):
     """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters take no gradients."""
+    datasets.check_record(config, path)
     model = mutils.create_model(config)
     state = dict(model=model, ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)
     checkpoints.restore(path, state, config.device)
@@ -102,7 +103,8 @@ def get_classes(batch: dict, config) -> dict[str, torch.Tensor]:
         return {}
     if len(batch['label']) and not 0 <= batch['label'].min() <= batch['label'].max() < number:
         wrong = next(label for label in batch['label'] if not 0 <= label < number)
-        raise UserError(f'the data set has the label {wrong}, but config.model.num_classes={number}: --mode data counts its labels')
+        raise UserError(f'the data set has the label {wrong}, but config.model.num_classes={number}: labels start at 0, so '
+                        f'expected 0 to {number - 1} (--mode data counts them)')
     return {'classes': to_device(torch.from_numpy(batch['label']), config.device)}
 
 
@@ -221,6 +223,7 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
 
     with distributed.main_first():
         train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
+    datasets.record(config, train_ds.data, workdir)
     eval_batches = iter(eval_ds)
     train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
     eval_step = get_step_fn(train=False)
@@ -554,12 +557,16 @@ def describe_data(config, workdir=''):
         images = datasets.get_split(config, split)
         chosen = np.random.default_rng(config.seed).permutation(len(images))[:min(10000, 2**26 // math.prod(images.shape))]
         some, labels = images.read(chosen)
+        if split == 'train':
+            datasets.warn_of_range(config, some, images.levels)
         pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
         rows.append((f'{split} set', f'{len(images)} images', f'{some.shape[1]}x{some.shape[2]} pixels, {some.shape[3]} channels, '
-                     f'{images.levels} grey levels, {len(np.unique(labels))} labels'))
+                     f'{images.levels} grey levels, {_count_labels(labels)}'))
         rows.append(('  channels', ' '.join(f'{value:.4f}' for value in pixels.mean(0)),
                      f'mean; std {" ".join(f"{value:.4f}" for value in pixels.std(0))}; of {len(some)} images in [0, 1]'))
         if split == 'train':
+            if classes := datasets.shown_classes(images):
+                rows.append(('  labels', classes, 'by the names of their folders'))
             distance, n = datasets.largest_distance(images, config.seed)
             rows.append(('  largest distance', f'{distance:.2f}', f'between two of {n} images in [0, 1], estimated from below: '
                          f'--config.model.sigma_max={float(f"{distance:.2g}")} suits a VE SDE (it is {config.model.sigma_max})'))
@@ -567,6 +574,11 @@ def describe_data(config, workdir=''):
                 reports.save_grid(pathlib.Path(workdir, 'data.png'), datasets.to_8_bits(some[:100], images.levels))
     logging.info('%s:\n%s', config.data.dataset, reports.table(rows))
     return rows
+
+
+def _count_labels(labels: np.ndarray) -> str:
+    found = np.unique(labels)
+    return f'{len(found)} labels' + (f' ({found[0]} to {found[-1]})' if len(found) > 1 else '')
 
 
 def sample(config, workdir, checkpoint='', num_samples=64, output=''):

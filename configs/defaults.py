@@ -23,8 +23,11 @@ data.
   uniform_dequantization  pixels are (level + U[0, 1)) / 256 rather than level / 255: a density where there were levels
   memory_gib              a set that takes at most so many GiB is decoded once and kept; others are decoded as they are used
   on_error                a damaged image is fatal ('raise') or left out and counted ('skip'); either way named by file and position
-  path                    FOLDER: a folder or zip file of png, jpg and webp pictures, whose sub-folders are classes; below train/ and
-                          test/ where these are there. NPZ: a file with 'x_train', 'y_train', 'x_test', 'y_test', or 'images', 'labels'
+  path                    FOLDER: a folder or zip file of pictures (png, jpg, webp, avif, bmp, tif, gif), whose sub-folders are classes;
+                          below train/ and test/ where these are there. NPZ: a file with 'x_train', 'y_train', 'x_test', 'y_test', or
+                          'images', 'labels'
+  levels                  FOLDER and NPZ: white is the value levels - 1, e.g. 4096 for 12-bit images in 16-bit files; 0: that of the file
+  layout                  NPZ: order of the axes, 'NHWC', or 'NCHW' (channels first)
   test_fraction           FOLDER and NPZ without a test set: the part held out; 0.0: the training images serve for both
   fit                     FOLDER: 'crop' the middle square and resize it, or require the 'exact' size
   tfds_dir                folder of TensorFlow Datasets; '' is that package's own default
@@ -178,6 +181,8 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 fit='crop',
                 on_error='raise',
                 memory_gib=4.0,
+                levels=0,
+                layout='NHWC',
             ),
             training=dict(
                 sde='vesde',

@@ -123,6 +123,7 @@ def test_unprepared_tfds_data_set_is_told_in_one_sentence(tmp_path, monkeypatch)
     with pytest.raises(UserError) as caught:
         datasets.get_dataset(config)
     assert str(tmp_path) in str(caught.value) and 'no way to cifar10' in str(caught.value) and '\n' not in str(caught.value)
+    assert all(word in str(caught.value) for word in ('Set data.tfds_dir', 'data.path with data.dataset=NPZ', 'FOLDER'))
 
 
 def test_cifar10_is_read_through_tfds(tmp_path):

@@ -2,16 +2,26 @@
 
 The data sets are made here, in their own formats, of crops of the two photographs that scikit-learn brings.
 """
+import collections
 import functools
+import io
+import json
 import logging
+import os
+import re
+import struct
 import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
+import cli
 import datasets
 import image_sources
+import preflight
+import results
+import run_lib
 from conftest import load_config
 from errors import UserError
 
@@ -247,8 +257,9 @@ def test_npz_under_all_its_names(tmp_path, names):
 @pytest.mark.parametrize('arrays, message', [
     (dict(pixels=np.zeros((9, 8, 8, 3), np.uint8)), 'no array called x_train, .*: it has pixels'),
     (dict(images=np.zeros((9, 8, 8, 3), np.float32)), "'images' is float32 .*expected uint8"),
-    (dict(images=np.zeros((9, 3, 8, 8), np.uint8)), r'shape \(9, 3, 8, 8\).*expected uint8 of shape \(N, 8, 8, 3\)'),
-    (dict(images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.zeros(8)), 'with 8 labels'),
+    (dict(images=np.zeros((9, 3, 8, 8), np.uint8)),
+     r'shape \(9, 3, 8, 8\); expected uint8 or uint16 of shape \(N, 8, 8, 3\).*first: set --config.data.layout=NCHW'),
+    (dict(images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.zeros(8, int)), "'labels' has 8 labels, but 'images' has 9 images"),
     (dict(images=np.full((9, 8, 8, 3), 17, np.uint8), levels=17), 'values up to 17, but 17 grey levels'),
     (dict(images=np.array([{}])), 'cannot be read as an npz file'),
     (dict(images=np.zeros((0, 8, 8, 3), np.uint8)), 'the train set of NPZ has no images')])
@@ -410,7 +421,7 @@ def test_largest_distance_is_that_of_all_pairs(tmp_path):
 
 def test_errors_of_folders(tmp_path):
     (tmp_path / 'empty').mkdir()
-    for data, message in ((dict(path=''), 'config.data.path is empty'), (dict(path='/nowhere'), "'/nowhere' is neither a folder nor a zip"),
+    for data, message in ((dict(path=''), 'config.data.path is empty'), (dict(path='/nowhere'), "'/nowhere': not found"),
                           (dict(path=str(tmp_path / 'empty')), 'holds no pictures'),
                           (dict(path=folder(tmp_path / 'few', crops(7, 8)), test_fraction=0.0), 'batch_size is 8.* has 7 images'),
                           (dict(path='x', on_error='ignore'), "on_error is 'ignore'"), (dict(path='x', fit='pad'), "fit is 'pad'"),
@@ -425,7 +436,7 @@ def test_a_validation_set_is_not_mixed_into_the_test_set_and_strays_are_told(tmp
         folder(tmp_path / name, part)
     config = config_of('FOLDER', 16, path=str(tmp_path))
     assert contents(everything(config, 'test')[0]) == contents(images[3:4]) and contents(everything(config)[0]) == contents(images[:3])
-    assert '2 pictures lie outside train and test' in caplog.text
+    assert re.search('Left out 2 pictures of .* that lie outside train and test', caplog.text)
 
 
 def test_what_is_transparent_becomes_white(tmp_path):
@@ -455,7 +466,7 @@ def test_the_digest_tells_data_sets_apart(tmp_path):
 
 
 @pytest.mark.parametrize('arrays, message', [
-    (dict(levels=np.array([17, 17])), "'levels'.*2 to 256"), (dict(levels=1), "'levels' is 1"), (dict(levels=16.5), "'levels'"),
+    (dict(levels=np.array([17, 17])), "'levels'.*2 to 65536"), (dict(levels=1), "'levels' is 1"), (dict(levels=16.5), "'levels'"),
     (dict(labels=np.array(['cat', 'dog'])), "'labels' is <U3")])
 def test_levels_and_labels_of_arrays_are_checked(tmp_path, arrays, message):
     np.savez(tmp_path / 'x.npz', images=np.zeros((2, 8, 8, 1), np.uint8), **arrays)
@@ -486,3 +497,439 @@ def test_a_broken_link_is_a_damaged_picture(tmp_path):
     assert len(everything(config_of('FOLDER', 16, path=path, on_error='skip', test_fraction=0.0))[0]) == 2
     with pytest.raises(UserError, match='gone.png cannot be read: No such file'):
         everything(config_of('FOLDER', 16, path=path, test_fraction=0.0))
+
+
+# Files of the field: other formats, damage, links, odd names ------------------------------------------------------------------------------
+
+
+def encoded(image, kind, **options):
+    content = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(content, kind, **options)
+    return content.getvalue()
+
+
+def test_all_formats_are_read_and_what_is_left_out_is_counted(tmp_path, caplog):
+    """The first frame of several, and no count of what operating systems leave behind."""
+    images = crops(6, 16)
+    for image, ending in zip(images, ('bmp', 'tif', 'TIFF', 'png')):
+        save(tmp_path / f'a.{ending}', image)
+    frames = [Image.fromarray(image).quantize(64) for image in images[4:]]
+    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
+    Image.fromarray(images[5]).save(tmp_path / 'b.tif', save_all=True, append_images=[Image.fromarray(images[0])])
+    (tmp_path / '__MACOSX').mkdir()
+    for name in ('a.heic', 'notes.txt', 'more.TXT', 'LICENSE', '.hidden.png', '.DS_Store', 'Thumbs.db', '._a.png', '__MACOSX/a.txt'):
+        (tmp_path / name).write_text('no picture')
+    found, _ = everything(config_of('FOLDER', 16, path=str(tmp_path), test_fraction=0.0))
+    assert contents(found) == contents([*images[:4], np.asarray(frames[0].convert('RGB')), images[5]])
+    line, = (record.getMessage() for record in caplog.records if 'Left out' in record.getMessage())  # once, for both splits
+    assert re.search('Left out 5 files of .* not read as pictures: 2 .txt, ', line)
+    assert all(part in line for part in ('1 .heic', '1 without an ending', '1 hidden'))
+
+
+LAYOUT = ('images/train/cats/0.png', 'images/train/dogs/1.png', 'images/val/cats/2.png', 'images/val/dogs/3.png')
+
+
+@pytest.mark.parametrize('names, stray', [
+    (LAYOUT, False), (LAYOUT, True), ([name.replace('images/', '') for name in LAYOUT], True),
+    ([f'./{name}' for name in LAYOUT], False),
+    (('x/cats/train/0.png', 'x/dogs/train/1.png', 'x/cats/val/2.png', 'x/dogs/val/3.png'), True)])
+@pytest.mark.parametrize('how', ['folder', 'zip', 'zip made on Windows'])
+def test_splits_and_classes_are_found_in_every_arrangement(tmp_path, names, stray, how, caplog):
+    """At any depth, inside or outside the folders of classes, with a picture beside them or without."""
+    images = crops(5, 8)
+    names = [*names, 'preview.png'] if stray else names
+    if how == 'folder':
+        for name, image in zip(names, images):
+            save(tmp_path / 'set' / name, image)
+        path = str(tmp_path / 'set')
+    else:
+        path = str(tmp_path / 'set.zip')
+        with zipfile.ZipFile(path, 'w') as file:
+            for name, image in zip(names, images):
+                file.writestr(name if how == 'zip' else name.replace('/', '\\'), encoded(image, 'PNG'))
+    config = config_of('FOLDER', 8, path=path)
+    for split, expected in (('train', images[:2]), ('test', images[2:4])):
+        found, labels = everything(config, split)
+        assert contents(found) == contents(expected) and sorted(labels) == [0, 1]
+        assert all(np.array_equal(found[labels == k][0], expected[k]) for k in (0, 1))
+    assert image_sources.has_test_set(config) and datasets.get_split(config, 'train').classes == ('cats', 'dogs')
+    assert ('Left out 1 pictures' in caplog.text) == stray
+
+
+def test_links_do_not_multiply_pictures(tmp_path):
+    """To the folder itself, to one above it, to a class, to a picture; links that lead elsewhere are followed."""
+    images = crops(24, 8)
+    for place, some in (('set/a', images[:10]), ('set/b', images[10:20]), ('elsewhere', images[20:22])):
+        folder(tmp_path / place, some)
+    (tmp_path / 'set' / 'a' / 'up').symlink_to(tmp_path / 'set')
+    (tmp_path / 'set' / 'above').symlink_to(tmp_path)
+    (tmp_path / 'set' / 'a_again').symlink_to(tmp_path / 'set' / 'b')
+    (tmp_path / 'set' / 'a' / 'again.png').symlink_to(tmp_path / 'set' / 'b' / '00.png')
+    (tmp_path / 'set' / 'linked').symlink_to(tmp_path / 'elsewhere')
+    config = config_of('FOLDER', 8, path=str(tmp_path / 'set'), test_fraction=0.25)
+    train, test = (everything(config, split) for split in ('train', 'test'))
+    assert contents([*train[0], *test[0]]) == contents(images[:22])
+    assert datasets.get_split(config, 'train').classes == ('a', 'b', 'linked')
+    assert {image.tobytes(): label for found, labels in (train, test) for image, label in zip(found, labels)} == {
+        image.tobytes(): k // 10 for k, image in enumerate(images[:22])}
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    folder(tmp_path / 'a', crops(3, 8))
+
+    def scandir(place):
+        raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(image_sources.os, 'scandir', scandir)
+    with pytest.raises(UserError, match='cannot be read: Permission denied'):
+        everything(config_of('FOLDER', 8, path=str(tmp_path)))
+
+
+def test_class_folders_that_are_numbers_come_in_their_order_and_thumbnails_are_none(tmp_path, caplog):
+    images = crops(13, 8)
+    for k in range(12):
+        save(tmp_path / str(k) / 'a.png', images[k])
+        save(tmp_path / str(k) / '@eaDir' / 'a.png' / 'thumb.png', images[12])
+    save(tmp_path / '@eaDir' / 'a.png', images[12])
+    config = config_of('FOLDER', 8, path=str(tmp_path), test_fraction=0.0)
+    found, labels = everything(config)
+    assert len(found) == 12 and all(np.array_equal(found[labels == k][0], images[k]) for k in range(12))
+    assert datasets.get_split(config, 'train').classes == tuple(map(str, range(12)))
+    with caplog.at_level(logging.INFO, 'absl'):
+        datasets.get_dataset(config)
+    assert 'Found the classes 0: 0, 1: 1, 2: 2, ' in caplog.text
+    save(tmp_path / 'other' / 'a.png', images[12])
+    assert datasets.get_split(config, 'train').classes == tuple(sorted([*map(str, range(12)), 'other']))
+
+
+def test_pictures_outside_the_class_folders_are_told(tmp_path, caplog):
+    for name, image in zip(('a.png', 'cats/b.png', 'dogs/c.png'), crops(3, 8)):
+        save(tmp_path / name, image)
+    config = config_of('FOLDER', 8, path=str(tmp_path), test_fraction=0.0)
+    assert sorted(everything(config)[1]) == [0, 1, 2] and datasets.shown_classes(datasets.get_split(config, 'train')) == (
+        '0: (no folder), 1: cats, 2: dogs')
+    assert re.search('Found 1 pictures of .* outside its class folders: they have the label 0', caplog.text)
+
+
+def test_names_need_not_be_utf8(tmp_path, caplog):
+    """In data sets, their digests and the log."""
+    images, odd = crops(9, 16), os.fsdecode(b'caf\xe9')
+    path = folder(tmp_path / odd, images[:4])
+    for k, image in enumerate(images):
+        save(tmp_path / 'set' / odd / f'{odd}{k}.png', image)
+    (tmp_path / 'set' / odd / 'gone.png').symlink_to(tmp_path / odd)
+    (tmp_path / 'set' / odd / f'{odd}.png').write_text('no picture')
+    config = config_of('FOLDER', 16, path=str(tmp_path / 'set'), test_fraction=0.0, on_error='skip')
+    assert contents(everything(config)[0]) == contents([*images, *images[:4]]) and len(image_sources.digest(config.data.path)) == 16
+    assert len(results.digest(tmp_path / 'set')) == len(results.digest(path)) == 16
+    log = tmp_path / 'log.txt'
+    handlers = logging.getLogger().handlers[:]
+    try:
+        cli.log_to(log)
+        everything(config_of('FOLDER', 16, path=str(tmp_path / 'set'), test_fraction=0.0, on_error='skip', memory_gib=4.0))
+    finally:
+        logging.getLogger().handlers[:] = handlers
+    assert 'caf\\udce9.png is no picture; skipped' in log.read_text()
+
+
+def test_the_path_of_a_data_set_need_not_be_utf8(tmp_path):
+    """From training to a report."""
+    odd = os.fsdecode(b'caf\xe9')
+    path, workdir = folder(tmp_path / odd / odd, crops(20, 8)[..., 0]), tmp_path / 'run'
+    config = load_config('configs.vp.digits_ddpmpp_continuous', dict(dataset='FOLDER', path=path))
+    config.device = 'cpu'
+    config.model.update(nf=8, num_res_blocks=1, num_scales=25)
+    config.training.update(batch_size=8, n_iters=1, snapshot_sampling=False)
+    config.optim.warmup = 0
+    config.eval.update(num_samples=4, enable_bpd=False, metrics_floor=False, stats_dir=str(tmp_path / 'stats'))
+    run_lib.train(config, workdir)
+    run_lib.evaluate(config, workdir)
+    assert 'caf\\udce9' in (workdir / 'eval' / 'report.md').read_text()
+
+
+WITH_EXIF = ('PNG', 'JPEG', 'WEBP', 'AVIF', 'TIFF')
+
+
+def decoder(size=8, channels=3, levels=0):
+    return image_sources.pictures(config_of('FOLDER', size, channels).data, levels)
+
+
+def exif_data():
+    exif = Image.Exif()
+    exif[0x010e], exif.get_ifd(0x8769)[0x9286] = 'described', b'a comment'
+    return exif
+
+
+def exif_block(kind):
+    """A picture's file, and the places in it that its EXIF data take."""
+    content = encoded(crops(1, 8)[0], kind, exif=exif_data().tobytes())
+    if kind == 'TIFF':  # the directory that the main one points to, and its pointer
+        pointer = content.index(b'\x69\x87')
+        start = int.from_bytes(content[pointer + 8:pointer + 12], 'little')
+        return content, [*range(pointer + 4, pointer + 12), *range(start, start + 18)]
+    start = content.rindex(b'MM\0*', 0, content.index(b'described'))
+    return content, range(start, content.index(b'a comment', start) + len(b'a comment'))
+
+
+@pytest.mark.filterwarnings('ignore')  # Pillow's own, of damaged EXIF data
+@pytest.mark.parametrize('kind', WITH_EXIF)
+def test_a_picture_whose_exif_data_alone_are_damaged_is_a_good_picture(kind):
+    """Whichever byte of them is changed, the pixels are the same, perhaps turned."""
+    if kind in ('WEBP', 'AVIF') and not features.check(kind.lower()):
+        pytest.skip(f'this Pillow has no {kind}')
+    content, places = exif_block(kind)
+    decode = decoder()
+    whole = decode(content)
+    turned = {np.rot90(image, k).tobytes() for image in (whole, whole[:, ::-1]) for k in range(4)}
+    for place in places:
+        for change in (0x01, 0x80, 0xff):
+            damaged = bytearray(content)
+            damaged[place] ^= change
+            assert decode(bytes(damaged)).tobytes() in turned, (place, change)
+
+
+def test_exif_pointers_of_tiff_files_are_not_followed():
+    """Here one to a negative position: the type of its entry has become that of signed numbers."""
+    content, places = exif_block('TIFF')
+    damaged, pointer = bytearray(content), places[4]
+    damaged[pointer - 6:pointer + 4] = struct.pack('<hii', 9, 1, -38)
+    assert np.array_equal(decoder()(bytes(damaged)), decoder()(content))
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_whatever_a_decoder_raises_is_a_damaged_picture():
+    """2,000 files, of every format that this Pillow writes, with bytes changed at random or their end missing."""
+    Image.init()
+    rng, files, decode = np.random.default_rng(0), {}, decoder()
+    exif = exif_data()
+    exif[0x0112] = 6
+    exif, picture = exif.tobytes(), Image.fromarray(crops(1, 8)[0])
+    for kind in sorted(set(Image.SAVE) - {'PDF', 'PALM', 'EPS', 'WMF', 'BUFR', 'GRIB', 'HDF5'}):  # which it does not read by itself
+        for mode in ('RGB', 'L', 'P', '1'):
+            try:
+                files[kind] = encoded(picture.convert(mode), kind, exif=exif)
+                break
+            except (OSError, ValueError):  # the format has no such pictures
+                continue
+    assert {'PNG', 'JPEG', 'TIFF', 'GIF', 'BMP'} <= files.keys()
+    names, outcomes = sorted(files) + [kind for kind in WITH_EXIF if kind in files] * 4, collections.Counter()
+    for k in range(2000):
+        name = names[k % len(names)]
+        content = bytearray(files[name])
+        for place in rng.integers(len(content), size=rng.integers(1, 5)):
+            content[place] = rng.integers(256)
+        if rng.random() < 0.1:
+            del content[rng.integers(len(content)):]
+        try:
+            image = decode(bytes(content))
+            assert image.shape == (8, 8, 3) and image.dtype == np.uint8
+            outcomes[name, 'read'] += 1
+        except image_sources.Damaged as fault:
+            assert str(fault).startswith(('is no picture', 'cannot be decoded: ', 'holds floating-point values'))
+            outcomes[name, 'damaged'] += 1
+    assert all(outcomes['JPEG', outcome] > 20 for outcome in ('read', 'damaged')) and sum(outcomes.values()) == 2000
+
+
+def test_other_numbers_than_8_and_16_bits_are_told():
+    for values, words in ((np.full((8, 8), 0.5, np.float32), 'holds floating-point values'),
+                          (np.full((8, 8), 70000, np.int32), 'has values up to 70000, but 65536 grey levels'),
+                          (np.full((8, 8), -1, np.int32), 'has values down to -1')):
+        with pytest.raises(image_sources.Damaged, match=words):
+            decoder()(encoded(values, 'TIFF'))
+
+
+# What white is ---------------------------------------------------------------------------------------------------------------------------
+
+
+def deep_pictures(tmp_path, bits=12):
+    """12-bit photographs in 16-bit files, and what they should be read as."""
+    images = crops(9, 16)[..., 0]
+    for k, image in enumerate(images):
+        save(tmp_path / 'deep' / f'{k}.{("png", "tif")[k % 2]}', image.astype(np.uint16) << bits - 8 | 5)
+    return str(tmp_path / 'deep'), images
+
+
+def test_levels_say_what_white_is(tmp_path, caplog):
+    path, images = deep_pictures(tmp_path)
+    config = config_of('FOLDER', 16, 1, path=path, test_fraction=0.0)
+    dark = everything(config)[0]
+    assert contents(dark[..., 0]) == contents(images >> 4) and dark.mean() < 9
+    datasets.get_dataset(config)
+    assert re.search(r'Found only grey levels 0 to 15 of 0 to 255 in 9 training images: .*levels .* \(4096 for 12-bit', caplog.text)
+    caplog.clear()
+    config.data.levels = 4096
+    assert contents(everything(config)[0][..., 0]) == contents(images) and datasets.get_levels(config) == 256
+    datasets.get_dataset(config)
+    assert 'Found only' not in caplog.text
+    config.data.levels = 256
+    with pytest.raises(UserError, match=r'deep: .* has values up to \d+, but 256 grey levels: expected 0 to 255.*data.levels'):
+        everything(config)
+
+
+def test_few_levels_of_pictures_stay_as_they_are(tmp_path):
+    """Levels 0 .. 16: values and what is transparent; resizing does not leave their range."""
+    values = np.random.default_rng(0).integers(0, 2, (16, 16), np.uint8) * 16
+    rgba = np.stack([values] * 3 + [np.full_like(values, 255)], -1)
+    rgba[0, 0] = 0
+    save(tmp_path / 'a' / 'a.png', rgba)
+    config = config_of('FOLDER', 16, 1, path=str(tmp_path / 'a'), test_fraction=0.0, levels=17)
+    found = everything(config)[0][0, ..., 0]
+    assert found[0, 0] == 16 and np.array_equal(found[1:], values[1:]) and datasets.get_levels(config) == 17
+    config.data.image_size = 13
+    assert everything(config)[0].max() == 16
+    batch = next(iter(datasets.get_dataset(config, evaluation=True)[0]))
+    assert batch['image'].max() == 1
+    config.data.image_size = 16
+    assert image_sources.read_pictures(str(tmp_path / 'a' / 'a.png'), config.data)[1][0, 0, 0] == 255  # inputs of 8 bits
+
+
+def test_several_channels_of_16_bits_are_not_cut_down_in_silence(tmp_path):
+    """Pillow keeps the upper 8 bits of each: of 12-bit values hardly any."""
+    tf = image_sources.tensorflow()
+    content = tf.io.encode_png(crops(1, 8)[0].astype(np.uint16) << 4).numpy()
+    assert decoder()(content).max() <= 15
+    with pytest.raises(image_sources.Damaged, match='several channels of 16 bits.*config.data.levels=4096'):
+        decoder(levels=4096)(content)
+
+
+@pytest.mark.parametrize('dataset, data, words', [
+    ('NPZ', dict(levels=1), 'a whole number from 2 to 65536'), ('NPZ', dict(layout='CHWN'), "config.data.layout is 'CHWN'"),
+    ('DIGITS', dict(levels=17), 'config.data.levels is 17, which has no meaning for DIGITS: expected 0'),
+    ('FOLDER', dict(layout='NCHW'), "config.data.layout is 'NCHW', which has no meaning for FOLDER")])
+def test_levels_and_layout_have_rules(tmp_path, dataset, data, words):
+    config = config_of(dataset, 8, 1, path=str(tmp_path), **data)
+    with pytest.raises(UserError, match=words):
+        preflight.check(config, '', 'data')
+
+
+def test_new_keys_leave_the_protocol_of_earlier_statistics_as_it_was(tmp_path):
+    path, _ = deep_pictures(tmp_path)
+    config = config_of('FOLDER', 16, 1, path=path)
+    assert set(datasets.describe(config, 'train')) == {'dataset', 'split', 'image_size', 'num_channels', 'preparation', 'files', 'fit',
+                                                       'test_fraction'}
+    config.data.levels = 4096
+    assert datasets.describe(config, 'train')['levels'] == 4096
+
+
+# Arrays of the field ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('names', [('images', 'y'), ('images', 'targets'), ('x', 'label'), ('arr_0', 'arr_1'), ('x_train', 'target')])
+def test_labels_under_all_their_names(tmp_path, names, caplog):
+    images = crops(20, 8)
+    np.savez(tmp_path / 'a.npz', **dict(zip(names, (images, np.arange(20) % 10))), extra=np.zeros(3))
+    found, labels = everything(config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0))
+    order = [contents(images[k:k + 1])[0] for k in range(20)]
+    assert all(order.index(image.tobytes()) % 10 == label for image, label in zip(found, labels))
+    assert re.search(f"Left out the arrays extra of .*: images are read from '{names[0]}', labels from '{names[1]}'", caplog.text)
+
+
+@pytest.mark.parametrize('labels, classes, words', [
+    (None, 10, "config.model.num_classes=10 needs labels, but .* has none for 'images': expected an array called y_train or "),
+    (np.full(20, 3), 10, 'all images of the data set have the label 3, but config.model.num_classes=10'),
+    (np.arange(20) % 10 + 1, 10, 'has the label 10, but config.model.num_classes=10: labels start at 0, so expected 0 to 9, got 1 to 10'),
+    (np.arange(20) % 10 - 1, 10, 'has the label -1, .*expected 0 to 9, got -1 to 8'),
+    (np.eye(10, dtype=int)[np.arange(20) % 10], 10, r"'y' of shape \(20, 10\) is one-hot; expected .*shape \(20,\). np.argmax\(y, 1\)"),
+    (np.eye(10)[np.arange(20) % 10], 0, "'y' .* is one-hot"),
+    (np.zeros((20, 2, 2), int), 0, r"'y' is int64 of shape \(20, 2, 2\); expected the number of a class")])
+def test_labels_that_do_not_serve_are_told(tmp_path, labels, classes, words):
+    np.savez(tmp_path / 'a.npz', images=crops(20, 8), **({} if labels is None else dict(y=labels)))
+    config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)
+    config.model.num_classes = classes
+    with pytest.raises(UserError, match=words) as caught:
+        datasets.get_dataset(config)
+    assert '\n' not in str(caught.value)
+
+
+def test_folders_without_classes_are_refused_where_a_network_needs_them(tmp_path):
+    config = config_of('FOLDER', 8, path=folder(tmp_path, crops(9, 8)), test_fraction=0.0, memory_gib=0.0)
+    config.model.num_classes = 3
+    with pytest.raises(UserError, match=r'all images .* the label 0, but config.model.num_classes=3: give it labels \(FOLDER: sub-folders'):
+        datasets.get_dataset(config)
+    config.model.num_classes = 0
+    datasets.get_dataset(config)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_channels_first_are_read_where_the_config_says_so(tmp_path, channels):
+    images = crops(9, 8)[..., :channels]
+    np.savez(tmp_path / 'a.npz', images=images.transpose(0, 3, 1, 2))
+    config = config_of('NPZ', 8, channels, path=str(tmp_path / 'a.npz'), test_fraction=0.0, layout='NCHW')
+    assert contents(everything(config)[0]) == contents(images)
+    np.savez(tmp_path / 'a.npz', images=images)
+    with pytest.raises(UserError, match=rf'expected uint8 or uint16 of shape \(N, {channels}, 8, 8\).*last: set --config.data.layout=NHWC'):
+        everything(config)
+
+
+def test_arrays_of_16_bits(tmp_path, caplog):
+    images = crops(9, 8)
+    np.savez(tmp_path / 'a.npz', images=images.astype(np.uint16) << 4 | 9)
+    config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)
+    assert contents(everything(config)[0]) == contents(images >> 4)
+    datasets.get_dataset(config)
+    assert 'Found only grey levels' in caplog.text
+    config.data.levels = 4096
+    assert contents(everything(config)[0]) == contents(images)
+    np.savez(tmp_path / 'a.npz', images=images.astype(np.uint16) << 4, levels=4096)
+    config.data.levels = 0
+    assert contents(everything(config)[0]) == contents(images) and datasets.get_levels(config) == 256
+    config.data.levels = 1024
+    with pytest.raises(UserError, match="config.data.levels is 1024, but .* has 'levels' = 4096"):
+        everything(config)
+    np.savez(tmp_path / 'a.npz', images=images)
+    with pytest.raises(UserError, match='is uint8, but the number of grey levels is 1024; expected uint16'):
+        everything(config)
+
+
+def test_damaged_arrays_are_told_in_one_sentence(tmp_path):
+    """Bytes of an npz file changed at random: whatever NumPy raises is a UserError."""
+    np.savez(tmp_path / 'a.npz', images=crops(9, 8), labels=np.arange(9))
+    whole, rng, told = (tmp_path / 'a.npz').read_bytes(), np.random.default_rng(0), 0
+    config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)
+    headers = [k for k in range(len(whole)) if k < 200 or k > len(whole) - 400]
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in rng.choice(headers, 2):
+            content[place] = rng.integers(256)
+        (tmp_path / 'a.npz').write_bytes(content)
+        try:
+            everything(config)
+        except UserError:
+            told += 1
+    assert told > 150
+
+
+# What a network was trained on -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_names_of_classes_are_kept_with_the_statistics_and_the_model(tmp_path, caplog):
+    for k, image in enumerate(crops(12, 8)):
+        save(tmp_path / 'set' / ('dogs', 'cats')[k % 2] / f'{k}.png', image)
+    config = config_of('FOLDER', 8, path=str(tmp_path / 'set'), test_fraction=0.0)
+    config.eval.update(metrics_backend='pixels', stats_dir=str(tmp_path / 'stats'))
+    path = run_lib.statistics(config)
+    assert json.loads(path.with_suffix('.json').read_text())['classes'] == ['cats', 'dogs']
+    assert run_lib.statistics(config) == path  # which are used again
+    config.model.num_classes = 2
+    train = datasets.get_dataset(config)[0].data
+    datasets.record(config, train, tmp_path)
+    assert json.loads((tmp_path / 'data.json').read_text())['classes'] == ['cats', 'dogs']
+    for k, image in enumerate(crops(12, 8)):
+        save(tmp_path / 'set' / 'ants' / f'{k}.png', image)
+    config.model.num_classes = 3
+    with pytest.raises(UserError, match='data.json has the classes cats, dogs, but the data set has ants, cats, dogs: labels would change'):
+        datasets.record(config, datasets.get_dataset(config)[0].data, tmp_path)
+    rows = dict(row[:2] for row in run_lib.describe_data(config))
+    assert rows['  labels'] == '0: ants, 1: cats, 2: dogs'
+
+
+def test_a_checkpoint_of_another_data_set_is_told(tmp_path, caplog):
+    digits = load_config('configs.vp.digits_ddpmpp_continuous')
+    datasets.record(digits, datasets.get_split(digits, 'train'), tmp_path)
+    checkpoint = tmp_path / 'checkpoints' / 'checkpoint_1.pth'
+    datasets.check_record(digits, checkpoint)
+    datasets.check_record(digits, tmp_path / 'elsewhere.pth')
+    assert not caplog.text
+    datasets.check_record(config_of('CIFAR10', 32), checkpoint)
+    assert re.search("checkpoint_1.pth was trained on another data set: dataset is 'DIGITS' there and 'CIFAR10' in the config", caplog.text)
+    (tmp_path / 'data.json').write_text('[')
+    datasets.check_record(digits, checkpoint)
