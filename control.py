@@ -233,7 +233,7 @@ def _classes(job):
 def _coded(job):
     """The codes (n, C, H, W) of the pictures, and the function that decodes (..., C, H, W) to 8-bit images (..., H, W, C)."""
     chosen = job.config.sampling
-    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.get('ode_method', 'RK45'),
+    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.get('ode_method', 'dopri5'),
                   continuous=job.config.training.continuous)
     if fast_sampling.SOLVERS.find(chosen.method):
         keys = {'steps', 'skip_type', 'rho', 'dpm_solver_order'} & set(chosen)

@@ -446,7 +446,7 @@ def _evaluate_bpd(run):
     config, settings = run.config, run.config.eval
     split = settings.bpd_dataset.lower()
     batches = datasets.Batches(run.split(split), settings.batch_size, config.seed, dequantize=True)
-    solver = dict(rtol=settings.get('bpd_rtol', 1e-5), atol=settings.get('bpd_atol', 1e-5), method=settings.get('bpd_method', 'RK45'),
+    solver = dict(rtol=settings.get('bpd_rtol', 1e-5), atol=settings.get('bpd_atol', 1e-5), method=settings.get('bpd_method', 'dopri5'),
                   probes=settings.get('bpd_probes', 1))
     likelihood_fn = likelihood.get_log_likelihood_fn(run.sde, datasets.get_data_inverse_scaler(config), levels=datasets.get_levels(config),
                                                      continuous=config.training.continuous, **solver)
