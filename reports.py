@@ -21,6 +21,7 @@ import torch
 import torchvision
 
 import results
+from configs import rules
 from errors import UserError
 
 UNKNOWN = 'unknown'
@@ -374,8 +375,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         'reports.py', description='Writes report.md, summary.csv and pictures on the evaluations of work directories, from their files.',
         epilog='Several stand side by side: python reports.py runs/vp runs/subvp --output comparison')
-    parser.add_argument('workdirs', nargs='+', metavar='WORKDIR', help='work directory in which --mode eval has run')
-    parser.add_argument('--output', required=True, metavar='DIR', help='folder for the report; made if need be')
+    parser.add_argument('workdirs', nargs='+', metavar='WORKDIR', type=rules.expanded, help='work directory in which --mode eval has run')
+    parser.add_argument('--output', required=True, metavar='DIR', type=rules.expanded, help='folder for the report; made if need be')
     parser.add_argument('--eval_folder', default='eval', metavar='NAME', help='folder of the results within each WORKDIR (%(default)s)')
     given = parser.parse_args(arguments)
     try:
