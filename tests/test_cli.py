@@ -11,6 +11,7 @@ import torch
 from absl import flags
 from absl.testing import flagsaver
 
+import checkpoints
 import cli
 import preflight
 import reports
@@ -218,7 +219,7 @@ def test_bad_files_are_told_in_one_line_and_nothing_is_overwritten(tmp_path):
     assert 'not found' in complaint(run(tmp_path / 'w', 'train', config='configs/none.py'))
     (tmp_path / 'file').write_text('')
     assert '--workdir' in complaint(run(tmp_path / 'file', 'train', *TINY))
-    assert 'checkpoint_1.pth' in complaint(run(tmp_path / 'w', 'eval', *TINY))
+    assert 'config.eval.begin_ckpt=1' in complaint(run(tmp_path / 'w', 'eval', *TINY))
     assert 'train first' in complaint(run(tmp_path / 'w', 'sample', *TINY))
     resume = tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.pth'
     resume.parent.mkdir(parents=True)
@@ -238,49 +239,17 @@ def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, pa
     config = module.get_config()
     config.device = 'cpu'
     preflight.check(config, tmp_path, 'classifier' if config.model.name == 'wideresnet' else 'sample')
+    assert not preflight.warnings(config)
     assert f'--config {path.relative_to(ROOT)}' in module.__doc__ and 'Expect' in module.__doc__
 
 
-REGISTERING = '''
-import beside
-import models.utils
-import torch
-from configs.vp import digits_ddpmpp_continuous
-
-@models.utils.register_model(name='convolution')
-class Convolution(torch.nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.layer = torch.nn.Conv2d(config.data.num_channels, config.data.num_channels, config.model.width, padding='same')
-
-    def forward(self, x, labels):
-        return self.layer(x)
-
-def get_config():
-    config = digits_ddpmpp_continuous.get_config()
-    config.model.update(name='convolution', width=3)
-    config.sampling.update(predictor=beside.NAME, probability_flow=True)
-    return config
-'''
-BESIDE = '''
-import sampling
-
-NAME = 'midpoint'
-
-@sampling.register_predictor(name=NAME)
-class Midpoint(sampling.Predictor):
-    def update_fn(self, x, t):
-        dt = (self.sde.T - self.sde.sampling_eps) / (self.sde.N - 1)
-        halfway = x - self.rsde.sde(x, t)[0] * dt / 2
-        x = x - self.rsde.sde(halfway, (t - dt / 2).clamp(min=self.sde.sampling_eps))[0] * dt
-        return x, x
-'''
-
-
 def test_a_config_file_anywhere_registers_a_network_and_imports_its_neighbour(tmp_path):
-    (tmp_path / 'mine.py').write_text(REGISTERING)
-    (tmp_path / 'beside.py').write_text(BESIDE)
-    settings = [*TINY[2:], '--config.training.n_iters=2', '--config.training.snapshot_sampling=False', '--config.model.width=5']
+    """The file that the README shows, outside the repository."""
+    blocks = (ROOT / 'README.md').read_text().split('```')
+    example, = (block for block in blocks if block.startswith('python') and 'def get_config' in block)
+    (tmp_path / 'mine.py').write_text(f'import beside\n{example.removeprefix("python")}')
+    (tmp_path / 'beside.py').write_text('')
+    settings = [*TINY[2:], '--config.training.n_iters=2', '--config.training.snapshot_sampling=False', '--config.model.my_kernel=5']
     config = str(tmp_path / 'mine.py')
     check(run(tmp_path / 'w', 'train', *settings, config=config))
     log = check(run(tmp_path / 'w', 'eval', *settings, *QUICK, '--config.eval.enable_bpd=False', '--config.eval.metrics_backend=none',
@@ -398,3 +367,51 @@ def test_the_home_is_expanded_in_every_path(tmp_path, monkeypatch):
     assert {name: given[name] for name in expected} == {name: f'{tmp_path}/{file}' for name, file in expected.items()}
     assert given['config'].data.path == f'{tmp_path}/p'
     assert {given['config'][section][name] for key in keys for section, name in [key.split('.')]} == {f'{tmp_path}/k'}
+
+
+def evaluated(workdir, caplog, eval_folder='eval', **settings) -> str:
+    """The log of an evaluation of the loss."""
+    config = config_for(3)
+    config.eval.update(enable_sampling=False, enable_bpd=False, metrics_floor=False, most_images=50, **settings)
+    caplog.clear()
+    with caplog.at_level('INFO'):
+        run_lib.evaluate(config, workdir, eval_folder)
+    return caplog.text
+
+
+def test_evaluation_takes_the_checkpoints_that_exist_one_evaluation_at_a_time(tmp_path, caplog):
+    config = config_for(3)
+    config.training.snapshot_freq = 1
+    run_lib.train(config, tmp_path)
+    (tmp_path / 'checkpoints' / 'checkpoint_1.pth').rename(tmp_path / 'checkpoints' / 'checkpoint_3.pth')
+    log = evaluated(tmp_path, caplog, begin_ckpt=1, end_ckpt=6)
+    assert 'Skipped 4 missing checkpoints of config.eval.begin_ckpt=1 to config.eval.end_ckpt=6: 1, 4-6.' in log
+    assert sorted(path.name for path in (tmp_path / 'eval').glob('ckpt_*')) == ['ckpt_2_loss.npz', 'ckpt_3_loss.npz']
+    assert 'Skipped' not in evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
+    with pytest.raises(UserError, match='has no checkpoint from config.eval.begin_ckpt=4 to config.eval.end_ckpt=26, only 2-3: change '
+                                        'these keys, or wait .* --config.eval.wait_minutes=60$'):
+        evaluated(tmp_path, caplog, begin_ckpt=4, end_ckpt=26)
+    with pytest.raises(UserError, match='there is no checkpoint .*checkpoint_4.pth after'):
+        evaluated(tmp_path, caplog, begin_ckpt=3, end_ckpt=4, wait_minutes=1e-4)
+
+    folder = tmp_path / 'eval'
+    with checkpoints.only_writer(folder, 'evaluation', '--eval_folder'):
+        with pytest.raises(UserError, match=f'another evaluation is running in {folder} .process {os.getpid()} on .* --eval_folder$'):
+            evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
+        evaluated(tmp_path, caplog, 'other', begin_ckpt=2, end_ckpt=3)
+    evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
+
+
+@pytest.mark.parametrize('changes, sentence', [
+    ({'optim.warmup': 4}, 'config.training.n_iters=3 is less than config.optim.warmup=4: the learning rate never reaches '
+                          'config.optim.lr=0.002'),
+    ({'training.snapshot_freq': 4}, 'config.training.snapshot_freq=4 is greater than config.training.n_iters=3: the only numbered '
+                                    'checkpoint will be that of the last step'),
+    ({'model.attn_resolutions': (4, 16, 2)}, 'config.model.attn_resolutions=(4, 16, 2) includes 16, 2, but the network only has the '
+                                             'resolutions 8, 4: there will be no attention there')])
+def test_settings_that_are_hardly_meant_are_warned_of_before_training(tmp_path, caplog, changes, sentence):
+    config = config_for(3)
+    config.update_from_flattened_dict({'optim.warmup': 3, 'training.snapshot_freq': 3} | changes)
+    with caplog.at_level('WARNING'):
+        run_lib.train(config, tmp_path)
+    assert caplog.messages == [f'{sentence}.']
