@@ -212,7 +212,7 @@ def _listing(path: str, called: str = ''):
             except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
                 raise Damaged(f'cannot be read: {error}') from error
     else:
-        raise UserError(f'{called} is neither a folder nor a zip file')
+        raise UserError(f'{called}: neither a folder nor a zip file' if root.exists() else f'{called}: not found')
     if not marks:
         raise UserError(f'{called} holds no pictures ({", ".join(EXTENSIONS)})')
     names = sorted(marks)
