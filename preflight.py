@@ -79,11 +79,13 @@ def warnings(config) -> list[str]:
     if training.snapshot_freq > training.n_iters:
         found.append(f'config.training.snapshot_freq={training.snapshot_freq} is greater than config.training.n_iters={training.n_iters}: '
                      'the only numbered checkpoint will be that of the last step')
-    sides = [config.data.image_size // 2 ** i for i in range(len(config.model.get('ch_mult', ())))]
-    absent = [side for side in config.model.get('attn_resolutions', ()) if side not in sides]
-    if absent and issubclass(mutils.get_model(config.model.name), UNet):
-        found.append(f'config.model.attn_resolutions={tuple(config.model.attn_resolutions)} includes {", ".join(map(str, absent))}, '
-                     f'but the network only has the resolutions {", ".join(map(str, sides))}: there will be no attention there')
+    if issubclass(mutils.get_model(config.model.name), UNet):
+        wanted = tuple(config.model.attn_resolutions)
+        sides = [config.data.image_size // 2 ** i for i in range(len(config.model.ch_mult))]
+        absent = [side for side in wanted if side not in sides]
+        if absent:
+            found.append(f'config.model.attn_resolutions={wanted} includes {", ".join(map(str, absent))}, but the network only has the '
+                         f'resolutions {", ".join(map(str, sides))}: there will be no attention there')
     return found
 
 
