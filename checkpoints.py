@@ -161,7 +161,10 @@ def only_writer(folder, what: str = 'training', flag: str = '--workdir'):
         file.truncate(0)
         file.write(f'process {os.getpid()} on {platform.node()}')
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def load(path, device='cpu') -> dict:

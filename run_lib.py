@@ -376,7 +376,7 @@ def evaluate(config, workdir, eval_folder='eval'):
     if config.eval.get('wait_minutes', 0.0) == 0:
         present = distributed.broadcast(checkpoints.snapshot_numbers(workdir))
         missing, numbers = [k for k in numbers if k not in present], [k for k in numbers if k in present]
-        if missing:
+        if missing and distributed.is_main():
             logging.warning('Skipped %d missing checkpoints of config.eval.begin_ckpt=%d to config.eval.end_ckpt=%d: %s. '
                             'Set config.eval.wait_minutes to wait for them.', len(missing), config.eval.begin_ckpt, config.eval.end_ckpt,
                             preflight.ranges(missing))
