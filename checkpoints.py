@@ -137,27 +137,45 @@ def _numbered(folder) -> list[pathlib.Path]:
     return sorted(snapshots, key=lambda path: int(path.stem.rpartition('_')[2]))
 
 
+def snapshot_numbers(workdir) -> list[int]:
+    """The numbers of the snapshots in a work directory, in increasing order."""
+    return [int(path.stem.rpartition('_')[2]) for path in _numbered(pathlib.Path(workdir, 'checkpoints'))]
+
+
 @contextlib.contextmanager
-def only_writer(workdir):
-    """Refuses, with a UserError, a work directory in which another training is at work, here or on a machine that shares the file system's
-    locks. The lock is gone when the process is, however it ended."""
-    path = pathlib.Path(workdir, 'training.lock')
+def only_writer(folder, what: str = 'training', flag: str = '--workdir'):
+    """Lock a folder against a second process that writes into it, here or on a machine that shares the file system's locks.
+
+    The lock ends with the process, however that ends. It is the file '{what}.lock'.
+
+    Args:
+        folder: the work directory of a training, or the folder of an evaluation.
+        what: 'training' or 'evaluation'.
+        flag: of the command line, that names the folder.
+
+    Raises:
+        UserError: if another process holds the lock.
+    """
+    path = pathlib.Path(folder, f'{what}.lock')
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a+') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(f'another training is at work in {workdir} ({file.read().strip() or "it does not tell which"}): '
-                            'wait for it, stop it, or take another --workdir') from error
+            raise UserError(f'another {what} is running in {folder} ({file.read().strip() or "unknown process"}): '
+                            f'wait for it, stop it, or choose another {flag}') from error
         except OSError as error:
-            logging.warning('%s cannot be locked (%s): nothing keeps a second training out of it.', workdir, error.strerror)
+            logging.warning('Could not lock %s (%s): a second %s there is not prevented.', folder, error.strerror, what)
         for leftover in [*path.parent.glob('checkpoints*/*.partial'), *path.parent.glob('checkpoints*/*.link')]:
             leftover.unlink()  # of a process that was killed
         file.truncate(0)
         file.write(f'process {os.getpid()} on {platform.node()}')
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def load(path, device='cpu') -> dict:

@@ -30,12 +30,14 @@ from randomness import own_randomness
 
 class Task(NamedTuple):
     """`run(job)` -> (what a row shows, rows (n, columns, H, W, C) of 8-bit images, arrays to keep); how many pictures make a row (0: none
-    is needed); whether the pictures may be the measurements themselves, smaller by `reduced`; whether labels have a meaning."""
+    is needed); whether the pictures may be the measurements themselves, smaller by `reduced`; whether labels have a meaning; the function
+    of the job that makes the measurement, before the checkpoint is loaded."""
     run: Callable
     pictures: int = 1
     measurable: bool = False
     reduced: int = 1
     labelled: bool = False
+    measurement: Callable | None = None
 
 
 def control(config, workdir, task, input='', mask='', labels='', classifier='', checkpoint='', output='', measured=False):
@@ -59,8 +61,11 @@ def control(config, workdir, task, input='', mask='', labels='', classifier='', 
     job = types.SimpleNamespace(config=config, settings=config.control, task=task, mask=mask, measured=measured,
                                 size=config.data.image_size, sde=sampling.get_sampling_sde(config),
                                 unscale=datasets.get_data_inverse_scaler(config))
+    job.measurement = kind.measurement and kind.measurement(job)
+    job.labels = _labels(job, labels, classifier)
     job.images = _inputs(job, kind, input) if kind.pictures else None
-    job.labels = _labels(labels, len(job.images) if kind.pictures else None)
+    if kind.pictures and job.labels is not None:
+        job.labels = _labels_of(len(job.images), job.labels)
     job.model = run_lib.load_averaged_model(config, checkpoint or checkpoints.latest(workdir))
     job.guide = _guide(job, classifier)
     with own_randomness(config.seed):
@@ -102,33 +107,47 @@ def _scaled(job) -> torch.Tensor:
     return datasets.get_data_scaler(job.config)(x).contiguous().to(job.config.device)
 
 
-def _labels(text: str, number: int | None) -> torch.Tensor | None:
-    """The classes in `text`, for `number` pictures one for all or one for each."""
+def _labels(job, text: str, classifier) -> torch.Tensor | None:
+    """The classes in `text`, where something here knows classes; a classifier's number of them is known once it is loaded."""
     try:
         labels = torch.tensor([int(part) for part in text.split(',')]) if text else None
-    except ValueError as error:
+    except (ValueError, RuntimeError, OverflowError) as error:  # the last two: more than 64 bits
         raise UserError(f'--labels={text}: expected numbers of classes with commas between them, such as 3,5,8') from error
-    if labels is not None and number is not None and len(labels) not in (1, number):
+    if classifier and labels is None:
+        raise UserError('--classifier needs --labels: the classes to guide to')
+    if job.task == 'classes' and labels is None:
+        raise UserError('--task=classes needs --labels, such as 3,5,8')
+    known = job.config.model.get('num_classes', 0)
+    if labels is not None and not known and not classifier:
+        raise UserError('--labels need a network that knows classes (config.model.num_classes), or a --classifier')
+    if labels is not None and not classifier:
+        _in_range(labels, known, 'network')
+    return labels
+
+
+def _in_range(labels: torch.Tensor, known: int, what: str):
+    if not 0 <= labels.min() <= labels.max() < known:
+        raise UserError(f'--labels must lie in 0 .. {known - 1}, the classes that the {what} knows')
+
+
+def _labels_of(number: int, labels: torch.Tensor) -> torch.Tensor:
+    """One label for each of `number` pictures."""
+    if len(labels) not in (1, number):
+        text = ','.join(map(str, labels.tolist()))
         raise UserError(f'--labels={text} are {len(labels)}: expected one for all {number} pictures, or one for each')
-    return labels if labels is None or number is None else labels.expand(number)
+    return labels.expand(number)
 
 
 def _guide(job, classifier) -> Callable:
     """labels (B,) or None -> the guidance towards them, with the weight `sampling.guidance`."""
-    config, known = job.config, job.config.model.get('num_classes', 0)
-    weight = config.sampling.get('guidance', 1.0)
-    network = run_lib.load_classifier(classifier, config) if classifier else None
-    known = network.module.num_classes if network else known
     if job.labels is None:
-        if classifier:
-            raise UserError('--classifier needs --labels: the classes to guide to')
         return lambda labels: None
-    if not known:
-        raise UserError('--labels need a network that knows classes (config.model.num_classes), or a --classifier')
-    if not 0 <= job.labels.min() <= job.labels.max() < known:
-        raise UserError(f'--labels must lie in 0 .. {known - 1}, the classes that the {"classifier" if network else "network"} knows')
-    return (lambda labels: control_lib.classifier_guidance(job.sde, network, labels, weight)) if network else (
-        lambda labels: control_lib.classifier_free_guidance(labels, weight))
+    weight = job.config.sampling.get('guidance', 1.0)
+    if not classifier:
+        return lambda labels: control_lib.classifier_free_guidance(labels, weight)
+    network = run_lib.load_classifier(classifier, job.config)
+    _in_range(job.labels, network.module.num_classes, 'classifier')
+    return lambda labels: control_lib.classifier_guidance(job.sde, network, labels, weight)
 
 
 def _to_8_bits(job, x) -> np.ndarray:
@@ -144,17 +163,16 @@ def _repeated(job, rows: int):
 # Measurements --------------------------------------------------------------------------------------------------------------------------
 
 
-def _measured(make_measurement: Callable, columns: str = 'picture, what is known of it, results'):
+def _measured(make_measurement: Callable, columns: str = 'picture, what is known of it, results', **task) -> Task:
     """The task of drawing images that agree with a measurement, which `make_measurement(job)` makes."""
     def run(job):
-        s, measurement = job.config.sampling, make_measurement(job)
+        s, measurement = job.config.sampling, job.measurement
         y = job.x if job.measured else measurement(job.x)
         samples, nfe = [], 0
 
         def get_sampler(shape, **how):
             return sampling.get_sampling_fn(job.config, job.sde, shape, lambda x: x, job.sde.sampling_eps, resample=job.settings.resample,
                                             jump=job.settings.jump, **how)
-        get_sampler((1,), project=lambda x, t: x)  # refuses at once what has no definition
         for part in _repeated(job, len(y)):
             sampler = control_lib.get_measured_sampler(
                 job.sde, get_sampler, lambda x: x, s.noise_removal, consistency=job.settings.consistency,
@@ -172,7 +190,13 @@ def _measured(make_measurement: Callable, columns: str = 'picture, what is known
         logging.info('Drew %d images with %d network evaluations each.', samples.shape[0] * samples.shape[1], nfe)
         rows = np.concatenate([*([] if job.measured else [pictures[:, None]]), known[:, None], arrays['samples']], 1)
         return columns.partition(', ')[2] if job.measured else columns, rows, arrays | ({} if job.measured else {'inputs': pictures})
-    return run
+
+    def measurement(job):
+        shape = 1, job.config.data.num_channels, job.size, job.size
+        sampling.get_sampling_fn(job.config, job.sde, shape, lambda x: x, job.sde.sampling_eps, resample=job.settings.resample,
+                                 jump=job.settings.jump, project=lambda x, t: x)  # UserError for what has no definition
+        return make_measurement(job)
+    return Task(run, labelled=True, measurement=measurement, **task)
 
 
 def _shown(job, measurement, y) -> torch.Tensor:
@@ -194,7 +218,7 @@ def _mask(job):
         data.num_channels = 1
         mask = torch.from_numpy(image_sources.read_pictures(job.mask, data)[1][0, ..., 0] >= 128).float()
     elif pathlib.Path(job.mask).suffix:
-        raise UserError(f'--mask={job.mask}: there is no such file')
+        raise UserError(f'--mask={job.mask}: not found')
     else:
         mask = measurements.named_mask(job.mask, job.size, job.size)
     if mask.all() or not mask.any():
@@ -213,8 +237,6 @@ def _grey(job):
 
 
 def _classes(job):
-    if job.labels is None:
-        raise UserError('--task=classes needs --labels, such as 3,5,8')
     parts, nfe = [], 0
     for part in _repeated(job, len(job.labels)):
         shape = (len(part), job.config.data.num_channels, job.size, job.size)
@@ -233,7 +255,7 @@ def _classes(job):
 def _coded(job):
     """The codes (n, C, H, W) of the pictures, and the function that decodes (..., C, H, W) to 8-bit images (..., H, W, C)."""
     chosen = job.config.sampling
-    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.get('ode_method', 'RK45'),
+    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.get('ode_method', 'dopri5'),
                   continuous=job.config.training.continuous)
     if fast_sampling.SOLVERS.find(chosen.method):
         keys = {'steps', 'skip_type', 'rho', 'dpm_solver_order'} & set(chosen)
@@ -293,11 +315,11 @@ def _beside_pictures(job, images, pictures: int, columns: str):
 
 
 TASKS = {
-    'inpaint': Task(_measured(_mask), labelled=True),
-    'colorize': Task(_measured(_grey), labelled=True),
-    'upscale2': Task(_measured(lambda job: measurements.downsampling(job.size, job.size, 2)), measurable=True, reduced=2, labelled=True),
-    'upscale4': Task(_measured(lambda job: measurements.downsampling(job.size, job.size, 4)), measurable=True, reduced=4, labelled=True),
-    'deblur': Task(_measured(lambda job: measurements.blur(job.size, job.size, job.settings.blur)), measurable=True, labelled=True),
+    'inpaint': _measured(_mask),
+    'colorize': _measured(_grey),
+    'upscale2': _measured(lambda job: measurements.downsampling(job.size, job.size, 2), measurable=True, reduced=2),
+    'upscale4': _measured(lambda job: measurements.downsampling(job.size, job.size, 4), measurable=True, reduced=4),
+    'deblur': _measured(lambda job: measurements.blur(job.size, job.size, job.settings.blur), measurable=True),
     'classes': Task(_classes, pictures=0, labelled=True),
     'reconstruct': Task(_reconstruct),
     'interpolate': Task(_interpolate, pictures=2),

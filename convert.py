@@ -17,9 +17,8 @@ import tempfile
 
 import torch
 from absl import app, flags, logging
-from ml_collections.config_flags import config_flags
 
-from cli import log_to, parse_flags
+from cli import exit_with, log_to, parse_flags
 
 FLAGS = flags.FLAGS
 SUFFIXES = {'.pth': 'pytorch', '.pt': 'pytorch', '.safetensors': 'safetensors', '': 'diffusers'}
@@ -128,18 +127,21 @@ def _compare(path, again: dict, written: dict):
 
 
 def main(argv):
+    from configs import rules
     from errors import UserError
     if len(argv) != 3:
         sys.exit(f'error: SOURCE and DESTINATION are needed, got {len(argv) - 1} arguments: see python convert.py --help')
     log_to(None)
+    if FLAGS.config and (faults := rules.faults(FLAGS.config, own=('',), unused=rules.RULES)):
+        exit_with('\n'.join(faults.values()))
     try:
-        convert(argv[1], argv[2], FLAGS.config, FLAGS.weights, FLAGS.overwrite)
+        convert(rules.expanded(argv[1]), rules.expanded(argv[2]), FLAGS.config, FLAGS.weights, FLAGS.overwrite)
     except UserError as error:
         sys.exit('\n  '.join([f'error: {error}', *getattr(error, 'details', ())]))
 
 
 if __name__ == '__main__':
-    config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
+    flags.DEFINE_string('config', None, 'The config file, or FILE:ARGUMENT.')
     flags.DEFINE_enum('weights', 'ema', ['ema', 'raw'], 'For safetensors and diffusers: averaged or raw weights.')
     flags.DEFINE_bool('overwrite', False, 'Replace DESTINATION if it is there.')
     app.run(main, flags_parser=parse_flags)

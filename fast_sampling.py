@@ -208,7 +208,7 @@ class DPMSolver(Solver):
 
     settings = ('dpm_solver_order', 'steps')
 
-    def __init__(self, sde, score_fn, times, *, correct=None, dpm_solver_order=3, steps=None):
+    def __init__(self, sde, score_fn, times, *, correct=None, dpm_solver_order=2, steps=None):
         super().__init__(sde, score_fn, times, correct=correct)
         self.orders_here = self.orders(steps, dpm_solver_order) if steps else [dpm_solver_order] * (len(times) - 1)
         shares = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
@@ -228,7 +228,7 @@ class DPMSolver(Solver):
 
     @classmethod
     def intervals(cls, steps, **settings):
-        return len(cls.orders(steps, settings.get('dpm_solver_order', 3)))
+        return len(cls.orders(steps, settings.get('dpm_solver_order', 2)))
 
     def step(self, x, i):
         t, alpha, sigma = self.at(i)

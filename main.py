@@ -17,12 +17,11 @@ import pathlib
 import sys
 
 from absl import app, flags
-from ml_collections.config_flags import config_flags
 
 from cli import exit_with, log_to, parse_flags
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file('config', None, 'The config file.', lock_config=True)
+flags.DEFINE_string('config', None, 'The config file, or FILE:ARGUMENT; --config.section.key=value changes a value in it.')
 flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and logs; made if need be.')
 flags.DEFINE_enum('mode', None, ['train', 'eval', 'sample', 'control', 'classifier', 'stats', 'metrics', 'data'], 'What to do.')
 flags.DEFINE_string('eval_folder', 'eval', 'Folder within workdir for the results of --mode eval.')

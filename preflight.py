@@ -70,6 +70,25 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
         raise UserError('\n'.join(dict.fromkeys(faults)))
 
 
+def warnings(config) -> list[str]:
+    """Return one sentence for each setting of a training that is allowed but hardly intended; the config has passed `check`."""
+    training, found = config.training, []
+    if training.n_iters < config.optim.warmup:
+        found.append(f'config.training.n_iters={training.n_iters} is less than config.optim.warmup={config.optim.warmup}: '
+                     f'the learning rate never reaches config.optim.lr={config.optim.lr:g}')
+    if training.snapshot_freq > training.n_iters:
+        found.append(f'config.training.snapshot_freq={training.snapshot_freq} is greater than config.training.n_iters={training.n_iters}: '
+                     'the only numbered checkpoint will be that of the last step')
+    if issubclass(mutils.get_model(config.model.name), UNet):
+        wanted = tuple(config.model.attn_resolutions)
+        sides = [config.data.image_size // 2 ** i for i in range(len(config.model.ch_mult))]
+        absent = [side for side in wanted if side not in sides]
+        if absent:
+            found.append(f'config.model.attn_resolutions={wanted} includes {", ".join(map(str, absent))}, but the network only has the '
+                         f'resolutions {", ".join(map(str, sides))}: there will be no attention there')
+    return found
+
+
 def _own_keys(config) -> list[str]:
     """The keys that networks, samplers and data sets which are not of this library may have for themselves."""
     settings, dataset = config.sampling, config.data.get('dataset')
@@ -223,7 +242,7 @@ def _evaluation(config):
     if settings.bpd_dataset.lower() not in ('train', 'test'):
         raise UserError(f"config.eval.bpd_dataset is {settings.bpd_dataset!r}: known are 'train' and 'test'")
     if settings.begin_ckpt > settings.end_ckpt:
-        raise UserError(f'config.eval.begin_ckpt={settings.begin_ckpt} lies behind end_ckpt={settings.end_ckpt}')
+        raise UserError(f'config.eval.begin_ckpt={settings.begin_ckpt} is greater than config.eval.end_ckpt={settings.end_ckpt}')
     if settings.enable_sampling:
         _metrics(config, with_none=True)
     elif not settings.enable_loss and not settings.enable_bpd:
@@ -248,12 +267,23 @@ def _metrics(config, with_none: bool):
 
 
 def _snapshots(config, workdir, numbers):
-    if config.eval.get('wait_minutes', 0.0) > 0:
+    settings, folder = config.eval, checkpoints.snapshot_path(workdir, 0).parent
+    if not numbers or settings.get('wait_minutes', 0.0) > 0 or any(checkpoints.snapshot_path(workdir, k).is_file() for k in numbers):
         return
-    missing = [str(path) for path in (checkpoints.snapshot_path(workdir, k) for k in numbers) if not path.is_file()]
-    if missing:
-        raise UserError(f'{len(missing)} of the checkpoints config.eval.begin_ckpt to end_ckpt are missing, first {missing[0]}: '
-                        '--config.eval.wait_minutes=... waits for a training under way')
+    raise UserError(f'{folder} has no checkpoint from config.eval.begin_ckpt={settings.begin_ckpt} to '
+                    f'config.eval.end_ckpt={settings.end_ckpt}, only {ranges(checkpoints.snapshot_numbers(workdir)) or "none at all"}: '
+                    'change these keys, or wait for a running training with --config.eval.wait_minutes=60')
+
+
+def ranges(numbers) -> str:
+    """Whole numbers in increasing order in short: '1, 3-5'."""
+    parts = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ', '.join(str(first) if first == last else f'{first}-{last}' for first, last in parts)
 
 
 def _workdir(workdir):

@@ -13,14 +13,17 @@ class Registry:
         self._classes = {}
 
     def register(self, cls=None, *, name=None):
-        """Enters `cls` under `name` (its own name where none is given) and returns it; ValueError where the name is taken."""
+        """Enters `cls` under `name` (its own name where none is given) and returns it; ValueError if another class has the name.
+
+        The same class again, of a notebook's cell or a module that was executed once more, takes the place of the earlier one.
+        """
         if cls is None:
             return lambda cls: self.register(cls, name=name)
         key = name or cls.__name__
         taken = self.find(key)
-        if taken not in (None, cls):
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f'the {self.kind} name {key!r} is taken by {taken.__module__}.{taken.__qualname__}')
-        self._classes[key] = cls
+        self._classes[next((known for known in self._classes if known.lower() == key.lower()), key)] = cls
         return cls
 
     def get(self, name: str):

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 
 import results
+from configs import rules
 from errors import UserError
 
 UNKNOWN = 'unknown'
 COMPARED = ('n', 'Of, or compared with', 'complete', 'extractor', 'reduce_mean', 'likelihood_weighting', 'rtol', 'atol')
+TOLD_SETTINGS = {'eta': ('ddim',), 'churn': ('heun',), 'prior_mean': (), 'thresholding': ()}  # where not 0; (): of all methods
 SPLITS = {'train': 'training', 'test': 'test'}
 
 # Metrics by their key in a file: kind, name, name in the features of FID (the 2021 release had no others), key of the error, note.
@@ -211,14 +213,20 @@ def _mean_nfe(files) -> str:
 
 
 def _sampler(protocol) -> str:
-    """'pc reverse_diffusion + langevin', 'ode'."""
+    """The sampler and the settings that change what it draws: 'pc reverse_diffusion + langevin', 'heun, churn 7, guidance 4'."""
     if 'input' in protocol:
         return f'from {protocol["input"]["name"]}'
     s = protocol.get('sampling', {})
-    if s.get('method', '').lower() != 'pc':
-        return s.get('method', UNKNOWN).lower()
-    guided = f', guidance {s.get("guidance", 1.0):g}' if protocol.get('model', {}).get('num_classes') else ''
-    return f'pc {s["predictor"]} + {s["corrector"]}'.lower() + ' (probability flow)' * bool(s.get('probability_flow')) + guided
+    if 'method' not in s:
+        return UNKNOWN
+    method = name = s['method'].lower()
+    if method == 'pc':
+        name = f'pc {s["predictor"]} + {s["corrector"]}'.lower() + ' (probability flow)' * bool(s.get('probability_flow'))
+    told = [(key, value) for key, methods in TOLD_SETTINGS.items() if method in methods or not methods
+            for value in [s.get(key)] if value]
+    if protocol.get('model', {}).get('num_classes'):
+        told.append(('guidance', s.get('guidance', 1.0)))
+    return ', '.join([name, *(key if value is True else f'{key} {value:g}' for key, value in told)])
 
 
 def _images(data, noun, unknown=UNKNOWN) -> str:
@@ -382,8 +390,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         'reports.py', description='Writes report.md, summary.csv and pictures on the evaluations of work directories, from their files.',
         epilog='Several stand side by side: python reports.py runs/vp runs/subvp --output comparison')
-    parser.add_argument('workdirs', nargs='+', metavar='WORKDIR', help='work directory in which --mode eval has run')
-    parser.add_argument('--output', required=True, metavar='DIR', help='folder for the report; made if need be')
+    parser.add_argument('workdirs', nargs='+', metavar='WORKDIR', type=rules.expanded, help='work directory in which --mode eval has run')
+    parser.add_argument('--output', required=True, metavar='DIR', type=rules.expanded, help='folder for the report; made if need be')
     parser.add_argument('--eval_folder', default='eval', metavar='NAME', help='folder of the results within each WORKDIR (%(default)s)')
     given = parser.parse_args(arguments)
     try:

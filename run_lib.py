@@ -198,6 +198,8 @@ def _fit(config, workdir, get_step_fn, at_snapshot=None, was_done=None, kept=typ
     goes into the checkpoints too. Between log lines the host does not wait for the device."""
     with checkpoints.only_writer(workdir) if distributed.is_main() else contextlib.nullcontext():
         distributed.broadcast(None)  # refused: none of the processes goes on
+        for sentence in preflight.warnings(config) if distributed.is_main() else ():
+            logging.warning('%s.', sentence)
         _train(config, pathlib.Path(workdir), get_step_fn, at_snapshot, was_done, kept)
 
 
@@ -363,17 +365,34 @@ def write(writer, step: int, **scalars):
 
 
 def evaluate(config, workdir, eval_folder='eval'):
-    """Loss, bits/dim and samples with their metrics, as `eval.enable_*` say, of the snapshots `eval.begin_ckpt` to `eval.end_ckpt`.
+    """Evaluate the snapshots from `eval.begin_ckpt` to `eval.end_ckpt` as `eval.enable_*` say: loss, bits/dim, samples and their metrics.
 
-    Waits `eval.wait_minutes` for each snapshot that is not there yet. Everything goes into files of `workdir/eval_folder`, a batch at a
-    time; what is there already, of the very same protocol, is not computed again, so that an interrupted evaluation goes on where it
-    stopped. Ends with report.md, summary.csv and pictures of the whole folder.
+    Snapshots that are missing are logged and skipped, unless `eval.wait_minutes` says how long to wait for each. Everything goes into files
+    of `workdir/eval_folder`, a batch at a time; files of the very same protocol are not computed again, so that an interrupted evaluation
+    resumes. Ends with report.md, summary.csv and pictures of the whole folder.
+
+    Raises:
+        UserError: if there is no such snapshot, or if another evaluation is running in the folder.
     """
     numbers = range(config.eval.begin_ckpt, config.eval.end_ckpt + 1)
     preflight.check(config, workdir, 'eval', numbers)
-    keep_memory(config.device)
+    if config.eval.get('wait_minutes', 0.0) == 0:
+        present = distributed.broadcast(checkpoints.snapshot_numbers(workdir))
+        missing, numbers = [k for k in numbers if k not in present], [k for k in numbers if k in present]
+        if missing and distributed.is_main():
+            logging.warning('Skipped %d missing checkpoints of config.eval.begin_ckpt=%d to config.eval.end_ckpt=%d: %s. '
+                            'Set config.eval.wait_minutes to wait for them.', len(missing), config.eval.begin_ckpt, config.eval.end_ckpt,
+                            preflight.ranges(missing))
     eval_dir = pathlib.Path(workdir, eval_folder)
-    eval_dir.mkdir(parents=True, exist_ok=True)
+    with checkpoints.only_writer(eval_dir, 'evaluation', '--eval_folder') if distributed.is_main() else contextlib.nullcontext():
+        distributed.broadcast(None)  # if another evaluation holds the lock, none of the processes continues
+        _evaluate(config, workdir, eval_dir, numbers)
+        if distributed.is_main():
+            logging.info('Wrote %s.', reports.write([workdir], eval_dir, eval_folder))
+
+
+def _evaluate(config, workdir, eval_dir, numbers):
+    keep_memory(config.device)
 
     @functools.cache
     def split(name):
@@ -398,8 +417,6 @@ def evaluate(config, workdir, eval_folder='eval'):
         if rows:
             logging.info('Checkpoint %d, seed %d:\n%s', run.number, config.seed, reports.table(rows))
         distributed.broadcast(None)  # all begin together to wait for the next checkpoint
-    if distributed.is_main():
-        logging.info('Wrote %s.', reports.write([workdir], eval_dir, eval_folder))
 
 
 def _protocol(config, checkpoint) -> dict:
@@ -449,7 +466,7 @@ def _evaluate_bpd(run):
     config, settings = run.config, run.config.eval
     split = settings.bpd_dataset.lower()
     batches = datasets.Batches(run.split(split), settings.batch_size, config.seed, dequantize=True)
-    solver = dict(rtol=settings.get('bpd_rtol', 1e-5), atol=settings.get('bpd_atol', 1e-5), method=settings.get('bpd_method', 'RK45'),
+    solver = dict(rtol=settings.get('bpd_rtol', 1e-5), atol=settings.get('bpd_atol', 1e-5), method=settings.get('bpd_method', 'dopri5'),
                   probes=settings.get('bpd_probes', 1))
     likelihood_fn = likelihood.get_log_likelihood_fn(run.sde, datasets.get_data_inverse_scaler(config), levels=datasets.get_levels(config),
                                                      continuous=config.training.continuous, **solver)

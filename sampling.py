@@ -265,7 +265,7 @@ def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, *, p
                         + ', '.join(fast_sampling.SOLVERS.names()))
     tolerances = {key: sampling.get(key) or default for key, default in DEFAULT_TOLERANCES.get(method, {}).items()}
     if method == 'ode':
-        return get_ode_sampler(sde, shape, inverse_scaler, method=sampling.get('ode_method', 'RK45'), **common, **tolerances)
+        return get_ode_sampler(sde, shape, inverse_scaler, method=sampling.get('ode_method', 'dopri5'), **common, **tolerances)
     common |= dict(project=project, resample=resample, jump=jump)
     if method == 'pc':
         return get_pc_sampler(sde, shape, get_predictor(sampling.predictor), get_corrector(sampling.corrector),

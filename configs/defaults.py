@@ -131,7 +131,7 @@ control. (--mode control)
   rtol, atol              codes: tolerances of sampling.ode_method, where sampling.method is no solver that makes them in fixed steps
 
 eval.
-  begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate;  batch_size: images at a time
+  begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate, of those that exist;  batch_size: images at a time
   enable_loss             loss over the test set
   enable_sampling         draw num_samples images, and measure them as metrics_backend says
   enable_bpd              likelihood, in bits/dim, of bpd_dataset ('train' or 'test'); of networks that know classes without a class
@@ -139,7 +139,7 @@ eval.
   bpd_repeats             passes over that set, each with new dequantisation noise
   bpd_probes              random vectors averaged in each estimate of the divergence; more: less variance, more time
   bpd_method              the ODE solver behind it, see sampling.ode_method;  bpd_rtol, bpd_atol: its tolerances
-  wait_minutes            how long to wait for each of these checkpoints that is not there yet
+  wait_minutes            how long to wait for each of these checkpoints that does not exist yet; 0.0: skip it
   metrics_backend         features of the metrics (FID, KID, precision, recall, IS): 'tfgan', Inception by TF-GAN as in the paper (on the
                           CPU); 'torch_fidelity', the same weights or another network in PyTorch on `device`; 'pixels', no network, for
                           small images; 'none', no metrics

@@ -145,6 +145,26 @@ REQUIRED = {
 }
 
 
+def of(key: str) -> Rule | None:
+    """The rule of a key such as 'model.nf'; None for a key that is not of this library."""
+    section, _, name = key.rpartition('.')
+    return RULES.get(section, {}).get(name)
+
+
+def expanded(path):
+    """A path with `~`, `$HOME` and other variables of the environment replaced; what is no text stays as it is."""
+    return os.path.expanduser(os.path.expandvars(path)) if isinstance(path, str) else path
+
+
+def expand_paths(config):
+    """Expand the user's home and variables in every path of `config`, in place."""
+    for section, content in config.items():
+        for name in list(content) if section in RULES and hasattr(content, 'items') else ():
+            if of(f'{section}.{name}') is PATH:
+                with content.unlocked():
+                    content[name] = expanded(content[name])
+
+
 def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> dict[str, str]:
     """{key: one sentence} of the keys of `config` that are missing, unknown, or whose value breaks its rule, such as 'model.nf'.
 

@@ -120,7 +120,7 @@ class UNet(nn.Module):
         if progressive != 'output_skip':
             self.head = add(group_norm(width, groups)), add(conv3x3(width, channels, init_scale=init_scale))
 
-        self.num_classes, self.label_dropout = model.get('num_classes', 0), model.get('label_dropout', 0.0)
+        self.num_classes, self.label_dropout = model.get('num_classes', 0), model.get('label_dropout', 0.1)
         if self.num_classes:
             accept(config, 'model.conditional', True, why='the embedding of a class is added to that of the time')
             self.label_embedding = nn.Embedding(self.num_classes + 1, 4 * self.nf)

@@ -8,10 +8,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from absl import flags
+from absl.testing import flagsaver
 
+import checkpoints
+import cli
 import preflight
 import reports
 import run_lib
+from configs import rules
 from configs.vp import digits_ddpmpp_continuous
 from errors import UserError
 
@@ -211,10 +216,10 @@ def test_bad_files_are_told_in_one_line_and_nothing_is_overwritten(tmp_path):
         assert result.returncode != 0 and 'Traceback' not in result.stderr
         return result.stderr.strip().splitlines()[-1]
 
-    assert 'no such file' in complaint(run(tmp_path / 'w', 'train', config='configs/none.py'))
+    assert 'not found' in complaint(run(tmp_path / 'w', 'train', config='configs/none.py'))
     (tmp_path / 'file').write_text('')
     assert '--workdir' in complaint(run(tmp_path / 'file', 'train', *TINY))
-    assert 'checkpoint_1.pth' in complaint(run(tmp_path / 'w', 'eval', *TINY))
+    assert 'config.eval.begin_ckpt=1' in complaint(run(tmp_path / 'w', 'eval', *TINY))
     assert 'train first' in complaint(run(tmp_path / 'w', 'sample', *TINY))
     resume = tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.pth'
     resume.parent.mkdir(parents=True)
@@ -234,4 +239,179 @@ def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, pa
     config = module.get_config()
     config.device = 'cpu'
     preflight.check(config, tmp_path, 'classifier' if config.model.name == 'wideresnet' else 'sample')
+    assert not preflight.warnings(config)
     assert f'--config {path.relative_to(ROOT)}' in module.__doc__ and 'Expect' in module.__doc__
+
+
+def test_a_config_file_anywhere_registers_a_network_and_imports_its_neighbour(tmp_path):
+    """The file that the README shows, outside the repository."""
+    blocks = (ROOT / 'README.md').read_text().split('```')
+    example, = (block for block in blocks if block.startswith('python') and 'def get_config' in block)
+    (tmp_path / 'mine.py').write_text(f'import beside\n{example.removeprefix("python")}')
+    (tmp_path / 'beside.py').write_text('')
+    settings = [*TINY[2:], '--config.training.n_iters=2', '--config.training.snapshot_sampling=False', '--config.model.my_kernel=5']
+    config = str(tmp_path / 'mine.py')
+    check(run(tmp_path / 'w', 'train', *settings, config=config))
+    log = check(run(tmp_path / 'w', 'eval', *settings, *QUICK, '--config.eval.enable_bpd=False', '--config.eval.metrics_backend=none',
+                    config=config))
+    assert 'pc midpoint + langevin (probability flow)' in log
+    check(run(tmp_path / 'w', 'sample', *settings, '--num_samples=2', config=config))
+    assert np.load(tmp_path / 'w' / 'generated' / 'samples.npz')['samples'].shape == (2, 8, 8, 1)
+
+
+def parsed(*arguments):
+    """The flags that the main program has after these arguments."""
+    importlib.import_module('main')
+    with flagsaver.flagsaver():
+        cli.parse_flags(['main.py', *arguments])
+        return {name: flags.FLAGS[name].value for name in (*cli.PATHS, 'config', 'mode', 'measured') if name in flags.FLAGS}
+
+
+def faults_of(*arguments) -> list[str]:
+    with pytest.raises(SystemExit) as exit:
+        parsed(*arguments)
+    return [line.removeprefix('error: ') for line in str(exit.value).splitlines()]
+
+
+DIGITS = f'--config={ROOT / CONFIGS["vp"]}'
+
+
+@pytest.mark.parametrize('argument, value', [
+    ('--config.model.ch_mult=(1,2,2)', (1, 2, 2)), ('--config.model.ch_mult=3', (3,)), ('--config.model.sigma_max=7', 7.0),
+    ('--config.optim.lr=1e-4', 1e-4), ('--config.model.nf=0x10', 16), ('--config.eval.enable_loss=0', False),
+    ('--noconfig.eval.enable_bpd', False), ('--config.sampling.round', True), ('--config.data.category=3', '3'),
+    ('--config.optim.grad_clip -1', -1.0), ('-config.model.fir_kernel=(1,2,1)', [1, 2, 1]), ('--config.seed 5', 5)])
+def test_values_of_the_command_line_have_the_type_of_their_key(argument, value):
+    config = parsed(DIGITS, *argument.split(), '--mode=data')['config']
+    section, _, name = argument.split()[0].partition('config.')[2].partition('=')[0].rpartition('.')
+    found = config[section][name] if section else config[name]
+    assert found == value and type(found) is type(value) and config.is_locked
+
+
+def test_a_file_of_the_2021_release_takes_real_numbers_and_keys_that_it_lacks(tmp_path):
+    (tmp_path / 'old.py').write_text("import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict(dict("
+                                     "model=dict(sigma_max=90), sampling=dict()))\n")
+    config = parsed(f'--config={tmp_path}/old.py', '--config.model.sigma_max=7.5', '--config.sampling.steps=20', '--mode=data')['config']
+    assert config.model.sigma_max == 7.5 and config.sampling.steps == 20
+
+
+def test_all_faults_of_a_command_line_are_told_at_once():
+    wrong_mode, *others = faults_of(
+        DIGITS, '--mode=tain', '--num_samples=0', '--ouput=x', '--config.model.foo=1', '--config.training.batch_sise=3',
+        '--config.model.nf=abc', '--config.model=3', '--checkpoint=/nowhere/x', '--input=/nowhere/y')
+    assert wrong_mode.startswith('--mode=tain: expected one of train, eval, sample, ')
+    assert others == [
+        '--num_samples=0: expected a positive integer', '--ouput is no flag: did you mean --output?',
+        '--checkpoint=/nowhere/x: not found', '--input=/nowhere/y: not found',
+        'config.model.foo is no key of this config: did you mean config.model.nf?',
+        'config.training.batch_sise is no key of this config: did you mean config.training.batch_size?',
+        'config.model is a section: expected a key in it, such as --config.model.attention_type=...',
+        "config.model.nf is 'abc': it must be a whole number from 1 to 16384"]
+    assert faults_of() == ['--config is missing', '--mode is missing']
+    assert faults_of('--config=/nowhere.py', '--mode=data') == ['--config=/nowhere.py: not found']
+
+
+def test_help_exits_with_0():
+    done = subprocess.run([sys.executable, 'main.py', '--help'], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and '--workdir' in done.stdout and 'Traceback' not in done.stderr
+
+
+def test_wrong_types_in_a_config_file_are_told_at_once(tmp_path):
+    (tmp_path / 'mine.py').write_text('''
+from configs.vp import digits_ddpmpp_continuous
+
+def get_config():
+    config = digits_ddpmpp_continuous.get_config()
+    config.device = 'cpu'
+    config.model.ch_mult = "1,2"
+    config.training.batch_size = "32"
+    config.model.nf = 32.0
+    config.optim.lr = 1
+    return config
+''')
+    config = parsed(f'--config={tmp_path}/mine.py', '--mode=train', f'--workdir={tmp_path}')['config']
+    with pytest.raises(UserError) as caught:
+        preflight.check(config, tmp_path, 'train')
+    assert str(caught.value).splitlines() == [
+        "config.training.batch_size is '32': it must be a whole number, 1 or more",
+        "config.model.ch_mult is '1,2': it must be a tuple of one or more, each of them a whole number from 1 to 1024",
+        'config.model.nf is 32.0: it must be a whole number from 1 to 16384']
+    with pytest.raises(TypeError), config.unlocked():  # checked again once the file is read
+        config.model.nf = '32'
+
+
+@pytest.mark.parametrize('content, sentence', [
+    ('def get_config(:', ', line 1: '), ('x = 1', 'expected a function get_config in this file'),
+    ('def get_config():\n    return {}', 'get_config must return an ml_collections.ConfigDict, got dict'),
+    ('def get_config(which):\n    return which', "get_config() missing 1 required positional argument: 'which'"),
+    ('from configs.defaults import digits\ndef get_config():\n    config = digits()\n    config.modle.nf = 3\n    return config',
+     'mine.py, line 4: ')])
+def test_a_config_file_that_fails_is_told_in_one_line(tmp_path, content, sentence):
+    (tmp_path / 'mine.py').write_text(content)
+    fault, = faults_of(f'--config={tmp_path}/mine.py', '--mode=data')
+    assert fault.startswith(f'--config={tmp_path}/mine.py') and sentence in fault
+
+
+def test_the_home_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'mine.py').write_text(
+        'from configs.defaults import digits\ndef get_config():\n    config = digits()\n    config.data.path = "~/p"\n    return config')
+    for name in ('f', 'g'):
+        (tmp_path / name).touch()
+    keys = [f'{section}.{name}' for section, known in rules.RULES.items() for name, rule in known.items() if rule is rules.PATH]
+    assert {'data.path', 'data.tfds_dir', 'data.tfrecords_path', 'eval.inception_path', 'eval.stats_dir'} <= {*keys}
+    keys.remove('data.path')
+    given = parsed('--config=~/mine.py', '--workdir=~/w', '--mode=sample', '--checkpoint=$HOME/f', '--input=${HOME}/g', '--output=~/o',
+                   '--mask=~/m', '--classifier=~/f', '--eval_folder=$HOME/e', *(f'--config.{key}=~/k' for key in keys))
+    expected = dict(workdir='w', checkpoint='f', input='g', output='o', mask='m', classifier='f', eval_folder='e')
+    assert {name: given[name] for name in expected} == {name: f'{tmp_path}/{file}' for name, file in expected.items()}
+    assert given['config'].data.path == f'{tmp_path}/p'
+    assert {given['config'][section][name] for key in keys for section, name in [key.split('.')]} == {f'{tmp_path}/k'}
+
+
+def evaluated(workdir, caplog, eval_folder='eval', **settings) -> str:
+    """The log of an evaluation of the loss."""
+    config = config_for(3)
+    config.eval.update(enable_sampling=False, enable_bpd=False, metrics_floor=False, most_images=50, **settings)
+    caplog.clear()
+    with caplog.at_level('INFO'):
+        run_lib.evaluate(config, workdir, eval_folder)
+    return caplog.text
+
+
+def test_evaluation_takes_the_checkpoints_that_exist_one_evaluation_at_a_time(tmp_path, caplog):
+    config = config_for(3)
+    config.training.snapshot_freq = 1
+    run_lib.train(config, tmp_path)
+    (tmp_path / 'checkpoints' / 'checkpoint_1.pth').rename(tmp_path / 'checkpoints' / 'checkpoint_3.pth')
+    log = evaluated(tmp_path, caplog, begin_ckpt=1, end_ckpt=6)
+    assert 'Skipped 4 missing checkpoints of config.eval.begin_ckpt=1 to config.eval.end_ckpt=6: 1, 4-6.' in log
+    assert sorted(path.name for path in (tmp_path / 'eval').glob('ckpt_*')) == ['ckpt_2_loss.npz', 'ckpt_3_loss.npz']
+    assert 'Skipped' not in evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
+    with pytest.raises(UserError, match='has no checkpoint from config.eval.begin_ckpt=4 to config.eval.end_ckpt=26, only 2-3: change '
+                                        'these keys, or wait .* --config.eval.wait_minutes=60$'):
+        evaluated(tmp_path, caplog, begin_ckpt=4, end_ckpt=26)
+    with pytest.raises(UserError, match='there is no checkpoint .*checkpoint_4.pth after'):
+        evaluated(tmp_path, caplog, begin_ckpt=3, end_ckpt=4, wait_minutes=1e-4)
+
+    folder = tmp_path / 'eval'
+    with checkpoints.only_writer(folder, 'evaluation', '--eval_folder'):
+        with pytest.raises(UserError, match=f'another evaluation is running in {folder} .process {os.getpid()} on .* --eval_folder$'):
+            evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
+        evaluated(tmp_path, caplog, 'other', begin_ckpt=2, end_ckpt=3)
+    evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
+
+
+@pytest.mark.parametrize('changes, sentence', [
+    ({'optim.warmup': 4}, 'config.training.n_iters=3 is less than config.optim.warmup=4: the learning rate never reaches '
+                          'config.optim.lr=0.002'),
+    ({'training.snapshot_freq': 4}, 'config.training.snapshot_freq=4 is greater than config.training.n_iters=3: the only numbered '
+                                    'checkpoint will be that of the last step'),
+    ({'model.attn_resolutions': (4, 16, 2)}, 'config.model.attn_resolutions=(4, 16, 2) includes 16, 2, but the network only has the '
+                                             'resolutions 8, 4: there will be no attention there')])
+def test_settings_that_are_hardly_meant_are_warned_of_before_training(tmp_path, caplog, changes, sentence):
+    config = config_for(3)
+    config.update_from_flattened_dict({'optim.warmup': 3, 'training.snapshot_freq': 3} | changes)
+    with caplog.at_level('WARNING'):
+        run_lib.train(config, tmp_path)
+    assert caplog.messages == [f'{sentence}.']

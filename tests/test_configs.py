@@ -3,8 +3,10 @@ any work by sentences that name its keys.
 
 Configs are mutated at random, with values that are nearly right, of a wrong type, or absurd. How many: CONFIGS, 300 by default.
 """
+import ast
 import copy
 import functools
+import inspect
 import os
 import re
 
@@ -22,7 +24,7 @@ import run_lib
 import sampling
 import sde_lib
 from configs import defaults, rules
-from conftest import load_config
+from conftest import ROOT, load_config
 from errors import UserError
 from models import utils as mutils
 
@@ -251,3 +253,33 @@ def test_a_network_whose_groups_have_one_value_is_refused(workdir):
     config.data.image_size = 2
     with pytest.raises(UserError, match='cannot take images of config.data.image_size=2: Expected more than 1 value per channel'):
         preflight.check(config, workdir, 'sample')
+
+
+def defaults_at_the_points_of_use():
+    """(place, sections, key, default) of every `section.get('key', default)`, whose section is that named or one that has the key."""
+    foreign = 'unet', 'scheduler', 'p', 'given'  # configs of diffusers, protocols of results, HTML
+    folders = (ROOT, ROOT / 'models', ROOT / 'dialects', ROOT / 'validation')
+    for path in (path for folder in folders for path in folder.glob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'get' and len(node.args) == 2):
+                continue
+            receiver, key = ast.unparse(node.func.value).rpartition('.')[2], getattr(node.args[0], 'value', None)
+            named = {receiver} & {*rules.RULES} or ({''} if receiver == 'config' else {*rules.RULES} - {''})
+            sections = [section for section in named if key in rules.RULES[section]]
+            if sections and receiver not in foreign:
+                yield f'{path.name}:{node.lineno}', sections, key, node.args[1]
+    for name in fast_sampling.SOLVERS.names():
+        for key, parameter in inspect.signature(fast_sampling.get_solver(name)).parameters.items():
+            if key in rules.RULES['sampling'] and parameter.default is not None:
+                yield name, ['sampling'], key, ast.Constant(parameter.default)
+
+
+def test_a_key_has_one_default():
+    """What is used where a config lacks a key is what `defaults` gives it; of keys that only some networks have, what these have."""
+    shared, found = defaults.ncsnpp(defaults.base()), []
+    for place, sections, key, node in defaults_at_the_points_of_use():
+        value = sampling.ORDERS[0] if ast.unparse(node) == 'ORDERS[0]' else ast.literal_eval(node)
+        found.append(key)
+        given = [shared[section][key] if section else shared[key] for section in sections]
+        assert value in given, f'{place}: {key}={value!r}, but configs/defaults.py has {given}'
+    assert len(found) > 60 and {'label_dropout', 'ode_method', 'bpd_method', 'dpm_solver_order', 'guidance', 'timeout_minutes'} <= {*found}

@@ -479,7 +479,7 @@ FAULTS = {
     'unknown task': ('paint', {}, ['--task=paint', 'inpaint', 'mix']),
     'no mask': ('inpaint', dict(mask=''), ['--mask', 'center', 'most']),
     'unknown mask': ('inpaint', dict(mask='middle'), ["'middle'", 'center', 'most']),
-    'no such mask file': ('inpaint', dict(mask='{files}/none.png'), ['--mask', '{files}/none.png', 'no such file']),
+    'no such mask file': ('inpaint', dict(mask='{files}/none.png'), ['--mask={files}/none.png: not found']),
     'mask that is no picture': ('inpaint', dict(mask='{files}/text.png'), ['{files}/text.png']),
     'white mask': ('inpaint', dict(mask='{files}/white.png'), ['--mask', '{files}/white.png', 'white']),
     'black mask': ('inpaint', dict(mask='{files}/black.png'), ['--mask', '{files}/black.png', 'black']),
@@ -548,6 +548,14 @@ def test_faults_are_one_sentence_that_names_them(place, files, fault):
         config.update_from_flattened_dict({key: settings.pop(key) for key in list(settings) if '.' in key})
     message = refused(config, place / name, task, **settings)
     assert all(word.format(place=place, files=files) in message for word in words), message
+
+
+@pytest.mark.parametrize('fault', [
+    'no mask', 'unknown mask', 'no such mask file', 'white mask', 'labels not numbers', 'labels without a guide', 'classes without labels',
+    'label out of range', 'classifier without labels', 'wrong number of labels', 'grey for colorize', 'ode for a measurement'])
+def test_faults_that_need_no_checkpoint_are_told_before_it_is_loaded(place, files, fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lib, 'load_averaged_model', None)
+    test_faults_are_one_sentence_that_names_them(place, files, fault)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_control(place, tmp_path):

@@ -222,7 +222,7 @@ def test_a_file_system_without_locks_is_no_conflict(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(checkpoints.fcntl, 'flock', unsupported)
     with caplog.at_level('WARNING'):
         run_lib.train(config_for(2), tmp_path)
-    assert 'nothing keeps a second training out' in caplog.text
+    assert 'a second training there is not prevented' in caplog.text
 
 
 def test_samples_that_a_signal_kept_from_being_drawn_come_after_the_resume(tmp_path, monkeypatch):
@@ -359,7 +359,7 @@ def test_one_training_at_a_time(tmp_path):
     second = start(tmp_path, 100000)
     _, log = second.communicate(timeout=120)
     assert second.returncode == 1 and log.count('error:') == 1
-    assert f'another training is at work in {tmp_path} (process {first.pid} on ' in log and first.poll() is None
+    assert f'another training is running in {tmp_path} (process {first.pid} on ' in log and first.poll() is None
     first.kill()
     first.communicate()
     run_lib.train(config_for(1), tmp_path)  # it died, and with it its lock

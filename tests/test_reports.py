@@ -110,6 +110,18 @@ def test_an_incomplete_evaluation_says_so(tmp_path):
     assert rows['bits/dim'] == ('2.0000 (so far)', 'test set, 4 images; 40.33333333 evaluations; uniformly dequantised, 1 to 2 times')
 
 
+@pytest.mark.parametrize('settings, words', [
+    (dict(method='heun', guidance=4.0), 'heun, guidance 4'), (dict(method='ode', guidance=0.5), 'ode, guidance 0.5'),
+    (dict(method='dpmpp_2m', guidance=1.0, thresholding=True), 'dpmpp_2m, thresholding, guidance 1'),
+    (dict(guidance=4.0), 'pc reverse_diffusion + langevin, guidance 4'), (dict(method='unipc'), 'unipc, guidance 1'),
+    (dict(method='heun', churn=7.0, eta=1.0, prior_mean=0.47), 'heun, churn 7, prior_mean 0.47, guidance 1'),
+    (dict(method='ddim', churn=7.0, eta=1.0), 'ddim, eta 1, guidance 1')])
+def test_a_sampler_is_named_with_what_changes_its_samples(tmp_path, settings, words):
+    protocol = BASE | dict(part='samples', sampling=SAMPLING | settings, model=BASE['model'] | dict(num_classes=10), batch=0, size=2)
+    results.save(tmp_path / 'ckpt_1' / 'samples_0.npz', protocol, samples=np.zeros((2, 8, 8, 3), np.uint8), nfe=35)
+    assert rows_of(tmp_path)['samples'][1] == f'2 samples; {words}; 35 evaluations; without metrics'
+
+
 def test_files_of_the_2021_release_are_read(tmp_path):
     folder = tmp_path / 'run' / 'eval'
     folder.mkdir(parents=True)

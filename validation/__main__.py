@@ -20,6 +20,7 @@ import sys
 from absl import logging as absl_logging
 
 from cli import log_to
+from configs import rules
 from errors import UserError
 
 DIGITS = {'configs/ve/digits_ncsnpp_continuous.py': 'runs/digits_ve', 'configs/vp/digits_ddpmpp_continuous.py': 'runs/digits_vp'}
@@ -59,8 +60,10 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser('python -m validation', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('models', nargs='*', metavar='MODEL', help='published name, or CONFIG=CHECKPOINT')
     parser.add_argument('--digits', action='store_true', help='the pair of handwritten digits')
-    parser.add_argument('--output', default='runs/validation', metavar='DIR', help='folder of the report (%(default)s)')
-    parser.add_argument('--checkpoints', default='runs/published', metavar='DIR', help='folder of what is fetched (%(default)s)')
+    parser.add_argument('--output', type=rules.expanded, default='runs/validation', metavar='DIR',
+                        help='folder of the report (%(default)s)')
+    parser.add_argument('--checkpoints', type=rules.expanded, default='runs/published', metavar='DIR',
+                        help='folder of what is fetched (%(default)s)')
     parser.add_argument('--samples', type=int, metavar='N', help='samples of each model (500)')
     parser.add_argument('--images', type=int, metavar='N', help='test images of losses and likelihoods; 0: all (100)')
     parser.add_argument('--batch', type=int, metavar='N', help='images at a time (100)')

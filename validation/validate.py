@@ -4,7 +4,6 @@ Each checkpoint gets a work directory of its own below `output/models`, whose ev
 stopped. A part that cannot be done here (no data set, no network to fetch one, no weights of Inception) is left out, with the reason in the
 report.
 """
-import importlib.util
 import math
 import pathlib
 import re
@@ -15,12 +14,14 @@ import numpy as np
 from absl import logging
 
 import checkpoints
+import cli
 import convert
 import datasets
 import dialects
 import reports
 import results
 import run_lib
+from configs import rules
 from errors import CheckpointError, UserError
 
 from . import checks, environment, report
@@ -58,13 +59,12 @@ class Result(NamedTuple):
 
 def load_config(path: str, settings: dict):
     """The config of a file (with :argument, as for --config), with `settings` {'section.key': value}."""
-    file, _, argument = str(path).partition(':')
+    file = rules.expanded(str(path).partition(':')[0])
     if not pathlib.Path(file).is_file():
         raise UserError(f'there is no config {file}')
-    spec = importlib.util.spec_from_file_location('validated_config', file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(*[argument] * bool(argument))
+    config = cli.load_config(str(path))
+    if faults := rules.faults(config, own=('',)):
+        raise UserError('\n'.join(faults.values()))
     for key, value in settings.items():
         try:
             config.lock().update_from_flattened_dict({key: value})
@@ -72,6 +72,7 @@ def load_config(path: str, settings: dict):
             raise UserError(f'--set {key}={value}: {file} has no such key') from error
         except TypeError as error:
             raise UserError(f'--set {key}={value}: {str(error).splitlines()[0]}') from error
+    rules.expand_paths(config)
     return config
 
 
@@ -80,6 +81,7 @@ def find(text: str, folder) -> Model:
     if text in PUBLISHED:
         return Model(text, published(text).config, fetch_published(text, folder), published(text))
     config, equals, source = text.partition('=')
+    source = rules.expanded(source)
     if not equals:
         published(text)  # tells the known names
     if not pathlib.Path(source).exists():
