@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
+import interruption
 import results
 from errors import UserError
 
@@ -67,6 +68,7 @@ class Streamed:
         return self.n
 
     def _decode(self, i):
+        interruption.look()
         try:
             return self.decode(i)
         except Damaged as fault:

@@ -8,9 +8,7 @@ import math
 import os
 import pathlib
 import re
-import signal
 import sys
-import threading
 import time
 import types
 
@@ -18,12 +16,13 @@ import numpy as np
 import torch
 from absl import logging
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import checkpoints
 import datasets
 import distributed
 import evaluation
+import fast_sampling
+import interruption
 import likelihood
 import losses
 import preflight
@@ -36,6 +35,7 @@ from errors import UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
 from models.utils import add_noise
+from progress import progress, watched
 from randomness import own_randomness, per_image, seed_of
 
 
@@ -114,22 +114,22 @@ def to_images(samples: torch.Tensor, config) -> np.ndarray:
     return datasets.to_uint8(images, datasets.get_levels(config), config.data.uniform_dequantization)
 
 
-def progress(iterable, **settings):
-    """`iterable` behind a progress bar on a terminal; elsewhere the log has to do."""
-    return tqdm(iterable, disable=not (sys.stderr.isatty() and distributed.is_main()), dynamic_ncols=True, **settings)
+def shown_evaluations(model, what: str, sde, continuous: bool, times=None, forward: bool = False):
+    """A block in which each evaluation of `model` counts as progress of `what` and looks for signals, see `progress.watched`.
 
-
-@contextlib.contextmanager
-def shown_evaluations(model, what: str):
-    """Counts the evaluations of `model` on a terminal while the block lasts."""
-    with progress(None, desc=what, unit=' network evaluations', leave=False) as bar:
-        def count(*_):
-            bar.update()
-        hook = model.register_forward_hook(count)
-        try:
-            yield
-        finally:
-            hook.remove()
+    Args:
+        model: the network.
+        what: the task, such as 'encoding 8 images'.
+        sde: the SDE that the network was trained for.
+        continuous: how the network was trained.
+        times: the times of a solver's steps. None: the solver chooses its steps, which are taken to be even in lambda_t.
+        forward: whether the latter go from images to codes.
+    """
+    steps = times is not None
+    if not steps:
+        times = fast_sampling.time_grid(sde, 100, 1e-5 if forward else sde.sampling_eps)
+        times = times.flip(0) if forward else times
+    return watched(model, what, times, lambda t: sde.network_label(t.float(), continuous, mutils._number_of_scales(model)), steps)
 
 
 def _draw(config, model, what: tuple, first: int, count: int) -> dict:
@@ -147,7 +147,8 @@ def _draw(config, model, what: tuple, first: int, count: int) -> dict:
         labels = None if not number else torch.tensor([seed % number for seed in seeds]) if alone else torch.randint(number, (count,))
         guidance = classifier_free_guidance(labels, config.sampling.get('guidance', 1.0)) if number else None
         sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps, guidance)
-        with shown_evaluations(model, f'drawing {count} samples'):
+        with shown_evaluations(model, f'drawing samples {first + 1} to {first + count}', sde, config.training.continuous,
+                               getattr(sampler, 'times', None)):
             samples, nfe = sampler(model)
             samples = to_images(samples, config)
     seconds = time.monotonic() - started
@@ -166,10 +167,11 @@ def _draw_all(config, model, what: tuple, total: int, largest: int) -> list[dict
     if config.sampling.get('seed_per_image', False):
         largest = min(largest, math.ceil(total / distributed.size()))
     batches = _batches(total, largest)
-    return [part for _, part in progress(distributed.in_turns(batches, lambda batch: _draw(config, model, what, *batch)),
-                                         total=len(batches), desc='sampling', unit='batch')]
+    return [part for _, part in progress(distributed.in_turns(batches, lambda batch: _draw(config, model, what, *batch)), 'sampling',
+                                         len(batches), 'batch')]
 
 
+@interruption.interruptible()
 def train(config, workdir):
     """Trains the network of `config`, or goes on with the training in `workdir`, up to `training.n_iters` steps."""
     preflight.check(config, workdir, 'train')
@@ -180,6 +182,7 @@ def train(config, workdir):
          *(_save_training_samples, _has_samples) if settings.snapshot_sampling else ())
 
 
+@interruption.interruptible()
 def train_classifier(config, workdir):
     """Trains the classifier of noisy images that `config` describes, as `train` does, and logs its accuracy at each snapshot.
 
@@ -187,31 +190,38 @@ def train_classifier(config, workdir):
     """
     preflight.check(config, workdir, 'classifier')
     _fit(config, workdir, functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config)), _log_accuracy,
-         kept=dict(config=config.to_json()))
+         _has_accuracy, dict(config=config.to_json()))
 
 
 def _fit(config, workdir, get_step_fn, at_snapshot=None, was_done=None, kept=types.MappingProxyType({})):
-    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `at_snapshot(config, state, step, workdir, writer)`, which every
-    process calls; `was_done(workdir, step)`: whether it came to its end at a step, else it is made up for when training goes on; `kept`:
-    goes into the checkpoints too. Between log lines the host does not wait for the device."""
+    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `at_snapshot(config, state, step, workdir,
+    writer)`, which every process calls; `was_done(workdir, step)`: whether it finished for that step, if not it is repeated on resume;
+    `kept`: goes into the checkpoints too. Between log lines the host does not wait for the device."""
     with checkpoints.only_writer(workdir) if distributed.is_main() else contextlib.nullcontext():
         distributed.broadcast(None)  # refused: none of the processes goes on
         _train(config, pathlib.Path(workdir), get_step_fn, at_snapshot, was_done, kept)
 
 
-def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
-    settings, scaler = config.training, datasets.get_data_scaler(config)
-    keep_memory(config.device)
-    torch.manual_seed(config.seed)
-    state, resume, randomness = create_state(config), checkpoints.resume_path(workdir), None
+def _resumed(config, workdir):
+    """A training state, that of the checkpoint to resume from if there is one, and the random state in it, else None."""
+    state, randomness = create_state(config), None
     found = distributed.broadcast(checkpoints.find_resumable(workdir) if distributed.is_main() else None)
     if found:
         state['rng'] = None
         checkpoints.restore(found, state, config.device)
         randomness = state.pop('rng')
         logging.info('Going on from step %d of %s.', state['step'], found)
-    first, last = state['step'], settings.n_iters - 1
-    if first > last:
+    return state, randomness
+
+
+def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
+    settings, scaler = config.training, datasets.get_data_scaler(config)
+    keep_memory(config.device)
+    torch.manual_seed(config.seed)
+    state, randomness = _resumed(config, workdir)
+    resume, first, last, stopping = checkpoints.resume_path(workdir), state['step'], settings.n_iters - 1, 0
+    missed = at_snapshot and first and _is_snapshot(first - 1, settings) and not distributed.broadcast(was_done(workdir, first - 1))
+    if first > last and not missed:
         logging.info('Training has reached step %d of config.training.n_iters=%d: nothing to do.', first, settings.n_iters)
         return
     if distributed.is_main():
@@ -225,13 +235,21 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
     train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
     eval_step = get_step_fn(train=False)
 
-    with interruptible() as interruption, tensorboard(workdir, first) as writer, checkpoints.Saver() as saver:
-        if was_done and first and _is_snapshot(first - 1, settings) and not distributed.broadcast(was_done(workdir, first - 1)):
-            at_snapshot(config, state, first - 1, workdir, writer)
-        started, metrics, skips = time.monotonic(), {}, losses.Skips(config.device)
-        bar = progress(zip(range(first, settings.n_iters), train_ds), initial=first, total=settings.n_iters, desc='training', unit='step')
-        for step, batch in bar:
-            loss = train_step(state, to_tensor(batch, config, scaler), metrics, **get_classes(batch, config))
+    with interruption.held(), tensorboard(workdir, first) as writer, checkpoints.Saver() as saver:
+        if missed:
+            stopping = _may_stop(at_snapshot, config, state, first - 1, workdir, writer)
+        started, metrics, skips, step = time.monotonic(), {}, losses.Skips(config.device), first - 1
+        steps = range(first, first if stopping else settings.n_iters)
+        for step, batch in progress(zip(steps, train_ds), 'training', settings.n_iters, 'step', first, in_log=False):
+            images, known = to_tensor(batch, config, scaler), get_classes(batch, config)
+            if step == first:
+                with interruption.released():  # may compile for minutes, while there is nothing to save
+                    if settings.get('compile', False):
+                        with own_randomness(config.seed):
+                            eval_step(state, images, **known)
+                    loss = train_step(state, images, metrics, **known)
+            else:
+                loss = train_step(state, images, metrics, **known)
             skips.count(metrics['grad_norm'])
             if step % settings.log_freq == 0 or step == last:
                 loss, rate = distributed.mean(loss).item(), (step - first + 1) * settings.batch_size / (time.monotonic() - started)
@@ -242,12 +260,12 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
                            resume if resume.is_file() else None)
             if step % settings.eval_freq == 0:
                 held_out = next(eval_batches)
+                images, known = to_tensor(held_out, config, scaler), get_classes(held_out, config)
                 with own_randomness(config.seed + step):
-                    eval_loss = eval_step(state, to_tensor(held_out, config, scaler), **get_classes(held_out, config))
-                eval_loss = distributed.mean(eval_loss).item()
+                    eval_loss = distributed.mean(eval_step(state, images, **known)).item()
                 logging.info('step: %d, eval_loss: %.5e', step, eval_loss)
                 write(writer, step, eval_loss=eval_loss)
-            stopping, is_snapshot = distributed.any_of(interruption.signal), _is_snapshot(step, settings)
+            stopping, is_snapshot = distributed.any_of(interruption.signal_noted()), _is_snapshot(step, settings)
             if is_snapshot and distributed.is_main():
                 number = max(1, math.ceil(step / settings.snapshot_freq))
                 saver.save(checkpoints.snapshot_path(workdir, number), state | kept, keep=settings.get('keep_checkpoints', 0))
@@ -256,13 +274,23 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
                 if distributed.is_main():
                     writer.flush()  # a step that is saved is told
                     saver.save(resume, state | kept | dict(rng=randomness), keep_previous=True)
-            if is_snapshot and at_snapshot and not stopping:  # which takes long: what is stopped within it comes first after a resume
-                at_snapshot(config, state, step, workdir, writer)
+            if is_snapshot and at_snapshot and not stopping:
+                stopping = _may_stop(at_snapshot, config, state, step, workdir, writer)
             if stopping:
                 break
-    if stopping and step < last:
-        logging.info('Stopped by signal %d behind step %d, which is saved: the same command goes on from there.', stopping, step)
-        sys.exit(128 + stopping)
+    if stopping and (step < last or at_snapshot):
+        raise interruption.Interrupted(stopping, f' after step {step} (checkpoint saved)')
+
+
+def _may_stop(work, *arguments) -> int:
+    """Calls `work(*arguments)`, which a signal may interrupt: in any process, all of which must call this. Returns its number, else 0."""
+    number = 0
+    try:
+        with interruption.released():
+            work(*arguments)
+    except interruption.Interrupted as error:
+        number = error.signal
+    return distributed.any_of(number)
 
 
 def _is_snapshot(step: int, settings) -> bool:
@@ -285,6 +313,11 @@ def _save_training_samples(config, state, step, workdir, writer):
     with open(folder / 'sample.np', 'wb') as file:
         np.save(file, images)
     writer.add_image('samples', reports.save_grid(folder / 'sample.png', images), step)
+
+
+def _has_accuracy(workdir, step: int) -> bool:
+    log = workdir / 'stdout.txt'
+    return not log.is_file() or f' step: {step}, accuracy' in log.read_text(errors='replace')
 
 
 def _log_accuracy(config, state, step, workdir, writer):
@@ -329,36 +362,12 @@ def _forget_steps(path, first: int):
         os.replace(partial, path)  # the log's handler notices and opens the new one
 
 
-@contextlib.contextmanager
-def interruptible():
-    """Within the block SIGTERM and SIGINT are only noted, in `signal` of what it yields (0: none came); a second one ends the process at
-    once, unless it comes within two seconds: launchers and process groups deliver one signal twice."""
-    noted = types.SimpleNamespace(signal=0, time=0.0)
-
-    def note(number, _):
-        if noted.signal:
-            if time.monotonic() > noted.time + 2:
-                os._exit(128 + number)
-            return
-        noted.signal, noted.time = number, time.monotonic()
-        logging.info('Signal %d: stopping behind this step. A second one stops at once.', number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield noted  # only the main thread may
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def write(writer, step: int, **scalars):
     for name, value in scalars.items() if writer else ():
         writer.add_scalar(name, value, step)
 
 
+@interruption.interruptible()
 def evaluate(config, workdir, eval_folder='eval'):
     """Loss, bits/dim and samples with their metrics, as `eval.enable_*` say, of the snapshots `eval.begin_ckpt` to `eval.end_ckpt`.
 
@@ -432,7 +441,7 @@ def _evaluate_loss(run):
         with torch.no_grad(), own_randomness(config.seed, 'loss', i):  # no images: all damaged, and left out
             return loss_fn(run.model, images, **get_classes(batch, config)).item() if len(images) else 0.0, len(images)
 
-    for i, (value, size) in progress(distributed.in_turns(places, work), total=len(places), desc='loss', unit='batch'):
+    for i, (value, size) in progress(distributed.in_turns(places, work), 'the loss', len(places), 'batch'):
         values.append(value)
         sizes.append(size)
         complete = dict(mean_loss=np.average(values, weights=sizes)) if i == len(batches) - 1 else {}
@@ -461,7 +470,9 @@ def _evaluate_bpd(run):
         if not len(images):  # all damaged, and left out
             return dict(bpd=np.empty(0), nats=np.empty(0), repeat=repeat, nfe=0, seconds=0.0)
         started = time.monotonic()
-        with shown_evaluations(run.model, f'likelihoods, batch {i + 1} of {len(batches)}'), own_randomness(config.seed, 'bpd', repeat, i):
+        what = f'computing likelihoods, batch {k + 1} of {len(places)}'
+        with (shown_evaluations(run.model, what, run.sde, config.training.continuous, forward=True),
+              own_randomness(config.seed, 'bpd', repeat, i)):
             result = likelihood_fn(run.model, images)
             bpd, nats = result.bpd.cpu().numpy(), result.nats.cpu().numpy()
         return dict(bpd=bpd, nats=nats, repeat=repeat, nfe=result.nfe, seconds=time.monotonic() - started)
@@ -503,7 +514,7 @@ def _evaluate_samples(run):
     missing = distributed.broadcast(missing)
     if missing and distributed.is_main():
         report.unlink(missing_ok=True)  # of other samples
-    for i, (batch, found) in progress(distributed.in_turns(missing, work), total=len(missing), desc='sampling', unit='batch'):
+    for i, (batch, found) in progress(distributed.in_turns(missing, work), 'sampling', len(missing), 'batch'):
         if results.matching(*samples[i]) is None:  # else it was there, without its features
             results.save(*samples[i], **batch)
         if measured:
@@ -538,6 +549,7 @@ def _remove_others(paths, kept):
         logging.info('Removed %d files that an evaluation with other settings had left, from %s on.', len(others), others[0])
 
 
+@interruption.interruptible()
 def statistics(config, workdir=''):
     """Computes the statistics that metrics refer to, of the config's data and extractor, if they are not there; returns their file."""
     preflight.check(config, workdir, 'stats')
@@ -550,6 +562,7 @@ def statistics(config, workdir=''):
     return path
 
 
+@interruption.interruptible('')
 def describe_data(config, workdir=''):
     """Logs what the config's data set holds and the `sigma_max` that it suggests; a grid of training images goes to `workdir/data.png`."""
     preflight.check(config, workdir, 'data')
@@ -573,6 +586,7 @@ def describe_data(config, workdir=''):
     return rows
 
 
+@interruption.interruptible('No samples were written.')
 def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     """Draws `num_samples` images from a checkpoint file (the latest of `workdir`) into the folder `output` (`workdir/generated`).
 
