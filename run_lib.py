@@ -11,6 +11,7 @@ import re
 import sys
 import time
 import types
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from errors import UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
 from models.utils import add_noise
-from progress import progress, watched
+from progress import duration, progress, watched
 from randomness import own_randomness, per_image, seed_of
 
 
@@ -178,7 +179,10 @@ def train(config, workdir):
     sde, settings = sde_lib.get_sde(config), config.training
     loss_settings = dict(reduce_mean=settings.reduce_mean, continuous=settings.continuous,
                          likelihood_weighting=settings.likelihood_weighting)
-    _fit(config, workdir, functools.partial(losses.get_step_fn, sde, **loss_settings),
+    values = config.data.image_size**2 * config.data.num_channels
+    meaning = LossMeaning(('mean' if settings.reduce_mean else 'half the sum') + f' over {values} values' + (
+        ', likelihood weighting' if settings.likelihood_weighting else ''), 1.0 if settings.reduce_mean else 2 / values)
+    _fit(config, workdir, functools.partial(losses.get_step_fn, sde, **loss_settings), meaning,
          *(_save_training_samples, _has_samples) if settings.snapshot_sampling else ())
 
 
@@ -189,17 +193,56 @@ def train_classifier(config, workdir):
     Its checkpoints hold the config, so that they can be used without it.
     """
     preflight.check(config, workdir, 'classifier')
-    _fit(config, workdir, functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config)), _log_accuracy,
-         _has_accuracy, dict(config=config.to_json()))
+    _fit(config, workdir, functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config)), LossMeaning('cross-entropy'),
+         _log_accuracy, _has_accuracy, dict(config=config.to_json()))
 
 
-def _fit(config, workdir, get_step_fn, at_snapshot=None, was_done=None, kept=types.MappingProxyType({})):
-    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `at_snapshot(config, state, step, workdir,
+class LossMeaning(NamedTuple):
+    """What the logged loss is, in words, and the factor from it to the mean over the values of an image, None where there are none."""
+    words: str
+    to_mean: float | None = None
+
+    def scalars(self, name: str, loss: float) -> dict[str, float]:
+        """The curves of a loss: itself, and its mean per value."""
+        return {name: loss} if self.to_mean is None else {name: loss, f'{name}_per_value': loss * self.to_mean}
+
+    def text(self, loss: float) -> str:
+        """The loss as log lines give it."""
+        return f'{loss:.5e} ({self.words})' + ('' if self.to_mean is None else f', per value: {loss * self.to_mean:.5f}')
+
+
+class _Log:
+    """The log lines and curves of a training that begins with the step `first`."""
+
+    def __init__(self, settings, meaning: LossMeaning, writer, first: int):
+        self.settings, self.meaning, self.writer, self.first = settings, meaning, writer, first
+        self.started = self.paced = time.monotonic()
+
+    def first_step_done(self):
+        """The pace of training, from which the time left follows, is that of the steps after the first one, which may compile."""
+        self.paced = time.monotonic()
+
+    def training(self, step: int, loss: float, optimizer, gradient_norm):
+        done, now, steps = step - self.first, time.monotonic(), self.settings.n_iters
+        rate = (done + 1) * self.settings.batch_size / (now - self.started)
+        left = f', {duration((steps - 1 - step) * (now - self.paced) / done)} left' if done else ''
+        logging.info('step: %d, training_loss: %s, images/s: %.0f, %d of %d steps%s', step, self.meaning.text(loss), rate, step + 1, steps,
+                     left)
+        write(self.writer, step, **self.meaning.scalars('training_loss', loss), learning_rate=optimizer.param_groups[0]['lr'],
+              gradient_norm=gradient_norm, images_per_second=rate)
+
+    def evaluation(self, step: int, loss: float):
+        logging.info('step: %d, eval_loss: %s', step, self.meaning.text(loss))
+        write(self.writer, step, **self.meaning.scalars('eval_loss', loss))
+
+
+def _fit(config, workdir, get_step_fn, meaning, at_snapshot=None, was_done=None, kept=types.MappingProxyType({})):
+    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `meaning`: of its loss; `at_snapshot(config, state, step, workdir,
     writer)`, which every process calls; `was_done(workdir, step)`: whether it finished for that step, if not it is repeated on resume;
     `kept`: goes into the checkpoints too. Between log lines the host does not wait for the device."""
     with checkpoints.only_writer(workdir) if distributed.is_main() else contextlib.nullcontext():
         distributed.broadcast(None)  # refused: none of the processes goes on
-        _train(config, pathlib.Path(workdir), get_step_fn, at_snapshot, was_done, kept)
+        _train(config, pathlib.Path(workdir), get_step_fn, meaning, at_snapshot, was_done, kept)
 
 
 def _resumed(config, workdir):
@@ -214,7 +257,7 @@ def _resumed(config, workdir):
     return state, randomness
 
 
-def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
+def _train(config, workdir, get_step_fn, meaning, at_snapshot, was_done, kept):
     settings, scaler = config.training, datasets.get_data_scaler(config)
     keep_memory(config.device)
     torch.manual_seed(config.seed)
@@ -231,6 +274,7 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
 
     with distributed.main_first():
         train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
+    logging.info('Started training:\n%s', reports.table(_facts(config, workdir, state, meaning, len(train_ds.data), len(eval_ds.data))))
     eval_batches = iter(eval_ds)
     train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
     eval_step = get_step_fn(train=False)
@@ -238,7 +282,7 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
     with interruption.held(), tensorboard(workdir, first) as writer, checkpoints.Saver() as saver:
         if missed:
             stopping = _may_stop(at_snapshot, config, state, first - 1, workdir, writer)
-        started, metrics, skips, step = time.monotonic(), {}, losses.Skips(config.device), first - 1
+        log, metrics, skips, step = _Log(settings, meaning, writer, first), {}, losses.Skips(config.device), first - 1
         steps = range(first, first if stopping else settings.n_iters)
         for step, batch in progress(zip(steps, train_ds), 'training', settings.n_iters, 'step', first, in_log=False):
             images, known = to_tensor(batch, config, scaler), get_classes(batch, config)
@@ -248,23 +292,19 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
                         with own_randomness(config.seed):
                             eval_step(state, images, **known)
                     loss = train_step(state, images, metrics, **known)
+                log.first_step_done()
             else:
                 loss = train_step(state, images, metrics, **known)
             skips.count(metrics['grad_norm'])
             if step % settings.log_freq == 0 or step == last:
-                loss, rate = distributed.mean(loss).item(), (step - first + 1) * settings.batch_size / (time.monotonic() - started)
-                logging.info('step: %d, training_loss: %.5e, images/s: %.0f', step, loss, rate)
-                write(writer, step, training_loss=loss, learning_rate=state['optimizer'].param_groups[0]['lr'],
-                      gradient_norm=metrics['grad_norm'], images_per_second=rate)
+                log.training(step, distributed.mean(loss).item(), state['optimizer'], metrics['grad_norm'])
                 skips.tell(step, state['optimizer'].param_groups[0]['lr'], settings.get('max_bad_steps', 100),
                            resume if resume.is_file() else None)
             if step % settings.eval_freq == 0:
                 held_out = next(eval_batches)
                 images, known = to_tensor(held_out, config, scaler), get_classes(held_out, config)
                 with own_randomness(config.seed + step):
-                    eval_loss = distributed.mean(eval_step(state, images, **known)).item()
-                logging.info('step: %d, eval_loss: %.5e', step, eval_loss)
-                write(writer, step, eval_loss=eval_loss)
+                    log.evaluation(step, distributed.mean(eval_step(state, images, **known)).item())
             stopping, is_snapshot = distributed.any_of(interruption.signal_noted()), _is_snapshot(step, settings)
             if is_snapshot and distributed.is_main():
                 number = max(1, math.ceil(step / settings.snapshot_freq))
@@ -291,6 +331,25 @@ def _may_stop(work, *arguments) -> int:
     except interruption.Interrupted as error:
         number = error.signal
     return distributed.any_of(number)
+
+
+def _facts(config, workdir, state, meaning, train_images: int, test_images: int) -> list[tuple[str, str]]:
+    """What is trained, on what and for how long, as rows of a table."""
+    settings, data, model, device = config.training, config.data, config.model, torch.device(config.device)
+    levels = ('sigma', model.sigma_min, model.sigma_max) if settings.sde.lower() == 'vesde' else ('beta', model.beta_min, model.beta_max)
+    samples = f'; samples by {config.sampling.method}' if settings.snapshot_sampling else ''
+    return [
+        ('  device', (torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type) + f', processes: {distributed.size()}'),
+        ('  precision', settings.get('precision', 'float32') + (', compiled' if settings.get('compile', False) else '')),
+        ('  network', f'{model.name}, {sum(parameter.numel() for parameter in state["model"].parameters()):,} parameters'),
+        ('  SDE', '{}, {} from {:g} to {:g}, {} time'.format(settings.sde, *levels, 'continuous' if settings.continuous else 'discrete')),
+        ('  data', f'{data.dataset}, {data.image_size}x{data.image_size} pixels, channels: {data.num_channels}, {train_images} training '
+                   f'and {test_images} test images'),
+        ('  steps', f'{state["step"]} to {settings.n_iters}, batch size {settings.batch_size}, learning rate {config.optim.lr:g}'),
+        ('  loss', meaning.words),
+        ('  snapshots', f'every {settings.snapshot_freq} steps{samples}; the checkpoint to resume from every '
+                        f'{settings.snapshot_freq_for_preemption} steps'),
+        ('  work directory', str(workdir))]
 
 
 def _is_snapshot(step: int, settings) -> bool:

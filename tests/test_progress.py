@@ -3,10 +3,12 @@ import io
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import control
+import plots
 import progress
 import run_lib
 import sampling
@@ -117,3 +119,49 @@ def test_likelihoods_and_codes_are_logged(monkeypatch, caplog, tmp_path):
                  r'step 18 of 18 in encoding 2 images, batch 1 of 1', r'step 18 of 18 in decoding 2 images, batch 1 of 1',
                  r'step 17 of 17 in drawing \d+ images'):
         assert re.search('Reached ' + text, caplog.text), text
+
+
+@pytest.mark.parametrize('reduce_mean', [False, True])
+def test_training_says_what_it_does(tmp_path, caplog, reduce_mean):
+    """One block of facts, then lines with the meaning of the loss, its mean per value, steps, total and time left."""
+    config = config_for()
+    config.training.reduce_mean = reduce_mean
+    with caplog.at_level('INFO', logger='absl'):
+        run_lib.train(config, tmp_path)
+    (facts,) = [message for message in caplog.messages if message.startswith('Started training:')]
+    parameters = sum(parameter.numel() for parameter in run_lib.create_state(config)['model'].parameters())
+    for text in ('cpu, processes: 1', 'float32', f'ncsnpp, {parameters:,} parameters', 'vpsde, beta from 0.1 to 20, continuous time',
+                 'DIGITS, 8x8 pixels, channels: 1, 1438 training and 359 test images', '0 to 3, batch size 8, learning rate 0.002',
+                 'every 2 steps', str(tmp_path), 'mean over 64 values' if reduce_mean else 'half the sum over 64 values'):
+        assert text in facts, text
+    lines = [re.fullmatch(r'step: (\d+), training_loss: (\S+) \((.+)\), per value: (\S+), images/s: \d+, (\d+) of 3 steps(, \d+ s left)?',
+                          line) for line in caplog.messages if 'training_loss' in line]
+    assert [(int(line[1]), int(line[5]), bool(line[6])) for line in lines] == [(0, 1, False), (1, 2, True), (2, 3, True)]
+    found = plots.curves(tmp_path)
+    for line in lines:
+        loss, mean = float(line[2]), float(line[4])
+        assert mean == pytest.approx(loss * (1 if reduce_mean else 2 / 64), abs=1e-5)
+        assert line[3] == ('mean' if reduce_mean else 'half the sum') + ' over 64 values'
+    for tag in ('training_loss', 'eval_loss'):
+        np.testing.assert_allclose(found[f'{tag}_per_value'][1], found[tag][1] * (1 if reduce_mean else 2 / 64), rtol=1e-6)
+    assert 'eval_loss' in caplog.text and caplog.text.count('per value') == 3 + 2
+
+
+def test_the_mean_per_value_is_drawn(tmp_path, monkeypatch):
+    """As a second axis beside the sum; where runs differ in the factor between them there is none."""
+    from matplotlib.axes import Axes
+    axes = []
+    secondary = Axes.secondary_yaxis
+    monkeypatch.setattr(Axes, 'secondary_yaxis', lambda *arguments, **settings: axes.append(secondary(*arguments, **settings)) or axes[-1])
+    for name, meaning in (('sum', run_lib.LossMeaning('half', 2 / 64)), ('mean', run_lib.LossMeaning('mean', 1.0))):
+        with run_lib.tensorboard(tmp_path / name, 0) as writer:
+            for step in range(5):
+                run_lib.write(writer, step, **meaning.scalars('training_loss', 32.0 - step))
+    runs = [run_lib.types.SimpleNamespace(workdir=tmp_path / name, label=name) for name in ('sum', 'mean')]
+    for chosen, number in ((runs[:1], 1), (runs[1:], 0), (runs, 0)):
+        axes.clear()
+        assert plots._losses(chosen, [(run.label,) for run in chosen], tmp_path)
+        assert len(axes) == number
+        if axes:
+            assert axes[0].get_ylabel() == 'mean over the values of an image'
+            np.testing.assert_allclose(axes[0]._functions[0](32.0), 1.0)
