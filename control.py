@@ -18,6 +18,7 @@ import controllable_generation as control_lib
 import datasets
 import fast_sampling
 import image_sources
+import interruption
 import latents
 import measurements
 import preflight
@@ -40,6 +41,7 @@ class Task(NamedTuple):
     measurement: Callable | None = None
 
 
+@interruption.interruptible('No results were written.')
 def control(config, workdir, task, input='', mask='', labels='', classifier='', checkpoint='', output='', measured=False):
     """Does `task`, one of TASKS, with a checkpoint file (the latest of `workdir`), and writes `gallery.png` and `results.npz` into the
     folder `output` (`workdir/control_{task}`), which it returns.
@@ -155,6 +157,11 @@ def _to_8_bits(job, x) -> np.ndarray:
     return run_lib.to_images(job.unscale(x), job.config)
 
 
+def _shown(job, what: str, times, forward: bool = False):
+    """A block that shows the progress of a solver, see `run_lib.shown_evaluations`."""
+    return run_lib.shown_evaluations(job.model, what, job.sde, job.config.training.continuous, times, forward)
+
+
 def _repeated(job, rows: int):
     """Of rows with `control.results` results each, the indices of batches of at most `eval.batch_size` results."""
     return torch.arange(rows).repeat_interleave(job.settings.results).split(job.config.eval.batch_size)
@@ -173,14 +180,15 @@ def _measured(make_measurement: Callable, columns: str = 'picture, what is known
         def get_sampler(shape, **how):
             return sampling.get_sampling_fn(job.config, job.sde, shape, lambda x: x, job.sde.sampling_eps, resample=job.settings.resample,
                                             jump=job.settings.jump, **how)
+        times = getattr(get_sampler((1,), project=lambda x, t: x), 'times', None)
         for part in _repeated(job, len(y)):
             sampler = control_lib.get_measured_sampler(
                 job.sde, get_sampler, lambda x: x, s.noise_removal, consistency=job.settings.consistency,
                 guidance=job.guide(None if job.labels is None else job.labels[part]))
-            with run_lib.shown_evaluations(job.model, f'drawing {len(part)} images'):
+            with _shown(job, f'drawing {len(part)} images', times):
                 found, nfe = sampler(job.model, measurement, y[part])
             samples.append(_to_8_bits(job, found))
-        known = _to_8_bits(job, _shown(job, measurement, y))
+        known = _to_8_bits(job, _as_pictures(job, measurement, y))
         pictures = known if job.measured else datasets.to_8_bits(job.images, job.levels)
         samples = np.concatenate(samples).reshape(len(y), -1, *pictures.shape[1:])
         arrays = dict(samples=samples, known=known, nfe=nfe)
@@ -199,7 +207,7 @@ def _measured(make_measurement: Callable, columns: str = 'picture, what is known
     return Task(run, labelled=True, measurement=measurement, **task)
 
 
-def _shown(job, measurement, y) -> torch.Tensor:
+def _as_pictures(job, measurement, y) -> torch.Tensor:
     """What is known, as pictures (n, C, H, W): unknown pixels in grey, means over pixels as squares."""
     if isinstance(measurement, measurements.Mask):
         grey = datasets.get_data_scaler(job.config)(torch.tensor(0.5))
@@ -241,7 +249,7 @@ def _classes(job):
     for part in _repeated(job, len(job.labels)):
         shape = (len(part), job.config.data.num_channels, job.size, job.size)
         sampler = sampling.get_sampling_fn(job.config, job.sde, shape, lambda x: x, job.sde.sampling_eps, job.guide(job.labels[part]))
-        with run_lib.shown_evaluations(job.model, f'drawing {len(part)} images'):
+        with _shown(job, f'drawing {len(part)} images', getattr(sampler, 'times', None)):
             found, nfe = sampler(job.model)
         parts.append(_to_8_bits(job, found))
     samples = np.concatenate(parts)
@@ -262,15 +270,18 @@ def _coded(job):
         solver |= dict(method=chosen.method.lower()) | {key: chosen[key] for key in keys}
     encode, decode = latents.get_encoder(job.sde, **solver), latents.get_decoder(job.sde, lambda x: x, **solver)
 
-    def in_batches(fn, x, what):
-        with run_lib.shown_evaluations(job.model, what):
-            return torch.cat([fn(job.model, part)[0] for part in x.split(job.config.eval.batch_size)])
+    def in_batches(fn, x, what, forward=False):
+        parts, found = x.split(job.config.eval.batch_size), []
+        for i, part in enumerate(parts, 1):
+            with _shown(job, f'{what} {len(part)} images, batch {i} of {len(parts)}', getattr(fn, 'times', None), forward):
+                found.append(fn(job.model, part)[0])
+        return torch.cat(found)
 
     def decoded(z):
         x = in_batches(decode, z.flatten(0, -4), 'decoding')
         images = _to_8_bits(job, x)
         return images.reshape(*z.shape[:-3], *images.shape[1:]), x
-    return in_batches(encode, job.x, 'encoding'), decoded
+    return in_batches(encode, job.x, 'encoding', forward=True), decoded
 
 
 def _reconstruct(job):

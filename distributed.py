@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from absl import logging
 
+import interruption
 from errors import UserError
 from randomness import seed_of
 
@@ -49,7 +50,11 @@ def start(device: str, timeout_minutes: float) -> str:
             raise UserError(f'torchrun started process {local} on a machine with {found} CUDA devices: --nproc_per_node must not be more')
         torch.cuda.set_device(local)
         device = f'cuda:{local}'
-    dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo', timeout=datetime.timedelta(minutes=timeout_minutes))
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, number, world_size = next(dist.rendezvous('env://', timeout=timeout))
+    dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo', timeout=timeout, store=store, rank=number,
+                            world_size=world_size)
+    interruption.share(dist.PrefixStore('interruption', store))
     return device
 
 
@@ -61,6 +66,7 @@ def is_loss(error: Exception) -> bool:
 
 def stop():
     """Leaves the others, who need no longer wait."""
+    interruption.share(None)
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -123,11 +129,20 @@ def in_turns(items: Sequence, work: Callable) -> Iterator[tuple]:
     """(item, work(item)) of all items, in order, for process 0; the others do their part of the work and get nothing.
 
     Items are dealt out round by round, one to each process, and a round ends when all have done theirs: no process waits within its
-    work, so that it may take as long, and as many steps of a solver, as it needs.
+    work, so that it may take as long, and as many steps of a solver, as it needs. A signal that interrupts the work of one process
+    interrupts all of them, in the same round.
     """
     for start in range(0, len(items), size()):
         dealt = items[start:start + size()]
-        done = gather(work(dealt[rank()]) if rank() < len(dealt) else None)
+        stopped, found = 0, None
+        try:
+            interruption.look()
+            found = work(dealt[rank()]) if rank() < len(dealt) else None
+        except interruption.Interrupted as error:
+            stopped = error.signal
+        if stopped := any_of(stopped):
+            raise interruption.Interrupted(stopped)
+        done = gather(found)
         if is_main():
             yield from zip(dealt, done)
 

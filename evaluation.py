@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from absl import logging
-from tqdm import tqdm
 
 import datasets
 import distributed
@@ -25,6 +24,7 @@ import image_sources
 import metrics
 import results
 from errors import UserError
+from progress import progress
 
 TORCH_FIDELITY_WEIGHTS = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth'
 INCEPTION_V3 = 'https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4'
@@ -227,18 +227,14 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     with distributed.main_first():
         images = datasets.get_split(config, split, in_memory=False)
     order = np.random.default_rng(0).permutation(len(images))[:config.eval.get('stats_samples', 50000)]
-    batches, features, seen = [order[start:start + 256] for start in range(0, len(order), 256)], [], 0
+    batches, features = [order[start:start + 256] for start in range(0, len(order), 256)], []
 
     def work(indices):
         batch = images.read(indices)[0]
         return extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32) if len(batch) else None
 
-    for indices, found in tqdm(distributed.in_turns(batches, work), disable=not (sys.stderr.isatty() and distributed.is_main()),
-                               total=len(batches), dynamic_ncols=True, desc=f'features of the {split} set', unit='batch'):
+    for _, found in progress(distributed.in_turns(batches, work), f'the features of the {split} set', len(batches), 'batch'):
         features += [] if found is None else [found]
-        seen += len(indices)
-        if seen // 256 % 20 == 0:
-            logging.info('%d of %d images of the %s set have features', seen, len(order), split)
     if not distributed.is_main():
         return path
     if sum(map(len, features)) < 4:

@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
+import interruption
 import results
 from errors import UserError
 
@@ -71,6 +72,7 @@ class Streamed:
         return self.n
 
     def _decode(self, i):
+        interruption.look()
         try:
             return self.decode(i)
         except Damaged as fault:

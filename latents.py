@@ -22,20 +22,24 @@ def get_encoder(sde, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=T
     """
     solver, eps = _solver(method), sde.sampling_eps if eps is None else eps
 
+    if solver:
+        number = steps or solver.default_steps
+        own = {key: value for key, value in dict(settings, steps=number).items() if key in solver.settings}
+        intervals = solver.intervals(number, **dict(settings, denoise=False))
+        times = fast_sampling.time_grid(sde, intervals, eps, skip_type or solver.skip_type, rho).flip(0)
+
     @torch.no_grad()
     def encoder(model, x):
         score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
         guided = guidance(score_fn) if guidance else score_fn
         if not solver:
             return follow_flow(sde, guided, x, eps, sde.T, rtol, atol, method), score_fn.calls
-        number = steps or solver.default_steps
-        own = {key: value for key, value in dict(settings, steps=number).items() if key in solver.settings}
-        intervals = solver.intervals(number, **dict(settings, denoise=False))
-        times = fast_sampling.time_grid(sde, intervals, eps, skip_type or solver.skip_type, rho)
-        stepper = solver(sde, guided, times.flip(0), **own)
+        stepper = solver(sde, guided, times, **own)
         for i in range(len(times) - 1):
             x = stepper.step(x, i)
         return x, score_fn.calls
+
+    encoder.times = times if solver else None
     return encoder
 
 

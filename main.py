@@ -57,6 +57,7 @@ def main(argv):
     import run_lib
     import sample_metrics
     from errors import UserError
+    from interruption import Interrupted
     config, workdir = FLAGS.config, FLAGS.workdir
     try:
         if FLAGS.mode in ('control', 'data') and int(os.environ.get('WORLD_SIZE', 1)) > 1:
@@ -85,6 +86,9 @@ def main(argv):
         distributed.stop()
     except UserError as error:
         exit_with(error)
+    except Interrupted as error:
+        sys.stderr.flush()
+        os._exit(error.code)  # an orderly end would first do all that waits in pools of threads: kernels to compile, images to decode
     except RuntimeError as error:
         if not distributed.is_loss(error):
             raise

@@ -81,10 +81,17 @@ def _smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
 
 
 def _losses(runs, names, output):
-    """Training and evaluation loss against the step."""
-    drawn = [(i, tag, *found[tag]) for i, run in enumerate(runs) for found in [curves(run.workdir)] for tag in CURVES if tag in found]
+    """Training and evaluation loss against the step: of an image, and its mean over the values of an image where runs tell it."""
+    drawn, to_mean = [], []
+    for i, run in enumerate(runs):
+        found = curves(run.workdir)
+        for tag in [tag for tag in CURVES if tag in found]:
+            drawn.append((i, tag, *found[tag]))
+            if f'{tag}_per_value' in found:
+                to_mean.append(float(np.median(found[f'{tag}_per_value'][1] / found[tag][1])))
     if not drawn:
         return None
+    factor = to_mean[0] if len(to_mean) == len(drawn) and np.allclose(to_mean, to_mean[0], rtol=1e-4) else None
     with _figure(output / 'loss.png', 7.5, 4.5) as (_, (axes,)):
         for i, tag, steps, values in drawn:
             colour, (dataset, line) = f'C{i if len(runs) > 1 else list(CURVES).index(tag)}', CURVES[tag]
@@ -92,7 +99,14 @@ def _losses(runs, names, output):
             axes.plot(steps, _smooth(values), line, color=colour, linewidth=1.6, label=', '.join((*names[i], dataset)))
         _log_scale(axes, np.concatenate([_smooth(values) for *_, values in drawn]), 4)
         axes.set_xlabel('training step')
-        axes.set_ylabel('loss of an image')
+        if factor is None or math.isclose(factor, 1, rel_tol=1e-4):
+            axes.set_ylabel('loss of an image' if factor is None else 'loss: mean over the values of an image')
+        else:
+            axes.set_ylabel('loss: half the sum over the values of an image')
+            right = axes.secondary_yaxis('right', functions=(lambda loss: loss * factor, lambda mean: mean / factor))
+            right.set_ylabel('mean over the values of an image')
+            right.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+            right.yaxis.set_minor_formatter(lambda value, _: f'{value:g}')
         axes.legend()
     return 'loss.png', ('Loss against the training step, from the TensorBoard files. Each point is of one batch; lines are moving averages '
                         'over 5% of the points, which stand behind them. On the test set the weights are averaged.')

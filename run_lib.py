@@ -8,22 +8,22 @@ import math
 import os
 import pathlib
 import re
-import signal
 import sys
-import threading
 import time
 import types
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from absl import logging
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import checkpoints
 import datasets
 import distributed
 import evaluation
+import fast_sampling
+import interruption
 import likelihood
 import losses
 import preflight
@@ -36,6 +36,7 @@ from errors import UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
 from models.utils import add_noise
+from progress import duration, progress, watched
 from randomness import own_randomness, per_image, seed_of
 
 
@@ -116,22 +117,22 @@ def to_images(samples: torch.Tensor, config) -> np.ndarray:
     return datasets.to_uint8(images, datasets.get_levels(config), config.data.uniform_dequantization)
 
 
-def progress(iterable, **settings):
-    """`iterable` behind a progress bar on a terminal; elsewhere the log has to do."""
-    return tqdm(iterable, disable=not (sys.stderr.isatty() and distributed.is_main()), dynamic_ncols=True, **settings)
+def shown_evaluations(model, what: str, sde, continuous: bool, times=None, forward: bool = False):
+    """A block in which each evaluation of `model` counts as progress of `what` and looks for signals, see `progress.watched`.
 
-
-@contextlib.contextmanager
-def shown_evaluations(model, what: str):
-    """Counts the evaluations of `model` on a terminal while the block lasts."""
-    with progress(None, desc=what, unit=' network evaluations', leave=False) as bar:
-        def count(*_):
-            bar.update()
-        hook = model.register_forward_hook(count)
-        try:
-            yield
-        finally:
-            hook.remove()
+    Args:
+        model: the network.
+        what: the task, such as 'encoding 8 images'.
+        sde: the SDE that the network was trained for.
+        continuous: how the network was trained.
+        times: the times of a solver's steps. None: the solver chooses its steps, which are taken to be even in lambda_t.
+        forward: whether the latter go from images to codes.
+    """
+    steps = times is not None
+    if not steps:
+        times = fast_sampling.time_grid(sde, 100, 1e-5 if forward else sde.sampling_eps)
+        times = times.flip(0) if forward else times
+    return watched(model, what, times, lambda t: sde.network_label(t.float(), continuous, mutils._number_of_scales(model)), steps)
 
 
 def _draw(config, model, what: tuple, first: int, count: int) -> dict:
@@ -149,7 +150,8 @@ def _draw(config, model, what: tuple, first: int, count: int) -> dict:
         labels = None if not number else torch.tensor([seed % number for seed in seeds]) if alone else torch.randint(number, (count,))
         guidance = classifier_free_guidance(labels, config.sampling.get('guidance', 1.0)) if number else None
         sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps, guidance)
-        with shown_evaluations(model, f'drawing {count} samples'):
+        with shown_evaluations(model, f'drawing samples {first + 1} to {first + count}', sde, config.training.continuous,
+                               getattr(sampler, 'times', None)):
             samples, nfe = sampler(model)
             samples = to_images(samples, config)
     seconds = time.monotonic() - started
@@ -168,54 +170,105 @@ def _draw_all(config, model, what: tuple, total: int, largest: int) -> list[dict
     if config.sampling.get('seed_per_image', False):
         largest = min(largest, math.ceil(total / distributed.size()))
     batches = _batches(total, largest)
-    return [part for _, part in progress(distributed.in_turns(batches, lambda batch: _draw(config, model, what, *batch)),
-                                         total=len(batches), desc='sampling', unit='batch')]
+    return [part for _, part in progress(distributed.in_turns(batches, lambda batch: _draw(config, model, what, *batch)), 'sampling',
+                                         len(batches), 'batch')]
 
 
+@interruption.interruptible()
 def train(config, workdir):
     """Trains the network of `config`, or goes on with the training in `workdir`, up to `training.n_iters` steps."""
     preflight.check(config, workdir, 'train')
     sde, settings = sde_lib.get_sde(config), config.training
     loss_settings = dict(reduce_mean=settings.reduce_mean, continuous=settings.continuous,
                          likelihood_weighting=settings.likelihood_weighting)
-    _fit(config, workdir, functools.partial(losses.get_step_fn, sde, **loss_settings),
+    values = config.data.image_size**2 * config.data.num_channels
+    meaning = LossMeaning(('mean' if settings.reduce_mean else 'half the sum') + f' over {values} values' + (
+        ', likelihood weighting' if settings.likelihood_weighting else ''), 1.0 if settings.reduce_mean else 2 / values)
+    _fit(config, workdir, functools.partial(losses.get_step_fn, sde, **loss_settings), meaning,
          *(_save_training_samples, _has_samples) if settings.snapshot_sampling else ())
 
 
+@interruption.interruptible()
 def train_classifier(config, workdir):
     """Trains the classifier of noisy images that `config` describes, as `train` does, and logs its accuracy at each snapshot.
 
     Its checkpoints hold the config, so that they can be used without it.
     """
     preflight.check(config, workdir, 'classifier')
-    _fit(config, workdir, functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config)), _log_accuracy,
-         kept=dict(config=config.to_json()))
+    _fit(config, workdir, functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config)), LossMeaning('cross-entropy'),
+         _log_accuracy, _has_accuracy, dict(config=config.to_json()))
 
 
-def _fit(config, workdir, get_step_fn, at_snapshot=None, was_done=None, kept=types.MappingProxyType({})):
-    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `at_snapshot(config, state, step, workdir, writer)`, which every
-    process calls; `was_done(workdir, step)`: whether it came to its end at a step, else it is made up for when training goes on; `kept`:
-    goes into the checkpoints too. Between log lines the host does not wait for the device."""
+class LossMeaning(NamedTuple):
+    """What the logged loss is, in words, and the factor from it to the mean over the values of an image, None where there are none."""
+    words: str
+    to_mean: float | None = None
+
+    def scalars(self, name: str, loss: float) -> dict[str, float]:
+        """The curves of a loss: itself, and its mean per value."""
+        return {name: loss} if self.to_mean is None else {name: loss, f'{name}_per_value': loss * self.to_mean}
+
+    def text(self, loss: float) -> str:
+        """The loss as log lines give it."""
+        return f'{loss:.5e} ({self.words})' + ('' if self.to_mean is None else f', per value: {loss * self.to_mean:.5f}')
+
+
+class _Log:
+    """The log lines and curves of a training that begins with the step `first`."""
+
+    def __init__(self, settings, meaning: LossMeaning, writer, first: int):
+        self.settings, self.meaning, self.writer, self.first = settings, meaning, writer, first
+        self.started = self.paced = time.monotonic()
+
+    def first_step_done(self):
+        """The pace of training, from which the time left follows, is that of the steps after the first one, which may compile."""
+        self.paced = time.monotonic()
+
+    def training(self, step: int, loss: float, optimizer, gradient_norm):
+        done, now, steps = step - self.first, time.monotonic(), self.settings.n_iters
+        rate = (done + 1) * self.settings.batch_size / (now - self.started)
+        left = f', {duration((steps - 1 - step) * (now - self.paced) / done)} left' if done else ''
+        logging.info('step: %d, training_loss: %s, images/s: %.0f, %d of %d steps%s', step, self.meaning.text(loss), rate, step + 1, steps,
+                     left)
+        write(self.writer, step, **self.meaning.scalars('training_loss', loss), learning_rate=optimizer.param_groups[0]['lr'],
+              gradient_norm=gradient_norm, images_per_second=rate)
+
+    def evaluation(self, step: int, loss: float):
+        logging.info('step: %d, eval_loss: %s', step, self.meaning.text(loss))
+        write(self.writer, step, **self.meaning.scalars('eval_loss', loss))
+
+
+def _fit(config, workdir, get_step_fn, meaning, at_snapshot=None, was_done=None, kept=types.MappingProxyType({})):
+    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `meaning`: of its loss; `at_snapshot(config, state, step, workdir,
+    writer)`, which every process calls; `was_done(workdir, step)`: whether it finished for that step, if not it is repeated on resume;
+    `kept`: goes into the checkpoints too. Between log lines the host does not wait for the device."""
     with checkpoints.only_writer(workdir) if distributed.is_main() else contextlib.nullcontext():
         distributed.broadcast(None)  # refused: none of the processes goes on
         for sentence in preflight.warnings(config) if distributed.is_main() else ():
             logging.warning('%s.', sentence)
-        _train(config, pathlib.Path(workdir), get_step_fn, at_snapshot, was_done, kept)
+        _train(config, pathlib.Path(workdir), get_step_fn, meaning, at_snapshot, was_done, kept)
 
 
-def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
-    settings, scaler = config.training, datasets.get_data_scaler(config)
-    keep_memory(config.device)
-    torch.manual_seed(config.seed)
-    state, resume, randomness = create_state(config), checkpoints.resume_path(workdir), None
+def _resumed(config, workdir):
+    """A training state, that of the checkpoint to resume from if there is one, and the random state in it, else None."""
+    state, randomness = create_state(config), None
     found = distributed.broadcast(checkpoints.find_resumable(workdir) if distributed.is_main() else None)
     if found:
         state['rng'] = None
         checkpoints.restore(found, state, config.device)
         randomness = state.pop('rng')
         logging.info('Going on from step %d of %s.', state['step'], found)
-    first, last = state['step'], settings.n_iters - 1
-    if first > last:
+    return state, randomness
+
+
+def _train(config, workdir, get_step_fn, meaning, at_snapshot, was_done, kept):
+    settings, scaler = config.training, datasets.get_data_scaler(config)
+    keep_memory(config.device)
+    torch.manual_seed(config.seed)
+    state, randomness = _resumed(config, workdir)
+    resume, first, last, stopping = checkpoints.resume_path(workdir), state['step'], settings.n_iters - 1, 0
+    missed = at_snapshot and first and _is_snapshot(first - 1, settings) and not distributed.broadcast(was_done(workdir, first - 1))
+    if first > last and not missed:
         logging.info('Training has reached step %d of config.training.n_iters=%d: nothing to do.', first, settings.n_iters)
         return
     if distributed.is_main():
@@ -225,34 +278,39 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
 
     with distributed.main_first():
         train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
+    logging.info('Started training:\n%s', reports.table(_facts(config, workdir, state, meaning, len(train_ds.data), len(eval_ds.data))))
     datasets.record(config, train_ds.data, workdir)
     eval_batches = iter(eval_ds)
     train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
     eval_step = get_step_fn(train=False)
 
-    with interruptible() as interruption, tensorboard(workdir, first) as writer, checkpoints.Saver() as saver:
-        if was_done and first and _is_snapshot(first - 1, settings) and not distributed.broadcast(was_done(workdir, first - 1)):
-            at_snapshot(config, state, first - 1, workdir, writer)
-        started, metrics, skips = time.monotonic(), {}, losses.Skips(config.device)
-        bar = progress(zip(range(first, settings.n_iters), train_ds), initial=first, total=settings.n_iters, desc='training', unit='step')
-        for step, batch in bar:
-            loss = train_step(state, to_tensor(batch, config, scaler), metrics, **get_classes(batch, config))
+    with interruption.held(), tensorboard(workdir, first) as writer, checkpoints.Saver() as saver:
+        if missed:
+            stopping = _may_stop(at_snapshot, config, state, first - 1, workdir, writer)
+        log, metrics, skips, step = _Log(settings, meaning, writer, first), {}, losses.Skips(config.device), first - 1
+        steps = range(first, first if stopping else settings.n_iters)
+        for step, batch in progress(zip(steps, train_ds), 'training', settings.n_iters, 'step', first, in_log=False):
+            images, known = to_tensor(batch, config, scaler), get_classes(batch, config)
+            if step == first:
+                with interruption.released():  # may compile for minutes, while there is nothing to save
+                    if settings.get('compile', False):
+                        with own_randomness(config.seed):
+                            eval_step(state, images, **known)
+                    loss = train_step(state, images, metrics, **known)
+                log.first_step_done()
+            else:
+                loss = train_step(state, images, metrics, **known)
             skips.count(metrics['grad_norm'])
             if step % settings.log_freq == 0 or step == last:
-                loss, rate = distributed.mean(loss).item(), (step - first + 1) * settings.batch_size / (time.monotonic() - started)
-                logging.info('step: %d, training_loss: %.5e, images/s: %.0f', step, loss, rate)
-                write(writer, step, training_loss=loss, learning_rate=state['optimizer'].param_groups[0]['lr'],
-                      gradient_norm=metrics['grad_norm'], images_per_second=rate)
+                log.training(step, distributed.mean(loss).item(), state['optimizer'], metrics['grad_norm'])
                 skips.tell(step, state['optimizer'].param_groups[0]['lr'], settings.get('max_bad_steps', 100),
                            resume if resume.is_file() else None)
             if step % settings.eval_freq == 0:
                 held_out = next(eval_batches)
+                images, known = to_tensor(held_out, config, scaler), get_classes(held_out, config)
                 with own_randomness(config.seed + step):
-                    eval_loss = eval_step(state, to_tensor(held_out, config, scaler), **get_classes(held_out, config))
-                eval_loss = distributed.mean(eval_loss).item()
-                logging.info('step: %d, eval_loss: %.5e', step, eval_loss)
-                write(writer, step, eval_loss=eval_loss)
-            stopping, is_snapshot = distributed.any_of(interruption.signal), _is_snapshot(step, settings)
+                    log.evaluation(step, distributed.mean(eval_step(state, images, **known)).item())
+            stopping, is_snapshot = distributed.any_of(interruption.signal_noted()), _is_snapshot(step, settings)
             if is_snapshot and distributed.is_main():
                 number = max(1, math.ceil(step / settings.snapshot_freq))
                 saver.save(checkpoints.snapshot_path(workdir, number), state | kept, keep=settings.get('keep_checkpoints', 0))
@@ -261,13 +319,42 @@ def _train(config, workdir, get_step_fn, at_snapshot, was_done, kept):
                 if distributed.is_main():
                     writer.flush()  # a step that is saved is told
                     saver.save(resume, state | kept | dict(rng=randomness), keep_previous=True)
-            if is_snapshot and at_snapshot and not stopping:  # which takes long: what is stopped within it comes first after a resume
-                at_snapshot(config, state, step, workdir, writer)
+            if is_snapshot and at_snapshot and not stopping:
+                stopping = _may_stop(at_snapshot, config, state, step, workdir, writer)
             if stopping:
                 break
-    if stopping and step < last:
-        logging.info('Stopped by signal %d behind step %d, which is saved: the same command goes on from there.', stopping, step)
-        sys.exit(128 + stopping)
+    if stopping and (step < last or at_snapshot):
+        raise interruption.Interrupted(stopping, f' after step {step} (checkpoint saved)')
+
+
+def _may_stop(work, *arguments) -> int:
+    """Calls `work(*arguments)`, which a signal may interrupt: in any process, all of which must call this. Returns its number, else 0."""
+    number = 0
+    try:
+        with interruption.released():
+            work(*arguments)
+    except interruption.Interrupted as error:
+        number = error.signal
+    return distributed.any_of(number)
+
+
+def _facts(config, workdir, state, meaning, train_images: int, test_images: int) -> list[tuple[str, str]]:
+    """What is trained, on what and for how long, as rows of a table."""
+    settings, data, model, device = config.training, config.data, config.model, torch.device(config.device)
+    levels = ('sigma', model.sigma_min, model.sigma_max) if settings.sde.lower() == 'vesde' else ('beta', model.beta_min, model.beta_max)
+    samples = f'; samples by {config.sampling.method}' if settings.snapshot_sampling else ''
+    return [
+        ('  device', (torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type) + f', processes: {distributed.size()}'),
+        ('  precision', settings.get('precision', 'float32') + (', compiled' if settings.get('compile', False) else '')),
+        ('  network', f'{model.name}, {sum(parameter.numel() for parameter in state["model"].parameters()):,} parameters'),
+        ('  SDE', '{}, {} from {:g} to {:g}, {} time'.format(settings.sde, *levels, 'continuous' if settings.continuous else 'discrete')),
+        ('  data', f'{data.dataset}, {data.image_size}x{data.image_size} pixels, channels: {data.num_channels}, {train_images} training '
+                   f'and {test_images} test images'),
+        ('  steps', f'{state["step"]} to {settings.n_iters}, batch size {settings.batch_size}, learning rate {config.optim.lr:g}'),
+        ('  loss', meaning.words),
+        ('  snapshots', f'every {settings.snapshot_freq} steps{samples}; the checkpoint to resume from every '
+                        f'{settings.snapshot_freq_for_preemption} steps'),
+        ('  work directory', str(workdir))]
 
 
 def _is_snapshot(step: int, settings) -> bool:
@@ -290,6 +377,11 @@ def _save_training_samples(config, state, step, workdir, writer):
     with open(folder / 'sample.np', 'wb') as file:
         np.save(file, images)
     writer.add_image('samples', reports.save_grid(folder / 'sample.png', images), step)
+
+
+def _has_accuracy(workdir, step: int) -> bool:
+    log = workdir / 'stdout.txt'
+    return not log.is_file() or f' step: {step}, accuracy' in log.read_text(errors='replace')
 
 
 def _log_accuracy(config, state, step, workdir, writer):
@@ -334,36 +426,12 @@ def _forget_steps(path, first: int):
         os.replace(partial, path)  # the log's handler notices and opens the new one
 
 
-@contextlib.contextmanager
-def interruptible():
-    """Within the block SIGTERM and SIGINT are only noted, in `signal` of what it yields (0: none came); a second one ends the process at
-    once, unless it comes within two seconds: launchers and process groups deliver one signal twice."""
-    noted = types.SimpleNamespace(signal=0, time=0.0)
-
-    def note(number, _):
-        if noted.signal:
-            if time.monotonic() > noted.time + 2:
-                os._exit(128 + number)
-            return
-        noted.signal, noted.time = number, time.monotonic()
-        logging.info('Signal %d: stopping behind this step. A second one stops at once.', number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield noted  # only the main thread may
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def write(writer, step: int, **scalars):
     for name, value in scalars.items() if writer else ():
         writer.add_scalar(name, value, step)
 
 
+@interruption.interruptible()
 def evaluate(config, workdir, eval_folder='eval'):
     """Evaluate the snapshots from `eval.begin_ckpt` to `eval.end_ckpt` as `eval.enable_*` say: loss, bits/dim, samples and their metrics.
 
@@ -452,7 +520,7 @@ def _evaluate_loss(run):
         with torch.no_grad(), own_randomness(config.seed, 'loss', i):  # no images: all damaged, and left out
             return loss_fn(run.model, images, **get_classes(batch, config)).item() if len(images) else 0.0, len(images)
 
-    for i, (value, size) in progress(distributed.in_turns(places, work), total=len(places), desc='loss', unit='batch'):
+    for i, (value, size) in progress(distributed.in_turns(places, work), 'the loss', len(places), 'batch'):
         values.append(value)
         sizes.append(size)
         complete = dict(mean_loss=np.average(values, weights=sizes)) if i == len(batches) - 1 else {}
@@ -481,7 +549,9 @@ def _evaluate_bpd(run):
         if not len(images):  # all damaged, and left out
             return dict(bpd=np.empty(0), nats=np.empty(0), repeat=repeat, nfe=0, seconds=0.0)
         started = time.monotonic()
-        with shown_evaluations(run.model, f'likelihoods, batch {i + 1} of {len(batches)}'), own_randomness(config.seed, 'bpd', repeat, i):
+        what = f'computing likelihoods, batch {k + 1} of {len(places)}'
+        with (shown_evaluations(run.model, what, run.sde, config.training.continuous, forward=True),
+              own_randomness(config.seed, 'bpd', repeat, i)):
             result = likelihood_fn(run.model, images)
             bpd, nats = result.bpd.cpu().numpy(), result.nats.cpu().numpy()
         return dict(bpd=bpd, nats=nats, repeat=repeat, nfe=result.nfe, seconds=time.monotonic() - started)
@@ -523,7 +593,7 @@ def _evaluate_samples(run):
     missing = distributed.broadcast(missing)
     if missing and distributed.is_main():
         report.unlink(missing_ok=True)  # of other samples
-    for i, (batch, found) in progress(distributed.in_turns(missing, work), total=len(missing), desc='sampling', unit='batch'):
+    for i, (batch, found) in progress(distributed.in_turns(missing, work), 'sampling', len(missing), 'batch'):
         if results.matching(*samples[i]) is None:  # else it was there, without its features
             results.save(*samples[i], **batch)
         if measured:
@@ -554,6 +624,7 @@ def _remove_others(paths, kept):
         logging.info('Removed %d files that an evaluation with other settings had left, from %s on.', len(others), others[0])
 
 
+@interruption.interruptible()
 def statistics(config, workdir=''):
     """Computes the statistics that metrics refer to, of the config's data and extractor, if they are not there; returns their file."""
     preflight.check(config, workdir, 'stats')
@@ -566,6 +637,7 @@ def statistics(config, workdir=''):
     return path
 
 
+@interruption.interruptible('')
 def describe_data(config, workdir=''):
     """Logs what the config's data set holds and the `sigma_max` that it suggests; a grid of training images goes to `workdir/data.png`."""
     preflight.check(config, workdir, 'data')
@@ -598,6 +670,7 @@ def _count_labels(labels: np.ndarray) -> str:
     return f'{len(found)} labels' + (f' ({found[0]} to {found[-1]})' if len(found) > 1 else '')
 
 
+@interruption.interruptible('No samples were written.')
 def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     """Draws `num_samples` images from a checkpoint file (the latest of `workdir`) into the folder `output` (`workdir/generated`).
 

@@ -320,6 +320,7 @@ def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_step
                                         callback, project, resample, jump, order)
         return inverse_scaler(x_mean if denoise else x), score_fn.calls
 
+    pc_sampler.times = torch.cat([sde.timesteps(eps), torch.zeros(1)])  # of its steps, for those who show progress
     return pc_sampler
 
 
@@ -355,6 +356,7 @@ def get_fast_sampler(sde, shape, solver, inverse_scaler, steps=None, skip_type=N
                     stepper.forget)
         return inverse_scaler(stepper.denoised(x) if denoise else x), score_fn.calls
 
+    fast_sampler.times = times
     return fast_sampler
 
 

@@ -219,7 +219,7 @@ def test_flattening():
 # What imports cost -------------------------------------------------------------------------------------------------------------------
 
 LAYERS = {name: layer for layer, names in enumerate((
-    'errors registry distributed randomness configs',
+    'errors registry interruption distributed progress randomness configs',
     'sde_lib op measurements',
     'models ode_lib',
     'dialects fast_sampling',

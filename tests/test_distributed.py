@@ -15,6 +15,7 @@ import torch.multiprocessing
 
 import datasets
 import distributed
+import interruption
 import preflight
 from configs.vp import digits_ddpmpp_continuous
 from errors import UserError
@@ -47,16 +48,16 @@ def trained(tmp_path_factory):
     return {n: (folder / str(n), run(n, folder / str(n), 'train')) for n in (1, 2)}
 
 
-def endless(tmp_path):
+def endless(tmp_path, *arguments, wanted='step: 4, training_loss'):
     """A job of two processes, some steps into a training that would not end by itself."""
     log = tmp_path / 'stdout.txt'
     job = subprocess.Popen(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'main.py', '--config', CONFIG, '--workdir',
          str(tmp_path), '--mode', 'train', *SMALL, '--config.training.n_iters=100000', '--config.training.snapshot_freq_for_preemption=2',
-         '--config.training.snapshot_freq=100000', '--config.timeout_minutes=0.5'],
+         '--config.training.snapshot_freq=100000', '--config.timeout_minutes=0.5', *arguments],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
     deadline = time.monotonic() + 120
-    while not (log.is_file() and 'step: 4, training_loss' in log.read_text()):
+    while not (log.is_file() and wanted in log.read_text()):
         assert time.monotonic() < deadline and job.poll() is None, job.communicate()[1]
         time.sleep(0.05)
     return job
@@ -66,15 +67,15 @@ def test_a_signal_to_two_processes_saves_and_stops(tmp_path):
     job = endless(tmp_path)
     job.send_signal(signal.SIGTERM)
     job.communicate(timeout=60)
-    stopped = re.search(r'Stopped by signal 15 behind step (\d+)', (tmp_path / 'stdout.txt').read_text())
+    stopped = re.search(r'Stopped by signal 15 after step (\d+)', (tmp_path / 'stdout.txt').read_text())
     assert job.returncode != 0 and checkpoint(tmp_path)['step'] == int(stopped[1]) + 1 > 5
     log = run(2, tmp_path, 'train', '--config.training.snapshot_freq=100000', f'--config.training.n_iters={int(stopped[1]) + 4}')
     assert logged(log, 'step')[0] == int(stopped[1]) + 1  # and goes on with the next one
 
 
-def test_a_dead_process_ends_the_job_with_a_message(tmp_path):
-    """Killed in the middle of training: the other one says so, soon, and what was saved stays."""
-    job, workers = endless(tmp_path), {}
+def workers_of(tmp_path) -> dict[int, int]:
+    """The numbers of the two processes of a job, by rank."""
+    workers = {}
     for folder in pathlib.Path('/proc').glob('[0-9]*'):
         try:
             settings = dict(part.split('=', 1) for part in (folder / 'environ').read_text().split('\0') if '=' in part)
@@ -83,7 +84,28 @@ def test_a_dead_process_ends_the_job_with_a_message(tmp_path):
         except OSError:  # of somebody else, or gone
             continue
     assert workers.keys() == {0, 1}
-    os.kill(workers[1], signal.SIGKILL)
+    return workers
+
+
+def test_a_signal_to_one_of_two_processes_while_a_snapshot_is_sampled(tmp_path):
+    """Both leave within seconds, by the other's word, and with status 143; the samples are drawn on resume."""
+    slow = ['--config.training.snapshot_freq=4', '--config.sampling.steps=20000']
+    job = endless(tmp_path, *slow, wanted='step: 4, training_loss')
+    time.sleep(0.5)
+    started = time.monotonic()
+    os.kill(workers_of(tmp_path)[1], signal.SIGTERM)
+    said = job.communicate(timeout=60)[1]
+    assert time.monotonic() - started < 10 and said.count('exitcode  : 143') == 2, said
+    assert 'Stopped by signal 15 after step 4 (checkpoint saved)' in said and 'error:' not in said
+    assert checkpoint(tmp_path)['step'] == 5 and not (tmp_path / 'samples').exists()
+    run(2, tmp_path, 'train', '--config.training.snapshot_freq=4', '--config.training.n_iters=5')
+    assert np.load(tmp_path / 'samples' / 'iter_4' / 'sample.np').shape == (16, 8, 8, 1)
+
+
+def test_a_dead_process_ends_the_job_with_a_message(tmp_path):
+    """Killed in the middle of training: the other one says so, soon, and what was saved stays."""
+    job = endless(tmp_path)
+    os.kill(workers_of(tmp_path)[1], signal.SIGKILL)
     said = job.communicate(timeout=60)[1]
     assert job.returncode != 0 and 'error: process 0 of 2: another process of this job has died' in said, said
     assert checkpoint(tmp_path)['step'] >= 3
@@ -215,6 +237,28 @@ def _check_exchange(rank, folder):
     assert ''.join(done) == 'abcdefg'[rank::3]
     assert found == ([(item, (item, i % 3)) for i, item in enumerate('abcdefg')] if rank == 0 else [])
     assert list(distributed.in_turns([], done.append)) == []
+    _check_interruption(rank)
+
+
+def _check_interruption(rank):
+    """One process is interrupted in its work, in the second round; the others learn of it at their next look, and all leave."""
+    def work(item):
+        if item == 4:
+            raise interruption.Interrupted(15)
+        interruption.look()
+        return item
+    with pytest.raises(SystemExit) as caught:
+        assert list(distributed.in_turns(range(9), work)) == []
+    assert caught.value.code == 143
+    distributed.gather(None)
+    if rank == 2:
+        with interruption.interruptible(), interruption.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+    distributed.gather(None)
+    distributed.broadcast(None)
+    interruption._shared.asked = 0.0
+    with pytest.raises(interruption.Interrupted):
+        interruption.look()
 
 
 def test_exchange(tmp_path):
