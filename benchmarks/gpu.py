@@ -28,11 +28,10 @@ import traceback
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from agreement import gaussian_samples, quantities, small_config, tensor_cores
+from formulation_2021 import formulation_2021, plain_upfirdn2d
 from timing import Products, flops, inputs, interleaved, ncsnpp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import fast_sampling
 import likelihood
 import losses
 import reports
@@ -41,7 +40,6 @@ import sampling
 import sde_lib
 from configs.vp import digits_ddpmpp_continuous
 from machine import machine
-from models import up_or_down_sampling
 from models.utils import create_model, get_score_fn, times_like
 from op import nvrtc, upfirdn2d
 
@@ -116,65 +114,13 @@ def gpu_tests() -> list[str]:
     return [str(path) for path in sorted((ROOT / 'tests').glob('test_*.py')) if 'mark.gpu' in path.read_text()]
 
 
-# Agreement with the CPU --------------------------------------------------------------------------
-
-
-def small_config(device: str, precision: str = 'float32'):
-    """NCSN++ with every kind of layer and VP, small enough for float64 on a CPU."""
-    config = ncsnpp(device, precision=precision, sde='vpsde', reduce_mean=True)
-    config.data.update(image_size=16, centered=True)
-    config.model.update(nf=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0, init_scale=1.0,
-                        embedding_type='positional', scale_by_sigma=False)
-    return config
-
-
-def quantities(run: Run, device: str, precision: str, dtype=torch.float32) -> dict[str, torch.Tensor]:
-    """What a small network answers and what is made with it, from the same weights and random numbers everywhere."""
-    config = small_config(device, precision)
-    with torch.random.fork_rng():
-        torch.manual_seed(run.seed)
-        model = create_model(small_config('cpu')).module
-        x, noise, latent = (torch.randn(2, 3, 16, 16).to(device, dtype) for _ in range(3))
-        t = torch.rand(2).to(device, dtype)
-        probe = torch.randn(2, 3, 16, 16).sign()
-    state = {key: value.to(device, dtype) for key, value in model.state_dict().items()}
-    model = create_model(config).to(dtype).eval()
-    model.module.load_state_dict(state)
-    sde, found = sde_lib.get_sde(config), {}
-    with torch.no_grad():
-        found['network'] = model(x, sde.network_label(t))
-    loss_fn = losses.get_loss_fn(sde, True, config.training.reduce_mean, True)
-    found['loss'] = loss_fn(model, x, drawn=(t, noise))
-    found['loss'].backward()
-    found['gradient'] = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
-    model.eval().requires_grad_(False)
-    for name in ('ddim', 'heun', 'dpmpp_2m', 'unipc'):
-        solver = fast_sampling.get_solver(name)
-        found[name] = sampling.get_fast_sampler(sde, x.shape, solver, lambda x: x, steps=9)(model, latent)[0]
-    ode = sampling.get_ode_sampler(sde, x.shape, lambda x: x, method='dopri5', rtol=1e-3, atol=1e-3, device=device)
-    found['ode sampler, dopri5'] = ode(model, latent)[0]
-    likelihood.PROBES['fixed'] = lambda data: probe.to(data)
-    measure = likelihood.get_log_likelihood_fn(sde, lambda x: (x + 1) / 2, 'fixed', 1e-3, 1e-3, 'dopri5')
-    found['log-likelihood, dopri5'] = measure(model, x).nats
-    return {name: value.detach().double().cpu() for name, value in found.items()}
-
-
-def gaussian_samples(run: Run, device: str) -> torch.Tensor:
-    """Predictor-corrector samples with the exact score of pixels from N(0.3, 0.5^2), VE."""
-    sde = sde_lib.VESDE(0.01, 50, N=20 if run.quick else 200)
-    predictor, corrector = sampling.get_predictor('reverse_diffusion'), sampling.get_corrector('langevin')
-    sampler = sampling.get_pc_sampler(sde, (64, 3, 8, 8), predictor, corrector, lambda x: x, 0.16, continuous=True,
-                                      eps=1e-5, device=device)
-
-    def network(x, sigma):
-        return -(x - 0.3) / (0.25 + sigma[:, None, None, None] ** 2)
-    torch.manual_seed(run.seed)
-    return sampler(network)[0].double().cpu()
+class Failed(Exception):
+    """A section whose tables show something wrong: (what, tables)."""
 
 
 def agreement(run: Run) -> list[Table]:
     """Relative errors of the device and of the CPU in float32 against the CPU in float64; statistics of random samples."""
-    exact = quantities(run, 'cpu', 'float32', torch.float64)
+    exact = quantities('cpu', 'float32', torch.float64, run.seed)
     ways = {'CPU, float32': ('cpu', 'float32', False)}
     if run.device == 'cuda':
         ways |= {'GPU, float32': ('cuda', 'float32', False), 'GPU, TF32': ('cuda', 'float32', True),
@@ -182,12 +128,12 @@ def agreement(run: Run) -> list[Table]:
     rows = {name: dict(quantity=name) for name in exact}
     for way, (device, precision, tf32) in ways.items():
         with tensor_cores(tf32):
-            for name, value in quantities(run, device, precision).items():
+            for name, value in quantities(device, precision, seed=run.seed).items():
                 rows[name][way] = ((value - exact[name]).abs().max() / exact[name].abs().max()).item()
     limits = dict.fromkeys(exact, 2e-5) | {name: 1e-3 for name in exact if 'dopri5' in name}
-    late = [(name, way) for name, row in rows.items() for way in ways if way.endswith('float32')
+    beyond = [(name, way) for name, row in rows.items() for way in ways if way.endswith('float32')
             and not row[way] <= limits[name]]
-    ours, theirs = gaussian_samples(run, run.device), gaussian_samples(run, 'cpu')
+    ours, theirs = (gaussian_samples(device, 20 if run.quick else 200, run.seed) for device in (run.device, 'cpu'))
     n = theirs.numel()
     gap = {'mean': ((ours.mean() - theirs.mean()) / (theirs.std() * (2 / n) ** 0.5)).item(),
            'standard deviation': ((ours.std() - theirs.std()) / (theirs.std() / n ** 0.5)).item()}
@@ -198,36 +144,12 @@ def agreement(run: Run) -> list[Table]:
               Table(f'Predictor-corrector samples of N(0.3, 0.5^2), n = {n} values',
                     {'': ('quantity', '{}'), 'device': ('device', '{:.4f}'), 'CPU': ('cpu', '{:.4f}'),
                      'difference in standard errors': ('z', '{:+.1f}')}, samples)]
-    if late or max(map(abs, gap.values())) > 4:
-        raise Failed(f'beyond the limits: {late}, {gap}', tables)
+    if beyond or max(map(abs, gap.values())) > 4:
+        raise Failed(f'beyond the limits: {beyond}, {gap}', tables)
     return tables
 
 
-class Failed(Exception):
-    """A section whose tables show something wrong: (what, tables)."""
-
-
-@contextlib.contextmanager
-def tensor_cores(tf32: bool):
-    """Let convolutions and matrix products in float32 round their factors to TF32, or not."""
-    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
-
-
 # Resampling --------------------------------------------------------------------------------------
-
-
-def plain_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
-    """`upfirdn2d` as the 2021 release computes it without its CUDA extension: zeros in between, pad, convolve, skip."""
-    batch, channels, height, width = input.shape
-    x = input.reshape(-1, 1, height, 1, width, 1)
-    x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).reshape(-1, 1, height * up, width * up)
-    x = F.conv2d(F.pad(x, (*pad, *pad)), kernel.flip(0, 1).to(x)[None, None])[..., ::down, ::down]
-    return x.reshape(batch, channels, *x.shape[2:])
 
 
 def composed_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
@@ -303,23 +225,13 @@ def resampling(run: Run) -> list[Table]:
 # Networks ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def formulation_2021():
-    """Resampling and attention as the 2021 release writes them, in plain PyTorch."""
-    kept, up_or_down_sampling.upfirdn2d = up_or_down_sampling.upfirdn2d, plain_upfirdn2d
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        up_or_down_sampling.upfirdn2d = kept
-
-
 MODES = {  # name: settings of config.training, TF32, 2021 formulation
     '2021 formulation, float32': (dict(channels_last=False), False, True),
     '2021 formulation, TF32': (dict(channels_last=False), True, True),
     'float32': ({}, False, False),
     'TF32': ({}, True, False),
     'bfloat16': (dict(precision='bfloat16'), False, False),
+    'bfloat16, channels first': (dict(precision='bfloat16', channels_last=False), False, False),
     'bfloat16, recompute': (dict(precision='bfloat16', recompute=True), False, False),
     'bfloat16, compiled': (dict(precision='bfloat16', compile=True), False, False),
 }
@@ -339,9 +251,7 @@ def limits(run: Run) -> dict[str, float]:
     for name, dtype, tf32 in [('float32', torch.float32, False), ('TF32', torch.float32, True),
                               ('bfloat16', torch.bfloat16, False)][:1 if run.device == 'cpu' else 3]:
         with tensor_cores(tf32):
-            products = Products(run.device, [dtype])
-            if run.quick:
-                products.calls = 1
+            products = Products(run.device, [dtype], run.quick)
             found[name] = products.rate(interleaved(products.ways, run.device, run.repeats), dtype)
     source = torch.randn(2**20 if run.quick else 2**30, device=run.device)
     target = torch.empty_like(source)

@@ -28,7 +28,7 @@ OURS = {path.stem for path in (*ROOT.glob('*.py'), *FOLDER.glob('*.py'), ROOT / 
 # Running ---------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', SCRIPTS)
+@pytest.mark.parametrize('name', sorted({*SCRIPTS} - {'gpu'}))
 def test_quick_run(name, tmp_path):
     """A benchmark ends with status 0, prints a table, and says below it that the figures mean nothing; its files say so too."""
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
@@ -44,6 +44,20 @@ def test_quick_run(name, tmp_path):
         assert len(re.split(r'\s{2,}', head)) > 1 and rows and 'do not quote' in note, table
     reports = [json.loads(path.read_text()) for path in tmp_path.rglob('*.json')]
     assert all(report['quick'] for report in reports) and len(reports) == ('--json' in flags(name) or name == 'all')
+
+
+def test_gpu_dry_run(tmp_path):
+    """gpu.py goes through all its sections on a processor, stops a training by SIGTERM and resumes it."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    command = [sys.executable, FOLDER / 'gpu.py', '--dry-run', '--folder', tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / 'gpu.json').read_text())
+    assert report['dry_run'] and [*report['sections']] == ['kernels', 'agreement', 'networks', 'samplers', 'resampling', 'training']
+    assert all(section['tables'] and not section['error'] for section in report['sections'].values())
+    (training,) = report['sections']['training']['tables'][0]['rows']
+    assert training['status'] == 143 and training['resumed'] > training['steps'] and (tmp_path / 'grid.png').is_file()
+    assert (tmp_path / 'gpu.md').read_text().startswith('# Dry run: figures mean nothing')
 
 
 def test_all_runs_benchmarks_that_exist():
