@@ -7,27 +7,29 @@ config's data set, or with the images at --reference. Features, metrics, protoco
 """
 import contextlib
 import pathlib
-import sys
 import zipfile
 
 import numpy as np
 import torch
 from absl import logging
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+import checkpoints
 import datasets
 import distributed
 import evaluation
 import image_sources
+import interruption
 import preflight
 import reports
 import results
 from errors import UserError
+from progress import progress
 
 EXPECTED = 'expected a folder or a zip file of pictures, or an .npz file with a uint8 array (N, H, W, C) called samples, images or arr_0'
 
 
+@interruption.interruptible()
 def measure(config, workdir, input: str, reference: str = '', output: str = '') -> pathlib.Path:
     """Measure the samples at `input` and write the results and a report. Finished batches of the same protocol are not computed again.
 
@@ -56,6 +58,14 @@ def measure(config, workdir, input: str, reference: str = '', output: str = '') 
         datasets.get_source(real)
         most = len(datasets.get_split(real, split, in_memory=False)) if reference else None
     evaluation.check_size(config, len(samples), most)
+    with checkpoints.only_writer(folder, 'measurement', '--output') if distributed.is_main() else contextlib.nullcontext():
+        distributed.broadcast(None)  # if another process holds the lock, none of these continues
+        return _measure(config, real, samples, protocol, folder, flag)
+
+
+def _measure(config, real, samples, protocol, folder, flag) -> pathlib.Path:
+    """`measure`, once everything has been found; `flag`: where the real images come from, '' if from the config."""
+    settings, split = config.eval, config.eval.get('stats_split', 'train')
     with distributed.main_first():
         extractor = evaluation.get_extractor(config)
     with _naming(flag):
@@ -66,14 +76,15 @@ def measure(config, workdir, input: str, reference: str = '', output: str = '') 
         features = _features(config, extractor, samples, folder / 'ckpt_0', protocol)
     if not distributed.is_main():
         return folder
-    if reference:
-        origin = dict(origin=pathlib.Path(reference).resolve().name)
+    if flag:
+        origin = dict(origin=pathlib.Path(real.data.path).resolve().name)
         compared, floor = (x and x._replace(protocol=x.protocol | origin) for x in (compared, floor))
     splits = settings.get('is_splits', 1)
     results.stored(folder / 'report_0.npz', protocol | dict(
         part='metrics', num_samples=len(features['pool_3']), is_splits=splits, extractor=extractor.protocol, reference=compared.protocol,
         floor=floor and floor.protocol), lambda: evaluation.measure(features, compared, splits, config.device, floor))
-    logging.info('Measured %d samples of %s:\n%s', len(features['pool_3']), input, reports.table(reports.evaluation_rows(folder, 0)))
+    table = reports.table(reports.evaluation_rows(folder, 0))
+    logging.info('Measured %d samples of %s:\n%s', len(features['pool_3']), protocol['input']['name'], table)
     logging.info('Wrote %s.', reports.write([folder], folder, '.'))
     return folder
 
@@ -144,10 +155,8 @@ def _features(config, extractor, samples, folder, protocol: dict) -> dict | None
         return extractor.run(datasets.to_8_bits(images, samples.levels)) if len(images) else {}
 
     missing = distributed.broadcast([i for i, file in enumerate(files) if results.matching(*file) is None])
-    for i, found in tqdm(distributed.in_turns(missing, work), disable=not (sys.stderr.isatty() and distributed.is_main()),
-                         total=len(missing), dynamic_ncols=True, desc='features of the samples', unit='batch'):
+    for i, found in progress(distributed.in_turns(missing, work), 'computing the features of the samples', len(missing), 'batch'):
         results.save(*files[i], **found)
-        logging.info('Computed the features of batch %d of %d.', i + 1, len(files))
     if not distributed.is_main():
         return None
     first = datasets.to_8_bits(samples.read(np.arange(min(100, len(samples))))[0], samples.levels)
