@@ -22,6 +22,14 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Escape names of files that are not UTF-8 in what a test printed: pytest-xdist cannot send them."""
+    report = yield
+    report.sections = [(name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections]
+    return report
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     """Every test draws the same random numbers, alone or behind others."""
