@@ -179,7 +179,8 @@ def milliseconds(ways: dict, run: Run, calls: int) -> dict[str, float]:
             for name, times in interleaved(repeated, run.device, run.repeats).items()}
 
 
-def resampling_row(run: Run, shape, direction: str, layout: str, dtype) -> dict:
+def resampling_row(run: Run, copied: float, shape, direction: str, layout: str, dtype) -> dict:
+    """`copied`: bytes/s of a large copy."""
     setting = dict(up=2, pad=(2, 1)) if direction == 'up' else dict(down=2, pad=(1, 1))
     kernel = (TAPS * (4 if direction == 'up' else 1)).to(run.device)
     x = torch.randn(shape, device=run.device).to(dtype, memory_format=FORMATS[layout]).requires_grad_()
@@ -187,8 +188,7 @@ def resampling_row(run: Run, shape, direction: str, layout: str, dtype) -> dict:
     if x.numel() > 2**24 and dtype != torch.float32:
         del kinds['plain']  # a third of a second each
     grad = torch.randn_like(upfirdn2d(x, kernel, **setting))
-    source = torch.empty((x.numel() + grad.numel()) // 2, dtype=dtype, device=run.device).normal_()
-    target, ways = torch.empty_like(source), {}
+    ways = {}
 
     def forward(kind):
         with torch.no_grad():
@@ -199,12 +199,12 @@ def resampling_row(run: Run, shape, direction: str, layout: str, dtype) -> dict:
     for name, kind in kinds.items():
         ways[name] = replayed(functools.partial(forward, kind), run)
         ways[f'{name}, gradient'] = replayed(functools.partial(both, kind), run)
-    ways['copy'] = replayed(lambda: target.copy_(source), run)
     ways['called'] = functools.partial(forward, upfirdn2d)
     found = milliseconds(ways, run, 1 if run.quick else 20)
+    least = 1e3 * (x.nbytes + grad.nbytes) / copied  # milliseconds
     return dict(shape='x'.join(map(str, shape)), direction=direction, layout=layout,
-                dtype=str(dtype).removeprefix('torch.'), **found, of_copy=found['copy'] / found['ours'],
-                both_of_copy=2 * found['copy'] / found['ours, gradient'],
+                dtype=str(dtype).removeprefix('torch.'), **found, of_copy=least / found['ours'],
+                both_of_copy=2 * least / found['ours, gradient'],
                 composed_ratio=found['composed'] / found['ours'],
                 plain_ratio=found['plain'] / found['ours'] if 'plain' in kinds else None)
 
@@ -213,7 +213,8 @@ def resampling(run: Run) -> list[Table]:
     """`upfirdn2d` forward, and forward and backward, against copies, grouped convolutions and the 2021 formulation."""
     shapes = [(2, 8, 16, 16)] if run.quick else [(128, 128, 32, 32), (128, 256, 8, 8), (16, 128, 256, 256)]
     dtypes = [torch.float32] if run.quick else [torch.float32, torch.bfloat16]
-    rows = [resampling_row(run, shape, direction, layout, dtype) for shape in shapes for dtype in dtypes
+    copied = bandwidth(run)
+    rows = [resampling_row(run, copied, shape, direction, layout, dtype) for shape in shapes for dtype in dtypes
             for layout in FORMATS for direction in ('up', 'down')]
     return [Table('Resampling by 2 with [1, 3, 3, 1]; milliseconds as a recorded graph, "called" from Python',
                   {'input': ('shape', '{}'), '': ('direction', '{}'), 'type': ('dtype', '{}'), 'layout': ('layout', '{}'),
@@ -245,18 +246,22 @@ def network_config(run: Run, **training):
     return config
 
 
+def bandwidth(run: Run) -> float:
+    """Bytes/s of a large copy, counting bytes read and bytes written."""
+    source = torch.randn(2**20 if run.quick else 2**30, device=run.device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(interleaved({'copy': lambda: target.copy_(source)}, run.device, run.repeats)['copy'])
+
+
 def limits(run: Run) -> dict[str, float]:
-    """FLOP/s of matrix products by precision, and bytes/s of a copy, counting bytes read and bytes written."""
+    """FLOP/s of matrix products by precision, and bytes/s of a copy."""
     found = {}
     for name, dtype, tf32 in [('float32', torch.float32, False), ('TF32', torch.float32, True),
                               ('bfloat16', torch.bfloat16, False)][:1 if run.device == 'cpu' else 3]:
         with tensor_cores(tf32):
             products = Products(run.device, [dtype], run.quick)
             found[name] = products.rate(interleaved(products.ways, run.device, run.repeats), dtype)
-    source = torch.randn(2**20 if run.quick else 2**30, device=run.device)
-    target = torch.empty_like(source)
-    least = min(interleaved({'copy': lambda: target.copy_(source)}, run.device, run.repeats)['copy'])
-    return found | {'copy': 2 * source.nbytes / least}
+    return found | {'copy': bandwidth(run)}
 
 
 def network_row(run: Run, name: str, rates: dict, work: dict) -> dict:
