@@ -107,7 +107,7 @@ class Number(NamedTuple):
     @property
     def given(self) -> str:
         """The name of the file or folder that samples of --mode metrics came from; '' for others."""
-        return self.protocol.get('input', {}).get('name', '')
+        return self.protocol['input']['name'] if 'input' in self.protocol else ''
 
     def words(self) -> dict[str, str]:
         """All that is known of it and of its protocol, by name."""

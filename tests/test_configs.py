@@ -35,7 +35,8 @@ NAMES = ('none', 'pc', 'ode', 'vesde', 'vpsde', 'subvpsde', 'VPSDE', 'swish', 'e
          'residual', 'output_skip', 'input_skip', 'sum', 'cat', 'GroupNorm', 'InstanceNorm++', 'VarianceNorm', 'euler_maruyama',
          'reverse_diffusion', 'ancestral_sampling', 'langevin', 'ald', 'block', 'level', 'bilinear', 'nearest', 'bfloat16', 'float32',
          'RK45', 'dopri5', 'Adam', 'DIGITS', 'train', 'test', 'pixels', '', 'x', 'None', 'true', 'crop', 'exact',
-         'raise', 'skip', 'karras', 'logSNR', 'time_uniform', 'predictor_corrector', 'adaptive', 'ddim', 'heun', 'dpm_solver', 'dpmpp_2m',
+         'raise', 'skip', 'NHWC', 'NCHW',
+         'karras', 'logSNR', 'time_uniform', 'predictor_corrector', 'adaptive', 'ddim', 'heun', 'dpm_solver', 'dpmpp_2m',
          'dpmpp_2m_sde', 'unipc', *NETWORKS)
 WHOLE = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 30, 32, 64, 100, -1, -2, 2 ** 31, 2 ** 63, 10 ** 30)
 REAL = (0.0, 1e-30, 1e-9, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.999, 1.0, 1.5, 2.0, 16.0, 50.0, 299.0, 1e4, 1e12, 1e30, -1e-9, -1.0, -1e30,

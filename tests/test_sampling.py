@@ -470,8 +470,8 @@ def test_a_config_describes_the_sampler(target):
               pc_sampler(sde, 'euler_maruyama', None, shape=(4, 2), probability_flow=True, denoise=False)),
              (config(corrector='ald', snr=0.3, n_steps_each=2),
               pc_sampler(sde, 'reverse_diffusion', 'ald', shape=(4, 2), snr=0.3, n_steps=2)),
-             (config(method='ode'), get_ode_sampler(sde, (4, 2), identity, denoise=True, **by_hand)),
-             (config(method='ODE', noise_removal=False), get_ode_sampler(sde, (4, 2), identity, denoise=False, **by_hand)),
+             (config(method='ode'), get_ode_sampler(sde, (4, 2), identity, denoise=True, method='dopri5', **by_hand)),
+             (config(method='ODE', noise_removal=False), get_ode_sampler(sde, (4, 2), identity, denoise=False, method='dopri5', **by_hand)),
              (config(method='ode', ode_method='dopri5', rtol=1e-3, atol=1e-4),
               get_ode_sampler(sde, (4, 2), identity, denoise=True, method='dopri5', rtol=1e-3, atol=1e-4, **by_hand))]
     outputs = []
