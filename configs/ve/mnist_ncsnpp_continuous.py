@@ -1,0 +1,18 @@
+"""A small NCSN++ on MNIST, trained with the continuous VE SDE.
+
+    python main.py --config configs/ve/mnist_ncsnpp_continuous.py --workdir runs/ve/mnist_ncsnpp_continuous --mode train
+
+`config.data.path` is an NPZ file with x_train, y_train, x_test and y_test. See docs/models/README.md for the weights that come with the
+library, how they were trained, and samples of them.
+"""
+
+from configs.defaults import mnist, mnist_sized, ncsnpp, ve
+
+
+def get_config():
+    config = mnist()
+    ve(config, continuous=True)
+    ncsnpp(config)
+    mnist_sized(config)
+    config.model.sigma_max = 16.0  # the largest distance between two images is 15.8 (--mode data)
+    return config

@@ -1,0 +1,18 @@
+"""A small class-conditional DDPM++ on MNIST, trained with the continuous VP SDE.
+
+    python main.py --config configs/vp/mnist_ddpmpp_classes.py --workdir runs/vp/mnist_ddpmpp_classes --mode train
+
+`config.data.path` is an NPZ file with x_train, y_train, x_test and y_test. See docs/models/README.md for the weights that come with the
+library, how they were trained, and samples of them.
+"""
+
+from configs.defaults import ddpmpp, mnist, mnist_sized, vp
+
+
+def get_config():
+    config = mnist()
+    vp(config, continuous=True)
+    ddpmpp(config)
+    mnist_sized(config)
+    config.model.num_classes = 10
+    return config

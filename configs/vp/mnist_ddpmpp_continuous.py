@@ -1,0 +1,17 @@
+"""A small DDPM++ on MNIST, trained with the continuous VP SDE.
+
+    python main.py --config configs/vp/mnist_ddpmpp_continuous.py --workdir runs/vp/mnist_ddpmpp_continuous --mode train
+
+`config.data.path` is an NPZ file with x_train, y_train, x_test and y_test. See docs/models/README.md for the weights that come with the
+library, how they were trained, and samples of them.
+"""
+
+from configs.defaults import ddpmpp, mnist, mnist_sized, vp
+
+
+def get_config():
+    config = mnist()
+    vp(config, continuous=True)
+    ddpmpp(config)
+    mnist_sized(config)
+    return config
