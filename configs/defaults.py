@@ -43,7 +43,9 @@ training.
   accumulation            parts of a GPU's share of a batch, one after the other, whose gradients add up: less memory, the same numbers
   recompute               U-Nets: compute what happens within a block anew for its gradient, instead of keeping it: less memory, more time
   precision               'float32', or 'bfloat16' for convolutions and matrix products (autocast); parameters and losses stay float32.
-                          For GPUs, and CPUs with AVX512-BF16 or AMX: others are far slower with it
+                          For GPUs, and CPUs with AVX512-BF16 or AMX: others are far slower with it. On NVIDIA GPUs since Ampere PyTorch
+                          rounds the factors of float32 convolutions to TF32 (errors of 1e-3) unless torch.backends.cudnn.allow_tf32
+                          is False
   channels_last           images with their channels innermost in memory; changes nothing but speed and rounding
   compile                 have PyTorch compile the network, which takes a minute (on a CPU it needs a C++ compiler): speed and rounding
   n_iters                 optimizer steps; one past a multiple of snapshot_freq, so that the last snapshot is written
