@@ -257,7 +257,7 @@ def _resumed(config, workdir):
         state['rng'] = None
         checkpoints.restore(found, state, config.device)
         randomness = state.pop('rng')
-        logging.info('Going on from step %d of %s.', state['step'], found)
+        logging.info('Resumed from step %d of %s.', state['step'], found)
     return state, randomness
 
 

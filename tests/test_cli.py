@@ -151,7 +151,7 @@ def test_log_goes_on_and_finished_training_stays_as_it_is(tmp_path):
     before = checkpoint.read_bytes()
     check(run(tmp_path, 'train', *TINY))
     log = (tmp_path / 'stdout.txt').read_text()
-    assert log.count('step: 0, training_loss') == 1 and 'Going on from step 5' in log
+    assert log.count('step: 0, training_loss') == 1 and 'Resumed from step 5' in log
     assert checkpoint.read_bytes() == before
 
 
