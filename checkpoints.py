@@ -6,6 +6,7 @@ as well (`dialects`); it is strict, and says what is missing.
 import concurrent.futures
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import platform
@@ -14,8 +15,10 @@ import time
 
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 import dialects
+from configs import stored
 from dialects import published
 from errors import CheckpointError, UserError
 
@@ -229,14 +232,16 @@ def _average(path, model, weights: dict, average: dict) -> dict:
         dict(untrained=[named[name] for name in untrained]) if of_its_own else {})
 
 
-def restore(path, state: dict, device='cpu', optional=('rng',), content=None) -> dict:
+def restore(path, state: dict, device='cpu', optional=('rng',), content=None, config=None) -> dict:
     """Loads every entry of `state` (model, ema, optimizer in place) from a file or folder of any of the `dialects` and returns `state`.
 
     What is `optional` may be missing (published files lack `rng`): the optimizer is then as it was, `rng` None. CheckpointError, with
     nothing changed, where anything else is missing or does not fit. `content`: what `dialects.read` returned for `path`, if it was read
-    before.
+    before. `config`: UserError if it defines another model than the config in the file, if there is one.
     """
     content = dict(content or dialects.read(path, getattr(state['model'], 'module', state['model']), device))
+    if config is not None and 'config' in content:
+        stored.check(config, ConfigDict(json.loads(content['config'])), path)
     model = _fitted(path, state['model'], content['model'])
     if 'named' in content.get('ema', {}):
         content['ema'] = _average(path, state['model'], model, content['ema'])

@@ -44,6 +44,7 @@ def parse_flags(argv) -> list[str]:
     known = flags.FLAGS
     given, overrides = _without_overrides(known.read_flags_from_files(argv, force_gnu=False))
     given, faults = _without_faults(given)
+    given += _stored_config(given)
     try:
         rest = known(given)
     except SystemExit:  # absl exits with 1 after --help
@@ -95,6 +96,15 @@ def _without_overrides(argv) -> tuple[list[str], list[tuple[str, str | None]]]:
         else:
             overrides.append((key, rest.pop(0)))
     return given, overrides
+
+
+def _stored_config(argv) -> list[str]:
+    """The flag `--config` for the config in the work directory, if there is one and the arguments (`--name=value`) name no config."""
+    from configs import rules
+    values = dict(argument.lstrip('-').split('=', 1) for argument in argv if argument.startswith('-') and '=' in argument)
+    path = pathlib.Path(rules.expanded(values.get('workdir', '')), 'config.json')
+    found = 'workdir' in values and 'config' not in values and path.is_file()
+    return [f'--config={ROOT / "configs" / "stored.py"}:{path}'] if found else []
 
 
 def _without_faults(argv) -> tuple[list[str], list[str]]:

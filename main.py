@@ -1,9 +1,9 @@
 """Score-based generative modelling through SDEs: train, evaluate, sample and control; look at data and make their statistics.
 
   python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode train
-  python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode eval
-  python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode sample --num_samples 100
-  python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode control --task inpaint --mask right
+  python main.py --workdir runs/digits --mode eval                         # with the config that is stored in the work directory
+  python main.py --workdir runs/digits --mode sample --num_samples 100
+  python main.py --workdir runs/digits --mode control --task inpaint --mask right
   python main.py --config configs/vp/digits_wideresnet.py --workdir runs/classifier --mode classifier    # for guidance towards classes
   python main.py --config configs/vp/cifar10_ddpmpp_continuous.py --mode stats     # statistics of the data that FID and KID compare with
   python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/adm --mode metrics --input samples.npz  # of any model
@@ -21,7 +21,8 @@ from absl import app, flags
 from cli import exit_with, log_to, parse_flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string('config', None, 'The config file, or FILE:ARGUMENT; --config.section.key=value changes a value in it.')
+flags.DEFINE_string('config', None, 'The config file, or FILE:ARGUMENT; that of workdir by default. --config.section.key=value '
+                    'changes a value in it.')
 flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and logs; made if need be.')
 flags.DEFINE_enum('mode', None, ['train', 'eval', 'sample', 'control', 'classifier', 'stats', 'metrics', 'data'], 'What to do.')
 flags.DEFINE_string('eval_folder', 'eval', 'Folder within workdir for the results of --mode eval.')

@@ -31,6 +31,7 @@ import reports
 import results
 import sampling
 import sde_lib
+from configs import stored
 from controllable_generation import classifier_free_guidance
 from errors import UserError
 from models import utils as mutils
@@ -64,7 +65,7 @@ def load_averaged_model(config, path):
     datasets.check_record(config, path)
     model = mutils.create_model(config)
     state = dict(model=model, ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)
-    checkpoints.restore(path, state, config.device)
+    checkpoints.restore(path, state, config.device, config=config)
     state['ema'].copy_to(model.parameters())
     logging.info('Loaded %s, of training step %d.', path, state['step'])
     return model.eval().requires_grad_(False)
@@ -74,7 +75,7 @@ def load_classifier(path, config):
     """The classifier of a checkpoint of `train_classifier`, or the latest in its work directory, for networks and samplers of `config`."""
     path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
     content = checkpoints.load(path)
-    if 'config' not in content:
+    if 'config' not in content or 'kind' in content:
         raise UserError(f'{path} is no checkpoint of a classifier: --mode classifier makes one')
     own = ConfigDict(json.loads(content['config']))
     sde = ('sde', 'beta_min', 'beta_max') if config.training.sde.lower() != 'vesde' else ('sde', 'sigma_min', 'sigma_max')
@@ -185,7 +186,8 @@ def train(config, workdir):
     meaning = LossMeaning(('mean' if settings.reduce_mean else 'half the sum') + f' over {values} values' + (
         ', likelihood weighting' if settings.likelihood_weighting else ''), 1.0 if settings.reduce_mean else 2 / values)
     _fit(config, workdir, functools.partial(losses.get_step_fn, sde, **loss_settings), meaning,
-         *(_save_training_samples, _has_samples) if settings.snapshot_sampling else ())
+         *(_save_training_samples, _has_samples) if settings.snapshot_sampling else (None, None),
+         dict(config=config.to_json(), kind='score model'))
 
 
 @interruption.interruptible()
@@ -254,10 +256,12 @@ def _resumed(config, workdir):
     state, randomness = create_state(config), None
     found = distributed.broadcast(checkpoints.find_resumable(workdir) if distributed.is_main() else None)
     if found:
-        state['rng'] = None
-        checkpoints.restore(found, state, config.device)
-        randomness = state.pop('rng')
+        state |= dict(rng=None, config=None)
+        checkpoints.restore(found, state, config.device, optional=('rng', 'config'), config=config)
+        randomness, before = state.pop('rng'), state.pop('config')
         logging.info('Resumed from step %d of %s.', state['step'], found)
+        for key, old, new in stored.differences(config, ConfigDict(json.loads(before))) if before else ():
+            logging.info('Changed config.%s: %r -> %r.', key, old, new)
     return state, randomness
 
 
@@ -280,6 +284,8 @@ def _train(config, workdir, get_step_fn, meaning, at_snapshot, was_done, kept):
         train_ds, eval_ds, _ = datasets.get_dataset(config, config.data.uniform_dequantization, start=first)
     logging.info('Started training:\n%s', reports.table(_facts(config, workdir, state, meaning, len(train_ds.data), len(eval_ds.data))))
     datasets.record(config, train_ds.data, workdir)
+    if distributed.is_main():
+        stored.write(config, workdir)
     eval_batches = iter(eval_ds)
     train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
     eval_step = get_step_fn(train=False)

@@ -1,11 +1,13 @@
-"""A config that was written beside a checkpoint: a JSON file.
+"""Configs stored as JSON: `config.json` in a work directory, beside converted weights, and inside checkpoints.
 
     python main.py --config configs/stored.py:celebahq.json --checkpoint celebahq.safetensors --workdir runs/celebahq --mode sample
+    python main.py --workdir runs/celebahq --mode sample        # reads runs/celebahq/config.json
 
 Any key can be set on the command line, as in the configs that are Python.
 """
 import json
 import pathlib
+from collections.abc import Iterator
 
 import torch
 from ml_collections import ConfigDict
@@ -29,3 +31,46 @@ def get_config(path: str) -> ConfigDict:
         raise UserError(f'{path} holds no config: {error}') from error
     config.device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
     return config
+
+
+def write(config: ConfigDict, workdir):
+    """Write `config` to `workdir/config.json`, atomically."""
+    path = pathlib.Path(workdir, 'config.json')
+    partial = path.with_name('config.json.partial')
+    partial.write_text(config.to_json(indent=1) + '\n')
+    partial.replace(path)
+
+
+def differences(config: ConfigDict, stored: ConfigDict) -> Iterator[tuple[str, object, object]]:
+    """Yield ('section.key', stored value, value in `config`) for every key of both whose values differ, except `device`."""
+    for section, content in stored.items():
+        whole = isinstance(content, ConfigDict)
+        for name, value in content.items() if whole else [('', content)]:
+            place, name, key = (config.get(section, {}), name, f'{section}.{name}') if whole else (config, section, section)
+            if name in place and key != 'device' and _plain(place[name]) != _plain(value):
+                yield key, value, place[name]
+
+
+def _plain(value):
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def defines_model(key: str, stored: ConfigDict) -> bool:
+    """Whether a network trained with `stored` means something else, or does not fit, once the value of `key` ('section.name') changes."""
+    section, _, name = key.partition('.')
+    if name in UNUSED_BY['vesde' if stored.training.sde.lower() == 'vesde' else 'others']:
+        return False
+    return key in DEFINING or section == 'model' and name not in TRAINING_ONLY
+
+
+def check(config: ConfigDict, stored: ConfigDict, path):
+    """Raise UserError, with one line for each key, if `config` defines another model than `stored`, of the checkpoint at `path`."""
+    lines = [f'config.{key}={new!r} differs from {old!r}, with which {path} was trained' for key, old, new in differences(config, stored)
+             if defines_model(key, stored)]
+    if lines:
+        raise UserError('\n'.join(lines))
+
+
+DEFINING = {'training.sde', 'training.continuous', 'data.image_size', 'data.num_channels', 'data.centered'}
+TRAINING_ONLY = {'dropout', 'label_dropout', 'ema_rate', 'init_scale'}  # of config.model
+UNUSED_BY = {'vesde': {'beta_min', 'beta_max'}, 'others': {'sigma_min', 'sigma_max'}}
