@@ -211,6 +211,8 @@ def load_config(location: str) -> ConfigDict:
             config = get_config(*arguments)
     except UserError as error:
         raise UserError(f'--config={location}: {error}') from error
+    except ModuleNotFoundError as error:
+        raise UserError(f'--config={location}: {error}') from error
     except SyntaxError as error:
         raise UserError(f'--config={location}: {error.filename}, line {error.lineno}: {error.msg}') from error
     except (AttributeError, KeyError, TypeError) as error:

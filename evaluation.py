@@ -263,7 +263,7 @@ def reference(config, extractor: Extractor, split: str) -> Reference | None:
     """
     path = statistics_path(config, extractor, split)
     if not distributed.broadcast(path.is_file()):
-        logging.info('There are no statistics %s yet: computing them, once.', path)
+        logging.info('Found no statistics %s: computing and storing them.', path)
         compute_statistics(config, extractor, split)
     if not distributed.is_main():
         return None

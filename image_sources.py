@@ -475,8 +475,8 @@ def npz(config, split: str) -> Images:
             raise UserError(f'config.data.path={data.path!r} has no array called {", ".join(ARRAY_NAMES["train"])}: '
                             f'it has {", ".join(arrays) or "none"}')
         if unread := set(arrays) - {*keys.values(), *label_keys.values(), 'levels', 'protocol'}:
-            _warn_once(f'Left out the arrays {", ".join(sorted(unread))} of {data.path}: images are read from {keys["train"]!r}, labels '
-                       f'from {label_keys["train"]!r}.')
+            _warn_once(f'Left out the arrays {", ".join(sorted(unread))} of {data.path}: images are read from {keys["train"]!r}, '
+                       + (f'labels from {label_keys["train"]!r}.' if label_keys['train'] else 'and no array holds labels.'))
         kind = split if keys['test'] else 'train'
         images, label_key = arrays[keys[kind]], label_keys[kind]
         if label_key is None and config.model.get('num_classes', 0) > 1:

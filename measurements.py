@@ -116,6 +116,6 @@ def named_mask(name: str, height: int, width: int) -> torch.Tensor:
         order = torch.randperm(height * width, generator=torch.Generator().manual_seed(0)).reshape(height, width)
         return (order < height * width * (0.5 if name == 'half' else 0.1)).float()
     if name not in MASKS:
-        raise UserError(f'there is no mask {name!r}: known are {", ".join(MASKS)}, half and most, which say what is missing')
+        raise UserError(f'the mask must be the missing part, one of {", ".join(MASKS)}, half and most, or a picture; got {name!r}')
     row, column = ((2 * torch.arange(n) + 1 - n) / n for n in (height, width))
     return MASKS[name](row[:, None], column[None]).expand(height, width).float()

@@ -271,8 +271,13 @@ def _snapshots(config, workdir, numbers):
     if not numbers or settings.get('wait_minutes', 0.0) > 0 or any(checkpoints.snapshot_path(workdir, k).is_file() for k in numbers):
         return
     raise UserError(f'{folder} has no checkpoint from config.eval.begin_ckpt={settings.begin_ckpt} to '
-                    f'config.eval.end_ckpt={settings.end_ckpt}, only {ranges(checkpoints.snapshot_numbers(workdir)) or "none at all"}: '
+                    f'config.eval.end_ckpt={settings.end_ckpt}, {_only(workdir)}: '
                     'change these keys, or wait for a running training with --config.eval.wait_minutes=60')
+
+
+def _only(workdir) -> str:
+    numbers = checkpoints.snapshot_numbers(workdir)
+    return f'only {ranges(numbers)}' if numbers else 'nor any other'
 
 
 def ranges(numbers) -> str:

@@ -654,6 +654,8 @@ def describe_data(config, workdir=''):
         some, labels = images.read(chosen)
         if split == 'train':
             datasets.warn_of_range(config, some, images.levels)
+            if len(labels) and config.model.get('num_classes', 0):
+                get_classes({'label': labels}, config)  # UserError for labels that training would refuse
         pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
         rows.append((f'{split} set', f'{len(images)} images', f'{some.shape[1]}x{some.shape[2]} pixels, {some.shape[3]} channels, '
                      f'{images.levels} grey levels, {_count_labels(labels)}'))

@@ -64,11 +64,14 @@ def defines_model(key: str, stored: ConfigDict) -> bool:
 
 
 def check(config: ConfigDict, stored: ConfigDict, path):
-    """Raise UserError, with one line for each key, if `config` defines another model than `stored`, of the checkpoint at `path`."""
-    lines = [f'config.{key}={new!r} differs from {old!r}, with which {path} was trained' for key, old, new in differences(config, stored)
-             if defines_model(key, stored)]
+    """Raise UserError, with one line for each key, if `config` defines another model than `stored`, of the checkpoint at `path`.
+
+    Of another network its name is reported alone: the other keys follow from it.
+    """
+    lines = {key: f'config.{key}={new!r} differs from {old!r}, with which {path} was trained'
+             for key, old, new in differences(config, stored) if defines_model(key, stored)}
     if lines:
-        raise UserError('\n'.join(lines))
+        raise UserError(lines.get('model.name') or '\n'.join(lines.values()))
 
 
 DEFINING = {'training.sde', 'training.continuous', 'data.image_size', 'data.num_channels', 'data.centered'}

@@ -532,9 +532,9 @@ FAULTS = {
                                       ['config.sampling.guidance=2.0', 'config.model.label_dropout']),
     'no such checkpoint': ('inpaint', dict(checkpoint='{files}/none.pth'), ['{files}/none.pth']),
     'checkpoint of another network': ('inpaint', dict(checkpoint='{place}/classes/checkpoints/checkpoint_1.pth'),
-                                      ['checkpoint_1.pth', 'label_embedding']),
+                                      ['checkpoint_1.pth', 'config.model.num_classes=0 differs from 10']),
     'checkpoint of a classifier': ('inpaint', dict(checkpoint='{place}/classifier/checkpoints/checkpoint_1.pth'),
-                                   ['checkpoint_1.pth', 'does not fit']),
+                                   ['checkpoint_1.pth', "config.model.name='ncsnpp' differs from 'wideresnet'"]),
 }
 
 
