@@ -84,7 +84,12 @@ def main(argv):
                             FLAGS.output, FLAGS.measured)
         else:
             run_lib.describe_data(config, workdir)
+        several = distributed.size() > 1
         distributed.stop()
+        if several:  # threads that PyTorch kept for the job can abort a process while the interpreter shuts down
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     except UserError as error:
         exit_with(error)
     except Interrupted as error:
