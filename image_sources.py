@@ -531,7 +531,9 @@ def _labels(labels: np.ndarray, key: str, path: str) -> np.ndarray:
 
 
 def npz_levels(config) -> int:
-    """The grey levels of the images in the file `data.path` once read, at most 256."""
+    """The grey levels of the images in the file `data.path` once read, at most 256. The file is read only if `data.levels` is 0."""
+    if config.data.get('levels', 0):
+        return min(config.data.levels, 256)
     with _arrays(config.data.path) as arrays:
         return min(_npz_levels(arrays, config.data) or 256, 256)
 

@@ -23,23 +23,23 @@ from cli import exit_with, log_to, parse_flags
 FLAGS = flags.FLAGS
 flags.DEFINE_string('config', None, 'The config file, or FILE:ARGUMENT; that of workdir by default. --config.section.key=value '
                     'changes a value in it.')
-flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and logs; made if need be.')
+flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and logs. Created if it does not exist.')
 flags.DEFINE_enum('mode', None, ['train', 'eval', 'sample', 'control', 'classifier', 'stats', 'metrics', 'data'], 'What to do.')
 flags.DEFINE_string('eval_folder', 'eval', 'Folder within workdir for the results of --mode eval.')
 flags.DEFINE_integer('num_samples', 64, 'Number of images for --mode sample.', lower_bound=1)
 flags.DEFINE_string('checkpoint', '', 'Checkpoint file for --mode sample and control; the latest of workdir by default.')
-flags.DEFINE_string('output', '', 'Folder for their images, or for the results of --mode metrics; workdir/generated, '
-                    'workdir/control_{task} or workdir/metrics_{input} by default.')
-flags.DEFINE_string('task', '', 'What --mode control does: inpaint, colorize, upscale2, upscale4, deblur; classes; reconstruct, '
-                    'interpolate, temper, mix (of latent codes).')
-flags.DEFINE_string('input', '', 'Its pictures: a file, a folder or a zip file; some test images of the data set by default. For '
-                    '--mode metrics the samples: a folder, a zip file or an npz file.')
+flags.DEFINE_string('output', '', 'Folder for the results of --mode sample, control and metrics. Default: workdir/generated, '
+                    'workdir/control_{task} or workdir/metrics_{input}.')
+flags.DEFINE_string('task', '', 'For --mode control: inpaint, colorize, upscale2, upscale4 or deblur a picture; draw classes; reconstruct, '
+                    'interpolate, temper or mix latent codes.')
+flags.DEFINE_string('input', '', 'For --mode control: a picture, or a folder or zip file of pictures. Default: test images of the data '
+                    'set. For --mode metrics: a folder, zip file or npz file of samples.')
 flags.DEFINE_string('reference', '', 'Real images for --mode metrics: a folder, a zip file or an npz file; the data set by default.')
 flags.DEFINE_string('mask', '', 'For inpaint: a picture, white where the image is known, or what is missing: left, right, top, bottom, '
                     'center, border; half or most of the pixels.')
 flags.DEFINE_string('labels', '', 'Classes, such as 3,5,8: those to draw, or one for each picture (or for all) to guide its results.')
-flags.DEFINE_string('classifier', '', 'Guides to these labels: the work directory of --mode classifier, or a checkpoint in it.')
-flags.DEFINE_bool('measured', False, 'For upscale2, upscale4 and deblur: the pictures are small, or blurred, already.')
+flags.DEFINE_string('classifier', '', 'Classifier that guides to --labels: the work directory of --mode classifier, or a checkpoint in it.')
+flags.DEFINE_bool('measured', False, 'For upscale2, upscale4 and deblur: the pictures at --input are small or blurred already.')
 flags.mark_flags_as_required(['config', 'mode'])
 
 

@@ -75,7 +75,7 @@ def load_classifier(path, config):
     """The classifier of a checkpoint of `train_classifier`, or the latest in its work directory, for networks and samplers of `config`."""
     path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
     content = checkpoints.load(path)
-    if 'config' not in content or 'kind' in content:
+    if 'config' not in content or content.get('kind', 'classifier') != 'classifier':  # older files do not say the kind
         raise UserError(f'{path} is no checkpoint of a classifier: --mode classifier makes one')
     own = ConfigDict(json.loads(content['config']))
     sde = ('sde', 'beta_min', 'beta_max') if config.training.sde.lower() != 'vesde' else ('sde', 'sigma_min', 'sigma_max')
@@ -186,8 +186,7 @@ def train(config, workdir):
     meaning = LossMeaning(('mean' if settings.reduce_mean else 'half the sum') + f' over {values} values' + (
         ', likelihood weighting' if settings.likelihood_weighting else ''), 1.0 if settings.reduce_mean else 2 / values)
     _fit(config, workdir, functools.partial(losses.get_step_fn, sde, **loss_settings), meaning,
-         *(_save_training_samples, _has_samples) if settings.snapshot_sampling else (None, None),
-         dict(config=config.to_json(), kind='score model'))
+         'score model', *(_save_training_samples, _has_samples) if settings.snapshot_sampling else ())
 
 
 @interruption.interruptible()
@@ -198,7 +197,7 @@ def train_classifier(config, workdir):
     """
     preflight.check(config, workdir, 'classifier')
     _fit(config, workdir, functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config)), LossMeaning('cross-entropy'),
-         _log_accuracy, _has_accuracy, dict(config=config.to_json()))
+         'classifier', _log_accuracy, _has_accuracy)
 
 
 class LossMeaning(NamedTuple):
@@ -240,15 +239,15 @@ class _Log:
         write(self.writer, step, **self.meaning.scalars('eval_loss', loss))
 
 
-def _fit(config, workdir, get_step_fn, meaning, at_snapshot=None, was_done=None, kept=types.MappingProxyType({})):
-    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `meaning`: of its loss; `at_snapshot(config, state, step, workdir,
-    writer)`, which every process calls; `was_done(workdir, step)`: whether it finished for that step, if not it is repeated on resume;
-    `kept`: goes into the checkpoints too. Between log lines the host does not wait for the device."""
+def _fit(config, workdir, get_step_fn, meaning, kind: str, at_snapshot=None, was_done=None):
+    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `meaning`: of its loss; `kind`: what is trained, which goes into
+    the checkpoints with the config; `at_snapshot(config, state, step, workdir, writer)`, which every process calls; `was_done(workdir,
+    step)`: whether it finished for that step, if not it is repeated on resume. Between log lines the host does not wait for the device."""
     with checkpoints.only_writer(workdir) if distributed.is_main() else contextlib.nullcontext():
         distributed.broadcast(None)  # refused: none of the processes goes on
         for sentence in preflight.warnings(config) if distributed.is_main() else ():
             logging.warning('%s.', sentence)
-        _train(config, pathlib.Path(workdir), get_step_fn, meaning, at_snapshot, was_done, kept)
+        _train(config, pathlib.Path(workdir), get_step_fn, meaning, kind, at_snapshot, was_done)
 
 
 def _resumed(config, workdir):
@@ -265,8 +264,8 @@ def _resumed(config, workdir):
     return state, randomness
 
 
-def _train(config, workdir, get_step_fn, meaning, at_snapshot, was_done, kept):
-    settings, scaler = config.training, datasets.get_data_scaler(config)
+def _train(config, workdir, get_step_fn, meaning, kind, at_snapshot, was_done):
+    settings, scaler, kept = config.training, datasets.get_data_scaler(config), dict(config=config.to_json(), kind=kind)
     keep_memory(config.device)
     torch.manual_seed(config.seed)
     state, randomness = _resumed(config, workdir)
@@ -654,8 +653,7 @@ def describe_data(config, workdir=''):
         some, labels = images.read(chosen)
         if split == 'train':
             datasets.warn_of_range(config, some, images.levels)
-            if len(labels) and config.model.get('num_classes', 0):
-                get_classes({'label': labels}, config)  # UserError for labels that training would refuse
+            datasets.check_labels(config, images)
         pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
         rows.append((f'{split} set', f'{len(images)} images', f'{some.shape[1]}x{some.shape[2]} pixels, {some.shape[3]} channels, '
                      f'{images.levels} grey levels, {_count_labels(labels)}'))

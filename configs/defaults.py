@@ -323,7 +323,7 @@ def digits() -> ConfigDict:
 def mnist() -> ConfigDict:
     """MNIST or Fashion-MNIST at 28 pixels, from an NPZ file, with a network of 1.75 million parameters to follow: see `mnist_sized`."""
     config = base('NPZ', 28)
-    config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True, path='mnist.npz')
+    config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True, path='mnist.npz', levels=256)
     config.training.update(batch_size=256, n_iters=20001, snapshot_freq=10000, snapshot_freq_for_preemption=1000, eval_freq=500)
     config.optim.update(lr=1e-3, warmup=500)
     config.eval.update(begin_ckpt=1, end_ckpt=2, batch_size=250, num_samples=1000, enable_sampling=True, metrics_backend='pixels',

@@ -15,6 +15,11 @@ from ml_collections import ConfigDict
 from configs import defaults
 from errors import UserError
 
+# Of the keys outside config.model those that define a trained model; of those in it the ones that do not.
+DEFINING = {'training.sde', 'training.continuous', 'data.image_size', 'data.num_channels', 'data.centered'}
+TRAINING_ONLY = {'dropout', 'label_dropout', 'ema_rate', 'init_scale'}  # of config.model
+UNUSED_BY = {'vesde': {'beta_min', 'beta_max'}, 'others': {'sigma_min', 'sigma_max'}}
+
 
 def get_config(path: str) -> ConfigDict:
     """The config in the file, or under 'config' in it; keys that it lacks have their defaults. UserError where it cannot be read."""
@@ -72,8 +77,3 @@ def check(config: ConfigDict, stored: ConfigDict, path):
              for key, old, new in differences(config, stored) if defines_model(key, stored)}
     if lines:
         raise UserError(lines.get('model.name') or '\n'.join(lines.values()))
-
-
-DEFINING = {'training.sde', 'training.continuous', 'data.image_size', 'data.num_channels', 'data.centered'}
-TRAINING_ONLY = {'dropout', 'label_dropout', 'ema_rate', 'init_scale'}  # of config.model
-UNUSED_BY = {'vesde': {'beta_min', 'beta_max'}, 'others': {'sigma_min', 'sigma_max'}}
