@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import pathlib
 import re
@@ -30,56 +31,21 @@ import numpy as np
 import torch
 from agreement import gaussian_samples, quantities, small_config, tensor_cores
 from formulation_2021 import formulation_2021, plain_upfirdn2d
-from timing import Products, flops, inputs, interleaved, ncsnpp
+from sections import Failed, Run, Table
+from timing import Products, divergence_ways, flops, inputs, interleaved, ncsnpp
 
-import likelihood
 import losses
-import reports
 import run_lib
 import sampling
 import sde_lib
 from configs.vp import digits_ddpmpp_continuous
 from machine import machine
-from models.utils import create_model, get_score_fn, times_like
+from models.utils import create_model
 from op import nvrtc, upfirdn2d
 
 ROOT = pathlib.Path(__file__).parents[1]
 FORMATS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
 TAPS = torch.outer(*2 * [torch.tensor([1.0, 3, 3, 1]) / 8])
-
-
-@dataclasses.dataclass
-class Run:
-    """What every section knows. `quick`: tiny sizes, on a CPU; `until`: when all must be done, by `time.monotonic()`."""
-
-    device: str
-    quick: bool
-    seed: int
-    folder: pathlib.Path
-    npz: str
-    config: str
-    until: float
-
-    def left(self) -> float:
-        return self.until - time.monotonic()
-
-    @property
-    def repeats(self) -> int:
-        return 1 if self.quick else 5
-
-
-@dataclasses.dataclass
-class Table:
-    """Rows (dicts), and for each column its key and format; a missing value is an empty cell."""
-
-    title: str
-    columns: dict[str, tuple[str, str]]
-    rows: list[dict]
-
-    def markdown(self) -> str:
-        cells = [['' if row.get(key) is None else form.format(row[key]) for key, form in self.columns.values()]
-                 for row in self.rows]
-        return f'{self.title}\n\n{reports.markdown(tuple(self.columns), cells)}'
 
 
 # Kernels and tests -------------------------------------------------------------------------------
@@ -112,10 +78,6 @@ def kernels(run: Run) -> list[Table]:
 def gpu_tests() -> list[str]:
     """The test files that hold a test marked `gpu`: others may import packages that are not there."""
     return [str(path) for path in sorted((ROOT / 'tests').glob('test_*.py')) if 'mark.gpu' in path.read_text()]
-
-
-class Failed(Exception):
-    """A section whose tables show something wrong: (what, tables)."""
 
 
 def agreement(run: Run) -> list[Table]:
@@ -153,9 +115,9 @@ def agreement(run: Run) -> list[Table]:
 
 
 def composed_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
-    """`upfirdn2d` from PyTorch's grouped convolutions: what it is where there are no kernels of its own."""
+    """`upfirdn2d` by PyTorch's grouped convolutions, as on devices without the CUDA kernels."""
     size = [(length * up + sum(pad) - len(kernel)) // down + 1 for length in input.shape[2:]]
-    return sys.modules['op.upfirdn2d']._composed(input, kernel, up, down, (pad[0], pad[0]), size)
+    return importlib.import_module('op.upfirdn2d')._composed(input, kernel, up, down, (pad[0], pad[0]), size)
 
 
 def replayed(work, run: Run):
@@ -312,9 +274,8 @@ def networks(run: Run) -> list[Table]:
     modes = ['2021 formulation, float32', 'float32'] if run.quick else [*MODES]
     rows = []
     for name in modes:
-        if run.quick or run.left() > 200:
-            rows.append(network_row(run, name, rates, work))
-            print(rows[-1], flush=True)
+        rows.append(network_row(run, name, rates, work) if run.quick or run.left() > 200 else dict(mode=f'{name} (no time left)'))
+        print(rows[-1], flush=True)
     ceilings = [dict(what=f'matrix products, {name}', rate=rate / 1e12, unit='TFLOP/s') for name, rate in rates.items()
                 if name != 'copy'] + [dict(what='copy, read and write', rate=rates['copy'] / 1e12, unit='TB/s')]
     columns = {'': ('mode', '{}'), 'batch': ('batch', '{}')}
@@ -345,27 +306,15 @@ def samplers(run: Run) -> list[Table]:
     times = {name: min(found) for name, found in interleaved(ways | dict(bare=bare), run.device, min(run.repeats, 3)).items()}
     rows = [dict(sampler=name, batch=batch, nfe=evaluations[name], seconds=times[name], images=batch / times[name],
                  ratio=times[name] / (times['bare'] * evaluations[name] / calls)) for name in ways]
-    sde = sde_lib.get_sde(config)
-    flow = sde.reverse(get_score_fn(sde, model, continuous=True), probability_flow=True)
     x = x[:max(1, batch // 2)]
-    t, probe = times_like(x, 0.5), torch.randn_like(x).sign()
-
-    def drift(x, t):
-        return flow.sde(x, t)[0]
-
-    def two_passes():
-        with torch.no_grad():
-            drift(x, t)
-        likelihood.get_div_fn(drift)(x, t, probe)
-    passes = {'forward pass': torch.no_grad()(lambda: drift(x, t)), 'divergence, two forward passes': two_passes,
-              'divergence, one forward pass': lambda: likelihood._value_and_products(drift, x, t, [probe])}
+    passes = divergence_ways(sde_lib.get_sde(config), model, x)
     found = {name: min(times) for name, times in interleaved(passes, run.device, run.repeats).items()}
     return [Table('Samplers, NCSN++ ' + ('' if run.quick else 'in bfloat16'),
                   {'': ('sampler', '{}'), 'images': ('batch', '{}'), 'NFE': ('nfe', '{}'), 's': ('seconds', '{:.3f}'),
                    'images/s': ('images', '{:.1f}'), 'over its evaluations alone': ('ratio', '{:.3f}')}, rows),
             Table(f'Drift and divergence, batch {len(x)}', {'': ('way', '{}'), 's': ('seconds', '{:.4f}'),
                                                             'of two passes': ('ratio', '{:.2f}')},
-                  [dict(way=name, seconds=value, ratio=value / found['divergence, two forward passes'])
+                  [dict(way=name, seconds=value, ratio=value / found['two passes'])
                    for name, value in found.items()])]
 
 
@@ -379,6 +328,11 @@ def command(run: Run, mode: str, *flags: str) -> list[str]:
             '--config.training.snapshot_sampling=False', f'--config.device={run.device}', *fast, *data, *flags]
 
 
+def logged_steps(log: pathlib.Path) -> int:
+    """The last step that a training has logged, -1 if none."""
+    return max((int(step) for step in re.findall(r'step: (\d+)', log.read_text() if log.is_file() else '')), default=-1)
+
+
 def training(run: Run) -> list[Table]:
     """Train with main.py until a minute is left, stop it by SIGTERM, resume for some steps, draw a grid of samples."""
     workdir = run.folder / 'training'
@@ -390,18 +344,16 @@ def training(run: Run) -> list[Table]:
     compiled = [] if run.quick else ['--config.training.compile=True']
     log_freq = '--config.training.log_freq=50'
     process = subprocess.Popen(command(run, 'train', *compiled, log_freq), cwd=ROOT)
-    try:
-        process.wait(timeout=12 if run.quick else max(60, run.left() - 60))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
+    log, until = workdir / 'stdout.txt', time.monotonic() + max(60, run.left() - 60)
+    while process.poll() is None and time.monotonic() < until and not (run.quick and logged_steps(log) > 50):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
     status = process.wait(timeout=60)
-    stopped, lines = time.monotonic() - asked, (workdir / 'stdout.txt').read_text()
-    steps = [int(step) for step in re.findall(r'step: (\d+)', lines)]
+    stopped, lines, last = time.monotonic() - asked, log.read_text(), logged_steps(log)
     seen = re.findall(r'step: (\d+).*?training_loss: ([\d.e+-]+).*?images/s: (\d+)', lines)
-    last = max(steps)
     subprocess.run(command(run, 'train', log_freq, f'--config.training.n_iters={last + 60}'), cwd=ROOT, check=True)
-    resumed = max(int(step) for step in re.findall(r'step: (\d+)', (workdir / 'stdout.txt').read_text()))
+    resumed = logged_steps(log)
     sampler = ['--config.sampling.method=dpmpp_2m_sde', '--config.sampling.steps=30']
     subprocess.run(command(run, 'sample', *sampler, '--num_samples', '16' if run.quick else '64'), cwd=ROOT, check=True)
     shutil.copy(workdir / 'generated' / 'grid.png', run.folder / 'grid.png')
@@ -427,7 +379,7 @@ def main(arguments=None):
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     args = parser.parse_args(arguments)
     if not args.dry_run and not torch.cuda.is_available():
-        parser.error('no CUDA device is available: run it where there is one, or with --dry-run')
+        parser.error('no CUDA device is available: add --dry-run to try the command on a CPU')
     digits = str(pathlib.Path(digits_ddpmpp_continuous.__file__).relative_to(ROOT))
     config = args.config or (digits if args.dry_run else 'configs/ve/cifar10_ncsnpp_continuous.py')
     run = Run('cpu' if args.dry_run else 'cuda', args.dry_run, args.seed, pathlib.Path(args.folder).resolve(),

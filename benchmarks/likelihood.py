@@ -9,11 +9,10 @@ then the product with them, as published. Least times of the rounds, and median 
 import statistics
 
 import torch
-from timing import arguments, inputs, interleaved, ncsnpp, parse_args, show
+from timing import arguments, divergence_ways, inputs, interleaved, ncsnpp, parse_args, show
 
-import likelihood
 import sde_lib
-from models.utils import create_model, get_score_fn, times_like
+from models.utils import create_model
 
 
 def main():
@@ -24,19 +23,7 @@ def main():
     torch.manual_seed(args.seed)
     config = ncsnpp(args.device, args.quick)
     model, (x, _), sde = create_model(config).eval().requires_grad_(False), inputs(config, batch), sde_lib.get_sde(config)
-    flow = sde.reverse(get_score_fn(sde, model, continuous=True), probability_flow=True)
-    t, e = times_like(x, 0.5), torch.randn_like(x).sign()
-
-    def drift(x, t):
-        return flow.sde(x, t)[0]
-
-    def two_passes():
-        with torch.no_grad():
-            drift(x, t)
-        likelihood.get_div_fn(drift)(x, t, e)
-    ways = {'one forward pass': torch.no_grad()(lambda: drift(x, t)), 'two passes': two_passes,
-            'together': lambda: likelihood._value_and_products(drift, x, t, [e])}
-    times = interleaved(ways, args.device, args.repeats)
+    times = interleaved(divergence_ways(sde, model, x), args.device, args.repeats)
     rows = [dict(way=name, seconds=min(found), ratio=statistics.median(a / b for a, b in zip(found, times['two passes'])))
             for name, found in times.items()]
     show(args, f'NCSN++, drift and divergence, float32, batch {batch}', rows, {

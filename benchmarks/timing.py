@@ -139,6 +139,24 @@ def inputs(config, batch: int):
     return x, torch.exp(torch.empty(batch, device=config.device).uniform_(-4, 3))
 
 
+def divergence_ways(sde, model, x) -> dict:
+    """The drift of the probability flow at `x` alone, and drift and divergence by the two ways to compute them, as functions to time."""
+    import likelihood  # late, as above
+    from models.utils import get_score_fn, times_like
+    flow = sde.reverse(get_score_fn(sde, model, continuous=True), probability_flow=True)
+    t, probe = times_like(x, 0.5), torch.randn_like(x).sign()
+
+    def drift(x, t):
+        return flow.sde(x, t)[0]
+
+    def two_passes():
+        with torch.no_grad():
+            drift(x, t)
+        likelihood.get_div_fn(drift)(x, t, probe)
+    return {'one forward pass': torch.no_grad()(lambda: drift(x, t)), 'two passes': two_passes,
+            'together': lambda: likelihood._value_and_products(drift, x, t, [probe])}
+
+
 def flops(work) -> int:
     """The floating-point operations of convolutions and products in `work()`, forwards and backwards, of convolutions by definition."""
     aten, ours = torch.ops.aten, torch.ops.score_sde

@@ -1,0 +1,46 @@
+"""What the sections of gpu.py share: the run, and tables for the report."""
+import dataclasses
+import pathlib
+import time
+
+import timing  # noqa: F401 (puts the library on the path)
+
+import reports
+
+
+@dataclasses.dataclass
+class Run:
+    """What every section knows. `quick`: tiny sizes, on a CPU; `until`: when all must be done, by `time.monotonic()`."""
+
+    device: str
+    quick: bool
+    seed: int
+    folder: pathlib.Path
+    npz: str
+    config: str
+    until: float
+
+    def left(self) -> float:
+        return self.until - time.monotonic()
+
+    @property
+    def repeats(self) -> int:
+        return 1 if self.quick else 5
+
+
+@dataclasses.dataclass
+class Table:
+    """Rows (dicts), and for each column its key and format; a missing value is an empty cell."""
+
+    title: str
+    columns: dict[str, tuple[str, str]]
+    rows: list[dict]
+
+    def markdown(self) -> str:
+        cells = [['' if row.get(key) is None else form.format(row[key]) for key, form in self.columns.values()]
+                 for row in self.rows]
+        return f'{self.title}\n\n{reports.markdown(tuple(self.columns), cells)}'
+
+
+class Failed(Exception):
+    """A section whose tables show something wrong: (what, tables)."""
