@@ -357,7 +357,7 @@ def _recorded(workdir) -> dict:
 
 
 def _identity(config) -> dict:
-    """What tells a data set from others, wherever its files lie."""
+    """The values that identify a data set, wherever its files lie."""
     data = config.data
     names = {key: pathlib.Path(data[key]).name for key in ('path', 'tfrecords_path', 'category') if data.get(key)}
     return dict(dataset=data.dataset.upper(), image_size=data.image_size, num_channels=data.num_channels) | names

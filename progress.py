@@ -37,7 +37,7 @@ class Shown:
         total: the number of units, None if unknown.
         unit: what is counted, in the singular.
         initial: the number of units that were done before.
-        in_log: whether log lines stand in for the bar where there is no terminal.
+        in_log: whether log lines replace the bar if stderr is not a terminal.
         leave: whether the finished bar stays on the terminal.
     """
 
