@@ -158,6 +158,8 @@ eval.
 import torch
 from ml_collections import ConfigDict
 
+from configs import rules
+
 # Data sets -----------------------------------------------------------------------------------------------------------------
 
 
@@ -302,6 +304,20 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
             ),
         )
     )
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """Return an unlocked copy of `config` in which every optional key that it lacks has its default.
+
+    Keys without a sensible default (`rules.REQUIRED`) are never added.
+    """
+    completed, top = config.to_dict(), base().to_dict()
+    sections = {section: top.pop(section) for section, content in base().items() if hasattr(content, 'items')}
+    for place, section, content in [(completed, '', top), *((completed.setdefault(name, {}), name, sections[name]) for name in sections)]:
+        if isinstance(place, dict):
+            required = rules.REQUIRED.get(section, '').split()
+            place.update({name: value for name, value in content.items() if name not in place and name not in required})
+    return ConfigDict(completed)
 
 
 def cifar10() -> ConfigDict:
