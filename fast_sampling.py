@@ -18,19 +18,22 @@ from errors import UserError
 from models.utils import times_like
 from randomness import float64_device, normal_like
 from registry import Registry
-from sde_lib import expand, table
+from sde_lib import expand
 
-SOLVERS = Registry('solver (config.sampling.method)')
+SOLVERS = Registry('solver')
 register_solver, get_solver = SOLVERS.register, SOLVERS.get
 
 # Levels and grids --------------------------------------------------------------------------------------------------------------------
 
 
+def table(values) -> torch.Tensor:
+    """`values`, numbers or a tensor on any device, as (n,) in float64 on the CPU: not every device has float64."""
+    return torch.as_tensor(values.cpu() if torch.is_tensor(values) else values, dtype=torch.float64).reshape(-1)
+
+
 def levels(sde, t):
     """alpha and sigma at times t (n,), each (n,) in float64 on the CPU."""
-    t = table(t).reshape(-1)
-    alpha, sigma = sde.marginal_prob(torch.ones(len(t), 1, dtype=torch.float64), t)
-    return alpha[:, 0], sigma
+    return sde.mean_and_std(table(t))
 
 
 def half_log_snr(sde, t):
@@ -41,7 +44,7 @@ def half_log_snr(sde, t):
 
 def time_of(sde, lam):
     """The times (n,) in [0, T] at which lambda has the values `lam` (n,), by bisection: lambda falls with t."""
-    lam = table(lam).reshape(-1)
+    lam = table(lam)
     low, high = torch.zeros_like(lam), torch.full_like(lam, sde.T)
     for _ in range(60):
         middle = (low + high) / 2
@@ -69,7 +72,7 @@ def time_grid(sde, n: int, eps: float, skip_type: str = 'logSNR', rho: float = 7
         first, last = (-half_log_snr(sde, [sde.T, eps]) / rho).exp()
         times = time_of(sde, -rho * (first + at * (last - first)).log())
     else:
-        raise UserError(f'config.sampling.skip_type is {skip_type!r}: known are {", ".join(SKIP_TYPES)}')
+        raise UserError(f'skip_type must be one of {", ".join(SKIP_TYPES)}, got {skip_type!r}')
     times[-1] = eps
     times[0] = sde.T
     return times
@@ -221,7 +224,7 @@ class DPMSolver(Solver):
     def orders(steps: int, order: int) -> list[int]:
         """The order of each step, for so many evaluations."""
         if order not in (1, 2, 3):
-            raise UserError(f'config.sampling.dpm_solver_order is {order}: DPM-Solver has orders 1, 2 and 3')
+            raise UserError(f'dpm_solver_order must be 1, 2 or 3 for dpm_solver, got {order}')
         if order == 3 and steps % 3 == 0:
             return [3] * (steps // 3 - 1) + [2, 1]
         return [order] * (steps // order) + [steps % order] * (steps % order > 0)
@@ -298,7 +301,7 @@ class UniPC(Solver):
     def __init__(self, sde, score_fn, times, *, correct=None, dpm_solver_order=2):
         super().__init__(sde, score_fn, times, correct=correct)
         if not 1 <= dpm_solver_order <= 6:
-            raise UserError(f'config.sampling.dpm_solver_order is {dpm_solver_order}: UniPC has orders 1 to 6 here')
+            raise UserError(f'dpm_solver_order must be between 1 and 6 for unipc, got {dpm_solver_order}')
         self.order = dpm_solver_order
 
     @staticmethod
@@ -336,7 +339,10 @@ class UniPC(Solver):
         return self.moved(x, i, known)
 
 
-def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, project=None, first_step=0.01, safety=0.9, exponent=0.9):
+FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9  # of the adaptive solver: in units of T; of its step sizes
+
+
+def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, project=None):
     """x (B, ...) at time T carried to `eps` along the reverse-time SDE, each image in steps of its own (Jolicoeur-Martineau et al. 2021,
     Algorithm 1), two evaluations each.
 
@@ -350,7 +356,7 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
     """
     reverse, project = sde.reverse(score_fn), project or (lambda x, t: x)
     clock = float64_device(x.device)
-    t, h = (torch.full((len(x),), value, dtype=torch.float64, device=clock) for value in (float(sde.T), first_step * sde.T))
+    t, h = (torch.full((len(x),), value, dtype=torch.float64, device=clock) for value in (float(sde.T), FIRST_STEP * sde.T))
     x = before = project(x, t.to(x))
     path = _Path(x)
     for i in itertools.count():
@@ -360,7 +366,7 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
         h, noise = path.ahead(torch.where(active, torch.minimum(h, t - eps), 0))
         if (active & ~(h >= 1e-9 * sde.T)).any():
             raise UserError('the steps of the adaptive solver became too small: the score is not finite, or too steep for '
-                            f'config.sampling.rtol={rtol:g} and atol={atol:g}')
+                            f'rtol={rtol:g} and atol={atol:g}')
         start, end, dt = t.to(x), (t - h).to(x), expand(h.to(x), x)
         drift, diffusion = reverse.sde(x, start)
         first = x - dt * drift + expand(diffusion, x) * noise
@@ -374,7 +380,7 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
         x, before, t = torch.where(taken, second, x), torch.where(taken, first, before), torch.where(accepted, t - h, t)
         t = torch.where(t - eps < 1e-9 * sde.T, eps, t)
         x = torch.where(taken, project(x, t.to(x)), x)
-        h = torch.where(active, safety * h * error.clamp(min=1e-6) ** -exponent, h)
+        h = torch.where(active, SAFETY * h * error.clamp(min=1e-6) ** -EXPONENT, h)
         if callback:
             callback(i, t, x)
 

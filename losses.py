@@ -87,7 +87,7 @@ def get_sde_loss_fn(sde, train, reduce_mean=True, continuous=True, likelihood_we
     """
     def loss(model, batch, t, z, **condition):
         score = get_score_fn(sde, model, train=train, continuous=continuous)(sde.perturb(batch, t, z), t, **condition)
-        std = expand(sde.marginal_prob(torch.zeros_like(batch), t)[1], batch)
+        std = expand(sde.mean_and_std(t)[1], batch)
         if not likelihood_weighting:
             return _mean_loss((std * score + z) ** 2, reduce_mean)
         diffusion = expand(sde.sde(torch.zeros_like(batch), t)[1], batch)

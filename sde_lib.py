@@ -9,6 +9,7 @@ score in a network's output, the ancestral step, the factor of Langevin steps. S
 coefficients that do not depend on x come back as (B,).
 """
 import abc
+import copy
 import functools
 import math
 
@@ -21,11 +22,6 @@ from randomness import normal_like
 def expand(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """`v` of shape (B,) as (B, 1, ...), to be multiplied with `x` of shape (B, ...)."""
     return v.reshape(v.shape + (1,) * (x.ndim - v.ndim))
-
-
-def table(values) -> torch.Tensor:
-    """`values`, numbers or a tensor on any device, in float64 on the CPU: not every device has float64."""
-    return torch.as_tensor(values.cpu() if torch.is_tensor(values) else values, dtype=torch.float64)
 
 
 def _table_dtype(t: torch.Tensor) -> torch.dtype:
@@ -42,8 +38,7 @@ class SDE(abc.ABC):
     """A forward SDE with `N` discretization steps.
 
     A new process implements `T`, `sde`, `marginal_prob`, `prior_sampling` and `prior_logp`; everything else follows from these,
-    for a network that predicts noise from the label 999 t / T. `marginal_prob` is taken to be linear in x, as for every SDE with
-    an affine drift.
+    for a network that predicts noise from the label 999 t / T. `marginal_prob` must be linear in x, as for every SDE with a linear drift.
     """
 
     sampling_eps = 1e-3  # where sampling stops: below it the score is too steep for the solver
@@ -65,6 +60,16 @@ class SDE(abc.ABC):
     @abc.abstractmethod
     def marginal_prob(self, x, t):
         """The mean (shape of x) and the standard deviation (B,) of p(x_t | x_0 = x), a Gaussian."""
+
+    def mean_and_std(self, t):
+        """m(t) and std(t), both (B,), of p(x_t | x_0) = N(m(t) x_0, std(t)^2 I)."""
+        for shape in ((-1, 1, 1, 1), (-1, 1)):  # a `marginal_prob` may be written for images only, or for vectors only
+            ones = torch.ones_like(t).reshape(shape)
+            mean, std = self.marginal_prob(ones, t)
+            if mean.shape == ones.shape:
+                return mean.flatten(), std
+        raise ValueError(f'{type(self).__name__}.marginal_prob must return a mean of the shape of x, got {tuple(mean.shape)} for '
+                         f'{tuple(ones.shape)}')
 
     @abc.abstractmethod
     def prior_sampling(self, shape):
@@ -99,24 +104,29 @@ class SDE(abc.ABC):
 
     def denoise(self, x, t, score):
         """E[x_0 | x_t = x] from the score there (Tweedie's formula): (x + std^2 score) / m, where m x_0 is the mean of x_t; t > 0."""
-        m, std = self.marginal_prob(torch.ones_like(x), t)
-        return (x + expand(std, x) ** 2 * score) / m
+        m, std = self.mean_and_std(t)
+        return (x + expand(std, x) ** 2 * score) / expand(m, x)
+
+    def noise(self, x, t, score):
+        """E[z | x_t = x] for x_t = m x_0 + std z, from the score there: -std score."""
+        return -expand(self.mean_and_std(t)[1], x) * score
 
     def transition_prob(self, x, s, t):
         """The mean (shape of x) and the standard deviation (B,) of p(x_t | x_s = x) for times s <= t, both (B,): a Gaussian, whose
         moments follow from those at s and at t given x_0."""
-        (m_s, std_s), (m_t, std_t) = self.marginal_prob(torch.ones_like(x), s), self.marginal_prob(torch.ones_like(x), t)
+        (m_s, std_s), (m_t, std_t) = self.mean_and_std(s), self.mean_and_std(t)
         ratio = m_t / m_s
-        variance = expand(std_t, x) ** 2 - (ratio * expand(std_s, x)) ** 2
-        return ratio * x, variance.clamp(min=0).sqrt().flatten(1)[:, 0]
+        return expand(ratio, x) * x, (std_t ** 2 - (ratio * std_s) ** 2).clamp(min=0).sqrt()
 
     def timesteps(self, eps, device=None, dtype=torch.float32):
         """The N times, from T down to `eps`, from which samplers take their steps."""
         return torch.linspace(self.T, eps, self.N, device=device, dtype=dtype)
 
-    def step_size(self, t):
-        """The length of the step from time t, a number or (B,)."""
-        return self.T / self.N
+    def with_steps(self, N: int) -> 'SDE':
+        """The same process with `N` discretization steps."""
+        other = copy.copy(self)
+        other.N = N
+        return other
 
     def step_index(self, t, scales: int | None = None):
         """The index, 0 to N - 1, of time t in tables of N (or `scales`) steps: t (N - 1) / T, truncated."""
@@ -128,7 +138,7 @@ class SDE(abc.ABC):
 
     def score_from_output(self, output, t, continuous: bool = True, scales: int | None = None):
         """The score, given what the network answers to x_t and `network_label(t)`."""
-        return -output / expand(self.marginal_prob(torch.zeros_like(output), t)[1], output)
+        return -output / expand(self.mean_and_std(t)[1], output)
 
     def discrete_level(self, label):
         """Mean coefficient and standard deviation, both (B,), of x_t at a discrete network's integer label in 0 .. N - 1."""
@@ -168,18 +178,19 @@ class ReverseSDE:
     def T(self):
         return self.forward.T
 
-    def _reverse(self, x, t, drift, diffusion):
+    def reverse(self, x, t, drift, diffusion):
+        """Drift (shape of x) and diffusion (B,) of the reversal of a forward step, or SDE, that has these at x and t."""
         weight = 0.5 if self.probability_flow else 1.0
         drift = drift - weight * expand(diffusion, x) ** 2 * self.score_fn(x, t)
         return drift, torch.zeros_like(diffusion) if self.probability_flow else diffusion
 
     def sde(self, x, t):
         """Drift (shape of x) and diffusion (B,) of the reversal."""
-        return self._reverse(x, t, *self.forward.sde(x, t))
+        return self.reverse(x, t, *self.forward.sde(x, t))
 
     def discretize(self, x, t):
         """f (shape of x) and G (B,) of the reversed discretization (Appendix E): x_{i-1} = x_i - f + G z."""
-        return self._reverse(x, t, *self.forward.discretize(x, t))
+        return self.reverse(x, t, *self.forward.discretize(x, t))
 
 
 def _cached_table(make):
@@ -207,7 +218,7 @@ def _log_alphabars(beta_min, beta_max, n, dtype, device):
 def _geometric_sigmas(sigma_min, sigma_max, n, dtype, device):
     """The chain's sigma_i: n values from sigma_min to sigma_max, evenly spaced in the logarithm."""
     if n < 2:
-        raise UserError(f'a VE chain needs two noise levels or more, got N={n} (config.model.num_scales or sampling.steps)')
+        raise UserError(f'a VE chain needs two noise levels or more, got N={n}')
     return torch.linspace(math.log(sigma_min), math.log(sigma_max), n, dtype=dtype, device='cpu').exp().to(device)
 
 
@@ -232,6 +243,10 @@ class _LinearBetaSDE(SDE):
     def _log_mean_coeff(self, t):
         """log m(t) = -1/2 times the integral of beta over [0, t]."""
         return -0.25 * t ** 2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
+
+    def marginal_prob(self, x, t):
+        m, std = self.mean_and_std(t)
+        return expand(m, x) * x, std
 
     def prior_sampling(self, shape):
         return torch.randn(*shape)
@@ -284,9 +299,9 @@ class VPSDE(_LinearBetaSDE):
         beta = self._beta(t)
         return -0.5 * expand(beta, x) * x, beta.sqrt()
 
-    def marginal_prob(self, x, t):
+    def mean_and_std(self, t):
         log_mean_coeff = self._log_mean_coeff(t)
-        return expand(log_mean_coeff.exp(), x) * x, (-torch.expm1(2 * log_mean_coeff)).sqrt()
+        return log_mean_coeff.exp(), (-torch.expm1(2 * log_mean_coeff)).sqrt()
 
     def discretize(self, x, t):
         """One step of the DDPM chain: x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z (Eq. 10)."""
@@ -324,9 +339,9 @@ class subVPSDE(_LinearBetaSDE):
         beta = self._beta(t)
         return -0.5 * expand(beta, x) * x, (beta * -torch.expm1(4 * self._log_mean_coeff(t))).sqrt()
 
-    def marginal_prob(self, x, t):
+    def mean_and_std(self, t):
         log_mean_coeff = self._log_mean_coeff(t)
-        return expand(log_mean_coeff.exp(), x) * x, -torch.expm1(2 * log_mean_coeff)
+        return log_mean_coeff.exp(), -torch.expm1(2 * log_mean_coeff)
 
 
 class VESDE(SDE):
@@ -354,6 +369,9 @@ class VESDE(SDE):
 
     def sde(self, x, t):
         return torch.zeros_like(x), self._sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
+
+    def mean_and_std(self, t):
+        return torch.ones_like(t), self._sigma(t)
 
     def marginal_prob(self, x, t):
         return x, self._sigma(t)
@@ -398,86 +416,6 @@ class VESDE(SDE):
         sigma, below = self._neighbours(t)
         removed = sigma ** 2 - below ** 2
         return x + expand(removed, x) * score, (below ** 2 * removed / sigma ** 2).sqrt()
-
-
-class OnGrid(SDE):
-    """The process of `sde` on a grid of times (N,), from T down: each step leads from a time to the next, the last to the data themselves.
-    The grid says where it ends, whatever `eps` a sampler is given.
-
-    Its chain is the process looked at at these times, x_t = r x_s + std z for s < t (`transition_prob`), be they even or not, and so every
-    predictor can take its steps; ancestral sampling draws from p(x_s | x_t, x_0) with the denoised x_0.
-    """
-
-    def __init__(self, sde: SDE, times):
-        super().__init__(len(times))
-        self.process, self.times = sde, table(times)
-        m, std = sde.marginal_prob(torch.ones(self.N, 1, dtype=torch.float64), self.times)
-        m, self.std = torch.cat([m[:, 0], torch.ones(1)]), torch.cat([std, torch.zeros(1)])
-        self.r = m[:-1] / m[1:]
-        self.between = (self.std[:-1] ** 2 - (self.r * self.std[1:]) ** 2).clamp(min=0).sqrt()
-        self.sampling_eps = sde.sampling_eps
-
-    def __repr__(self):
-        return f'OnGrid({self.process!r}, {self.N} times from {float(self.times[0]):g} to {float(self.times[-1]):g})'
-
-    @property
-    def T(self):
-        return self.process.T
-
-    def sde(self, x, t):
-        return self.process.sde(x, t)
-
-    def marginal_prob(self, x, t):
-        return self.process.marginal_prob(x, t)
-
-    def perturb(self, x, t, noise=None):
-        return self.process.perturb(x, t, noise)
-
-    def denoise(self, x, t, score):
-        return self.process.denoise(x, t, score)
-
-    def transition_prob(self, x, s, t):
-        return self.process.transition_prob(x, s, t)
-
-    def prior_sampling(self, shape):
-        return self.process.prior_sampling(shape)
-
-    def prior_logp(self, z):
-        return self.process.prior_logp(z)
-
-    def network_label(self, t, continuous=True, scales=None):
-        return self.process.network_label(t, continuous, scales or self.process.N)
-
-    def score_from_output(self, output, t, continuous=True, scales=None):
-        return self.process.score_from_output(output, t, continuous, scales or self.process.N)
-
-    def timesteps(self, eps, device=None, dtype=torch.float32):
-        return self.times.to(device, dtype)
-
-    def step_index(self, t, scales=None):
-        """The number of the time in the grid that is nearest to t."""
-        t = t.to(_table_dtype(t))
-        return (self.times.to(t) - t[:, None]).abs().argmin(1)
-
-    def step_size(self, t):
-        ends = torch.cat([self.times[1:], torch.zeros(1)])
-        return (self.times - ends).to(t)[self.step_index(t)]
-
-    def _step(self, t):
-        """r and std of x_t given x_s, and std at s and at t, each (B,)."""
-        i = self.step_index(t)
-        return [values.to(t)[i] for values in (self.r, self.between, self.std[1:], self.std[:-1])]
-
-    def discretize(self, x, t):
-        r, between, _, _ = self._step(t)
-        return expand(r - 1, x) * x, between
-
-    def ancestral_step(self, x, t, score):
-        r, between, std_s, std_t = self._step(t)
-        return (x + expand(between, x) ** 2 * score) / expand(r, x), std_s * between / std_t
-
-    def langevin_alpha(self, t):
-        return self._step(t)[0] ** 2
 
 
 def get_sde(config) -> SDE:

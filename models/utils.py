@@ -128,7 +128,7 @@ def get_model_fn(model, train: bool = False):
     return model_fn
 
 
-def _number_of_scales(model):
+def number_of_scales(model):
     """How many noise levels a discrete network was built with (the length of its `sigmas`), or None where it does not say."""
     sigmas = getattr(getattr(model, 'module', model), 'sigmas', None)
     return None if sigmas is None else len(sigmas)
@@ -140,7 +140,7 @@ def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
     `continuous`: whether it was trained with continuous time. A discrete network's labels count the noise levels it was built
     with, whatever `sde.N` is. The network's output is the score itself (VE) or minus the noise (VP, sub-VP): see the SDE.
     """
-    model_fn, scales = get_model_fn(model, train), _number_of_scales(model)
+    model_fn, scales = get_model_fn(model, train), number_of_scales(model)
 
     def score_fn(x, t, **condition):
         output = model_fn(x, sde.network_label(t, continuous, scales), **condition)
@@ -151,24 +151,6 @@ def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
 def times_like(x, t):
     """The time t, a number, a tensor of shape () or (B,), as a tensor (B,) for x (B, ...), in its dtype and on its device."""
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-
-
-@torch.no_grad()
-def score(sde, model, x, t, continuous: bool = True):
-    """grad_x log p_t(x), shape of x, at the time t: a number or (B,)."""
-    return get_score_fn(sde, model, continuous=continuous)(x, times_like(x, t))
-
-
-@torch.no_grad()
-def denoise(sde, model, x, t, continuous: bool = True):
-    """The denoised estimate E[x_0 | x_t = x], shape of x, at the time t: a number or (B,)."""
-    t = times_like(x, t)
-    return sde.denoise(x, t, get_score_fn(sde, model, continuous=continuous)(x, t))
-
-
-def add_noise(sde, x, t, noise=None):
-    """A draw of x_t given x_0 = x, at the time t: a number or (B,)."""
-    return sde.perturb(x, times_like(x, t), noise)
 
 
 def to_flattened_numpy(x: torch.Tensor) -> np.ndarray:
