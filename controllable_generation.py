@@ -14,78 +14,90 @@ A class c is reached along the score of p_t(x | c) (Eq. 14), grad log p_t(x) + g
 noisy images, or from a network that knows classes. Both are a `guidance`: a function from a score function to a score function,
 which every sampler takes.
 """
+import dataclasses
+
 import torch
 
 from errors import UserError
 from measurements import Grey, Mask, Measurement
+from models.score import Score
 from models.utils import get_model_fn, gradients
-from sampling import get_pc_sampler
+from sampling import Loop, Options, check, sample
 from sde_lib import expand
 
 
-def get_measured_sampler(sde, get_sampler, inverse_scaler, denoise=True, *, consistency=0.0, guidance=None):
-    """-> sampler(model, measurement, y) -> (samples, nfe): images that agree with y = A x.
+def sample_measured(model: Score, measurement: Measurement, y, options: Options, loop: Loop = Loop(), consistency: float = 0.0,
+                    device=None):
+    """Draw images that agree with y = A x.
 
-    `get_sampler(shape, guidance=, project=)` -> sampler(model) -> (x, nfe), for images as the network sees them: any of sampling.py but
-    the adaptive ODE solver, within whose steps nothing can be imposed. `measurement`: A, a `Measurement`; `y`: measured of images
-    (B, C, H, W), scaled so. `denoise`: x is an estimate of images without noise, which agrees with y itself. `consistency`: weight of
-    `measurement_guidance`, which has every evaluation of the network differentiated. `guidance`: towards something else besides.
+    Args:
+        model: the score to follow, with its guidance.
+        measurement: A.
+        y: measured of images (B, C, H, W) as the network sees them.
+        options: the method and its settings; not 'ode', within whose steps nothing can be imposed. With `noise_removal` the images agree
+            with y exactly.
+        loop: `resample`, `jump` and a callback.
+        consistency: the weight of `measurement_guidance`, which differentiates every network evaluation.
+        device: where to sample; None: the device of the network.
+
+    Returns:
+        The images as the network sees them, and the number of network evaluations.
     """
-    def sampler(model, measurement: Measurement, y):
-        known = measurement.pinv(y)
-        guides = [guide for guide in (guidance, consistency and measurement_guidance(sde, measurement, y, consistency)) if guide]
+    known = measurement.pinv(y)
 
-        def guided(score_fn):
-            for guide in guides:
-                score_fn = guide(score_fn)
-            return score_fn
+    def replaced(x, known):
+        return x - measurement.project(x) + measurement.project(known)
 
-        def replaced(x, known):
-            return x - measurement.project(x) + measurement.project(known)
+    model = model.guided_by(consistency and measurement_guidance(model.sde, measurement, y, consistency))
+    loop = dataclasses.replace(loop, project=lambda x, t: replaced(x, model.sde.perturb(known.to(x), t)))
+    x, nfe = sample(model, known.shape, options, loop=loop, device=device)
+    return replaced(x, known.to(x)) if options.noise_removal else x, nfe
 
-        sample = get_sampler(known.shape, guidance=guided, project=lambda x, t: replaced(x, sde.perturb(known.to(x), t)))
-        x, nfe = sample(model)
-        return inverse_scaler(replaced(x, known.to(x)) if denoise else x), nfe
 
+def _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps) -> Options:
+    """The options of predictor-corrector sampling under their published names."""
+    return Options(method='pc', predictor=predictor, corrector=corrector, snr=snr, n_steps_each=n_steps, probability_flow=probability_flow,
+                   noise_removal=denoise, eps=eps)
+
+
+def _measured_sampler(sde, options, inverse_scaler, continuous, resample, jump, consistency, guidance):
+    """The function `sampler(model, measurement, y) -> images` behind the two functions below."""
+    loop = Loop(resample=resample, jump=jump)
+    check(Score(None, sde, continuous), options, loop)
+
+    def sampler(model, measurement, y):
+        return inverse_scaler(sample_measured(Score(model, sde, continuous).guided_by(guidance), measurement, y, options, loop,
+                                              consistency)[0])
     return sampler
-
-
-def get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False,
-                            denoise=True, eps=1e-5, *, resample=1, jump=1, consistency=0.0, guidance=None):
-    """-> sampler(model, measurement, y) -> (samples, nfe), as `get_measured_sampler`, by predictor-corrector sampling.
-
-    `resample`, `jump`: how often each stretch of so many steps is walked. Everything else as for `sampling.get_pc_sampler`.
-    """
-    settings = dict(predictor=predictor, corrector=corrector, inverse_scaler=lambda x: x, snr=snr, n_steps=n_steps, denoise=denoise,
-                    eps=eps, probability_flow=probability_flow, continuous=continuous, resample=resample, jump=jump)
-    get_pc_sampler(sde, (1,), **settings)  # refuses at once what has no definition
-    return get_measured_sampler(sde, lambda shape, **how: get_pc_sampler(sde, shape, **settings, **how), inverse_scaler, denoise,
-                                consistency=consistency, guidance=guidance)
 
 
 def get_pc_inpainter(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,
                      eps=1e-5, *, resample=1, jump=1, consistency=0.0, guidance=None):
-    """-> inpainter(model, data, mask) -> images like `data` (B, C, H, W), scaled as the network sees them, where `mask` is 1, and new
-    where it is 0 (Appendix I.2). The mask broadcasts to the data; what these hold where it is 0 has no influence."""
-    sampler = get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_steps, probability_flow, continuous, denoise, eps,
-                                      resample=resample, jump=jump, consistency=consistency, guidance=guidance)
+    """Return `inpainter(model, data, mask)`: images like `data` (B, C, H, W), scaled as the network sees them, where `mask` is 1, and new
+    where it is 0 (Appendix I.2).
+
+    The mask broadcasts to the data, whose values where it is 0 have no influence. `resample`, `jump`: see `sampling.Loop`; `consistency`:
+    see `sample_measured`. Everything else as for `sampling.get_pc_sampler`.
+    """
+    options = _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
+    sampler = _measured_sampler(sde, options, inverse_scaler, continuous, resample, jump, consistency, guidance)
 
     def inpainter(model, data, mask):
         mask = Mask(torch.as_tensor(mask))
-        return sampler(model, mask, mask(data))[0]
+        return sampler(model, mask, mask(data))
     return inpainter
 
 
 def get_pc_colorizer(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,
                      eps=1e-5, *, resample=1, jump=1, consistency=0.0, guidance=None):
-    """-> colorizer(model, gray_scale_img (B, C, H, W), its channels alike, or their mean counts) -> images in colour, whose channels have
-    that mean (Appendix I.3, where an orthogonal matrix makes it the first of the decoupled channels)."""
-    sampler = get_pc_measured_sampler(sde, predictor, corrector, inverse_scaler, snr, n_steps, probability_flow, continuous, denoise, eps,
-                                      resample=resample, jump=jump, consistency=consistency, guidance=guidance)
+    """Return `colorizer(model, gray_scale_img)`: images in colour whose channels have the mean of those of `gray_scale_img` (B, C, H, W)
+    (Appendix I.3, where an orthogonal matrix makes it the first of the decoupled channels). Everything else as for `get_pc_inpainter`."""
+    options = _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
+    sampler = _measured_sampler(sde, options, inverse_scaler, continuous, resample, jump, consistency, guidance)
 
     def colorizer(model, gray_scale_img):
         grey = Grey(gray_scale_img.shape[1])
-        return sampler(model, grey, grey(gray_scale_img))[0]
+        return sampler(model, grey, grey(gray_scale_img))
     return colorizer
 
 
@@ -103,8 +115,7 @@ def measurement_guidance(sde, measurement: Measurement, y, weight: float = 1.0):
             with gradients(x, t) as (x, t):
                 x = x.detach().requires_grad_()
                 score = score_fn(x, t)
-                m, std = sde.marginal_prob(torch.ones_like(x), t)
-                std = expand(std, x)
+                m, std = (expand(value, x) for value in sde.mean_and_std(t))
                 estimate = sde.denoise(x, t, score)
                 missing = (known.to(x) - measurement.project(estimate.detach())) * (m ** 2 + std ** 2) / std ** 2
                 gradient = torch.autograd.grad(estimate, x, missing)[0]
@@ -153,7 +164,7 @@ def classifier_free_guidance(labels, weight: float = 1.0):
 
 def get_pc_conditional_sampler(sde, classifier, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False,
                                continuous=False, denoise=True, eps=1e-5, *, shape=None, weight=1.0, device=None):
-    """-> conditional_sampler(model, labels (B,)) -> (samples, nfe) of these classes, by a classifier on noisy images (Sec. 5).
+    """Return `conditional_sampler(model, labels (B,)) -> (samples, nfe)` of these classes, by a classifier of noisy images (Sec. 5).
 
     `shape`: of one sample, (C, H, W); None is what the classifier says in its attribute `shape`. `weight`: of its gradient. Everything
     else as for `sampling.get_pc_sampler`.
@@ -161,12 +172,13 @@ def get_pc_conditional_sampler(sde, classifier, predictor, corrector, inverse_sc
     shape = getattr(getattr(classifier, 'module', classifier), 'shape', None) if shape is None else shape
     if shape is None:
         raise UserError('the classifier does not say in an attribute `shape` what images it takes: pass shape=(C, H, W)')
-    settings = dict(predictor=predictor, corrector=corrector, inverse_scaler=inverse_scaler, snr=snr, n_steps=n_steps, denoise=denoise,
-                    eps=eps, probability_flow=probability_flow, continuous=continuous, device=device)
-    get_pc_sampler(sde, (1,), **settings)  # refuses at once what has no definition
+    options = _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
+    check(Score(None, sde, continuous), options)
 
     def conditional_sampler(model, labels):
         labels = _checked(labels)
-        return get_pc_sampler(sde, (len(labels), *shape), **settings, guidance=classifier_guidance(sde, classifier, labels, weight))(model)
+        score = Score(model, sde, continuous).guided_by(classifier_guidance(sde, classifier, labels, weight))
+        x, nfe = sample(score, (len(labels), *shape), options, device=device)
+        return inverse_scaler(x), nfe
 
     return conditional_sampler

@@ -4,61 +4,58 @@ A code is x_T, distributed as the prior, a Gaussian of mean 0; it follows from t
 made from others decode to images between, around or made from theirs, if they are as likely under the prior: the functions below
 keep the scale of the prior where a plain average would shrink it.
 """
+import dataclasses
+
 import torch
 
-import fast_sampling
 from errors import UserError
-from models.utils import get_score_fn
-from sampling import Counted, follow_flow, get_fast_sampler, get_ode_sampler
+from models.score import Score
+from sampling import Options, check, follow_flow, sample
 
 
-def get_encoder(sde, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None, steps=None, skip_type=None,
-                rho=7.0, **settings):
-    """-> encoder(model, x (B, ...), scaled as the network sees it) -> (codes, shape of x, and the number of network evaluations).
+@torch.no_grad()
+def encode(model: Score, x, options: Options = Options()):
+    """Carry images to their latent codes.
 
-    `eps`: the time at which the flow meets the image, None the SDE's `sampling_eps`. `rtol`, `atol`, `method`: see `ode_lib.solve`; or
-    `method` is a solver of fast_sampling.py that follows the flow, such as 'heun', with its `steps` (None: its default), its grid and its
-    `settings` as `sampling.get_fast_sampler` has them.
+    Args:
+        model: the score to follow, with its guidance.
+        x: images (B, ...) as the network sees them.
+        options: 'ode', or a solver that follows the flow, such as 'heun'; `eps` is the time at which the flow meets the image.
+
+    Returns:
+        The codes, shape of x, and the number of network evaluations.
     """
-    solver, eps = _solver(method), sde.sampling_eps if eps is None else eps
-
-    if solver:
-        number = steps or solver.default_steps
-        own = {key: value for key, value in dict(settings, steps=number).items() if key in solver.settings}
-        intervals = solver.intervals(number, **dict(settings, denoise=False))
-        times = fast_sampling.time_grid(sde, intervals, eps, skip_type or solver.skip_type, rho).flip(0)
-
-    @torch.no_grad()
-    def encoder(model, x):
-        score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
-        guided = guidance(score_fn) if guidance else score_fn
-        if not solver:
-            return follow_flow(sde, guided, x, eps, sde.T, rtol, atol, method), score_fn.calls
-        stepper = solver(sde, guided, times, **own)
-        for i in range(len(times) - 1):
-            x = stepper.step(x, i)
-        return x, score_fn.calls
-
-    encoder.times = times if solver else None
-    return encoder
+    options = _of_the_flow(model, options)
+    score_fn, counter = model.counted()
+    if not options.solver():
+        x = follow_flow(model.sde, score_fn, x, options.stop(model.sde), model.sde.T, *options.tolerances(), options.ode_method)
+        return x, counter.calls
+    times = encoding_times(model.sde, options)
+    solver = options.solver()(model.sde, score_fn, times, **options.solver_settings())
+    for i in range(len(times) - 1):
+        x = solver.step(x, i)
+    return x, counter.calls
 
 
-def get_decoder(sde, inverse_scaler, rtol=1e-5, atol=1e-5, method='RK45', eps=None, continuous=True, *, guidance=None, steps=None,
-                skip_type=None, rho=7.0, **settings):
-    """-> decoder(model, z (B, ...)) -> (images, number of network evaluations), the inverse of the encoder of the same arguments."""
-    solver, eps = _solver(method), sde.sampling_eps if eps is None else eps
-    if solver:
-        return get_fast_sampler(sde, None, solver, inverse_scaler, steps, skip_type, rho, denoise=False, eps=eps, continuous=continuous,
-                                guidance=guidance, **settings)
-    return get_ode_sampler(sde, None, inverse_scaler, False, rtol, atol, method, eps, continuous=continuous, guidance=guidance)
+def encoding_times(sde, options: Options):
+    """The times (n + 1,) between which `encode` takes its steps, or None if the solver chooses them."""
+    return options.solver_times(sde, denoise=False).flip(0) if options.solver() else None
 
 
-def _solver(method: str):
-    """The solver of that name, if it is one of fast_sampling.py."""
-    solver = fast_sampling.SOLVERS.find(method)
+def decode(model: Score, z, options: Options = Options(), device=None):
+    """Carry latent codes z (B, ...) to images: (x, the number of network evaluations), the inverse of `encode` with the same options."""
+    return sample(model, z.shape, _of_the_flow(model, options), z=z, device=device)
+
+
+def _of_the_flow(model, options: Options) -> Options:
+    """The options without noise and without a last denoising step; 'ode' in place of methods that are no solvers."""
+    solver = options.solver()
     if solver and not solver.follows_flow:
-        raise UserError(f'codes are made by the flow: method={method!r} adds noise')
-    return solver
+        raise UserError(f'latent codes follow the probability flow, but method={options.method!r} adds noise')
+    options = dataclasses.replace(options, method=options.method if solver else 'ode', noise_removal=False, eta=0.0, churn=0.0,
+                                  correct=None)
+    check(model, options)
+    return options
 
 
 def interpolate(z0, z1, fractions):

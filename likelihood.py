@@ -10,6 +10,7 @@ Units. A network sees y = scaler(x), where x are the data in [0, 1]. `nats` is l
 the negative log2 of the probability of an image on a grid of `levels` grey levels, per dimension:
 bpd = log2(levels) - log p(x) / (D log 2). That is an upper bound on average if the data are uniformly dequantised (Theis et al. 2016).
 """
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -17,14 +18,15 @@ import torch
 
 import ode_lib
 from errors import UserError
-from models.utils import get_score_fn, gradients, times_like
+from models.score import Score
+from models.utils import gradients, times_like
 
 PROBES = {'Rademacher': lambda x: torch.randint_like(x, low=0, high=2) * 2 - 1, 'Gaussian': torch.randn_like}
 
 
 class Likelihood(NamedTuple):
-    """Of B images: log p(x) and bits/dim, each (B,) with the standard error of Hutchinson's estimator (0 where exact, NaN for a single
-    probe), the latent codes x_T (shape of the data), and the number of evaluations of the ODE."""
+    """For B images: log p(x) and bits/dim, each (B,) with the standard error of Hutchinson's estimator (0 if exact, NaN for a single
+    probe), the latent codes x_T (shape of the data), and the number of network evaluations."""
     nats: torch.Tensor
     nats_stderr: torch.Tensor
     bpd: torch.Tensor
@@ -61,57 +63,70 @@ def _log_jacobian(inverse_scaler, y):
     return slope.abs().log().flatten(1).sum(1)
 
 
-def get_log_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', rtol=1e-5, atol=1e-5, method='RK45', eps=1e-5, *, probes=1,
-                          levels=256, scaler=None, dequantize=False, continuous=True):
-    """-> fn(model, data) -> Likelihood, for data (B, ...) scaled as the network sees them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a likelihood is computed.
 
-    `inverse_scaler`: from there to [0, 1], value by value; its slope gives the units. `hutchinson_type`: 'Rademacher', 'Gaussian' or
-    'exact' (D backward passes: for small dimensions). `probes`: estimates averaged. `levels`: grey levels of the data. `dequantize`:
-    add the uniform noise here, to data on the grid k / (levels - 1); needs `scaler`. `rtol`, `atol`, `method`: see `ode_lib.solve`.
-    `eps`: the flow starts there. `continuous`: how the network was trained.
+    Args:
+        hutchinson_type: of the probes, 'Rademacher' or 'Gaussian'; 'exact' computes the divergence by D backward passes, for small D.
+        probes: how many estimates of the divergence are averaged.
+        rtol, atol, method: of the ODE solver, see `ode_lib.solve`.
+        eps: the time at which the flow starts.
     """
-    if hutchinson_type not in (*PROBES, 'exact'):
-        raise UserError(f"hutchinson_type must be 'Rademacher', 'Gaussian' or 'exact', got {hutchinson_type!r}")
-    if probes < 1:
-        raise UserError(f'at least one probe is needed, got probes={probes}')
-    if dequantize and scaler is None:
-        raise UserError('dequantize=True moves the data in [0, 1] and needs the way back: pass scaler=')
+    hutchinson_type: str = 'Rademacher'
+    probes: int = 1
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    method: str = 'RK45'
+    eps: float = 1e-5
 
-    ode_lib.check_method(method)
+    def __post_init__(self):
+        if self.hutchinson_type not in (*PROBES, 'exact'):
+            raise UserError(f"hutchinson_type must be 'Rademacher', 'Gaussian' or 'exact', got {self.hutchinson_type!r}")
+        if self.probes < 1:
+            raise UserError(f'probes must be at least 1, got {self.probes}')
+        ode_lib.check_method(self.method)
+
+
+@torch.no_grad()
+def log_likelihood(model: Score, y, inverse_scaler=lambda y: y, levels: int = 256, options: Options = Options()) -> Likelihood:
+    """Compute log-likelihoods by the probability flow.
+
+    Args:
+        model: the score to follow, with its guidance.
+        y: data (B, ...) as the network sees them.
+        inverse_scaler: maps `y` to the data x, value by value; its slope gives the units of the density.
+        levels: the number of grey levels of the data, for bits/dim; 1 for data without levels.
+        options: of the estimator and the solver.
+    """
+    exact = options.hutchinson_type == 'exact'
+    directions = _basis(y) if exact else [PROBES[options.hutchinson_type](y) for _ in range(options.probes)]
+    flow = model.sde.reverse(model.counted()[0], probability_flow=True)
+
+    def drift(x, t):
+        return flow.sde(x, t)[0]
+
+    def derivative(t, x, log_ratio):
+        value, products = _value_and_products(drift, x, times_like(x, t), directions)
+        return value, products.sum(0, keepdim=True) if exact else products
+
+    start = y.new_zeros(1 if exact else options.probes, len(y))
+    (z, log_ratio), nfe = ode_lib.solve(derivative, (y, start), options.eps, model.sde.T, options.rtol, options.atol, options.method)
+    nats = model.sde.prior_logp(z) + log_ratio - _log_jacobian(inverse_scaler, y)
+    stderr = (torch.zeros_like(nats[0]) if exact else nats.std(0) / math.sqrt(options.probes) if options.probes > 1 else
+              nats[0] * math.nan)
+    per_dim = 1 / (y[0].numel() * math.log(2))
+    nats = nats.mean(0)
+    return Likelihood(nats, stderr, math.log2(levels) - nats * per_dim, stderr * per_dim, z, nfe)
+
+
+def get_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', rtol=1e-5, atol=1e-5, method='RK45', eps=1e-5, *,
+                      continuous=True):
+    """Return `likelihood_fn(model, data) -> (bits/dim (B,), latent codes, nfe)`, as the 2021 release does; see `log_likelihood`."""
+    options = Options(hutchinson_type=hutchinson_type, rtol=rtol, atol=atol, method=method, eps=eps)
 
     def likelihood_fn(model, data):
-        if dequantize:
-            x = inverse_scaler(data)
-            data = scaler(((levels - 1) * x + torch.rand_like(x)) / levels)
-        with torch.no_grad():
-            exact = hutchinson_type == 'exact'
-            directions = _basis(data) if exact else [PROBES[hutchinson_type](data) for _ in range(probes)]
-            flow = sde.reverse(get_score_fn(sde, model, train=False, continuous=continuous), probability_flow=True)
-
-            def drift(x, t):
-                return flow.sde(x, t)[0]
-
-            def derivative(t, x, log_ratio):
-                value, products = _value_and_products(drift, x, times_like(x, t), directions)
-                return value, products.sum(0, keepdim=True) if exact else products
-
-            start = data.new_zeros(1 if exact else probes, len(data))
-            (z, log_ratio), nfe = ode_lib.solve(derivative, (data, start), eps, sde.T, rtol, atol, method)
-            nats = sde.prior_logp(z) + log_ratio - _log_jacobian(inverse_scaler, data)
-            stderr = torch.zeros_like(nats[0]) if exact else nats.std(0) / math.sqrt(probes) if probes > 1 else nats[0] * math.nan
-            per_dim = 1 / (data[0].numel() * math.log(2))
-            nats = nats.mean(0)
-            return Likelihood(nats, stderr, math.log2(levels) - nats * per_dim, stderr * per_dim, z, nfe)
-
-    return likelihood_fn
-
-
-def get_likelihood_fn(sde, inverse_scaler, hutchinson_type='Rademacher', rtol=1e-5, atol=1e-5, method='RK45', eps=1e-5, **settings):
-    """-> likelihood_fn(model, data) -> (bits/dim (B,), latent codes, nfe): `get_log_likelihood_fn`, as published."""
-    log_likelihood_fn = get_log_likelihood_fn(sde, inverse_scaler, hutchinson_type, rtol, atol, method, eps, **settings)
-
-    def likelihood_fn(model, data):
-        result = log_likelihood_fn(model, data)
+        result = log_likelihood(Score(model, sde, continuous), data, inverse_scaler, options=options)
         return result.bpd, result.z, result.nfe
 
     return likelihood_fn

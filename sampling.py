@@ -1,38 +1,71 @@
 """Samplers of the reverse-time SDE and of the probability-flow ODE (Song et al. 2021, Secs. 3.3 and 4, Appendices E to G).
 
-A predictor takes a step of the reverse SDE, a corrector one of Langevin dynamics at a fixed time; both answer (x, x_mean), where
-x_mean lacks the noise of the last step. A sampler, called with a network, returns samples and the number of network evaluations. Noise
-comes from `randomness.normal_like`, so that images can be drawn from streams of their own.
+    model = Score(network, sde)                                          # models/score.py; guidance is part of it
+    x, nfe = sample(model, (16, 3, 32, 32), Options(method='heun', steps=18))
+
+`Options` has the keys of a config's `sampling` section. 'pc' alternates a predictor, a step of the reverse SDE, and a corrector, steps of
+Langevin dynamics at a fixed time; 'ode' follows the probability flow, 'adaptive' the reverse SDE with error control; all other methods are
+the solvers of fast_sampling.py. The functions of the 2021 release (`get_pc_sampler`, `get_ode_sampler`, `get_sampling_fn`) are adapters of
+`sample`. Noise comes from `randomness.normal_like`, so that each image can have its own stream of random numbers.
 """
 import abc
+import dataclasses
 import functools
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 
 import fast_sampling
 import ode_lib
 from errors import UserError
+from models.score import Score
 from models.utils import get_score_fn, times_like
 from randomness import batch_mean, normal_like, prior_sampling
 from registry import Registry
-from sde_lib import OnGrid, expand, get_sde
+from sde_lib import expand
 
-PREDICTORS = Registry('predictor (config.sampling.predictor)')
-CORRECTORS = Registry('corrector (config.sampling.corrector)')
+PREDICTORS, CORRECTORS = Registry('predictor'), Registry('corrector')
 register_predictor, get_predictor = PREDICTORS.register, PREDICTORS.get
 register_corrector, get_corrector = CORRECTORS.register, CORRECTORS.get
 
+# Predictors and correctors -----------------------------------------------------------------------------------------------------------
+
+
+def transition(sde, s: float, t: float) -> tuple[float, float, float, float]:
+    """The process between two times s < t, where s = 0 stands for the data themselves, without noise.
+
+    Returns:
+        r and std of x_t = r x_s + std z, and the standard deviations of the noise in x_s and in x_t, computed in float64.
+    """
+    (m_t, std_t), (m_s, std_s) = ([float(value) for value in fast_sampling.levels(sde, [time])] if time else (1.0, 0.0) for time in (t, s))
+    r = m_t / m_s
+    return r, math.sqrt(max(std_t ** 2 - (r * std_s) ** 2, 0.0)), std_s, std_t
+
 
 class Predictor(abc.ABC):
-    """A step from time t to the next, for an SDE and a score function (x, t) -> shape of x."""
+    """A step towards the data, for an SDE and a score function (x, t) -> shape of x.
+
+    `update_fn` takes the steps of the SDE's own N times, as in the 2021 release. A predictor that also has `step` can be used on any grid
+    of times (`skip_type`).
+    """
 
     def __init__(self, sde, score_fn, probability_flow=False):
         self.sde, self.score_fn = sde, score_fn
         self.rsde = sde.reverse(score_fn, probability_flow)
 
+    @classmethod
+    def check(cls, sde):
+        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for this SDE and its N."""
+        sde.discretize(torch.zeros(1, 1, 1, 1), torch.full((1,), float(sde.T)))
+
     @abc.abstractmethod
     def update_fn(self, x, t):
-        """x (B, ...) at times t (B,) -> (x, x_mean) one step earlier, of the length `sde.step_size(t)`, T/N unless the grid is another."""
+        """x (B, ...) at times t (B,) -> (x, x_mean) at t - T/N, where x_mean lacks the noise of the step."""
+
+    def step(self, x, t: float, s: float):
+        """x (B, ...) at time t -> (x, x_mean) at time s < t; s = 0 leads to the data."""
+        raise NotImplementedError
 
 
 class Corrector(abc.ABC):
@@ -41,9 +74,18 @@ class Corrector(abc.ABC):
     def __init__(self, sde, score_fn, snr, n_steps):
         self.sde, self.score_fn, self.snr, self.n_steps = sde, score_fn, snr, n_steps
 
+    @classmethod
+    def check(cls, sde):
+        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for this SDE and its N."""
+        sde.langevin_alpha(torch.full((1,), float(sde.T)))
+
     @abc.abstractmethod
     def update_fn(self, x, t):
         """x (B, ...) at times t (B,) -> (x, x_mean) at the same times."""
+
+    def step(self, x, t: float, s: float):
+        """x (B, ...) at time t -> (x, x_mean) at the same time, on a grid whose next time is s."""
+        return self.update_fn(x, times_like(x, t))
 
 
 @register_predictor(name='euler_maruyama')
@@ -51,8 +93,12 @@ class EulerMaruyamaPredictor(Predictor):
     """x - f dt + g sqrt(dt) z with dt = T/N, on the reverse SDE."""
 
     def update_fn(self, x, t):
-        dt = self.sde.step_size(t)
-        dt = expand(dt, x) if torch.is_tensor(dt) else dt
+        return self._step(x, t, self.sde.T / self.sde.N)
+
+    def step(self, x, t, s):
+        return self._step(x, times_like(x, t), t - s)
+
+    def _step(self, x, t, dt):
         z = normal_like(x)
         drift, diffusion = self.rsde.sde(x, t)
         x_mean = x - drift * dt
@@ -61,28 +107,44 @@ class EulerMaruyamaPredictor(Predictor):
 
 @register_predictor(name='reverse_diffusion')
 class ReverseDiffusionPredictor(Predictor):
-    """x - f + G z, with f and G of the forward chain reversed (Appendix E)."""
+    """x - f + G z, with f and G of the forward chain reversed (Appendix E); on any grid the chain is the process at its times."""
 
     def update_fn(self, x, t):
-        f, G = self.rsde.discretize(x, t)
+        return self._noised(x, *self.rsde.discretize(x, t))
+
+    def step(self, x, t, s):
+        (r, std, _, _), t = transition(self.sde, s, t), times_like(x, t)
+        return self._noised(x, *self.rsde.reverse(x, t, (r - 1) * x, torch.full_like(t, std)))
+
+    def _noised(self, x, f, G):
         x_mean = x - f
         return x_mean + expand(G, x) * normal_like(x), x_mean
 
 
 @register_predictor(name='ancestral_sampling')
 class AncestralSamplingPredictor(Predictor):
-    """The reverse step of the SDE's own Markov chain (Eq. 4; Appendix F), for VPSDE and VESDE."""
+    """The reverse step of the SDE's own Markov chain (Eq. 4; Appendix F), for VPSDE and VESDE; on any grid a draw from
+    p(x_s | x_t, x_0) with the denoised x_0, for any SDE."""
 
     def __init__(self, sde, score_fn, probability_flow=False):
         if probability_flow:
-            raise NotImplementedError('sampling.probability_flow=True has no meaning for ancestral sampling: use reverse_diffusion or '
+            raise NotImplementedError('probability_flow=True is not defined for ancestral_sampling: use reverse_diffusion or '
                                       'euler_maruyama')
         super().__init__(sde, score_fn)
-        sde.ancestral_step(torch.zeros(1), torch.full((1,), float(sde.T)), torch.zeros(1))  # refuses at once an SDE without a chain
+
+    @classmethod
+    def check(cls, sde):
+        super().check(sde)
+        sde.ancestral_step(torch.zeros(1), torch.full((1,), float(sde.T)), torch.zeros(1))
 
     def update_fn(self, x, t):
         x_mean, std = self.sde.ancestral_step(x, t, self.score_fn(x, t))
         return x_mean + expand(std, x) * normal_like(x), x_mean
+
+    def step(self, x, t, s):
+        r, std, std_s, std_t = transition(self.sde, s, t)
+        x_mean = (x + std ** 2 * self.score_fn(x, times_like(x, t))) / r
+        return x_mean + std_s * std / std_t * normal_like(x), x_mean
 
 
 @register_predictor(name='none')
@@ -92,20 +154,26 @@ class NonePredictor(Predictor):
     def update_fn(self, x, t):
         return x, x
 
+    def step(self, x, t, s):
+        return x, x
+
 
 @register_corrector(name='langevin')
 class LangevinCorrector(Corrector):
     """Langevin dynamics whose step keeps the ratio of noise to score, averaged over the batch, at `snr` (Algorithms 4 and 5).
 
-    Images with streams of their own (randomness.py) have steps of their own.
+    Images with streams of their own (randomness.py) have steps of their own. On any grid alpha is r^2 of `transition`.
     """
 
-    def __init__(self, sde, score_fn, snr, n_steps):
-        super().__init__(sde, score_fn, snr, n_steps)
-        sde.langevin_alpha(torch.full((1,), float(sde.T)))  # refuses at once a chain of too few steps
-
     def update_fn(self, x, t):
-        alpha, x_mean = self.sde.langevin_alpha(t), x
+        return self._steps(x, t, self.sde.langevin_alpha(t))
+
+    def step(self, x, t, s):
+        alpha, t = transition(self.sde, s, t)[0] ** 2, times_like(x, t)
+        return self._steps(x, t, torch.full_like(t, alpha))
+
+    def _steps(self, x, t, alpha):
+        x_mean = x
         for _ in range(self.n_steps):
             score, noise = self.score_fn(x, t), normal_like(x)
             score_norm, noise_norm = batch_mean(score.flatten(1).norm(dim=1)), batch_mean(noise.flatten(1).norm(dim=1))
@@ -119,9 +187,9 @@ class LangevinCorrector(Corrector):
 class AnnealedLangevinDynamics(LangevinCorrector):
     """Langevin dynamics with steps of 2 alpha (snr std(t))^2, as NCSN takes them (Song & Ermon 2019, Algorithm 1)."""
 
-    def update_fn(self, x, t):
-        std, x_mean = self.sde.marginal_prob(x, t)[1], x
-        step = expand((self.snr * std) ** 2 * 2 * self.sde.langevin_alpha(t), x)
+    def _steps(self, x, t, alpha):
+        std, x_mean = self.sde.mean_and_std(t)[1], x
+        step = expand((self.snr * std) ** 2 * 2 * alpha, x)
         for _ in range(self.n_steps):
             x_mean = x + step * self.score_fn(x, t)
             x = x_mean + (2 * step).sqrt() * normal_like(x)
@@ -148,64 +216,297 @@ def shared_corrector_update_fn(x, t, sde, model, corrector, continuous, snr, n_s
     return (corrector or NoneCorrector)(sde, score_fn, snr, n_steps).update_fn(x, t)
 
 
-class Counted:
-    """A function that counts its calls."""
-
-    def __init__(self, fn):
-        self.fn, self.calls = fn, 0
-
-    def __call__(self, *args, **settings):
-        self.calls += 1
-        return self.fn(*args, **settings)
+# The loop ----------------------------------------------------------------------------------------------------------------------------
 
 
-def walk(step, sde, x, times, callback=None, project=None, resample=1, jump=1, begin=lambda: None):
-    """x (B, ...) at times[0] carried along `times` (n + 1,) by `step(x, i) -> (x, x_mean)` from each to the next: (x, x_mean).
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What happens between the steps of a sampler.
 
-    `callback(i, t, x)`, where given, sees the state after the i-th step. `project(x, t)`, where given, imposes on x what is known of it
-    at times t (B,): at the start and behind every step. `resample`: each stretch of `jump` steps is walked so many times, the forward
-    process carrying x back in between (Lugmayr et al. 2022, Algorithm 1 and Appendix B), and `begin` being called anew; but once where
-    the last step is a stretch of its own.
+    Args:
+        callback: `callback(i, t, x)` is called with the state after the i-th step.
+        project: `project(x, t (B,)) -> x` imposes on x what is known of it: at the start and after every step.
+        resample: how many times each stretch of `jump` steps is taken; in between, the forward process carries x back to its start (Lugmayr
+            et al. 2022, Algorithm 1 and Appendix B). A last stretch of one step is taken once.
+        jump: the length of a stretch.
     """
-    project, last = project or (lambda x, t: x), len(times) - 2
-    times_like_x = [t.expand(len(x)) for t in times]
-    x = x_mean = project(x, times_like_x[0])
-    for start in range(0, last + 1, jump):
-        stretch = range(start, min(start + jump, last + 1))
-        for again in range(1 if start == last else resample):
-            if again:
-                mean, std = sde.transition_prob(x, times_like_x[stretch[-1] + 1], times_like_x[start])
-                x = mean + expand(std, x) * normal_like(x)
-                begin()
-            for i in stretch:
-                x, x_mean = step(x, i)
-                x = project(x, times_like_x[i + 1])
-                if callback:
-                    callback(i, times[i], x)
-    return x, x_mean
+    callback: Callable | None = None
+    project: Callable | None = None
+    resample: int = 1
+    jump: int = 1
 
+    def __post_init__(self):
+        for name in ('resample', 'jump'):
+            if getattr(self, name) < 1:
+                raise UserError(f'{name} must be at least 1, got {getattr(self, name)}')
+
+    def projected(self, x, t):
+        """x with what is known of it at times t (B,)."""
+        return self.project(x, t) if self.project else x
+
+    def walk(self, step, sde, x, times, begin=lambda: None):
+        """Carry x (B, ...) at times[0] along `times` (n + 1,) by `step(x, i) -> (x, x_mean)`, from the i-th time to the next.
+
+        `begin()` is called before a stretch is taken again. Returns (x, x_mean) at the last time.
+        """
+        last, times_of_x = len(times) - 2, [t.expand(len(x)) for t in times]
+        x = x_mean = self.projected(x, times_of_x[0])
+        for start in range(0, last + 1, self.jump):
+            stretch = range(start, min(start + self.jump, last + 1))
+            for again in range(1 if start == last else self.resample):
+                if again:
+                    mean, std = sde.transition_prob(x, times_of_x[stretch[-1] + 1], times_of_x[start])
+                    x = mean + expand(std, x) * normal_like(x)
+                    begin()
+                for i in stretch:
+                    x, x_mean = step(x, i)
+                    x = self.projected(x, times_of_x[i + 1])
+                    if self.callback:
+                        self.callback(i, times[i], x)
+        return x, x_mean
+
+
+# Sampling ----------------------------------------------------------------------------------------------------------------------------
 
 ORDERS = ('corrector_predictor', 'predictor_corrector')
+DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol, atol
 
 
-def predictor_corrector(predictor, corrector, x, timesteps, callback=None, project=None, resample=1, jump=1, order=ORDERS[0]):
-    """x (B, ...) carried along `timesteps` (n,), by n steps of the predictor, the last from the last of them: (x, x_mean).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How samples are drawn: the keys of a config's `sampling` section, explained in configs/defaults.py, and three more.
 
-    `order`: 'corrector_predictor' corrects at each time before stepping to the next, as published code does; 'predictor_corrector' steps
-    first and corrects at the next, as Algorithm 1 has it, but not after the last step. Everything else as for `walk`; `project` comes
-    between the two as well.
+    `eps`: the time at which sampling stops; None: `sde.sampling_eps`. `correct`: a function that is applied to every estimate of an image,
+    such as `fast_sampling.threshold`. `own`: settings of solvers that are not in this library, by name. `predictor` and `corrector` may be
+    classes as well as names.
     """
-    times, project = [*timesteps, timesteps[-1]], project or (lambda x, t: x)
-    corrects_first = order == ORDERS[0] or isinstance(corrector, NoneCorrector)
+    method: str = 'heun'
+    predictor: type | str | None = 'none'
+    corrector: type | str | None = 'none'
+    order: str = ORDERS[0]
+    n_steps_each: int = 1
+    snr: float = 0.16
+    probability_flow: bool = False
+    noise_removal: bool = True
+    steps: int = 0
+    skip_type: str = ''
+    rho: float = 7.0
+    eta: float = 0.0
+    churn: float = 0.0
+    dpm_solver_order: int = 2
+    ode_method: str = 'dopri5'
+    rtol: float = 0.0
+    atol: float = 0.0
+    prior_mean: float | torch.Tensor = 0.0
+    eps: float | None = None
+    correct: Callable | None = None
+    own: Mapping = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Mapping, centered: bool = True, **more) -> 'Options':
+        """The options that `settings` describes, a config's `sampling` section or another mapping with its keys.
+
+        `centered`: whether the network sees images in [-1, 1] rather than in [0, 1], for `thresholding`. `more`: further fields.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        fields = {key: value for key, value in settings.items() if key in names} | dict(
+            own={key: value for key, value in settings.items() if key not in names})
+        if settings.get('thresholding', False):
+            fields['correct'] = functools.partial(fast_sampling.threshold, centered=centered)
+        return cls(**fields | more)
+
+    def solver(self):
+        """The solver class of fast_sampling.py that `method` names, or None."""
+        return fast_sampling.SOLVERS.find(self.method)
+
+    def solver_settings(self) -> dict:
+        """The settings that this solver takes."""
+        solver, given = self.solver(), vars(self) | dict(self.own)
+        return {key: given[key] for key in solver.settings if key in given} | (
+            dict(steps=self.steps or solver.default_steps) if 'steps' in solver.settings else {})
+
+    def solver_times(self, sde, denoise: bool | None = None):
+        """The times (n + 1,) of this solver's grid, from T down, in float64."""
+        solver, steps = self.solver(), self.steps or self.solver().default_steps
+        settings = self.solver_settings() | dict(denoise=self.noise_removal if denoise is None else denoise)
+        intervals = solver.intervals(steps, **{key: value for key, value in settings.items() if key != 'steps'})
+        if intervals < 1:
+            raise UserError(f'steps={steps} is too few for method={self.method!r}')
+        return fast_sampling.time_grid(sde, intervals, self.stop(sde), self.skip_type or solver.skip_type, self.rho)
+
+    def tolerances(self) -> tuple[float, float]:
+        """rtol and atol of 'ode' and 'adaptive'; 0.0 stands for the method's default."""
+        rtol, atol = DEFAULT_TOLERANCES[self.method.lower()]
+        return self.rtol or rtol, self.atol or atol
+
+    def stop(self, sde) -> float:
+        """The time at which sampling stops."""
+        return sde.sampling_eps if self.eps is None else self.eps
+
+    def pair(self):
+        """The classes of predictor and corrector."""
+        return (_class(PREDICTORS, self.predictor, NonePredictor), _class(CORRECTORS, self.corrector, NoneCorrector))
+
+
+def _class(registry, chosen, default):
+    return registry.get(chosen) if isinstance(chosen, str) else chosen or default
+
+
+def methods() -> list[str]:
+    """The values of `Options.method`."""
+    return ['pc', 'ode', 'adaptive', *fast_sampling.SOLVERS.names()]
+
+
+def check(model: Score, options: Options, loop: Loop = Loop()):
+    """Raise NotImplementedError or ValueError, naming the option, if samples cannot be drawn so; the network may be None."""
+    sde, method = model.sde, options.method.lower()
+    if method not in map(str.lower, methods()):
+        raise UserError(f'method must be one of {", ".join(methods())}, got {options.method!r}')
+    if options.correct and not options.solver():
+        raise UserError(f'thresholding needs a solver that estimates images, which method={method!r} does not')
+    if method not in ('pc', 'ode') and not model.continuous and sde.N < 100:
+        raise UserError(f"method={method!r} needs a network of continuous time, or of 100 noise levels or more: this one has {sde.N} "
+                        "(num_scales); use 'pc'")
+    if method == 'ode':
+        ode_lib.check_method(options.ode_method)
+        if loop.project:
+            raise UserError("method='ode' cannot impose measurements on its steps: use 'pc', 'adaptive' or one of "
+                            + ', '.join(fast_sampling.SOLVERS.names()))
+    elif method == 'adaptive' and (loop.resample, loop.jump) != (1, 1):
+        raise UserError("method='adaptive' has no steps that could be repeated: set resample and jump to 1")
+    elif method == 'pc':
+        _check_pc(sde, options, loop)
+    elif options.solver():
+        options.solver()(sde, None, options.solver_times(sde), correct=options.correct, **options.solver_settings())
+
+
+def _check_pc(sde, options, loop):
+    predictor, corrector = options.pair()
+    if predictor is NonePredictor and corrector is NoneCorrector:
+        raise UserError("predictor and corrector are both 'none': nothing would turn the noise of the prior into samples")
+    if options.n_steps_each < 1 and corrector is not NoneCorrector:
+        raise UserError(f'n_steps_each must be at least 1, got {options.n_steps_each}')
+    if options.order not in ORDERS:
+        raise UserError(f'order must be one of {", ".join(ORDERS)}, got {options.order!r}')
+    if loop.resample > 1 and predictor is NonePredictor:
+        raise UserError(f"resample={loop.resample} needs a predictor: with predictor='none' there is no step to repeat")
+    if options.skip_type and predictor.step is Predictor.step:
+        raise UserError(f'predictor {predictor.__name__} has no method `step`, which skip_type={options.skip_type!r} needs')
+    chain = sde.with_steps(options.steps or sde.N)
+    times_of(sde, options)
+    predictor(chain, None, options.probability_flow), corrector(chain, None, options.snr, options.n_steps_each)
+    if not options.skip_type:
+        predictor.check(chain)
+        if corrector is not NoneCorrector:
+            corrector.check(chain)
+
+
+def times_of(sde, options: Options):
+    """The times (n + 1,) between which a sampler takes its steps, or None if it chooses them itself."""
+    if options.solver():
+        return options.solver_times(sde)
+    if options.method.lower() != 'pc':
+        return None
+    steps, eps = options.steps or sde.N, options.stop(sde)
+    times = (fast_sampling.time_grid(sde, steps - 1, eps, options.skip_type, options.rho) if options.skip_type else
+             sde.with_steps(steps).timesteps(eps))
+    return torch.cat([times, torch.zeros_like(times[:1])])
+
+
+@torch.no_grad()
+def sample(model: Score, shape, options: Options = Options(), *, z=None, loop: Loop = Loop(), device=None):
+    """Draw samples of a model.
+
+    Args:
+        model: the score to follow, with its guidance.
+        shape: of the samples, (B, ...).
+        options: the method and its settings.
+        z: the latent codes to begin with, of `shape`, for methods without noise; None: a draw from the prior.
+        loop: what happens between the steps.
+        device: where to sample; None: the device of the network.
+
+    Returns:
+        The samples as the network sees them, and the number of network evaluations.
+
+    Raises:
+        NotImplementedError, ValueError: if the options have no definition for this SDE.
+    """
+    check(model, options, loop)
+    x = _start(model, shape, device, options.prior_mean) if z is None else z
+    score_fn, counter = model.counted()
+    method = options.method.lower()
+    draw = {'pc': _predictor_corrector, 'ode': _ode, 'adaptive': _adaptive}.get(method, _solver)
+    return draw(model.sde, score_fn, x, options, loop), counter.calls
+
+
+def _start(model, shape, device, prior_mean):
+    """A draw from the prior, made on the CPU so that a seed means the same everywhere, on the sampler's device in the network's dtype."""
+    parameter, x = model.parameter(), prior_sampling(model.sde, shape)
+    x = x + (prior_mean.to(x) if torch.is_tensor(prior_mean) else prior_mean)
+    if parameter is not None:
+        x = x.to(device or parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+    return x.to(device) if device else x
+
+
+def _predictor_corrector(sde, score_fn, x, options, loop):
+    """Algorithm 1, along the SDE's own N times or along the grid `skip_type`. The last step leads from the last time to the data.
+
+    Order 'corrector_predictor' corrects at each time before the step from it, as the 2021 release does; 'predictor_corrector' corrects
+    after each step, as Algorithm 1 has it, but not after the last one, where there is no noise left.
+    """
+    chain, (predictor, corrector) = sde.with_steps(options.steps or sde.N), options.pair()
+    predictor = predictor(chain, score_fn, options.probability_flow)
+    corrector = corrector(chain, score_fn, options.snr, options.n_steps_each)
+    if options.skip_type:
+        grid = times_of(sde, options)
+        at = grid.tolist()
+        times = torch.cat([grid[:-1], grid[-2:-1]]).to(x.device, x.dtype)
+        predict, correct = (lambda x, i, t: predictor.step(x, at[i], at[i + 1])), lambda x, i, t: corrector.step(x, at[i], at[i + 1])
+    else:
+        times = chain.timesteps(options.stop(sde), x.device, x.dtype)
+        times = torch.cat([times, times[-1:]])
+        predict, correct = (lambda x, i, t: predictor.update_fn(x, t)), lambda x, i, t: corrector.update_fn(x, t)
+    corrects_first = options.order == ORDERS[0] or isinstance(corrector, NoneCorrector)
+    times_of_x, last = [t.expand(len(x)) for t in times], len(times) - 2
 
     def step(x, i):
-        t, s = (times[j].expand(len(x)) for j in (i, i + 1))
+        t, s = times_of_x[i], times_of_x[i + 1]
         if corrects_first:
-            return predictor.update_fn(project(corrector.update_fn(x, t)[0], t), t)
-        if i == len(timesteps) - 1 and not isinstance(predictor, NonePredictor):
-            return predictor.update_fn(x, t)  # to the data themselves, where there is no noise for a corrector to work with
-        return corrector.update_fn(project(predictor.update_fn(x, t)[0], s), s)
-    return walk(step, predictor.sde, x, times, callback, project, resample, jump)
+            return predict(loop.projected(correct(x, i, t)[0], t), i, t)
+        if i == last and not isinstance(predictor, NonePredictor):
+            return predict(x, i, t)
+        return correct(loop.projected(predict(x, i, t)[0], s), min(i + 1, last), s)
+
+    x, x_mean = loop.walk(step, sde, x, times)
+    return x_mean if options.noise_removal else x
+
+
+def _solver(sde, score_fn, x, options, loop):
+    """The solvers of fast_sampling.py."""
+    times = options.solver_times(sde)
+    solver = options.solver()(sde, score_fn, times, correct=options.correct, **options.solver_settings())
+    x, _ = loop.walk(lambda x, i: (solver.step(x, i),) * 2, sde, x, times.to(x.device, x.dtype), solver.forget)
+    return solver.denoised(x) if options.noise_removal else x
+
+
+def _adaptive(sde, score_fn, x, options, loop):
+    """The reverse SDE in steps of each image's own."""
+    eps = options.stop(sde)
+    x = fast_sampling.adaptive(sde, score_fn, x, eps, *options.tolerances(), loop.callback, loop.project)
+    t = times_like(x, eps)
+    return sde.denoise(x, t, score_fn(x, t)) if options.noise_removal else x
+
+
+def _ode(sde, score_fn, x, options, loop):
+    """The probability flow; noise is removed by one predictor step without noise."""
+    eps = options.stop(sde)
+    x = follow_flow(sde, score_fn, x, sde.T, eps, *options.tolerances(), options.ode_method)
+    return ReverseDiffusionPredictor(sde, score_fn).update_fn(x, times_like(x, eps))[1] if options.noise_removal else x
+
+
+def round_to_8_bits(x):
+    """Images in [0, 1] (B, ...) with values k / 255."""
+    return (x.clamp(0, 1) * 255).round() / 255
 
 
 def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
@@ -217,182 +518,49 @@ def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
     return ode_lib.solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]
 
 
-def _start(sde, shape, model, device, prior_mean=0.0):
-    """A draw from the prior, made on the CPU so that a seed means the same everywhere, on the sampler's device in the network's dtype."""
-    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    x = prior_sampling(sde, shape)
-    x = x + (prior_mean.to(x) if torch.is_tensor(prior_mean) else prior_mean)
-    if parameter is not None:
-        x = x.to(device or parameter.device, torch.promote_types(parameter.dtype, torch.float32))
-    return x.to(device) if device else x
-
-
-def methods() -> list[str]:
-    """What `config.sampling.method` may be."""
-    return ['pc', 'ode', 'adaptive', *fast_sampling.SOLVERS.names()]
-
-
-def get_sampling_sde(config):
-    """The config's SDE with the number of steps that 'pc' is to take, and on the grid of times that `skip_type` says, if any."""
-    sde, settings = get_sde(config), config.sampling
-    if settings.method.lower() not in ('pc', 'ode'):
-        return sde
-    sde.N = settings.get('steps') or sde.N
-    skip_type = settings.get('skip_type')
-    if settings.method.lower() == 'ode' or not skip_type:
-        return sde
-    return OnGrid(sde, fast_sampling.time_grid(sde, sde.N - 1, sde.sampling_eps, skip_type, settings.get('rho', 7.0)))
-
-
-def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, *, project=None, resample=1, jump=1):
-    """The sampler that `config.sampling` describes, for samples of `shape`, stopping at time `eps`; `guidance`, `project`, `resample` and
-    `jump` as samplers take them."""
-    sampling, method = config.sampling, config.sampling.method.lower()
-    common = dict(denoise=sampling.noise_removal, eps=eps, device=config.device, continuous=config.training.continuous, guidance=guidance,
-                  prior_mean=sampling.get('prior_mean', 0.0))
-    correct = functools.partial(fast_sampling.threshold, centered=config.data.centered) if sampling.get('thresholding', False) else None
-    if sampling.get('round', False):
-        inverse_scaler = _rounded(inverse_scaler)
-    if method not in map(str.lower, methods()):
-        raise UserError(f'config.sampling.method is {sampling.method!r}: known are {", ".join(methods())}')
-    if correct and not fast_sampling.SOLVERS.find(method):
-        raise UserError(f'config.sampling.thresholding=True needs a solver that estimates images, which method={method!r} does not')
-    if method not in ('pc', 'ode') and not config.training.continuous and sde.N < 100:
-        raise UserError(f'config.sampling.method={method!r} needs a network that knows all times, or 100 noise levels or more: this one '
-                        f"knows config.model.num_scales={sde.N}; use 'pc'")
-    if project and method == 'ode':
-        raise UserError("config.sampling.method='ode': nothing can be imposed on the steps of that solver; use 'pc', 'adaptive' or one of "
-                        + ', '.join(fast_sampling.SOLVERS.names()))
-    tolerances = {key: sampling.get(key) or default for key, default in DEFAULT_TOLERANCES.get(method, {}).items()}
-    if method == 'ode':
-        return get_ode_sampler(sde, shape, inverse_scaler, method=sampling.get('ode_method', 'dopri5'), **common, **tolerances)
-    common |= dict(project=project, resample=resample, jump=jump)
-    if method == 'pc':
-        return get_pc_sampler(sde, shape, get_predictor(sampling.predictor), get_corrector(sampling.corrector),
-                              inverse_scaler, sampling.snr, n_steps=sampling.n_steps_each, probability_flow=sampling.probability_flow,
-                              order=sampling.get('order', ORDERS[0]), **common)
-    if method == 'adaptive':
-        return get_adaptive_sampler(sde, shape, inverse_scaler, **common, **tolerances)
-    solver = fast_sampling.get_solver(method)
-    return get_fast_sampler(sde, shape, solver, inverse_scaler, sampling.get('steps'), skip_type=sampling.get('skip_type'),
-                            rho=sampling.get('rho', 7.0), correct=correct, **common,
-                            **{key: sampling[key] for key in solver.settings if key in sampling and key != 'steps'})
-
-
-DEFAULT_TOLERANCES = {'ode': dict(rtol=1e-5, atol=1e-5), 'adaptive': dict(rtol=0.05, atol=1 / 256)}
-
-
-def _rounded(inverse_scaler):
-    """-> x -> the nearest images of 8 bits."""
-    return lambda x: (inverse_scaler(x).clamp(0, 1) * 255).round() / 255
+# The functions of the 2021 release ---------------------------------------------------------------------------------------------------
 
 
 def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,
-                   eps=1e-3, device=None, *, guidance=None, project=None, resample=1, jump=1, order=ORDERS[0], prior_mean=0.0):
-    """-> pc_sampler(model, callback=None) -> (samples, nfe), over `sde.N` times from T to `eps` (Algorithm 1).
+                   eps=1e-3, device=None, *, guidance=None):
+    """Return `pc_sampler(model) -> (samples, nfe)`: predictor-corrector sampling over `sde.N` times from T to `eps` (Algorithm 1).
 
-    `predictor`, `corrector`: classes, or None. `snr`, `n_steps`: of the corrector. `probability_flow`: the predictor steps along the
-    ODE. `continuous`: how the network was trained. `denoise`: leave out the noise of the last step (of the predictor: without one there
-    is no difference). `device`: None is the network's. `guidance`: from the network's score function to the one that is followed.
-    `project`, `resample`, `jump`, `order`: see `predictor_corrector`. `prior_mean`: a number or an image added to the prior's draw.
-    A combination without a definition is refused here, before any step: NotImplementedError or ValueError.
-    """
-    predictor, corrector = predictor or NonePredictor, corrector or NoneCorrector
-    if predictor is NonePredictor and corrector is NoneCorrector:
-        raise UserError("sampling.predictor and sampling.corrector are both 'none': nothing would turn the prior's noise into samples")
-    if n_steps < 1 and corrector is not NoneCorrector:
-        raise UserError(f'sampling.n_steps_each must be at least 1, got {n_steps}')
-    if order not in ORDERS:
-        raise UserError(f'sampling.order is {order!r}: known are {" and ".join(ORDERS)}')
-    _check_repeats(resample, jump)
-    if resample > 1 and predictor is NonePredictor:
-        raise UserError(f"resample={resample}: without a predictor (sampling.predictor='none') there is no step to repeat")
-    unused = get_score_fn(sde, None)  # the classes refuse what they must when they are built
-    predictor(sde, unused, probability_flow), corrector(sde, unused, snr, n_steps)
-
-    @torch.no_grad()
-    def pc_sampler(model, callback=None):
-        score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
-        guided = guidance(score_fn) if guidance else score_fn
-        x = _start(sde, shape, model, device, prior_mean)
-        timesteps = sde.timesteps(eps, x.device, x.dtype)
-        x, x_mean = predictor_corrector(predictor(sde, guided, probability_flow), corrector(sde, guided, snr, n_steps), x, timesteps,
-                                        callback, project, resample, jump, order)
-        return inverse_scaler(x_mean if denoise else x), score_fn.calls
-
-    pc_sampler.times = torch.cat([sde.timesteps(eps), torch.zeros(1)])  # of its steps, for those who show progress
-    return pc_sampler
-
-
-def _check_repeats(resample, jump):
-    if resample < 1 or jump < 1:
-        raise UserError(f'resample={resample} and jump={jump}: both must be at least 1')
-
-
-def get_fast_sampler(sde, shape, solver, inverse_scaler, steps=None, skip_type=None, rho=7.0, denoise=True, eps=1e-3, device=None,
-                     continuous=True, *, guidance=None, project=None, resample=1, jump=1, correct=None, prior_mean=0.0, **settings):
-    """-> fast_sampler(model, z=None, callback=None) -> (samples, nfe), by a solver of fast_sampling.py.
-
-    It begins with the code `z` (`shape`), or a draw from the prior. `solver`: a class; `steps`: what it is to spend, None is its
-    `default_steps`; `skip_type`, `rho`: see `time_grid`, None is the grid that suits it. `denoise`: end with its estimate of the image,
-    one evaluation more. `settings`: its own, see there. `correct`: put on every estimate of the image, see `threshold`. Everything else as
-    for `get_pc_sampler`.
-    """
-    _check_repeats(resample, jump)
-    steps = steps or solver.default_steps
-    intervals = solver.intervals(steps, denoise=denoise, **settings)
-    settings = {key: value for key, value in dict(settings, steps=steps).items() if key in solver.settings}
-    if intervals < 1:
-        raise UserError(f'config.sampling.steps={steps} are too few for {solver.__name__}')
-    times = fast_sampling.time_grid(sde, intervals, eps, skip_type or solver.skip_type, rho)
-    solver(sde, None, times, correct=correct, **settings)  # refuses what it must
-
-    @torch.no_grad()
-    def fast_sampler(model, z=None, callback=None):
-        score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
-        stepper = solver(sde, guidance(score_fn) if guidance else score_fn, times, correct=correct, **settings)
-        x = _start(sde, shape, model, device, prior_mean) if z is None else z
-        x, _ = walk(lambda x, i: (stepper.step(x, i),) * 2, sde, x, times.to(x.device, x.dtype), callback, project, resample, jump,
-                    stepper.forget)
-        return inverse_scaler(stepper.denoised(x) if denoise else x), score_fn.calls
-
-    fast_sampler.times = times
-    return fast_sampler
-
-
-def get_adaptive_sampler(sde, shape, inverse_scaler, rtol=0.05, atol=1 / 256, denoise=True, eps=1e-3, device=None, continuous=True, *,
-                         guidance=None, project=None, resample=1, jump=1, prior_mean=0.0):
-    """-> adaptive_sampler(model, callback=None) -> (samples, nfe), by `fast_sampling.adaptive`. Everything else as for `get_pc_sampler`."""
-    if resample != 1 or jump != 1:
-        raise UserError("sampling.method='adaptive' has no steps that could be repeated: set control.resample and control.jump to 1")
-
-    @torch.no_grad()
-    def adaptive_sampler(model, callback=None):
-        score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
-        guided = guidance(score_fn) if guidance else score_fn
-        x = fast_sampling.adaptive(sde, guided, _start(sde, shape, model, device, prior_mean), eps, rtol, atol, callback, project)
-        t = times_like(x, eps)
-        return inverse_scaler(sde.denoise(x, t, guided(x, t)) if denoise else x), score_fn.calls
-
-    return adaptive_sampler
-
-
-def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1e-5, method='RK45', eps=1e-3, device=None,
-                    continuous=True, *, guidance=None, prior_mean=0.0):
-    """-> ode_sampler(model, z=None) -> (samples, nfe): the probability-flow ODE from T to `eps` (Eq. 13), from the latent code `z`
-    (`shape`) or a draw from the prior. `denoise` adds one noiseless predictor step. `rtol`, `atol`, `method`: see `ode_lib.solve`.
+    `predictor`, `corrector`: classes, or None. `snr`, `n_steps`: of the corrector. `probability_flow`: the predictor follows the ODE.
+    `continuous`: how the network was trained. `denoise`: leave out the noise of the last step. `device`: None is the network's.
     `guidance`: from the network's score function to the one that is followed.
     """
-    ode_lib.check_method(method)
+    options = Options(method='pc', predictor=predictor, corrector=corrector, snr=snr, n_steps_each=n_steps,
+                      probability_flow=probability_flow, noise_removal=denoise, eps=eps)
+    return _sampler(sde, shape, options, inverse_scaler, Loop(), device=device, continuous=continuous, guidance=guidance)
 
-    @torch.no_grad()
-    def ode_sampler(model, z=None):
-        score_fn = Counted(get_score_fn(sde, model, train=False, continuous=continuous))
-        guided = guidance(score_fn) if guidance else score_fn
-        x = _start(sde, shape, model, device, prior_mean) if z is None else z
-        x = follow_flow(sde, guided, x, sde.T, eps, rtol, atol, method)
-        if denoise:
-            x = ReverseDiffusionPredictor(sde, guided).update_fn(x, times_like(x, eps))[1]
-        return inverse_scaler(x), score_fn.calls
 
-    return ode_sampler
+def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1e-5, method='RK45', eps=1e-3, device=None, *,
+                    continuous=True, guidance=None):
+    """Return `ode_sampler(model, z=None) -> (samples, nfe)`: the probability-flow ODE from T to `eps` (Eq. 13).
+
+    It starts from the latent code `z` (`shape`) or a draw from the prior. `denoise`: add one noiseless predictor step. `rtol`, `atol`,
+    `method`: see `ode_lib.solve`. Everything else as for `get_pc_sampler`.
+    """
+    options = Options(method='ode', noise_removal=denoise, rtol=rtol, atol=atol, ode_method=method, eps=eps)
+    return _sampler(sde, shape, options, inverse_scaler, Loop(), device=device, continuous=continuous, guidance=guidance)
+
+
+def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, loop: Loop = Loop()):
+    """Return the sampler `fn(model) -> (samples, nfe)` that `config.sampling` describes, for samples of `shape`, stopping at `eps`."""
+    options = Options.of(config.sampling, config.data.centered, eps=eps)
+
+    def images(x):
+        return round_to_8_bits(inverse_scaler(x)) if config.sampling.get('round', False) else inverse_scaler(x)
+    return _sampler(sde, shape, options, images, loop, device=config.device, continuous=config.training.continuous,
+                    guidance=guidance)
+
+
+def _sampler(sde, shape, options, inverse_scaler, loop, *, device, continuous, guidance):
+    check(Score(None, sde, continuous), options, loop)
+
+    def sampler(model, z=None):
+        score = Score(model, sde, continuous).guided_by(guidance)
+        x, nfe = sample(score, shape, options, z=z, loop=loop, device=device)
+        return inverse_scaler(x), nfe
+
+    return sampler
