@@ -3,6 +3,7 @@
 A task reads pictures, makes rows of a gallery from them, and arrays for a file. The mathematics is in controllable_generation.py,
 measurements.py and latents.py.
 """
+import dataclasses
 import pathlib
 import types
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from ml_collections import ConfigDict
 import checkpoints
 import controllable_generation as control_lib
 import datasets
-import fast_sampling
 import image_sources
 import interruption
 import latents
@@ -25,8 +25,11 @@ import preflight
 import reports
 import run_lib
 import sampling
+import sde_lib
 from errors import UserError
+from models.score import Score
 from randomness import own_randomness
+from score_model import ScoreModel
 
 
 class Task(NamedTuple):
@@ -41,35 +44,50 @@ class Task(NamedTuple):
     measurement: Callable | None = None
 
 
-@interruption.interruptible('No results were written.')
-def control(config, workdir, task, input='', mask='', labels='', classifier='', checkpoint='', output='', measured=False):
-    """Does `task`, one of TASKS, with a checkpoint file (the latest of `workdir`), and writes `gallery.png` and `results.npz` into the
-    folder `output` (`workdir/control_{task}`), which it returns.
+class Request(NamedTuple):
+    """What a task is asked for, besides the config: the values of the flags of `--mode control`.
 
-    `input`: a picture, a folder or a zip file of them; '' is `control.images` test images of the data set, drawn by the seed. `mask`: a
+    `input`: a picture, a folder or a zip file of pictures; '' is `control.images` test images of the data set, drawn by the seed. `mask`: a
     name of `measurements.named_mask`, or a picture, white where the image is known. `labels`: numbers of classes, '3,5,8'. `classifier`: a
-    checkpoint of --mode classifier, or its work directory, for networks that know no classes. `measured`: the input is what was measured.
+    checkpoint of --mode classifier, or its work directory, for networks that are not conditioned on classes. `measured`: the input is what
+    was measured. `checkpoint`: a file; '' is the latest of the work directory. `output`: the folder of the results; '' is
+    `workdir/control_{task}`.
+    """
+    input: str = ''
+    mask: str = ''
+    labels: str = ''
+    classifier: str = ''
+    checkpoint: str = ''
+    output: str = ''
+    measured: bool = False
+
+
+@interruption.interruptible('No results were written.')
+def control(config, workdir, task, **request):
+    """Do `task`, one of TASKS, with a trained model, and write `gallery.png` and `results.npz` into a folder, which is returned.
+
+    `request`: see `Request`.
     """
     if task not in TASKS:
         raise UserError(f'--task={task} is unknown: known are {", ".join(TASKS)}')
     preflight.check(config, workdir, 'control')
-    kind, folder = TASKS[task], pathlib.Path(output or pathlib.Path(workdir, f'control_{task}'))
-    for flag, value, takes in (('mask', mask, task == 'inpaint'), ('measured', measured, kind.measurable), ('input', input, kind.pictures),
-                               ('labels', labels, kind.labelled), ('classifier', classifier, kind.labelled)):
-        if value and not takes:
+    kind, request = TASKS[task], Request(**request)
+    folder = pathlib.Path(request.output or pathlib.Path(workdir, f'control_{task}'))
+    for flag, takes in dict(mask=task == 'inpaint', measured=kind.measurable, input=kind.pictures, labels=kind.labelled,
+                            classifier=kind.labelled).items():
+        if getattr(request, flag) and not takes:
             raise UserError(f'--{flag} has no meaning for --task={task}')
     config = ConfigDict(config.to_dict())
     config.sampling.round = False  # results have 8 bits in any case
-    job = types.SimpleNamespace(config=config, settings=config.control, task=task, mask=mask, measured=measured,
-                                size=config.data.image_size, sde=sampling.get_sampling_sde(config),
-                                unscale=datasets.get_data_inverse_scaler(config))
+    job = types.SimpleNamespace(config=config, settings=config.control, task=task, mask=request.mask, measured=request.measured,
+                                size=config.data.image_size)
     job.measurement = kind.measurement and kind.measurement(job)
-    job.labels = _labels(job, labels, classifier)
-    job.images = _inputs(job, kind, input) if kind.pictures else None
+    job.labels = _labels(job, request.labels, request.classifier)
+    job.images = _inputs(job, kind, request.input) if kind.pictures else None
     if kind.pictures and job.labels is not None:
         job.labels = _labels_of(len(job.images), job.labels)
-    job.model = run_lib.load_averaged_model(config, checkpoint or checkpoints.latest(workdir))
-    job.guide = _guide(job, classifier)
+    job.model = ScoreModel.load(request.checkpoint or checkpoints.latest(workdir), config)
+    job.guide = _guide(job, request.classifier)
     with own_randomness(config.seed):
         job.x = _scaled(job) if kind.pictures else None
         columns, rows, arrays = kind.run(job)
@@ -149,17 +167,12 @@ def _guide(job, classifier) -> Callable:
         return lambda labels: control_lib.classifier_free_guidance(labels, weight)
     network = run_lib.load_classifier(classifier, job.config)
     _in_range(job.labels, network.module.num_classes, 'classifier')
-    return lambda labels: control_lib.classifier_guidance(job.sde, network, labels, weight)
+    return lambda labels: control_lib.classifier_guidance(job.model.sde, network, labels, weight)
 
 
 def _to_8_bits(job, x) -> np.ndarray:
     """(n, C, H, W), as the network sees them -> (n, H, W, C)."""
-    return run_lib.to_images(job.unscale(x), job.config)
-
-
-def _shown(job, what: str, times, forward: bool = False):
-    """A block that shows the progress of a solver, see `run_lib.shown_evaluations`."""
-    return run_lib.shown_evaluations(job.model, what, job.sde, job.config.training.continuous, times, forward)
+    return run_lib.to_images(job.model.unscale(x), job.config)
 
 
 def _repeated(job, rows: int):
@@ -173,20 +186,13 @@ def _repeated(job, rows: int):
 def _measured(make_measurement: Callable, columns: str = 'picture, what is known of it, results', **task) -> Task:
     """The task of drawing images that agree with a measurement, which `make_measurement(job)` makes."""
     def run(job):
-        s, measurement = job.config.sampling, job.measurement
+        measurement, options = job.measurement, job.model.options()
         y = job.x if job.measured else measurement(job.x)
-        samples, nfe = [], 0
-
-        def get_sampler(shape, **how):
-            return sampling.get_sampling_fn(job.config, job.sde, shape, lambda x: x, job.sde.sampling_eps, resample=job.settings.resample,
-                                            jump=job.settings.jump, **how)
-        times = getattr(get_sampler((1,), project=lambda x, t: x), 'times', None)
+        samples, nfe, times = [], 0, sampling.times_of(job.model.sde, options)
         for part in _repeated(job, len(y)):
-            sampler = control_lib.get_measured_sampler(
-                job.sde, get_sampler, lambda x: x, s.noise_removal, consistency=job.settings.consistency,
-                guidance=job.guide(None if job.labels is None else job.labels[part]))
-            with _shown(job, f'drawing {len(part)} images', times):
-                found, nfe = sampler(job.model, measurement, y[part])
+            model = job.model.guided_by(job.guide(None if job.labels is None else job.labels[part]))
+            with run_lib.shown_evaluations(job.model, f'drawing {len(part)} images', times):
+                found, nfe = control_lib.sample_measured(model, measurement, y[part], options, _loop(job), job.settings.consistency)
             samples.append(_to_8_bits(job, found))
         known = _to_8_bits(job, _as_pictures(job, measurement, y))
         pictures = known if job.measured else datasets.to_8_bits(job.images, job.levels)
@@ -200,11 +206,14 @@ def _measured(make_measurement: Callable, columns: str = 'picture, what is known
         return columns.partition(', ')[2] if job.measured else columns, rows, arrays | ({} if job.measured else {'inputs': pictures})
 
     def measurement(job):
-        shape = 1, job.config.data.num_channels, job.size, job.size
-        sampling.get_sampling_fn(job.config, job.sde, shape, lambda x: x, job.sde.sampling_eps, resample=job.settings.resample,
-                                 jump=job.settings.jump, project=lambda x, t: x)  # UserError for what has no definition
+        score = Score(None, sde_lib.get_sde(job.config), job.config.training.continuous)
+        sampling.check(score, sampling.Options.of(job.config.sampling), dataclasses.replace(_loop(job), project=lambda x, t: x))
         return make_measurement(job)
     return Task(run, labelled=True, measurement=measurement, **task)
+
+
+def _loop(job) -> sampling.Loop:
+    return sampling.Loop(resample=job.settings.resample, jump=job.settings.jump)
 
 
 def _as_pictures(job, measurement, y) -> torch.Tensor:
@@ -247,11 +256,9 @@ def _grey(job):
 def _classes(job):
     parts, nfe = [], 0
     for part in _repeated(job, len(job.labels)):
-        shape = (len(part), job.config.data.num_channels, job.size, job.size)
-        sampler = sampling.get_sampling_fn(job.config, job.sde, shape, lambda x: x, job.sde.sampling_eps, job.guide(job.labels[part]))
-        with _shown(job, f'drawing {len(part)} images', getattr(sampler, 'times', None)):
-            found, nfe = sampler(job.model)
-        parts.append(_to_8_bits(job, found))
+        with run_lib.shown_evaluations(job.model, f'drawing {len(part)} images', sampling.times_of(job.model.sde, job.model.options())):
+            images, nfe = job.model.guided_by(job.guide(job.labels[part])).draw(len(part))
+        parts.append(run_lib.to_images(images, job.config))
     samples = np.concatenate(parts)
     samples = samples.reshape(len(job.labels), -1, *samples.shape[1:])
     return 'samples of one class', samples, dict(samples=samples, nfe=nfe)
@@ -262,35 +269,30 @@ def _classes(job):
 
 def _coded(job):
     """The codes (n, C, H, W) of the pictures, and the function that decodes (..., C, H, W) to 8-bit images (..., H, W, C)."""
-    chosen = job.config.sampling
-    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.get('ode_method', 'dopri5'),
-                  continuous=job.config.training.continuous)
-    if fast_sampling.SOLVERS.find(chosen.method):
-        keys = {'steps', 'skip_type', 'rho', 'dpm_solver_order'} & set(chosen)
-        solver |= dict(method=chosen.method.lower()) | {key: chosen[key] for key in keys}
-    encode, decode = latents.get_encoder(job.sde, **solver), latents.get_decoder(job.sde, lambda x: x, **solver)
+    options = job.model.options(rtol=job.settings.rtol, atol=job.settings.atol)
+    times = latents.encoding_times(job.model.sde, options)
 
-    def in_batches(fn, x, what, forward=False):
+    def in_batches(fn, x, what, times, forward=False):
         parts, found = x.split(job.config.eval.batch_size), []
         for i, part in enumerate(parts, 1):
-            with _shown(job, f'{what} {len(part)} images, batch {i} of {len(parts)}', getattr(fn, 'times', None), forward):
-                found.append(fn(job.model, part)[0])
+            with run_lib.shown_evaluations(job.model, f'{what} {len(part)} images, batch {i} of {len(parts)}', times, forward):
+                found.append(fn(job.model, part, options)[0])
         return torch.cat(found)
 
     def decoded(z):
-        x = in_batches(decode, z.flatten(0, -4), 'decoding')
+        x = in_batches(latents.decode, z.flatten(0, -4), 'decoding', times if times is None else times.flip(0))
         images = _to_8_bits(job, x)
         return images.reshape(*z.shape[:-3], *images.shape[1:]), x
-    return in_batches(encode, job.x, 'encoding', forward=True), decoded
+    return in_batches(latents.encode, job.x, 'encoding', times, forward=True), decoded
 
 
 def _reconstruct(job):
     z, decode = _coded(job)
     images, x = decode(z)
-    mean, largest = latents.reconstruction_error(job.unscale(job.x), job.unscale(x), datasets.get_levels(job.config))
+    mean, largest = latents.reconstruction_error(job.model.unscale(job.x), job.model.unscale(x), datasets.get_levels(job.config))
     logging.info('Reconstruction error of %d images: %.4f grey levels of %d on average, %.4f at most.', len(x), mean.mean(),
                  datasets.get_levels(job.config), largest.max())
-    inputs, scale = datasets.to_8_bits(job.images, job.levels), job.sde.prior_sampling((10000,)).std()
+    inputs, scale = datasets.to_8_bits(job.images, job.levels), job.model.sde.prior_sampling((10000,)).std()
     codes = ((z / scale / 6 + 0.5).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     return ('picture, its code, what that decodes to', np.stack([inputs, codes, images], 1),
             dict(inputs=inputs, codes=z.cpu().numpy(), samples=images, mean_error=mean.cpu().numpy(), largest_error=largest.cpu().numpy()))

@@ -80,8 +80,7 @@ def main(argv):
         elif FLAGS.mode == 'metrics':
             sample_metrics.measure(config, workdir, FLAGS.input, FLAGS.reference, FLAGS.output)
         elif FLAGS.mode == 'control':
-            control.control(config, workdir, FLAGS.task, FLAGS.input, FLAGS.mask, FLAGS.labels, FLAGS.classifier, FLAGS.checkpoint,
-                            FLAGS.output, FLAGS.measured)
+            control.control(config, workdir, FLAGS.task, **{name: FLAGS[name].value for name in control.Request._fields})
         else:
             run_lib.describe_data(config, workdir)
         several = distributed.size() > 1

@@ -18,6 +18,7 @@ import sde_lib
 from configs import rules
 from errors import UserError
 from models import utils as mutils
+from models.score import Score
 from models.unet import UNet
 
 OWN_MODULES = ('models.ddpm', 'models.ncsnpp', 'models.ncsnv2', 'models.wideresnet', 'sampling', 'fast_sampling')
@@ -214,11 +215,10 @@ def _kind(config, mode):
 
 
 def _sampler(config):
-    shape = (1, config.data.num_channels, config.data.image_size, config.data.image_size)
-    sde = sampling.get_sampling_sde(config)
-    sampling.get_sampling_fn(config, sde, shape, lambda x: x, sde.sampling_eps)
-    if config.sampling.method.lower() == 'pc':
-        sde.discretize(torch.zeros(shape), torch.full((1,), float(sde.T)))  # refuses a chain of too few steps
+    try:
+        sampling.check(Score(None, sde_lib.get_sde(config), config.training.continuous), sampling.Options.of(config.sampling))
+    except (UserError, NotImplementedError) as fault:
+        raise UserError(f'config.sampling: {fault}') from fault
 
 
 def _batches(config):

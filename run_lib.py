@@ -32,13 +32,14 @@ import results
 import sampling
 import sde_lib
 from configs import stored
-from controllable_generation import classifier_free_guidance
 from errors import UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
-from models.utils import add_noise
+from models.score import Score
+from models.utils import times_like
 from progress import duration, progress, watched
 from randomness import own_randomness, per_image, seed_of
+from score_model import ScoreModel, load_averaged_model
 
 
 def keep_memory(device):
@@ -58,17 +59,6 @@ def create_state(config) -> dict:
     model = mutils.create_model(config)
     return dict(model=model, optimizer=losses.get_optimizer(config, model.parameters()),
                 ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)
-
-
-def load_averaged_model(config, path):
-    """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters take no gradients."""
-    datasets.check_record(config, path)
-    model = mutils.create_model(config)
-    state = dict(model=model, ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)
-    checkpoints.restore(path, state, config.device, config=config)
-    state['ema'].copy_to(model.parameters())
-    logging.info('Loaded %s, of training step %d.', path, state['step'])
-    return model.eval().requires_grad_(False)
 
 
 def load_classifier(path, config):
@@ -118,42 +108,38 @@ def to_images(samples: torch.Tensor, config) -> np.ndarray:
     return datasets.to_uint8(images, datasets.get_levels(config), config.data.uniform_dequantization)
 
 
-def shown_evaluations(model, what: str, sde, continuous: bool, times=None, forward: bool = False):
-    """A block in which each evaluation of `model` counts as progress of `what` and looks for signals, see `progress.watched`.
+def shown_evaluations(model: Score, what: str, times=None, forward: bool = False):
+    """A block in which each network evaluation counts as progress of `what` and looks for signals, see `progress.watched`.
 
     Args:
-        model: the network.
+        model: the score model.
         what: the task, such as 'encoding 8 images'.
-        sde: the SDE that the network was trained for.
-        continuous: how the network was trained.
         times: the times of a solver's steps. None: the solver chooses its steps, which are taken to be even in lambda_t.
         forward: whether the latter go from images to codes.
     """
     steps = times is not None
     if not steps:
-        times = fast_sampling.time_grid(sde, 100, 1e-5 if forward else sde.sampling_eps)
+        times = fast_sampling.time_grid(model.sde, 100, 1e-5 if forward else model.sde.sampling_eps)
         times = times.flip(0) if forward else times
-    return watched(model, what, times, lambda t: sde.network_label(t.float(), continuous, mutils._number_of_scales(model)), steps)
+    return watched(model.network, what, times, lambda t: model.label(t.float()), steps)
 
 
-def _draw(config, model, what: tuple, first: int, count: int) -> dict:
-    """`count` samples as 8-bit images (count, H, W, C), by the config's sampler, and the network evaluations they took: samples, nfe; of
-    a network that knows classes also the labels, which are drawn uniformly.
+def _draw(model: ScoreModel, what: tuple, first: int, count: int) -> dict:
+    """Draw samples by the config's sampler: `samples`, 8-bit images (count, H, W, C), their `nfe`, the seconds it took, and for a network
+    that is conditioned on classes the `labels`, which are drawn uniformly.
 
     They are those from the number `first` on of the samples called `what`: their random numbers follow from it and `config.seed`. With
     `sampling.seed_per_image` each image has its own.
     """
-    sde, number = sampling.get_sampling_sde(config), config.model.get('num_classes', 0)
-    shape = (count, config.data.num_channels, config.data.image_size, config.data.image_size)
+    config, number, started = model.config, model.num_classes, time.monotonic()
     seeds = [seed_of(config.seed, *what) + i for i in range(first, first + count)]
-    alone, started = config.sampling.get('seed_per_image', False), time.monotonic()
+    alone, labels = config.sampling.seed_per_image, None
     with own_randomness(config.seed, *what, first), per_image(seeds) if alone else contextlib.nullcontext():
-        labels = None if not number else torch.tensor([seed % number for seed in seeds]) if alone else torch.randint(number, (count,))
-        guidance = classifier_free_guidance(labels, config.sampling.get('guidance', 1.0)) if number else None
-        sampler = sampling.get_sampling_fn(config, sde, shape, datasets.get_data_inverse_scaler(config), sde.sampling_eps, guidance)
-        with shown_evaluations(model, f'drawing samples {first + 1} to {first + count}', sde, config.training.continuous,
-                               getattr(sampler, 'times', None)):
-            samples, nfe = sampler(model)
+        if number:
+            labels = torch.tensor([seed % number for seed in seeds]) if alone else torch.randint(number, (count,))
+        times = sampling.times_of(model.sde, model.options())
+        with shown_evaluations(model, f'drawing samples {first + 1} to {first + count}', times):
+            samples, nfe = (model.guided(labels) if number else model).draw(count)
             samples = to_images(samples, config)
     seconds = time.monotonic() - started
     logging.info('Drew %d samples with %d network evaluations.', count, nfe)
@@ -165,13 +151,13 @@ def _batches(total: int, largest: int) -> list[tuple[int, int]]:
     return [(first, min(largest, total - first)) for first in range(0, total, largest)]
 
 
-def _draw_all(config, model, what: tuple, total: int, largest: int) -> list[dict]:
+def _draw_all(model: ScoreModel, what: tuple, total: int, largest: int) -> list[dict]:
     """`total` samples in batches of at most `largest`, which the processes share, for process 0. Images with random numbers of their own
     are shared out evenly, batches only as a whole."""
-    if config.sampling.get('seed_per_image', False):
+    if model.config.sampling.seed_per_image:
         largest = min(largest, math.ceil(total / distributed.size()))
     batches = _batches(total, largest)
-    return [part for _, part in progress(distributed.in_turns(batches, lambda batch: _draw(config, model, what, *batch)), 'sampling',
+    return [part for _, part in progress(distributed.in_turns(batches, lambda batch: _draw(model, what, *batch)), 'sampling',
                                          len(batches), 'batch')]
 
 
@@ -374,7 +360,7 @@ def _save_training_samples(config, state, step, workdir, writer):
     """A batch of samples of the averaged weights, as `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
     model, size = state['model'], config.training.batch_size
     with state['ema'].applied_to(model.parameters()):
-        parts = _draw_all(config, model, ('snapshot', step), size, size // distributed.size())
+        parts = _draw_all(ScoreModel.of(config, model), ('snapshot', step), size, size // distributed.size())
     if not distributed.is_main():
         return
     images, folder = np.concatenate([part['samples'] for part in parts]), workdir / 'samples' / f'iter_{step}'
@@ -399,8 +385,11 @@ def _log_accuracy(config, state, step, workdir, writer):
     times = [max(fraction * sde.T, sde.sampling_eps) for fraction in (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)]
     with torch.no_grad(), own_randomness(config.seed + step), state['ema'].applied_to(model.parameters()):
         classify = mutils.get_model_fn(model, train=False)
-        right = [[(classify(add_noise(sde, x, t), sde.network_label(x.new_full((len(x),), t))).argmax(1) == classes).float() for t in times]
-                 for x, classes in ((to_tensor(batch, config, scaler), *get_classes(batch, config).values()) for batch in batches)]
+        right = []
+        for batch in batches:
+            x, (classes,) = to_tensor(batch, config, scaler), get_classes(batch, config).values()
+            answers = [classify(sde.perturb(x, times_like(x, t)), sde.network_label(times_like(x, t))).argmax(1) for t in times]
+            right.append([(answer == classes).float() for answer in answers])
     accuracies = [torch.cat(parts).mean().item() for parts in zip(*right)]
     n = sum(len(parts[0]) for parts in right)
     logging.info('step: %d, accuracy on %d test images %s', step, n, ', '.join(f'at t={t:g}: {a:.3f}' for t, a in zip(times, accuracies)))
@@ -482,7 +471,7 @@ def _evaluate(config, workdir, eval_dir, numbers):
             run.other = evaluation.reference(config, run.extractor, 'test' if config.eval.stats_split == 'train' else 'train')
     for run.number in numbers:
         path = checkpoints.wait_for(checkpoints.snapshot_path(workdir, run.number), config.eval.get('wait_minutes', 0.0))
-        run.model = load_averaged_model(config, path)
+        run.model = ScoreModel.load(path, config)
         run.protocol = _protocol(config, path)
         for part in parts:
             part(run)
@@ -523,7 +512,7 @@ def _evaluate_loss(run):
         batch = batches.part(i)
         images = to_tensor(batch, config, datasets.get_data_scaler(config))
         with torch.no_grad(), own_randomness(config.seed, 'loss', i):  # no images: all damaged, and left out
-            return loss_fn(run.model, images, **get_classes(batch, config)).item() if len(images) else 0.0, len(images)
+            return loss_fn(run.model.network, images, **get_classes(batch, config)).item() if len(images) else 0.0, len(images)
 
     for i, (value, size) in progress(distributed.in_turns(places, work), 'the loss', len(places), 'batch'):
         values.append(value)
@@ -541,8 +530,7 @@ def _evaluate_bpd(run):
     batches = datasets.Batches(run.split(split), settings.batch_size, config.seed, dequantize=True)
     solver = dict(rtol=settings.get('bpd_rtol', 1e-5), atol=settings.get('bpd_atol', 1e-5), method=settings.get('bpd_method', 'dopri5'),
                   probes=settings.get('bpd_probes', 1))
-    likelihood_fn = likelihood.get_log_likelihood_fn(run.sde, datasets.get_data_inverse_scaler(config), levels=datasets.get_levels(config),
-                                                     continuous=config.training.continuous, **solver)
+    options, levels = likelihood.Options(**solver), datasets.get_levels(config)
     places = [*itertools.product(range(settings.get('bpd_repeats', 5)), range(len(batches)))]
     paths = [run.eval_dir / f'{split}_ckpt_{run.number}_bpd_{k}.npz' for k in range(len(places))]
     common = run.protocol | dict(part='bpd', images=_images(config, split), batch_size=settings.batch_size) | solver
@@ -555,9 +543,8 @@ def _evaluate_bpd(run):
             return dict(bpd=np.empty(0), nats=np.empty(0), repeat=repeat, nfe=0, seconds=0.0)
         started = time.monotonic()
         what = f'computing likelihoods, batch {k + 1} of {len(places)}'
-        with (shown_evaluations(run.model, what, run.sde, config.training.continuous, forward=True),
-              own_randomness(config.seed, 'bpd', repeat, i)):
-            result = likelihood_fn(run.model, images)
+        with shown_evaluations(run.model, what, forward=True), own_randomness(config.seed, 'bpd', repeat, i):
+            result = likelihood.log_likelihood(run.model, images, run.model.unscale, levels, options)
             bpd, nats = result.bpd.cpu().numpy(), result.nats.cpu().numpy()
         return dict(bpd=bpd, nats=nats, repeat=repeat, nfe=result.nfe, seconds=time.monotonic() - started)
 
@@ -591,7 +578,7 @@ def _evaluate_samples(run):
                 for i, protocol in enumerate(of_batch)] if measured else []
 
     def work(i):
-        batch = results.matching(*samples[i]) or _draw(config, run.model, ('samples',), *batches[i])
+        batch = results.matching(*samples[i]) or _draw(run.model, ('samples',), *batches[i])
         return batch, run.extractor.run(batch['samples']) if measured else None
 
     missing = [i for i in range(len(batches)) if any(results.matching(*file) is None for file in (samples[i], *features[i:i + 1]))]
@@ -685,10 +672,10 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     """
     preflight.check(config, workdir, 'sample')
     keep_memory(config.device)
-    model = load_averaged_model(config, checkpoint or checkpoints.latest(workdir))
+    model = ScoreModel.load(checkpoint or checkpoints.latest(workdir), config)
     folder = pathlib.Path(output or pathlib.Path(workdir, 'generated'))
     folder.mkdir(parents=True, exist_ok=True)
-    parts = _draw_all(config, model, ('sample',), num_samples, config.eval.batch_size)
+    parts = _draw_all(model, ('sample',), num_samples, config.eval.batch_size)
     if not distributed.is_main():
         return folder
     images = np.concatenate([part['samples'] for part in parts])

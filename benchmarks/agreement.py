@@ -4,11 +4,11 @@ import contextlib
 import torch
 from timing import ncsnpp
 
-import fast_sampling
 import likelihood
 import losses
 import sampling
 import sde_lib
+from models.score import Score
 from models.utils import create_model
 
 
@@ -41,14 +41,14 @@ def quantities(device: str, precision: str, dtype=torch.float32, seed: int = 0) 
     found['loss'].backward()
     found['gradient'] = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
     model.eval().requires_grad_(False)
+    score, tolerances = Score(model, sde), dict(rtol=1e-3, atol=1e-3)
     for name in ('ddim', 'heun', 'dpmpp_2m', 'unipc'):
-        solver = fast_sampling.get_solver(name)
-        found[name] = sampling.get_fast_sampler(sde, x.shape, solver, lambda x: x, steps=9)(model, latent)[0]
-    ode = sampling.get_ode_sampler(sde, x.shape, lambda x: x, method='dopri5', rtol=1e-3, atol=1e-3, device=device)
-    found['ode sampler, dopri5'] = ode(model, latent)[0]
+        found[name] = sampling.sample(score, x.shape, sampling.Options(method=name, steps=9, eps=1e-3), z=latent)[0]
+    options = sampling.Options(method='ode', noise_removal=False, eps=1e-3, **tolerances)
+    found['ode sampler, dopri5'] = sampling.sample(score, x.shape, options, z=latent)[0]
     likelihood.PROBES['fixed'] = lambda data: probe.to(data)
-    measure = likelihood.get_log_likelihood_fn(sde, lambda x: (x + 1) / 2, 'fixed', 1e-3, 1e-3, 'dopri5')
-    found['log-likelihood, dopri5'] = measure(model, x).nats
+    options = likelihood.Options(hutchinson_type='fixed', method='dopri5', **tolerances)
+    found['log-likelihood, dopri5'] = likelihood.log_likelihood(score, x, lambda x: (x + 1) / 2, options=options).nats
     return {name: value.detach().double().cpu() for name, value in found.items()}
 
 

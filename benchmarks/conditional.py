@@ -27,6 +27,7 @@ import run_lib
 import sampling
 from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
 from machine import machine
+from score_model import ScoreModel
 
 INPAINTING = ((1, 0.0), (5, 0.0), (20, 0.0), (1, 2.0), (3, 2.0), (5, 2.0), (3, 4.0))  # resample, consistency
 FREE_WEIGHTS, CLASSIFIER_WEIGHTS = (1.0, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0)
@@ -52,12 +53,10 @@ def main():
     run_lib.train(of_classes, runs / 'classes')
     run_lib.train_classifier(of_classifier, runs / 'classifier')
     logging.disable()
-    plain, knowing = (run_lib.load_averaged_model(c, runs / folder / 'checkpoints' / 'checkpoint_1.pth')
+    plain, knowing = (ScoreModel.load(runs / folder / 'checkpoints' / 'checkpoint_1.pth', c)
                       for c, folder in ((config, 'quickstart'), (of_classes, 'classes')))
     classifier = run_lib.load_classifier(runs / 'classifier', config)
-    sde, unscale, s = sampling.get_sampling_sde(config), datasets.get_data_inverse_scaler(config), config.sampling
-    predictor, corrector = sampling.get_predictor(s.predictor), sampling.get_corrector(s.corrector)
-    settings = dict(continuous=True, eps=sde.sampling_eps)
+    sde, options = plain.sde, plain.options()
 
     train, test = (datasets.get_split(config, split) for split in ('train', 'test'))
     real = {name: (images.images.reshape(len(images), 64) / 16, images.labels) for name, images in (('train', train), ('test', test))}
@@ -72,7 +71,7 @@ def main():
 
     def recognised(images, labels):
         """By each of the two; `images` as the network makes them."""
-        levels = np.minimum(np.floor(17 * unscale(images).permute(0, 2, 3, 1).cpu().numpy().clip(0, 1)), 16).reshape(len(images), 64)
+        levels = np.minimum(np.floor(17 * plain.unscale(images).permute(0, 2, 3, 1).cpu().numpy().clip(0, 1)), 16).reshape(len(images), 64)
         return [judge.score(levels / 16, labels) for judge in recognisers]
 
     def measured(what, how, labels, draw):
@@ -93,26 +92,27 @@ def main():
     x = torch.from_numpy(test.images[:args.n]).permute(0, 3, 1, 2).float()
     torch.manual_seed(args.seed)
     x = datasets.get_data_scaler(config)((x + torch.rand_like(x)) / 17).to(config.device)
-    mask = measurements.named_mask('right', 8, 8)
+    known = measurements.Mask(measurements.named_mask('right', 8, 8))
     for resample, consistency in args.inpainting if 'inpainting' in parts else ():
-        inpaint = control.get_pc_inpainter(sde, predictor, corrector, lambda x: x, s.snr, resample=resample, consistency=consistency,
-                                           **settings)
-        measured('right half', f'inpainted, resample {resample}, consistency {consistency:g}', labels, lambda f=inpaint: f(plain, x, mask))
+        how = known, known(x), options, sampling.Loop(resample=resample), consistency
+        measured('right half', f'inpainted, resample {resample}, consistency {consistency:g}', labels,
+                 lambda how=how: control.sample_measured(plain, *how)[0])
 
     classes = torch.arange(args.n) % 10
     for model, name, weights, guide in () if 'classes' not in parts else (
             (knowing, 'free of a classifier', args.free_weights, control.classifier_free_guidance),
             (plain, 'by a classifier', args.classifier_weights, lambda *how: control.classifier_guidance(sde, classifier, *how))):
         for weight in weights:
-            sample = sampling.get_pc_sampler(sde, x.shape, predictor, corrector, lambda x: x, s.snr, guidance=guide(classes, weight),
-                                             **settings)
-            measured('classes', f'guidance {name}, weight {weight:g}', classes.numpy(), lambda f=sample, model=model: f(model)[0])
+            guided = model.guided_by(guide(classes, weight))
+            measured('classes', f'guidance {name}, weight {weight:g}', classes.numpy(),
+                     lambda guided=guided: sampling.sample(guided, x.shape, options)[0])
 
     if 'codes' in parts:
         tolerances = dict(rtol=args.tolerance, atol=args.tolerance)
-        z, there = latents.get_encoder(sde, **tolerances)(plain, x)
-        y, back = latents.get_decoder(sde, unscale, **tolerances)(plain, z)
-        mean, largest = latents.reconstruction_error(unscale(x), y)
+        flow = plain.options(method='ode', ode_method='RK45', **tolerances)
+        z, there = latents.encode(plain, x, flow)
+        y, back = latents.decode(plain, z, flow)
+        mean, largest = latents.reconstruction_error(plain.unscale(x), plain.unscale(y))
         row('codes', f'error in grey levels of 256: mean, largest; {there} and {back} evaluations', args.n, mean.mean().item(),
             largest.max().item())
     print(f'\n{machine()}; seed {args.seed}\n')

@@ -297,7 +297,7 @@ def samplers(run: Run) -> list[Table]:
     ways, evaluations = {}, {}
     for method, steps in (('pc', 24), ('heun', 18), ('dpmpp_2m', 18)):
         config.sampling.update(method=method, steps=steps)
-        sde = sampling.get_sampling_sde(config)
+        sde = sde_lib.get_sde(config)
         sample = sampling.get_sampling_fn(config, sde, x.shape, lambda x: x, sde.sampling_eps)
         ways[f'{method}, {steps} steps'] = functools.partial(sample, model)
         evaluations[f'{method}, {steps} steps'] = sample(model)[1]

@@ -29,6 +29,7 @@ import metrics
 import plots
 import run_lib
 import sampling
+import score_model
 import sde_lib
 from machine import machine
 from oracles import ExactNetwork, SubspaceMixture, planar_mixture
@@ -123,7 +124,7 @@ class Network:
         workdir = pathlib.Path(args.runs, f'digits_{sde_name}')
         run_lib.train(self.config, workdir)
         logging.disable()
-        self.model = run_lib.load_averaged_model(self.config, workdir / 'checkpoints' / 'checkpoint_1.pth')
+        self.model = score_model.load_averaged_model(self.config, workdir / 'checkpoints' / 'checkpoint_1.pth')
         train, self.held_out = (datasets.get_split(self.config, split).images / 16 for split in ('train', 'test'))
         self.statistics, self.mean = metrics.statistics(train.reshape(len(train), -1)), train.mean().item()
 
@@ -243,7 +244,7 @@ def measured(args, sde_name, target, way) -> dict:
             config = config_of(sde_name, target.sigma_max)
             with config.ignore_type():  # of an image for a mean
                 config.sampling.update(way | ({'prior_mean': target.mean} if 'prior_mean' in way else {}))
-            sde = sampling.get_sampling_sde(config)
+            sde = sde_lib.get_sde(config)
             draw = sampling.get_sampling_fn(config, sde, (target.n, *target.shape), lambda x: x, sde.sampling_eps)
             x, nfe = draw(target.network(config))
         distances.append(target.distance(x) if torch.isfinite(x).all() else math.inf)

@@ -13,6 +13,7 @@ import torch
 from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 import sampling
+import sde_lib
 from models.utils import create_model
 from randomness import per_image
 
@@ -27,7 +28,7 @@ def main():
     torch.manual_seed(args.seed)
     config = ncsnpp(args.device, args.quick, **(dict(precision='bfloat16', compile=True) if gpu else {}))
     config.sampling.steps, dtype = steps, torch.bfloat16 if gpu else torch.float32
-    model, (x, labels), sde = create_model(config).eval(), inputs(config, batch), sampling.get_sampling_sde(config)
+    model, (x, labels), sde = create_model(config).eval(), inputs(config, batch), sde_lib.get_sde(config)
     sample = sampling.get_sampling_fn(config, sde, x.shape, lambda x: x, sde.sampling_eps)
 
     def each():

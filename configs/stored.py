@@ -25,15 +25,19 @@ def get_config(path: str) -> ConfigDict:
     """The config in the file, or under 'config' in it; keys that it lacks have their defaults. UserError where it cannot be read."""
     try:
         found = json.loads(pathlib.Path(path).read_text())
-        found = found.get('config', found)
-        config = defaults.base(found['data']['dataset'], found['data']['image_size'])
-        for key, value in found.items():
-            if isinstance(value, dict) and key in config:
-                config[key].update({name: tuple(part) if isinstance(part, list) else part for name, part in value.items()})
-            else:
-                config[key] = value
+        return from_dict(found.get('config', found))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f'{path} holds no config: {error}') from error
+
+
+def from_dict(found: dict) -> ConfigDict:
+    """The config that was stored as `found`, for the device of this machine; keys that it lacks have their defaults."""
+    config = defaults.base(found['data']['dataset'], found['data']['image_size'])
+    for key, value in found.items():
+        if isinstance(value, dict) and key in config:
+            config[key].update({name: tuple(part) if isinstance(part, list) else part for name, part in value.items()})
+        else:
+            config[key] = value
     config.device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
     return config
 

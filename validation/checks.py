@@ -7,9 +7,8 @@ import torch
 
 import datasets
 import run_lib
-import sde_lib
-from models.utils import add_noise, denoise
 from randomness import own_randomness
+from score_model import ScoreModel
 
 TIMES = (0.0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0)  # fractions of the way to noise
 
@@ -48,9 +47,9 @@ def weights(state) -> list[Check]:
                   f'{100 * apart / size:.2g} % apart, relative to the norm of the former')]
 
 
-def denoising(config, model, split, seed: int, most: int = 256) -> Denoising:
+def denoising(model: ScoreModel, split, seed: int, most: int = 256) -> Denoising:
     """The errors on images of a split (`datasets.Images` and the like), each with noise from the seed."""
-    sde, images = sde_lib.get_sde(config), datasets.at_most(split, most, seed)
+    config, sde, images = model.config, model.sde, datasets.at_most(split, most, seed)
     batches = datasets.Batches(images, 64, seed, dequantize=config.data.uniform_dequantization)
     x = torch.cat([run_lib.to_tensor(batches.part(i), config, datasets.get_data_scaler(config)) for i in range(len(batches))])
     mean, variance = x.mean(), x.var()
@@ -58,12 +57,13 @@ def denoising(config, model, split, seed: int, most: int = 256) -> Denoising:
     with own_randomness(seed, 'denoising'):
         for fraction in TIMES:
             t = sde.sampling_eps + fraction * (sde.T - sde.sampling_eps)
-            scale, std = sde.marginal_prob(torch.ones(1, 1, 1, 1, device=x.device), torch.full((1,), t, device=x.device))
+            scale, std = sde.mean_and_std(torch.full((1,), t, device=x.device))
             gain = scale * variance / (scale ** 2 * variance + std ** 2)
             errors = []
             for part in x.split(64):
-                noisy = add_noise(sde, part, t)
-                estimates = denoise(sde, model, noisy, t, config.training.continuous), mean + gain * (noisy - scale * mean)
+                noisy = model.perturb(part, t)
+                with torch.no_grad():
+                    estimates = model.denoise(noisy, t), mean + gain * (noisy - scale * mean)
                 errors.append([(estimate - part).square().sum().item() for estimate in estimates])
             rows.append((t, *np.sum(errors, 0) / x.numel()))
     return Denoising(*np.array(rows).T, len(x), variance.item())

@@ -23,6 +23,7 @@ import results
 import run_lib
 from configs import rules
 from errors import CheckpointError, UserError
+from score_model import ScoreModel
 
 from . import checks, environment, report
 from .fetch import fetch_published, fetch_statistics
@@ -144,8 +145,8 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
     left_out, profile, real = {}, None, None
     try:
         split = datasets.get_split(config, 'test')
-        network, started = run_lib.load_averaged_model(config, snapshot), time.monotonic()
-        profile = checks.denoising(config, network, split, config.seed)
+        trained, started = ScoreModel.load(snapshot, config), time.monotonic()
+        profile = checks.denoising(trained, split, config.seed)
         _tell_the_time(config, (time.monotonic() - started) / (len(profile.t) * profile.n))
     except UserError as error:
         split, left_out['denoising'] = None, _sentence(error)
