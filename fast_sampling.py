@@ -167,20 +167,20 @@ class DDIM(Solver):
 class Heun(Solver):
     """Heun's method, of order 2, for y = x / alpha and v = sigma / alpha: dy/dv = (y - x0) / v (Karras et al. 2022, Algorithms 1 and 2).
 
-    `churn` > 0 adds noise before every step at which v lies in [s_min, s_max]: v grows by the factor 1 + min(churn / steps, sqrt(2) - 1),
-    but not beyond its value at T, with noise of s_noise times the size. Two evaluations a step, and one for the step to v = 0: `steps`
-    such steps, the last included, take 2 steps - 1 evaluations.
+    `churn` > 0 adds noise before every step at which v lies in `churn_range`: v grows by the factor 1 + min(churn / steps, sqrt(2) - 1),
+    but not beyond its value at T, with noise of `churn_noise` times the size. Two evaluations a step, and one for the step to v = 0:
+    `steps` such steps, the last included, take 2 steps - 1 evaluations.
     """
 
     skip_type, default_steps = 'karras', 18
     settings = ('churn', 'steps')
 
-    def __init__(self, sde, score_fn, times, *, correct=None, churn=0.0, steps=None, s_min=0.0, s_max=math.inf, s_noise=1.0):
+    def __init__(self, sde, score_fn, times, *, correct=None, churn=0.0, steps=None, churn_range=(0.0, math.inf), churn_noise=1.0):
         super().__init__(sde, score_fn, times, correct=correct)
         self.v = [sigma / alpha for sigma, alpha in zip(self.sigma, self.alpha)]
         gamma = min(churn / (steps or len(times)), math.sqrt(2) - 1)
-        self.s_noise = s_noise
-        self.raised = [min(v * (1 + gamma), max(self.v)) if s_min <= v <= s_max else v for v in self.v]
+        self.churn_noise = churn_noise
+        self.raised = [min(v * (1 + gamma), max(self.v)) if churn_range[0] <= v <= churn_range[1] else v for v in self.v]
         self.raised_times = time_of(sde, [-math.log(v) for v in self.raised]).tolist()
 
     @classmethod
@@ -194,7 +194,7 @@ class Heun(Solver):
     def step(self, x, i):
         y, v, v_next, t, t_next = x / self.alpha[i], self.v[i], self.v[i + 1], float(self.times[i]), float(self.times[i + 1])
         if self.raised[i] > v:
-            y = y + self.s_noise * math.sqrt(self.raised[i] ** 2 - v ** 2) * normal_like(y)
+            y = y + self.churn_noise * math.sqrt(self.raised[i] ** 2 - v ** 2) * normal_like(y)
             v, t = self.raised[i], self.raised_times[i]
         slope = self.slope(y, t, v)
         ahead = y + (v_next - v) * slope

@@ -280,7 +280,7 @@ class Options:
     such as `fast_sampling.threshold`. `own`: settings of solvers that are not in this library, by name. `predictor` and `corrector` may be
     classes as well as names.
     """
-    method: str = 'heun'
+    method: str = 'unipc'
     predictor: type | str | None = 'none'
     corrector: type | str | None = 'none'
     order: str = ORDERS[0]

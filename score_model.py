@@ -219,7 +219,7 @@ class ScoreModel(Score):
     def encode(self, x, **settings):
         """The latent codes, shape of x, to which the probability flow carries data (B, ...).
 
-        `settings` as for `sample`; methods that are not solvers of the flow are replaced by 'ode', with the tolerances of `config.control`.
+        `settings` as for `sample`, but the method is 'ode', with the tolerances of `config.control`, unless one is given.
         """
         return latents.encode(self, self._input(x), self._flow(settings))[0]
 
@@ -229,7 +229,7 @@ class ScoreModel(Score):
 
     def _flow(self, settings):
         control = self._settings('control')
-        return self.options(**{key: control[key] for key in ('rtol', 'atol')} | settings)
+        return self.options(**dict(method='ode', rtol=control['rtol'], atol=control['atol']) | settings)
 
     # Measurements --------------------------------------------------------------------------------------------------------------------
 

@@ -154,8 +154,8 @@ def _launched(x, taps, up, down, before, size, flip):
     if out.numel():
         taps = taps.contiguous()
         dense = x.is_contiguous(memory_format=form) and (x.data_ptr() | out.data_ptr()) % 16 == 0
-        kernel, blocks, geometry = plan(x.shape, x.stride(), out.shape, out.stride(), x.element_size(), taps.shape, up, down, tuple(before),
-                                        flip, dense)
+        kernel, blocks, geometry = plan(Layout(x.shape, x.stride()), Layout(out.shape, out.stride()), x.element_size(), taps.shape,
+                                        (up, down, *before, flip), dense)
         pointers = struct.pack('3P', x.data_ptr(), taps.data_ptr(), out.data_ptr())
         _kernels(SCALARS[x.dtype], x.device.index).launch(kernel, blocks, THREADS, pointers + geometry, (0, 8, 16, 24))
     return out
@@ -167,20 +167,28 @@ class Launch(NamedTuple):
     geometry: bytes  # the struct of upfirdn2d.cu
 
 
-@functools.lru_cache(4096)
-def plan(shape, strides, out_shape, out_strides, itemsize, taps_shape, up, down, before, flip, dense) -> Launch:
-    """Which kernel makes an output, and with which arguments.
+class Layout(NamedTuple):
+    """How a tensor (B, C, H, W) lies in memory."""
+    shape: tuple
+    strides: tuple
 
-    dense: x lies in memory as the output does, without gaps, and both start at a multiple of 16 bytes.
+
+@functools.lru_cache(4096)
+def plan(x: Layout, out: Layout, itemsize: int, taps_shape, setting: tuple, dense: bool) -> Launch:
+    """Choose the kernel that makes an output, and its arguments.
+
+    `setting`: up, down, the padding above and to the left, and whether the filter is flipped. `dense`: x lies in memory as the output
+    does, without gaps, and both start at a multiple of 16 bytes.
     """
-    _, channels, height, width = shape
-    batch, _, *size = out_shape
-    pixels = out_strides[1] == 1 and out_strides[3] > 1  # channels last: of a pixel, else of a plane, all lies together
+    _, channels, height, width = x.shape
+    batch, _, *size = out.shape
+    up, down, *before, flip = setting
+    pixels = out.strides[1] == 1 and out.strides[3] > 1  # channels last: of a pixel, else of a plane, all lies together
     vector = 16 // itemsize  # values that a thread moves at once: channels, or columns of the larger image
-    setting = up, down, *before, *taps_shape, *size
-    if setting == (2, 1, 2, 2, 4, 4, 2 * height, 2 * width):
+    case = up, down, *before, *taps_shape, *size
+    if case == (2, 1, 2, 2, 4, 4, 2 * height, 2 * width):
         name, rows, columns = 'up2', height, width
-    elif setting == (1, 2, 1, 1, 4, 4, height // 2, width // 2):
+    elif case == (1, 2, 1, 1, 4, 4, height // 2, width // 2):
         name, rows, columns = 'down2', *size
     else:
         name, rows, columns = '', 0, 0
@@ -194,8 +202,8 @@ def plan(shape, strides, out_shape, out_strides, itemsize, taps_shape, up, down,
     else:
         strips, count = 0, batch * channels * size[0] * size[1]
         name = 'general' if count < 2**31 else 'general_long'
-    geometry = struct.pack('14i9q', channels, height, width, *size, *taps_shape, up, down, *before, flip, pixels, strips, count, *strides,
-                           *out_strides)
+    geometry = struct.pack('14i9q', channels, height, width, *size, *taps_shape, up, down, *before, flip, pixels, strips, count, *x.strides,
+                           *out.strides)
     return Launch(name, -(-count // THREADS), geometry)
 
 

@@ -286,7 +286,7 @@ def test_tensors_beyond_32_bits():
     def of(batch):
         shape, out = (batch, 256, 1024, 1024), (batch, 256, 2048, 2048)
         strides = [(256 * h * h, h * h, h, 1) for h in (1024, 2048)]
-        return module.plan(shape, strides[0], out, strides[1], 2, (4, 4), 2, 1, (2, 2), True, True)
+        return module.plan(module.Layout(shape, strides[0]), module.Layout(out, strides[1]), 2, (4, 4), (2, 1, 2, 2, True), True)
     assert of(64).kernel == 'up2_planes' and of(64).blocks == 64 * 256 * 256 * 256 // 256
     assert of(256).kernel == 'general_long' and of(256).blocks == 256 * 256 * 2048 * 2048 // 256
 
