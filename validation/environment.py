@@ -55,3 +55,7 @@ def snapshot() -> str:
              'CUDA of PyTorch': torch.version.cuda or 'none',
              'environment': ' '.join(settings) or '-'}
     return '\n'.join([*(f'{name}: {value}' for name, value in lines.items()), '', *versions]) + '\n'
+
+
+if __name__ == '__main__':
+    print(snapshot())
