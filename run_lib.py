@@ -360,7 +360,7 @@ def _save_training_samples(config, state, step, workdir, writer):
     """A batch of samples of the averaged weights, as `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
     model, size = state['model'], config.training.batch_size
     with state['ema'].applied_to(model.parameters()):
-        parts = _draw_all(ScoreModel.of(config, model), ('snapshot', step), size, size // distributed.size())
+        parts = _draw_all(ScoreModel.from_config(config, model), ('snapshot', step), size, size // distributed.size())
     if not distributed.is_main():
         return
     images, folder = np.concatenate([part['samples'] for part in parts]), workdir / 'samples' / f'iter_{step}'

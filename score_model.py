@@ -70,7 +70,7 @@ class ScoreModel(Score):
     # Where models come from ----------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def of(cls, config: ConfigDict, network=None) -> 'ScoreModel':
+    def from_config(cls, config: ConfigDict, network=None) -> 'ScoreModel':
         """The model that `config` describes, with a new network unless one is given."""
         config = defaults.complete(config)
         data = config.data
@@ -94,7 +94,7 @@ class ScoreModel(Score):
         config = defaults.complete(config or _config_of(path))
         if device or not config.get('device'):
             config.device = str(device or ('cuda:0' if torch.cuda.is_available() else 'cpu'))
-        return cls.of(config, load_averaged_model(config, path))
+        return cls.from_config(config, load_averaged_model(config, path))
 
     def save(self, folder):
         """Write `model.safetensors` and `config.json` to a folder, from which `load` reads them."""
