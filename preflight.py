@@ -15,13 +15,13 @@ import losses
 import ode_lib
 import sampling
 import sde_lib
-from configs import rules
+from configs import rules, stored
 from errors import UserError
 from models import utils as mutils
 from models.score import Score
 from models.unet import UNet
 
-OWN_MODULES = ('models.ddpm', 'models.ncsnpp', 'models.ncsnv2', 'models.wideresnet', 'sampling', 'fast_sampling')
+OWN_MODULES = ('models.ddpm', 'models.ncsnpp', 'models.ncsnv2', 'models.wideresnet', 'sampling', 'fast_sampling', 'sde_lib')
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 
 
@@ -33,6 +33,7 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
     missing = [section for section in SECTIONS + ('control',) * (mode == 'control') if not hasattr(config.get(section), 'items')]
     if missing:
         raise UserError('\n'.join(f'the config has no section {section!r}: start from configs/defaults.py' for section in missing))
+    _check_registered(config, workdir)
     unused = {'optim'} if mode not in ('train', 'classifier') else set()
     refused = rules.faults(config, _own_keys(config), unused | ({'eval'} if mode not in ('eval', 'metrics') else set()))
     if 'device' not in refused:
@@ -101,8 +102,27 @@ def _own_keys(config) -> list[str]:
         found = registry.find(name) if isinstance(name, str) else None
         if found is not None and found.__module__ not in OWN_MODULES:
             own.append(section)
+    sde = sde_lib.SDES.find(config.training.sde) if isinstance(config.training.get('sde'), str) else None
+    if sde is not None and sde.__module__ not in OWN_MODULES:
+        own += [f'model.{key}' for key in sde.config_keys()]
     source = datasets.SOURCES.get(dataset.upper()) if isinstance(dataset, str) else None
     return own + [f'data.{key}' for key in (source.keys if source else ())]
+
+
+def _check_registered(config, workdir):
+    """Raise UserError if nothing registers a name in `config` that was known when `workdir/config.json` was written."""
+    known = {('model', 'name'): mutils.MODELS.names(), ('training', 'sde'): sde_lib.SDES.names(), ('data', 'dataset'): datasets.SOURCES,
+             ('sampling', 'method'): sampling.methods(), ('sampling', 'predictor'): sampling.PREDICTORS.names(),
+             ('sampling', 'corrector'): sampling.CORRECTORS.names()}
+    named = {(section, key): config[section].get(key) for section, key in known}
+    unknown = {place: name for place, name in named.items()
+               if isinstance(name, str) and name.lower() not in map(str.lower, known[place])}
+    path = pathlib.Path(workdir or '', 'config.json')
+    before = stored.get_config(path) if unknown and workdir and path.is_file() else {}
+    forgotten = [f'config.{section}.{key}={name!r}' for (section, key), name in unknown.items() if before.get(section, {}).get(key) == name]
+    if forgotten:
+        raise UserError(f'{workdir} was trained with {", ".join(forgotten)}, which nothing registers here: '
+                        'pass --config FILE with the Python file that registers it')
 
 
 def _without(config, keys) -> ConfigDict:
@@ -160,7 +180,7 @@ def _scaling(config):
     model = config.model
     if not model.get('scale_by_sigma'):
         return
-    if config.training.sde.lower() != 'vesde':
+    if not sde_lib.get_sde(config).labels_are_sigmas:
         raise UserError("config.model.scale_by_sigma=True needs training.sde='vesde': it divides by the sigma of that SDE")
     name = model.name.lower()
     by_index = name == 'ddpm' or name in ('ncsnpp', 'ddpmpp') and model.get('embedding_type') == 'positional'

@@ -68,12 +68,12 @@ def load_classifier(path, config):
     if 'config' not in content or content.get('kind', 'classifier') != 'classifier':  # older files do not say the kind
         raise UserError(f'{path} is no checkpoint of a classifier: --mode classifier makes one')
     own = ConfigDict(json.loads(content['config']))
-    sde = ('sde', 'beta_min', 'beta_max') if config.training.sde.lower() != 'vesde' else ('sde', 'sigma_min', 'sigma_max')
-    for section, keys in (('training', sde[:1]), ('model', sde[1:]), ('data', ('image_size', 'num_channels', 'centered'))):
+    of_sde = sde_lib.get_sde(config).config_keys()
+    for section, keys in (('training', ['sde']), ('model', of_sde), ('data', ['image_size', 'num_channels', 'centered'])):
         for key in keys:
-            if own[section][key] != config[section][key]:
-                raise UserError(f'{path} is of a classifier with {section}.{key}={own[section][key]}, the config has '
-                                f'{config[section][key]}: they must agree')
+            if own[section].get(key) != config[section].get(key):
+                raise UserError(f'{path} is of a classifier with {section}.{key}={own[section].get(key)}, the config has '
+                                f'{config[section].get(key)}: they must agree')
     own.device = config.device
     return load_averaged_model(own, path)
 
@@ -332,13 +332,12 @@ def _may_stop(work, *arguments) -> int:
 def _facts(config, workdir, state, meaning, train_images: int, test_images: int) -> list[tuple[str, str]]:
     """What is trained, on what and for how long, as rows of a table."""
     settings, data, model, device = config.training, config.data, config.model, torch.device(config.device)
-    levels = ('sigma', model.sigma_min, model.sigma_max) if settings.sde.lower() == 'vesde' else ('beta', model.beta_min, model.beta_max)
     samples = f'; samples by {config.sampling.method}' if settings.snapshot_sampling else ''
     return [
         ('  device', (torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type) + f', processes: {distributed.size()}'),
         ('  precision', settings.get('precision', 'float32') + (', compiled' if settings.get('compile', False) else '')),
         ('  network', f'{model.name}, {sum(parameter.numel() for parameter in state["model"].parameters()):,} parameters'),
-        ('  SDE', '{}, {} from {:g} to {:g}, {} time'.format(settings.sde, *levels, 'continuous' if settings.continuous else 'discrete')),
+        ('  SDE', f'{sde_lib.get_sde(config)!r}, {"continuous" if settings.continuous else "discrete"} time'),
         ('  data', f'{data.dataset}, {data.image_size}x{data.image_size} pixels, channels: {data.num_channels}, {train_images} training '
                    f'and {test_images} test images'),
         ('  steps', f'{state["step"]} to {settings.n_iters}, batch size {settings.batch_size}, learning rate {config.optim.lr:g}'),

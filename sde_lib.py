@@ -11,12 +11,17 @@ coefficients that do not depend on x come back as (B,).
 import abc
 import copy
 import functools
+import inspect
 import math
 
 import torch
 
 from errors import UserError
 from randomness import normal_like
+from registry import Registry
+
+SDES = Registry('SDE')
+register_sde = SDES.register
 
 
 def expand(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -42,11 +47,24 @@ class SDE(abc.ABC):
     """
 
     sampling_eps = 1e-3  # where sampling stops: below it the score is too steep for the solver
+    labels_are_sigmas = False  # whether a network's label in continuous time is the standard deviation of the noise
 
     def __init__(self, N: int):
         if N < 1:
             raise UserError(f'an SDE needs at least one discretization step, got N={N}')
         self.N = N
+
+    @classmethod
+    def config_keys(cls) -> list[str]:
+        """Return the keys of `config.model` that belong to this SDE: the parameters of its constructor other than N."""
+        parameters = inspect.signature(cls).parameters.values()
+        return [p.name for p in parameters if p.name != 'N' and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+    @classmethod
+    def from_config(cls, config) -> 'SDE':
+        """Build the SDE with N = `model.num_scales` and those of its `config_keys` that `config.model` has."""
+        model = config.model
+        return cls(**{key: model[key] for key in cls.config_keys() if key in model}, N=model.num_scales)
 
     @property
     @abc.abstractmethod
@@ -285,6 +303,7 @@ class _LinearBetaSDE(SDE):
         return (-torch.expm1(self._table(_log_alphabars))).sqrt()
 
 
+@register_sde(name='vpsde')
 class VPSDE(_LinearBetaSDE):
     """dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, variance preserving, whose chain is that of DDPM (Eq. 11; Ho et al. 2020).
 
@@ -332,6 +351,7 @@ class VPSDE(_LinearBetaSDE):
         return (x + expand(beta, x) * score) / expand((1 - beta).sqrt(), x), beta.sqrt()
 
 
+@register_sde(name='subvpsde')
 class subVPSDE(_LinearBetaSDE):
     """dx = -beta(t)/2 x dt + g(t) dw with g^2 = beta (1 - m^4), whose variance stays below VPSDE's (Eq. 12; Appendix B)."""
 
@@ -344,6 +364,7 @@ class subVPSDE(_LinearBetaSDE):
         return log_mean_coeff.exp(), -torch.expm1(2 * log_mean_coeff)
 
 
+@register_sde(name='vesde')
 class VESDE(SDE):
     """dx = sigma(t) sqrt(2 log(sigma_max/sigma_min)) dw with sigma(t) = sigma_min (sigma_max/sigma_min)^t (Eq. 9; Appendix C).
 
@@ -353,6 +374,7 @@ class VESDE(SDE):
     """
 
     sampling_eps = 1e-5
+    labels_are_sigmas = True
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50, N: int = 1000):
         super().__init__(N)
@@ -419,10 +441,12 @@ class VESDE(SDE):
 
 
 def get_sde(config) -> SDE:
-    """The SDE that a config names in `training.sde`, with the parameters and the N of `model`."""
-    model, name = config.model, config.training.sde.lower()
-    if name in ('vpsde', 'subvpsde'):
-        return (VPSDE if name == 'vpsde' else subVPSDE)(model.beta_min, model.beta_max, N=model.num_scales)
-    if name == 'vesde':
-        return VESDE(model.sigma_min, model.sigma_max, N=model.num_scales)
-    raise UserError(f'config.training.sde is {config.training.sde!r}: known are subvpsde, vesde, vpsde')
+    """Build the SDE that `config.training.sde` names.
+
+    Raises:
+        UserError: if no such SDE is registered.
+    """
+    found = SDES.find(config.training.sde)
+    if found is None:
+        raise UserError(f'config.training.sde must be one of {", ".join(map(repr, SDES.names()))}, got {config.training.sde!r}')
+    return found.from_config(config)

@@ -168,7 +168,7 @@ def expand_paths(config):
 def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> dict[str, str]:
     """{key: one sentence} of the keys of `config` that are missing, unknown, or whose value breaks its rule, such as 'model.nf'.
 
-    `own`: beginnings of keys that may stand there besides the known ones, of whatever value: 'model.' for a network of one's own.
+    `own`: further keys that are accepted, with any value: 'model.width', or 'model.' for all of a section and '' for all.
     `unused`: sections in which keys may be missing.
     """
     top = [(name, value) for name, value in config.items() if not (name in RULES and hasattr(value, 'items'))]
@@ -188,7 +188,7 @@ def _faults(prefix, items, rules, own, required):
         if name in rules:
             if not rules[name].accepts(value):
                 found[key] = f'config.{key} is {_shown(value)}: it must be {rules[name].text}'
-        elif not key.startswith(tuple(own)):
+        elif key not in own and not key.startswith(tuple(part for part in own if part[-1:] in ('', '.'))):
             near = difflib.get_close_matches(name, rules, 1)
             found[key] = f'config.{key} is no key of this library: ' + (
                 f'did you mean config.{prefix}{near[0]}?' if near else 'configs/defaults.py tells those that it has')

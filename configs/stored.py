@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import torch
 from ml_collections import ConfigDict
 
+import sde_lib
 from configs import defaults
 from errors import UserError
 
 # Of the keys outside config.model those that define a trained model; of those in it the ones that do not.
 DEFINING = {'training.sde', 'training.continuous', 'data.image_size', 'data.num_channels', 'data.centered'}
 TRAINING_ONLY = {'dropout', 'label_dropout', 'ema_rate', 'init_scale'}  # of config.model
-UNUSED_BY = {'vesde': {'beta_min', 'beta_max'}, 'others': {'sigma_min', 'sigma_max'}}
 
 
 def get_config(path: str) -> ConfigDict:
@@ -67,9 +67,14 @@ def _plain(value):
 def defines_model(key: str, stored: ConfigDict) -> bool:
     """Whether a network trained with `stored` means something else, or does not fit, once the value of `key` ('section.name') changes."""
     section, _, name = key.partition('.')
-    if name in UNUSED_BY['vesde' if stored.training.sde.lower() == 'vesde' else 'others']:
-        return False
-    return key in DEFINING or section == 'model' and name not in TRAINING_ONLY
+    return key in DEFINING or section == 'model' and name not in TRAINING_ONLY | _keys_of_other_sdes(stored.training.sde)
+
+
+def _keys_of_other_sdes(name: str) -> set[str]:
+    """Return the keys of `config.model` that only other SDEs than the one called `name` have; none if that is not registered."""
+    used = sde_lib.SDES.find(name)
+    known = {key for other in sde_lib.SDES.names() for key in sde_lib.SDES.get(other).config_keys()}
+    return known - set(used.config_keys()) if used else set()
 
 
 def check(config: ConfigDict, stored: ConfigDict, path):

@@ -219,9 +219,9 @@ def test_flattening():
 # What imports cost -------------------------------------------------------------------------------------------------------------------
 
 LAYERS = {name: layer for layer, names in enumerate((
-    'errors registry interruption distributed progress randomness configs',
+    'errors registry interruption distributed progress randomness',
     'sde_lib op measurements',
-    'models ode_lib',
+    'models ode_lib configs',
     'dialects fast_sampling',
     'losses sampling likelihood controllable_generation latents metrics results image_sources',
     'checkpoints datasets evaluation reports plots preflight',

@@ -130,7 +130,8 @@ def test_training_says_what_it_does(tmp_path, caplog, reduce_mean):
         run_lib.train(config, tmp_path)
     (facts,) = [message for message in caplog.messages if message.startswith('Started training:')]
     parameters = sum(parameter.numel() for parameter in run_lib.create_state(config)['model'].parameters())
-    for text in ('cpu, processes: 1', 'float32', f'ncsnpp, {parameters:,} parameters', 'vpsde, beta from 0.1 to 20, continuous time',
+    for text in ('cpu, processes: 1', 'float32', f'ncsnpp, {parameters:,} parameters',
+                 'VPSDE(beta_min=0.1, beta_max=20.0, N=25), continuous time',
                  'DIGITS, 8x8 pixels, channels: 1, 1438 training and 359 test images', '0 to 3, batch size 8, learning rate 0.002',
                  'every 2 steps', str(tmp_path), 'mean over 64 values' if reduce_mean else 'half the sum over 64 values'):
         assert text in facts, text
