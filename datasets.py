@@ -8,6 +8,7 @@ image_sources.py: what fits in memory is decoded once, the rest ahead of its use
 """
 import collections
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -152,6 +153,45 @@ SOURCES = {
     'NPZ': Source(image_sources.npz, image_sources.npz_levels, keys=('path', 'test_fraction', 'levels', 'layout')),
     'DIGITS': Source(image_sources.digits, 17, (8, 8, 1)),
 }
+OWN = set()  # the names of those that users have registered
+
+
+def register_dataset(load=None, *, name: str | None = None, levels: int = 256, keys: tuple[str, ...] = ()):
+    """Register the function `load` as a data set that `config.data.dataset` can name; usable as a decorator.
+
+    Args:
+        load: `load(config, split)` with split 'train' or 'test' returns images (n, H, W, C) of integers 0 .. levels - 1, H = W =
+            `config.data.image_size` and C = `config.data.num_channels`, and their labels (n,).
+        name: the name in configs, in any case; that of the function by default.
+        levels: number of grey levels.
+        keys: keys of `config.data` that only this data set has.
+
+    Raises:
+        UserError: if another data set has the name.
+    """
+    if load is None:
+        return functools.partial(register_dataset, name=name, levels=levels, keys=keys)
+    key = (name or load.__name__).upper()
+    if key in SOURCES and (key not in OWN or _place(SOURCES[key].load) != _place(load)):
+        raise UserError(f'the data set name {key!r} is taken by {".".join(_place(SOURCES[key].load))}: choose another')
+
+    @functools.wraps(load)
+    def checked(config, split):
+        data, (images, labels) = config.data, load(config, split)
+        images, labels = np.asarray(images), np.asarray(labels)
+        expected = (len(labels), data.image_size, data.image_size, data.num_channels)
+        if images.shape != expected or images.dtype.kind not in 'iu' or images.size and not 0 <= images.min() <= images.max() < levels:
+            raise UserError(f'the data set {key} must be images {expected} of integers from 0 to {levels - 1} with as many labels, got '
+                            f'{images.dtype} {images.shape} and {len(labels)} labels')
+        return Images(images.astype(np.uint8 if levels <= 256 else np.uint16), labels.astype(np.int64), levels)
+
+    SOURCES[key] = Source(checked, levels, keys=tuple(keys))
+    OWN.add(key)
+    return load
+
+
+def _place(fn) -> tuple[str, str]:
+    return fn.__module__, fn.__qualname__
 
 
 NEUTRAL = dict(levels=0, layout='NHWC')  # keys that some data sets take, and the values that change nothing
@@ -200,7 +240,7 @@ def get_name(config) -> str:
     if name in ('folder', 'npz'):
         place = pathlib.Path(data.path).expanduser().resolve()
         return f'{name}_{place.name if place.is_dir() else place.stem}_{data.image_size}_{image_sources.digest(data.path)[:6]}'
-    sized = name in ('ffhq', 'celebahq') or name == 'celeba' and data.image_size != 64
+    sized = name in ('ffhq', 'celebahq') or name.upper() in OWN or name == 'celeba' and data.image_size != 64
     return f'{name}_{data.image_size}' if sized else name
 
 
@@ -211,6 +251,9 @@ def describe(config, split: str) -> dict:
     chosen = {key: value for key, value in chosen.items() if key not in NEUTRAL or value not in (None, NEUTRAL[key])}
     for key in {'path', 'tfrecords_path'} & set(source.keys):
         chosen['files'] = image_sources.digest(data[key])
+    if data.dataset.upper() in OWN:  # its function may return other images than before
+        images = source.load(config, split)
+        chosen['digest'] = hashlib.sha256(images.images.tobytes() + images.labels.tobytes()).hexdigest()[:16]
     split = split if has_held_out(config) else 'train'
     return dict(dataset=data.dataset.upper(), split=split, image_size=data.image_size, num_channels=data.num_channels,
                 preparation=source.preparation, **chosen)
