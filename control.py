@@ -4,6 +4,7 @@ A task reads pictures, makes rows of a gallery from them, and arrays for a file.
 measurements.py and latents.py.
 """
 import dataclasses
+import functools
 import pathlib
 import types
 from collections.abc import Callable
@@ -217,10 +218,12 @@ def _loop(job) -> sampling.Loop:
 
 
 def _as_pictures(job, measurement, y) -> torch.Tensor:
-    """What is known, as pictures (n, C, H, W): unknown pixels in grey, means over pixels as squares."""
+    """What is known, as pictures (n, C, H, W): unknown pixels in grey, means over pixels as squares, anything else as A^+ y."""
     if isinstance(measurement, measurements.Mask):
         grey = datasets.get_data_scaler(job.config)(torch.tensor(0.5))
         return torch.where(measurement.mask.to(y.device), y, grey.to(y))
+    if y.ndim != 4 or job.size % y.shape[2] or job.size % y.shape[3] or y.shape[1] not in (1, job.config.data.num_channels):
+        return measurement.pinv(y)
     y = y.expand(-1, job.config.data.num_channels, -1, -1)
     return y.repeat_interleave(job.size // y.shape[2], 2).repeat_interleave(job.size // y.shape[3], 3)
 
@@ -339,3 +342,25 @@ TASKS = {
     'temper': Task(_temper),
     'mix': Task(_mix, pictures=2),
 }
+BUILT_IN = tuple(TASKS)
+
+
+def register_measurement(make=None, *, name: str | None = None):
+    """Register `make(config) -> measurements.Measurement` as a task that `--task` can name; usable as a decorator.
+
+    The task draws images that agree with what is measured of each input picture.
+
+    Args:
+        make: the function; it may read `config.data` and `config.control`.
+        name: the name of the task; that of the function by default.
+
+    Raises:
+        UserError: if this library has a task of that name.
+    """
+    if make is None:
+        return functools.partial(register_measurement, name=name)
+    name = name or make.__name__
+    if name in BUILT_IN:
+        raise UserError(f'the task name {name!r} is taken by this library: choose another')
+    TASKS[name] = _measured(lambda job: make(job.config))
+    return make
