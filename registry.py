@@ -13,7 +13,7 @@ class Registry:
         self._classes = {}
 
     def register(self, cls=None, *, name=None):
-        """Enters `cls` under `name` (its own name where none is given) and returns it; ValueError if another class has the name.
+        """Enters `cls` under `name` (its own name where none is given) and returns it; UserError if another class has the name.
 
         The same class again, of a notebook's cell or a module that was executed once more, takes the place of the earlier one.
         """
@@ -22,7 +22,7 @@ class Registry:
         key = name or cls.__name__
         taken = self.find(key)
         if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f'the {self.kind} name {key!r} is taken by {taken.__module__}.{taken.__qualname__}')
+            raise UserError(f'the {self.kind} name {key!r} is taken by {taken.__module__}.{taken.__qualname__}: choose another')
         self._classes[next((known for known in self._classes if known.lower() == key.lower()), key)] = cls
         return cls
 
