@@ -1,0 +1,314 @@
+"""What a user can add by name: the example file as real commands, its SDE against exact answers, and every block of docs/extending.md."""
+import math
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+import checkpoints
+import cli
+import control
+import datasets
+import fast_sampling
+import likelihood
+import measurements
+import preflight
+import run_lib
+import sampling
+import sde_lib
+from configs import stored
+from conftest import ROOT, load_config
+from errors import UserError
+from models import utils as mutils
+from sde_lib import expand
+
+EXAMPLE = ROOT / 'examples' / 'own_process.py'
+REGISTRIES = sde_lib.SDES, mutils.MODELS, sampling.PREDICTORS, sampling.CORRECTORS, fast_sampling.SOLVERS
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    """What the test registers is forgotten when it ends."""
+    for registry in REGISTRIES:
+        monkeypatch.setattr(registry, '_classes', dict(registry._classes))
+    monkeypatch.setattr(datasets, 'SOURCES', dict(datasets.SOURCES))
+    monkeypatch.setattr(datasets, 'OWN', set(datasets.OWN))
+    monkeypatch.setattr(control, 'TASKS', dict(control.TASKS))
+
+
+@pytest.fixture
+def example(unregistered):
+    """The config of the example, on the CPU; its classes are registered during the test."""
+    config = cli.load_config(str(EXAMPLE))
+    config.device = 'cpu'
+    return config
+
+
+# The cosine SDE of the example -------------------------------------------------------------------------------------------------------
+
+MEAN, STD = 0.3, 0.5  # of the data, a Gaussian: scores, samples and likelihoods are known exactly
+
+
+def marginal(sde, t):
+    """Mean and standard deviation at time t of what began as the data."""
+    m, std = sde.marginal_prob(torch.ones(1, 1, dtype=torch.float64), torch.tensor([float(t)], dtype=torch.float64))
+    return float(m) * MEAN, math.hypot(float(m) * STD, float(std))
+
+
+class ExactNoise(torch.nn.Module):
+    """The network that predicts minus std times the exact score from the label 999 t / T."""
+
+    def __init__(self, sde):
+        super().__init__()
+        self.sde, self.offset = sde, torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, labels):
+        m, std = self.sde.marginal_prob(torch.ones_like(x), labels * self.sde.T / 999)
+        std = expand(std, x)
+        return std * (x - m * MEAN) / ((m * STD) ** 2 + std ** 2) + self.offset
+
+
+@pytest.mark.parametrize('s', [0.008, 0.05])
+def test_the_marginal_solves_the_moment_equations(example, s):
+    """dm/dt = -beta/2 m and dv/dt = beta (1 - v) with the beta of the drift and the g^2 of the diffusion, integrated numerically."""
+    sde = sde_lib.SDES.get('cosinevp')(cosine_s=s)
+
+    def rates(t, moments):
+        drift, diffusion = sde.sde(torch.ones(1, 1, dtype=torch.float64), torch.tensor([t], dtype=torch.float64))
+        return [float(drift) * moments[0], 2 * float(drift) * moments[1] + float(diffusion) ** 2]
+    times = np.array([1e-3, 0.1, 0.5, 0.9, sde.T])
+    found = solve_ivp(rates, (0, sde.T), [1.0, 0.0], 'LSODA', times, rtol=1e-10, atol=1e-12)
+    t = torch.tensor(times)
+    mean, std = sde.marginal_prob(torch.ones(5, 1, dtype=torch.float64), t)
+    np.testing.assert_allclose(mean[:, 0], found.y[0], rtol=1e-6)
+    np.testing.assert_allclose(std ** 2, found.y[1], rtol=1e-6)
+    drift, diffusion = sde.sde(torch.ones(5, 1, dtype=torch.float64), t)
+    np.testing.assert_allclose(diffusion ** 2, -2 * drift[:, 0], rtol=1e-12)  # the variance stays 1 where it is 1
+
+
+def test_the_schedule_is_that_of_the_paper(example):
+    """Nichol & Dhariwal 2021, Eq. 17, with s = 0.008; in float32 the standard deviation is accurate down to the smallest times."""
+    sde, t = sde_lib.get_sde(example), np.array([1e-5, 1e-3, 0.3, 0.99])
+    f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    mean, std = sde.marginal_prob(torch.ones(4, 1), torch.tensor(t, dtype=torch.float32))
+    np.testing.assert_allclose(mean[:, 0] ** 2, f, rtol=2e-5)
+    np.testing.assert_allclose(std, np.sqrt(1 - f), rtol=2e-6)
+    assert repr(sde) == 'CosineVPSDE(cosine_s=0.008, N=100)'
+
+
+@pytest.mark.parametrize('predictor', ['posterior', 'reverse_diffusion'])
+def test_sampling_with_the_exact_score_reaches_the_data(example, predictor):
+    """Of 8000 values: their mean is known to 0.006, their standard deviation to 0.004; steps of T/N add errors of order 1/N."""
+    sde, shape = sde_lib.SDES.get('cosinevp')(N=400), (500, 1, 4, 4)
+    sampler = sampling.get_pc_sampler(sde, shape, sampling.get_predictor(predictor), None, lambda x: x, 0.1, continuous=True, device='cpu')
+    samples, nfe = sampler(ExactNoise(sde))
+    assert nfe == 400
+    assert samples.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert samples.std().item() == pytest.approx(STD, abs=0.02)
+
+
+@pytest.mark.parametrize('method', ['heun', 'dpmpp_2m', 'unipc'])
+def test_solvers_follow_the_flow_of_the_cosine_sde(example, method):
+    """Of Gaussian data the flow keeps every value at its distance from the mean in units of the standard deviation."""
+    sde, z = sde_lib.get_sde(example), torch.randn(100, 1, 4, 4)
+    sampler = sampling.get_fast_sampler(sde, z.shape, fast_sampling.get_solver(method), lambda x: x, 100, denoise=False)
+    (start, start_std), (end, end_std) = marginal(sde, sde.T), marginal(sde, 1e-3)
+    torch.testing.assert_close(sampler(ExactNoise(sde), z)[0], end + end_std * (z - start) / start_std, atol=0.01, rtol=0)
+
+
+def test_likelihoods_of_gaussian_data_are_exact(example):
+    sde, data = sde_lib.get_sde(example), MEAN + STD * torch.randn(50, 1, 4, 4)
+    result = likelihood.get_log_likelihood_fn(sde, lambda x: x, rtol=1e-6, atol=1e-6)(ExactNoise(sde), data)
+    (start, start_std), (end, end_std) = marginal(sde, 1e-5), marginal(sde, sde.T)
+    code = end + end_std * (data - start) / start_std
+    torch.testing.assert_close(result.z, code, atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.nats, sde.prior_logp(code) + 16 * math.log(end_std / start_std), atol=2e-3, rtol=0)
+    exact = torch.distributions.Normal(MEAN, STD).log_prob(data).flatten(1).sum(1)  # but for the prior, which is almost p_T
+    torch.testing.assert_close(result.nats, exact, atol=0.05, rtol=0)
+
+
+# Real commands -----------------------------------------------------------------------------------------------------------------------
+
+SHORT = ('--config.device=cpu', '--config.training.n_iters=6', '--config.training.snapshot_freq=5',
+         '--config.training.snapshot_sampling=False', '--config.model.num_scales=5', '--config.eval.num_samples=8',
+         '--config.eval.metrics_backend=none', '--config.eval.metrics_floor=False', '--config.eval.most_images=8',
+         '--config.eval.bpd_rtol=0.1', '--config.eval.bpd_atol=0.1')
+
+
+def command(folder, *flags):
+    """Run main.py in `folder`."""
+    return subprocess.run([sys.executable, ROOT / 'main.py', *flags], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_path, example):
+    elsewhere, workdir = tmp_path / 'elsewhere', tmp_path / 'own'
+    elsewhere.mkdir()
+    shutil.copy(EXAMPLE, elsewhere / 'mine.py')
+    for mode in ('train', 'eval', 'sample'):
+        done = command(tmp_path, '--config=elsewhere/mine.py', f'--workdir={workdir}', f'--mode={mode}', '--num_samples=4', *SHORT)
+        assert done.returncode == 0, done.stderr
+    log = (workdir / 'stdout.txt').read_text()
+    assert 'CosineVPSDE(cosine_s=0.008, N=5), continuous time' in log and 'small_cnn, 42,081 parameters' in log
+    assert (workdir / 'checkpoints' / 'checkpoint_1.pth').is_file() and (workdir / 'generated' / '00003.png').is_file()
+    assert 'bits/dim' in (workdir / 'eval' / 'report.md').read_text() and np.load(workdir / 'eval/ckpt_1/samples_0.npz')['samples'].any()
+    done = command(tmp_path, f'--workdir={workdir}', '--mode=sample')
+    assert done.returncode == 1 and done.stderr == (
+        f"error: {workdir} was trained with config.model.name='small_cnn', config.training.sde='cosinevp', config.data.dataset='shapes', "
+        "config.sampling.predictor='posterior', which nothing registers here: pass --config FILE with the Python file that registers it\n")
+    example.model.update(cosine_s=0.02, num_scales=5)
+    with pytest.raises(UserError, match=r'^config.model.cosine_s=0.02 differs from 0.008, with which .*checkpoint_1.pth was trained$'):
+        run_lib.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
+
+
+# What the library asks an SDE ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_sdes_of_this_library_are_built_from_their_own_keys():
+    config = load_config('configs.vp.digits_ddpmpp_continuous', beta_min=0.2, beta_max=8.0, sigma_min=0.1, sigma_max=3.0, num_scales=30)
+    for name, shown in (('vpsde', 'VPSDE(beta_min=0.2, beta_max=8.0, N=30)'), ('subVPSDE', 'subVPSDE(beta_min=0.2, beta_max=8.0, N=30)'),
+                        ('VESDE', 'VESDE(sigma_min=0.1, sigma_max=3.0, N=30)')):
+        config.training.sde = name
+        assert repr(sde_lib.get_sde(config)) == shown
+    config.training.sde = 'cosine'
+    with pytest.raises(UserError, match=r"^unknown SDE \(config.training.sde\) 'cosine': known are subvpsde, vesde, vpsde$"):
+        sde_lib.get_sde(config)
+
+
+def test_the_keys_that_define_a_model_follow_from_its_sde(example):
+    """A key of another SDE than the one in use, own ones included, does not define the model."""
+    unused = {'vpsde': {'sigma_min', 'sigma_max', 'cosine_s'}, 'subvpsde': {'sigma_min', 'sigma_max', 'cosine_s'},
+              'vesde': {'beta_min', 'beta_max', 'cosine_s'}, 'cosinevp': {'beta_min', 'beta_max', 'sigma_min', 'sigma_max'},
+              'unheard_of': set()}
+    for name, absent in unused.items():
+        example.training.sde = name
+        keys = ('beta_min', 'beta_max', 'sigma_min', 'sigma_max', 'cosine_s', 'num_scales', 'cnn_width')
+        assert {key for key in keys if not stored.defines_model(f'model.{key}', example)} == absent, name
+        assert not stored.defines_model('sampling.snr', example) and stored.defines_model('data.centered', example)
+
+
+def test_own_keys_of_an_sde_are_accepted_by_name(example, tmp_path):
+    """Beside a network of this library its keys are those of the constructor, whose first letters alone are not enough."""
+    config = load_config('configs.vp.digits_ddpmpp_continuous')
+    config.training.sde = 'cosinevp'
+    config.model.cosine_s = 0.02
+    preflight.check(config, tmp_path, 'train')
+    config.model.cosine_s_too = 0.1
+    with pytest.raises(UserError, match='^config.model.cosine_s_too is no key of this library'):
+        preflight.check(config, tmp_path, 'train')
+    del config.model['cosine_s_too']
+    config.training.sde = 'vpsde'
+    with pytest.raises(UserError, match='^config.model.cosine_s is no key of this library'):
+        preflight.check(config, tmp_path, 'train')
+    config.training.sde = 'cosinevp'
+    config.model.update(scale_by_sigma=True, embedding_type='fourier')
+    with pytest.raises(UserError, match='config.model.scale_by_sigma=True needs'):
+        preflight.check(config, tmp_path, 'train')
+
+
+def test_an_sde_whose_labels_are_noise_levels_may_divide_by_them(unregistered, tmp_path):
+    @sde_lib.register_sde(name='my_ve')
+    class MyVE(sde_lib.VESDE):
+        pass
+    config = load_config('configs.ve.digits_ncsnpp_continuous')
+    config.training.sde = 'my_ve'
+    preflight.check(config, tmp_path, 'train')
+    assert type(sde_lib.get_sde(config)) is MyVE and config.model.scale_by_sigma
+
+
+@pytest.mark.parametrize('key, value', [('cosine_s', 0.02), (None, None)])
+def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value):
+    config = load_config('configs.vp.digits_wideresnet')
+    config.training.sde = 'cosinevp'
+    config.model.update(nf=4, widen=1, num_res_blocks=1, cosine_s=0.008)
+    checkpoints.save(tmp_path / 'classifier.pth', run_lib.create_state(config) | dict(config=config.to_json()))
+    if key is None:
+        assert run_lib.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes == 10
+        return
+    example.model[key] = value
+    with pytest.raises(UserError, match='is of a classifier with model.cosine_s=0.008, the config has 0.02: they must agree'):
+        run_lib.load_classifier(tmp_path / 'classifier.pth', example)
+
+
+def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
+    """An unknown name that the work directory does not have is a slip: it gets the known names instead."""
+    config = load_config('configs.vp.digits_ddpmpp_continuous')
+    config.sampling.predictor = 'mine'
+    config.sampling.my_step = 3  # a key of that predictor
+    stored.write(config, tmp_path)
+    with pytest.raises(UserError) as caught:
+        preflight.check(config, tmp_path, 'sample')
+    assert str(caught.value) == (f"{tmp_path} was trained with config.sampling.predictor='mine', which nothing registers here: "
+                                 'pass --config FILE with the Python file that registers it')
+    del config.sampling['my_step']
+    config.sampling.predictor = 'eulr'
+    with pytest.raises(UserError, match=r"^unknown predictor \(config.sampling.predictor\) 'eulr': known are ancestral_sampling, "):
+        preflight.check(config, tmp_path, 'sample')
+
+
+# Data sets and measurements ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_is_described_by_what_it_returns(unregistered, example):
+    """Statistics of other images than those that its function returns now are recognised."""
+    before = datasets.describe(example, 'train')
+    assert before['dataset'] == 'SHAPES' and datasets.get_name(example) == 'shapes_8' and len(before['digest']) == 16
+    assert datasets.describe(example, 'train') == before != datasets.describe(example, 'test')
+    example.data.image_size = 12
+    images, labels = datasets.get_split(example, 'train').read(np.arange(2000))
+    assert images.shape == (2000, 12, 12, 1) and images.dtype == np.uint8 and labels.dtype == np.int64 and set(labels) == {0, 1}
+    assert images[labels == 0].mean() > 1.3 * images[labels == 1].mean() > 0  # discs are full, crosses are not
+    assert datasets.describe(example, 'train')['digest'] != before['digest'] and datasets.get_name(example) == 'shapes_12'
+
+
+def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
+    @datasets.register_dataset(levels=4, keys=('brightness',))
+    def flat(config, split):
+        return np.full((6, 8, 8, 1), config.data.brightness), np.arange(6)
+    config = load_config('configs.vp.digits_ddpmpp_continuous', dict(dataset='Flat', uniform_dequantization=False))
+    config.data.brightness = 3
+    preflight.check(config, tmp_path, 'data')
+    assert datasets.get_levels(config) == 4 and datasets.describe(config, 'train')['brightness'] == 3
+    train, _, _ = datasets.get_dataset(config, evaluation=True)
+    assert (next(iter(train))['image'] == 1).all()
+    for images, got in ((np.full((6, 8, 8, 1), 4), r'got int64 \(6, 8, 8, 1\) and 6 labels'),
+                        (np.zeros((6, 8, 8, 3), np.uint8), r'got uint8 \(6, 8, 8, 3\) and 6 labels'),
+                        (np.zeros((5, 8, 8, 1), np.uint8), r'got uint8 \(5, 8, 8, 1\) and 6 labels'),
+                        (np.zeros((6, 8, 8, 1)), r'got float64 \(6, 8, 8, 1\) and 6 labels')):
+        datasets.register_dataset(lambda config, split, images=images: (images, np.arange(6)), name='wrong', levels=4)
+        config.data.dataset = 'wrong'
+        with pytest.raises(UserError, match=rf'^the data set WRONG must be images \(6, 8, 8, 1\) of integers from 0 to 3 .*, {got}$'):
+            datasets.get_split(config, 'train')
+    with pytest.raises(UserError, match="the data set name 'DIGITS' is taken by image_sources.digits: choose another"):
+        datasets.register_dataset(flat, name='digits')
+
+
+def test_a_measurement_is_a_task(unregistered, example, tmp_path):
+    """Here of five weighted sums of the pixels, which are no picture: what is known is shown as A^+ y."""
+    weights = torch.linalg.qr(torch.randn(64, 5))[0].T
+
+    @control.register_measurement(name='sums')
+    class Sums(measurements.Measurement):
+        def __init__(self, config):
+            assert config.data.image_size == 8
+
+        def __call__(self, x):
+            return x.flatten(1) @ weights.to(x).T
+
+        def pinv(self, y):
+            return (y @ weights.to(y)).reshape(-1, 1, 8, 8)
+    example.control.update(images=2, results=3)
+    example.data.uniform_dequantization = False
+    example.model.num_scales = 20
+    checkpoints.save(tmp_path / 'checkpoints' / 'checkpoint_1.pth', run_lib.create_state(example))
+    folder = control.control(example, tmp_path, 'sums', output=str(tmp_path / 'out'))
+    found = np.load(folder / 'results.npz')
+    assert found['samples'].shape == (2, 3, 8, 8, 1) and found['known'].shape == (2, 8, 8, 1)
+    x = torch.from_numpy(found['inputs']).permute(0, 3, 1, 2) / 255 * 2 - 1
+    known = ((x.flatten(1) @ weights.T @ weights + 1) / 2).clamp(0, 1).reshape(2, 8, 8, 1) * 255
+    assert abs(found['known'] - known.numpy()).max() <= 1
+    with pytest.raises(UserError, match="the task name 'inpaint' is taken by this library: choose another"):
+        control.register_measurement(Sums, name='inpaint')
