@@ -31,7 +31,7 @@ flags.DEFINE_string('checkpoint', '', 'Checkpoint file for --mode sample and con
 flags.DEFINE_string('output', '', 'Folder for the results of --mode sample, control and metrics. Default: workdir/generated, '
                     'workdir/control_{task} or workdir/metrics_{input}.')
 flags.DEFINE_string('task', '', 'For --mode control: inpaint, colorize, upscale2, upscale4 or deblur a picture; draw classes; reconstruct, '
-                    'interpolate, temper or mix latent codes.')
+                    'interpolate, temper or mix latent codes; or a task of your own.')
 flags.DEFINE_string('input', '', 'For --mode control: a picture, or a folder or zip file of pictures. Default: test images of the data '
                     'set. For --mode metrics: a folder, zip file or npz file of samples.')
 flags.DEFINE_string('reference', '', 'Real images for --mode metrics: a folder, a zip file or an npz file; the data set by default.')

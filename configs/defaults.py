@@ -9,6 +9,7 @@ A config starts from a data set, takes an SDE (with the sampler published for it
 
 Each function changes `config` in place and returns it. Every key can also be set on the command line: `--config.model.sigma_max=7.5`,
 `--config.model.ch_mult="(1,2,2)"`. Sampling during evaluation needs `--config.eval.enable_sampling=True` where that is off.
+SDEs, networks, predictors, correctors, solvers and data sets can also be your own: docs/extending.md.
 References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); Song & Ermon 2019 (1907.05600) and 2020 (2006.09011).
 
 seed, device              random seed; a device by name ('cuda:0', 'mps', 'cpu'), of several processes one for each

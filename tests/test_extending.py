@@ -1,5 +1,6 @@
 """What a user can add by name: the example file as real commands, its SDE against exact answers, and every block of docs/extending.md."""
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import cli
 import control
 import datasets
 import fast_sampling
-import likelihood
 import measurements
 import preflight
 import run_lib
@@ -24,6 +24,7 @@ from configs import stored
 from conftest import ROOT, load_config
 from errors import UserError
 from models import utils as mutils
+from score_model import ScoreModel
 from sde_lib import expand
 
 EXAMPLE = ROOT / 'examples' / 'own_process.py'
@@ -100,12 +101,15 @@ def test_the_schedule_is_that_of_the_paper(example):
     assert repr(sde) == 'CosineVPSDE(cosine_s=0.008, N=100)'
 
 
-@pytest.mark.parametrize('predictor', ['posterior', 'reverse_diffusion'])
-def test_sampling_with_the_exact_score_reaches_the_data(example, predictor):
+def exact_model(sde):
+    return ScoreModel(ExactNoise(sde), sde, shape=(1, 4, 4))
+
+
+@pytest.mark.parametrize('settings', [dict(predictor='posterior'), dict(predictor='reverse_diffusion'),
+                                      dict(predictor='posterior', skip_type='logSNR')], ids=lambda settings: '-'.join(settings.values()))
+def test_sampling_with_the_exact_score_reaches_the_data(example, settings):
     """Of 8000 values: their mean is known to 0.006, their standard deviation to 0.004; steps of T/N add errors of order 1/N."""
-    sde, shape = sde_lib.SDES.get('cosinevp')(N=400), (500, 1, 4, 4)
-    sampler = sampling.get_pc_sampler(sde, shape, sampling.get_predictor(predictor), None, lambda x: x, 0.1, continuous=True, device='cpu')
-    samples, nfe = sampler(ExactNoise(sde))
+    samples, nfe = exact_model(sde_lib.get_sde(example)).draw(500, method='pc', steps=400, **settings)
     assert nfe == 400
     assert samples.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert samples.std().item() == pytest.approx(STD, abs=0.02)
@@ -115,14 +119,14 @@ def test_sampling_with_the_exact_score_reaches_the_data(example, predictor):
 def test_solvers_follow_the_flow_of_the_cosine_sde(example, method):
     """Of Gaussian data the flow keeps every value at its distance from the mean in units of the standard deviation."""
     sde, z = sde_lib.get_sde(example), torch.randn(100, 1, 4, 4)
-    sampler = sampling.get_fast_sampler(sde, z.shape, fast_sampling.get_solver(method), lambda x: x, 100, denoise=False)
+    samples, _ = sampling.sample(exact_model(sde), z.shape, sampling.Options(method=method, steps=100, noise_removal=False), z=z)
     (start, start_std), (end, end_std) = marginal(sde, sde.T), marginal(sde, 1e-3)
-    torch.testing.assert_close(sampler(ExactNoise(sde), z)[0], end + end_std * (z - start) / start_std, atol=0.01, rtol=0)
+    torch.testing.assert_close(samples, end + end_std * (z - start) / start_std, atol=0.01, rtol=0)
 
 
 def test_likelihoods_of_gaussian_data_are_exact(example):
     sde, data = sde_lib.get_sde(example), MEAN + STD * torch.randn(50, 1, 4, 4)
-    result = likelihood.get_log_likelihood_fn(sde, lambda x: x, rtol=1e-6, atol=1e-6)(ExactNoise(sde), data)
+    result = exact_model(sde).log_likelihood(data, rtol=1e-6, atol=1e-6)
     (start, start_std), (end, end_std) = marginal(sde, 1e-5), marginal(sde, sde.T)
     code = end + end_std * (data - start) / start_std
     torch.testing.assert_close(result.z, code, atol=1e-4, rtol=0)
@@ -174,7 +178,7 @@ def test_the_sdes_of_this_library_are_built_from_their_own_keys():
         config.training.sde = name
         assert repr(sde_lib.get_sde(config)) == shown
     config.training.sde = 'cosine'
-    with pytest.raises(UserError, match=r"^unknown SDE \(config.training.sde\) 'cosine': known are subvpsde, vesde, vpsde$"):
+    with pytest.raises(UserError, match="^config.training.sde must be one of 'subvpsde', 'vesde', 'vpsde', got 'cosine'$"):
         sde_lib.get_sde(config)
 
 
@@ -245,7 +249,7 @@ def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
                                  'pass --config FILE with the Python file that registers it')
     del config.sampling['my_step']
     config.sampling.predictor = 'eulr'
-    with pytest.raises(UserError, match=r"^unknown predictor \(config.sampling.predictor\) 'eulr': known are ancestral_sampling, "):
+    with pytest.raises(UserError, match="^unknown predictor 'eulr': known are ancestral_sampling, "):
         preflight.check(config, tmp_path, 'sample')
 
 
@@ -282,6 +286,9 @@ def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
         config.data.dataset = 'wrong'
         with pytest.raises(UserError, match=rf'^the data set WRONG must be images \(6, 8, 8, 1\) of integers from 0 to 3 .*, {got}$'):
             datasets.get_split(config, 'train')
+    assert datasets.register_dataset(flat, levels=4) is flat  # once more, as in a notebook
+    with pytest.raises(UserError, match="the data set name 'FLAT' is taken by .*flat: choose another"):
+        datasets.register_dataset(lambda config, split: None, name='flat')
     with pytest.raises(UserError, match="the data set name 'DIGITS' is taken by image_sources.digits: choose another"):
         datasets.register_dataset(flat, name='digits')
 
@@ -312,3 +319,59 @@ def test_a_measurement_is_a_task(unregistered, example, tmp_path):
     assert abs(found['known'] - known.numpy()).max() <= 1
     with pytest.raises(UserError, match="the task name 'inpaint' is taken by this library: choose another"):
         control.register_measurement(Sums, name='inpaint')
+
+
+# The page docs/extending.md --------------------------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / 'docs' / 'extending.md').read_text()
+
+
+@pytest.fixture(scope='module')
+def page_file(tmp_path_factory):
+    """The Python blocks of the page as one config file."""
+    path = tmp_path_factory.mktemp('page') / 'page.py'
+    path.write_text('\n\n'.join(re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)))
+    return path
+
+
+def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path):
+    config = cli.load_config(str(page_file))
+    config.device, config.model.num_scales = 'cpu', 10
+    config.training.update(n_iters=3, snapshot_freq=2)  # with samples by the predictor and the corrector
+    config.eval.update(enable_bpd=True, bpd_repeats=1, bpd_rtol=0.1, bpd_atol=0.1)
+    config.control.update(images=2, results=2)
+    run_lib.train(config, tmp_path)
+    run_lib.evaluate(config, tmp_path)
+    control.control(config, tmp_path, 'odd_rows')
+    found = np.load(tmp_path / 'control_odd_rows' / 'results.npz')
+    assert (found['samples'][:, :, ::2] == found['inputs'][:, None, ::2]).all()
+    config.sampling.update(method='euler', steps=5)
+    folder = run_lib.sample(config, tmp_path, num_samples=3)
+    assert np.load(folder / 'samples.npz')['samples'].shape == (3, 8, 8, 1)
+    assert ScoreModel.load(tmp_path, device='cpu').sample(2, steps=2).shape == (2, 1, 8, 8)
+    images, labels = datasets.get_split(config, 'test').read(np.arange(100))
+    assert set(np.unique(images)) == {0, 255} and (images[labels == 0] == images[labels == 0][:, :, :1]).all()
+
+
+def test_the_solver_of_the_page_has_order_one(page_file, unregistered):
+    """On Gaussian data, whose flow is known: half the steps, twice the error."""
+    cli.load_config(str(page_file))
+    sde, z = sde_lib.SDES.get('ou')(rate=12.0), torch.randn(50, 1, 2, 2, dtype=torch.float64)
+    (start, start_std), (end, end_std) = marginal(sde, 1), marginal(sde, 1e-3)
+    errors = []
+    for steps in (40, 80):
+        options = sampling.Options(method='euler', steps=steps, noise_removal=False)
+        samples, _ = sampling.sample(exact_model(sde), z.shape, options, z=z)
+        errors.append((samples - end - end_std * (z - start) / start_std).abs().max().item())
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.3)
+
+
+def test_the_page_names_what_there_is():
+    """Its table has all registries, and its members of an SDE exist."""
+    for function in ('sde_lib.register_sde', 'models.utils.register_model', 'sampling.register_predictor', 'sampling.register_corrector',
+                     'fast_sampling.register_solver', 'datasets.register_dataset', 'control.register_measurement'):
+        module, _, name = function.rpartition('.')
+        assert f'`{function}`' in PAGE and callable(getattr(sys.modules[module], name))
+    for names in re.findall(r'^\| (`[a-z_]+`(?:, `[a-z_]+`)*) \|', PAGE, re.MULTILINE):
+        assert all(hasattr(sde_lib.SDE, name) for name in re.findall('`(.+?)`', names)), names
+    assert 'docs/extending.md' in EXAMPLE.read_text()
