@@ -235,7 +235,8 @@ def _module(path: pathlib.Path):
         folders = [ROOT.joinpath(*parts[:i]) for i in range(1, len(parts))]
         if all(part.isidentifier() for part in parts) and all((folder / '__init__.py').is_file() for folder in folders):
             return importlib.import_module('.'.join(parts))
-    name = path.stem if path.stem.isidentifier() and importlib.util.find_spec(path.stem) is None else f'config of {path.stem}'
+    other = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+    name = path.stem if path.stem.isidentifier() and (other is None or other.origin == str(path)) else f'config of {path.stem}'
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # last: the library's own modules come first
     spec = importlib.util.spec_from_file_location(name, path)

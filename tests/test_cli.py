@@ -247,22 +247,6 @@ def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, pa
     assert f'--config {path.relative_to(ROOT)}' in module.__doc__ and 'Expect' in module.__doc__
 
 
-def test_a_config_file_anywhere_registers_a_network_and_imports_its_neighbour(tmp_path):
-    """The file that the README shows, outside the repository."""
-    blocks = (ROOT / 'README.md').read_text().split('```')
-    example, = (block for block in blocks if block.startswith('python') and 'def get_config' in block)
-    (tmp_path / 'mine.py').write_text(f'import beside\n{example.removeprefix("python")}')
-    (tmp_path / 'beside.py').write_text('')
-    settings = [*TINY[2:], '--config.training.n_iters=2', '--config.training.snapshot_sampling=False', '--config.model.my_kernel=5']
-    config = str(tmp_path / 'mine.py')
-    check(run(tmp_path / 'w', 'train', *settings, config=config))
-    log = check(run(tmp_path / 'w', 'eval', *settings, *QUICK, '--config.eval.enable_bpd=False', '--config.eval.metrics_backend=none',
-                    config=config))
-    assert 'pc midpoint + langevin (probability flow)' in log
-    check(run(tmp_path / 'w', 'sample', *settings, '--num_samples=2', config=config))
-    assert np.load(tmp_path / 'w' / 'generated' / 'samples.npz')['samples'].shape == (2, 8, 8, 1)
-
-
 def parsed(*arguments):
     """The flags that the main program has after these arguments."""
     importlib.import_module('main')

@@ -45,6 +45,8 @@ def test_commands_are_understood(path, tmp_path):
         for i, word in enumerate(words):
             if word.startswith('--') and word[2:] in cli.INPUTS:
                 words[i + 1] = str(tmp_path)
+            if word == 'mine.py':
+                words[i] = str(ROOT / 'examples' / 'own_process.py')
             if word.startswith('configs/stored.py:'):
                 words[i] = f'configs/stored.py:{ROOT}/assets/pretrained/mnist-vp.json'
         if '--config' not in words:
