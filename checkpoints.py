@@ -192,6 +192,18 @@ def load(path, device='cpu') -> dict:
     return content
 
 
+def config_of(path) -> ConfigDict | None:
+    """The config in a checkpoint of any dialect, beside its weights, or in its work directory; None if there is none."""
+    path = pathlib.Path(path)
+    if dialects.guess(path) == 'pytorch' and 'config' in (content := published.load(path)):
+        return stored.from_dict(json.loads(content['config']))
+    found = dialects.config_of(path)
+    for place in (path.with_name('config.json'), path.absolute().parent.parent / 'config.json'):
+        if found is None and path.is_file() and place.is_file():
+            found = stored.get_config(place)
+    return found
+
+
 def _listed(names, most: int = 4) -> str:
     names = list(names)
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')

@@ -40,7 +40,7 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
     if kind is None:
         raise UserError(f'{destination}: its name must end in .pth or .safetensors, or have no ending, for a folder of diffusers')
     found, brought = dialects.guess(source), config is None
-    config = config or dialects.config_of(source)
+    config = config or checkpoints.config_of(source)
     if config is None:
         raise UserError(f'{source} ({found}) does not tell its config: give --config')
     _check_free(destination, kind, with_config=kind == 'safetensors' or kind == 'pytorch' and brought, overwrite=overwrite)

@@ -14,7 +14,6 @@ shape=(2,))` samples, computes likelihoods and trains (`loss`).
 """
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 
@@ -91,7 +90,10 @@ class ScoreModel(Score):
             UserError: if there is no checkpoint or no config, if they do not fit each other, or if `config` defines another model.
         """
         path = _located(path)
-        config = defaults.complete(config or _config_of(path))
+        config = config or checkpoints.config_of(path)
+        if config is None:
+            raise UserError(f'{path} does not hold its config: pass config=, the config it was trained with')
+        config = defaults.complete(config)
         if device or not config.get('device'):
             config.device = str(device or ('cuda:0' if torch.cuda.is_available() else 'cpu'))
         return cls.from_config(config, load_averaged_model(config, path))
@@ -300,18 +302,6 @@ def _located(path) -> pathlib.Path:
         return place / 'model.safetensors'
     is_workdir = (place / 'checkpoints').is_dir() or (place / 'checkpoints-meta').is_dir()
     return checkpoints.latest(place) if is_workdir or place.is_dir() and not dialects.hub.matches(place) else place
-
-
-def _config_of(path: pathlib.Path) -> ConfigDict:
-    """The config in a checkpoint, beside its weights, or in its work directory; UserError if there is none."""
-    if dialects.guess(path) == 'pytorch' and 'config' in (content := checkpoints.load(path)):
-        return stored.from_dict(json.loads(content['config']))
-    if found := dialects.config_of(path):
-        return found
-    for place in (path.with_name('config.json'), path.parent.parent / 'config.json'):
-        if path.is_file() and place.is_file():
-            return stored.get_config(place)
-    raise UserError(f'{path} does not hold its config: pass config=, the config it was trained with')
 
 
 def _by_name(name: str) -> pathlib.Path:
