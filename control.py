@@ -208,7 +208,10 @@ def _measured(make_measurement: Callable, columns: str = 'picture, what is known
 
     def measurement(job):
         score = Score(None, sde_lib.get_sde(job.config), job.config.training.continuous)
-        sampling.check(score, sampling.Options.of(job.config.sampling), dataclasses.replace(_loop(job), project=lambda x, t: x))
+        try:
+            sampling.check(score, sampling.Options.of(job.config.sampling), dataclasses.replace(_loop(job), project=lambda x, t: x))
+        except (UserError, NotImplementedError) as fault:
+            raise UserError(f'config.sampling and config.control do not fit: {fault}') from fault
         return make_measurement(job)
     return Task(run, labelled=True, measurement=measurement, **task)
 

@@ -547,7 +547,7 @@ def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1
 
 def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, loop: Loop = Loop()):
     """Return the sampler `fn(model) -> (samples, nfe)` that `config.sampling` describes, for samples of `shape`, stopping at `eps`."""
-    options = Options.of(config.sampling, config.data.centered, eps=eps)
+    options = Options.of(config.sampling, 'data' not in config or config.data.centered, eps=eps)
 
     def images(x):
         return round_to_8_bits(inverse_scaler(x)) if config.sampling.get('round', False) else inverse_scaler(x)

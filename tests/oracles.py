@@ -123,10 +123,14 @@ class ExactConditionalNetwork(ExactNetwork):
     """The perfectly trained network that knows classes, (x, labels, classes=None): None is the whole mixture, otherwise the i-th point is
     of the component classes[i]."""
 
+    def __init__(self, sde, target: GaussianMixture, continuous: bool = True):
+        super().__init__(sde, target, continuous)
+        self.num_classes = len(target.weights)
+
     def forward(self, x, labels, classes=None):
         if classes is None:
             return super().forward(x, labels)
-        outputs = [ExactNetwork(self.sde, self.target.component(k))(x, labels) for k in range(len(self.target.weights))]
+        outputs = [ExactNetwork(self.sde, self.target.component(k))(x, labels) for k in range(self.num_classes)]
         self.calls += 1
         return torch.stack(outputs)[classes, torch.arange(len(x), device=x.device)]
 

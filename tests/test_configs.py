@@ -27,6 +27,7 @@ from configs import defaults, rules
 from conftest import ROOT, load_config
 from errors import UserError
 from models import utils as mutils
+from models.score import Score
 
 MODULES = ('ve.digits_ncsnpp_continuous', 'vp.digits_ddpmpp_continuous', 'subvp.digits_ddpmpp_continuous', 'vp.digits_ddpmpp_classes',
            'vp.digits_wideresnet', 've.cifar10_ncsnpp', 'vp.ddpm.cifar10', 've.ncsn.cifar10', 've.ncsnv2.cifar10')
@@ -132,19 +133,19 @@ def take_a_step(config, classifies: bool):
 @torch.no_grad()
 def begin_sampling(config, model, x):
     """A step of the sampler from the prior."""
-    chosen, sde = config.sampling, sampling.get_sampling_sde(config)
-    sampling.get_sampling_fn(config, sde, x.shape, lambda x: x, sde.sampling_eps)
-    score_fn = mutils.get_score_fn(sde, model, continuous=config.training.continuous)
-    x = sde.prior_sampling(x.shape)
-    if chosen.method.lower() in fast_sampling.SOLVERS.names():
-        solver = fast_sampling.get_solver(chosen.method.lower())
-        times = fast_sampling.time_grid(sde, 10, sde.sampling_eps, chosen.skip_type or solver.skip_type, chosen.rho)
-        return solver(sde, score_fn, times, **{key: chosen[key] for key in solver.settings if key != 'steps'}).step(x, 0)
-    if chosen.method.lower() in ('ode', 'adaptive'):
-        return sde.reverse(score_fn, probability_flow=True).sde(x, torch.ones(len(x)))[0]
-    predictor = sampling.get_predictor(chosen.predictor.lower())(sde, score_fn, chosen.probability_flow)
-    corrector = sampling.get_corrector(chosen.corrector.lower())(sde, score_fn, chosen.snr, min(chosen.n_steps_each, 2))
-    return sampling.predictor_corrector(predictor, corrector, x, torch.ones(1))[0]
+    score, options = Score(model, sde_lib.get_sde(config), config.training.continuous), sampling.Options.of(config.sampling)
+    sampling.check(score, options)
+    sde, times, x = score.sde, sampling.times_of(score.sde, options), score.sde.prior_sampling(x.shape)
+    if options.solver():
+        return options.solver()(sde, score.score, times, **options.solver_settings()).step(x, 0)
+    if options.method.lower() in ('ode', 'adaptive'):
+        return sde.reverse(score.score, probability_flow=True).sde(x, torch.ones(len(x)))[0]
+    (predictor, corrector), chain = options.pair(), sde.with_steps(len(times) - 1)
+    predictor = predictor(chain, score.score, options.probability_flow)
+    corrector = corrector(chain, score.score, options.snr, min(options.n_steps_each, 2))
+    if options.skip_type:
+        return predictor.step(corrector.step(x, *times[:2].tolist())[0], *times[:2].tolist())[0]
+    return predictor.update_fn(corrector.update_fn(x, torch.ones(len(x)))[0], torch.ones(len(x)))[0]
 
 
 def names_a_key(line: str, keys) -> bool:

@@ -225,6 +225,7 @@ LAYERS = {name: layer for layer, names in enumerate((
     'dialects fast_sampling',
     'losses sampling likelihood controllable_generation latents metrics results image_sources',
     'checkpoints datasets evaluation reports plots preflight',
+    'score_model',
     'run_lib control sample_metrics utils',
     'cli main convert validation')) for name in names.split()}
 

@@ -22,6 +22,7 @@ import controllable_generation
 import datasets
 import measurements
 import run_lib
+import score_model
 import sde_lib
 from conftest import ROOT, load_config
 from errors import UserError
@@ -127,7 +128,7 @@ def exact(monkeypatch):
     """exact(config, target, network) puts the exact network of a target in the place of the one in a checkpoint."""
     def use(config, target, network=ExactNetwork):
         sde, target.component = sde_lib.get_sde(config), functools.cache(target.component)
-        monkeypatch.setattr(run_lib, 'load_averaged_model', lambda config, path: network(sde, target))
+        monkeypatch.setattr(score_model, 'load_averaged_model', lambda config, path: network(sde, target))
         return sde
     return use
 
@@ -524,7 +525,7 @@ FAULTS = {
     'no picture': ('inpaint', dict(input='{files}/text.png'), ['{files}/text.png', 'no picture']),
     'broken picture': ('inpaint', dict(input='{files}/cut.png'), ['{files}/cut.png', 'decoded']),
     'broken picture among others': ('inpaint', dict(input='{files}/broken'), ['{files}/broken', 'b.png']),
-    'ode for a measurement': ('inpaint', {'sampling.method': 'ode'}, ['config.sampling.method', "'ode'", 'imposed', 'heun']),
+    'ode for a measurement': ('inpaint', {'sampling.method': 'ode'}, ['config.sampling', "method='ode'", 'cannot impose', 'heun']),
     'grey for colorize': ('colorize', {}, ['--task=colorize', 'one channel']),
     'a blur of nothing': ('deblur', {'control.blur': 0.0}, ['config.control.blur is 0.0']),
     'no resampling at all': ('inpaint', {'control.resample': 0}, ['config.control.resample is 0']),
@@ -554,7 +555,7 @@ def test_faults_are_one_sentence_that_names_them(place, files, fault):
     'no mask', 'unknown mask', 'no such mask file', 'white mask', 'labels not numbers', 'labels without a guide', 'classes without labels',
     'label out of range', 'classifier without labels', 'wrong number of labels', 'grey for colorize', 'ode for a measurement'])
 def test_faults_that_need_no_checkpoint_are_told_before_it_is_loaded(place, files, fault, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lib, 'load_averaged_model', None)
+    monkeypatch.setattr(score_model, 'load_averaged_model', None)
     test_faults_are_one_sentence_that_names_them(place, files, fault)
 
 

@@ -13,14 +13,27 @@ from controllable_generation import (
     get_pc_colorizer,
     get_pc_conditional_sampler,
     get_pc_inpainter,
-    get_pc_measured_sampler,
     measurement_guidance,
+    sample_measured,
 )
 from errors import UserError
 from measurements import Grey, Mask, blur, downsampling
+from models.score import Score
 from models.utils import Undivided, get_score_fn
 from oracles import ExactClassifier, ExactConditionalNetwork, ExactNetwork, GaussianMixture, level, planar_mixture
-from sampling import CORRECTORS, PREDICTORS, Corrector, Predictor, get_corrector, get_ode_sampler, get_pc_sampler, get_predictor
+from sampling import (
+    CORRECTORS,
+    PREDICTORS,
+    Corrector,
+    Loop,
+    Options,
+    Predictor,
+    get_corrector,
+    get_ode_sampler,
+    get_pc_sampler,
+    get_predictor,
+    sample,
+)
 from sde_lib import SDE, VESDE, VPSDE, expand, subVPSDE
 
 SEED = 0
@@ -58,6 +71,14 @@ def made(make, sde, predictor='reverse_diffusion', corrector='langevin', snr=0.1
     """A sampler of `make` by names, for a continuous network, down to where this SDE stops."""
     return make(sde=sde, predictor=predictor and get_predictor(predictor), corrector=corrector and get_corrector(corrector), snr=snr,
                 inverse_scaler=inverse_scaler, **dict(dict(continuous=True, eps=sde.sampling_eps), **settings))
+
+
+def measured_sampler(sde, predictor, corrector, inverse_scaler, snr, continuous, eps, probability_flow=False, consistency=0.0, **loop):
+    """`sample_measured` with the arguments of the functions of the 2021 release, as `sampler(network, measurement, y) -> (images, nfe)`."""
+    options = Options(method='pc', predictor=predictor, corrector=corrector, snr=snr, probability_flow=probability_flow, eps=eps)
+    loop = Loop(**loop)
+    sampling.check(Score(None, sde, continuous), options, loop)
+    return lambda network, measurement, y: sample_measured(Score(network, sde, continuous), measurement, y, options, loop, consistency)
 
 
 # The forward transition
@@ -168,7 +189,7 @@ def test_consistency_is_the_other_remedy(name):
     for consistency in (0.0, 1.0):
         torch.manual_seed(SEED)
         network = ExactNetwork(sde, known.target)
-        x, nfe = made(get_pc_measured_sampler, sde, corrector=None, consistency=consistency)(network, Mask(HALF), known.data * HALF)
+        x, nfe = made(measured_sampler, sde, corrector=None, consistency=consistency)(network, Mask(HALF), known.data * HALF)
         assert torch.equal(x[:, HALF == 1], known.data[:, HALF == 1]) and nfe == network.calls == 100 and not x.requires_grad
         means[consistency] = known.errors(x)[0]
     assert means[0.0] > 0.3 and means[1.0] < 0.6 * means[0.0]
@@ -213,7 +234,7 @@ def test_measured_samples_have_the_conditional_distribution(name, shape, measure
     if isinstance(measurement, Grey):
         x = made(get_pc_colorizer, sde, resample=4)(network, known.data)
     else:
-        x, nfe = made(get_pc_measured_sampler, sde, resample=4)(network, measurement, y)
+        x, nfe = made(measured_sampler, sde, resample=4)(network, measurement, y)
         assert nfe == network.calls == 2 * (4 * 199 + 1)  # predictor and corrector, four times but for the last step
     assert x.shape == known.data.shape and x.dtype == torch.float32
     torch.testing.assert_close(measurement.project(x), measurement.pinv(y), rtol=0, atol=2e-5)
@@ -287,8 +308,8 @@ def test_all_known_is_returned_and_none_known_is_unconditional():
     assert torch.equal(inpainted(sde, data, torch.ones(4)), data)
     network = ExactNetwork(sde, correlated((4,)))
     torch.manual_seed(SEED)
-    free = get_pc_sampler(sde, (3, 4), get_predictor('reverse_diffusion'), get_corrector('ald'), identity, 0.16, continuous=True,
-                          project=lambda x, t: (torch.randn_like(x), x)[1])(network)[0]  # draws what it then does not use
+    free, _ = sample(Score(network, sde), (3, 4), Options(method='pc', predictor='reverse_diffusion', corrector='ald'),
+                     loop=Loop(project=lambda x, t: (torch.randn_like(x), x)[1]))  # draws what it then does not use
     assert torch.equal(inpainted(sde, data, torch.zeros(4)), free)
 
 
@@ -378,8 +399,8 @@ def test_times_of_resampling(resample, jump):
             visits.append(round(t[0].item(), 4))
             return x, x
 
-    sampler = get_pc_sampler(sde, (2, 2), Walker, None, identity, 0.16, continuous=True, eps=0.04, resample=resample, jump=jump)
-    sampler(ExactNetwork(sde, planar_mixture()), callback=lambda i, t, x: seen.append((i, round(t.item(), 4))))
+    loop = Loop(lambda i, t, x: seen.append((i, round(t.item(), 4))), resample=resample, jump=jump)
+    sample(Score(ExactNetwork(sde, planar_mixture()), sde), (2, 2), Options(method='pc', predictor=Walker, eps=0.04), loop=loop)
     times = [round(1 - 0.04 * i, 4) for i in range(25)]
     assert visits == walked(times, resample, jump)
     assert seen == [(times.index(t), t) for t in visits]
@@ -413,7 +434,7 @@ def test_combinations_without_a_definition_are_refused(name, predictor, correcto
     """When the sampler is made, which knows of no network yet; in one sentence."""
     sde = SDES[name](60)
     classifier = ExactClassifier(sde, planar_mixture())
-    for make, settings in ((get_pc_inpainter, {}), (get_pc_colorizer, {}), (get_pc_measured_sampler, {}),
+    for make, settings in ((get_pc_inpainter, {}), (get_pc_colorizer, {}), (measured_sampler, {}),
                            (get_pc_conditional_sampler, dict(classifier=classifier))):
         with pytest.raises((NotImplementedError, ValueError)) as error:
             made(make, sde, predictor, corrector, probability_flow=probability_flow, **settings)
@@ -423,14 +444,15 @@ def test_combinations_without_a_definition_are_refused(name, predictor, correcto
     assert classifier.calls == 0
 
 
-@pytest.mark.parametrize('predictor, resample, named', [('none', 2, 'resample=2.*predictor'), (None, 3, 'resample=3.*predictor'),
-                                                        ('reverse_diffusion', 0, 'resample=0'), ('none', 0, 'resample=0'),
-                                                        ('reverse_diffusion', -1, 'resample=-1'), ('reverse_diffusion', 1, 'jump=0')])
-@pytest.mark.parametrize('make', [get_pc_inpainter, get_pc_colorizer, get_pc_measured_sampler])
-def test_resampling_without_a_step_is_refused(make, predictor, resample, named):
-    settings = dict(jump=0) if named == 'jump=0' else {}
-    with pytest.raises(ValueError, match=named) as error:
-        made(make, VPSDE(N=60), predictor, 'langevin', resample=resample, **settings)
+@pytest.mark.parametrize('predictor, loop, message', [
+    ('none', dict(resample=2), "resample=2 needs a predictor: with predictor='none'"),
+    (None, dict(resample=3), 'resample=3 needs a predictor'), ('reverse_diffusion', dict(resample=0), 'resample must be at least 1, got 0'),
+    ('none', dict(resample=0), 'resample .* got 0'), ('reverse_diffusion', dict(resample=-1), 'resample .* got -1'),
+    ('reverse_diffusion', dict(jump=0), 'jump must be at least 1, got 0')])
+@pytest.mark.parametrize('make', [get_pc_inpainter, get_pc_colorizer, measured_sampler])
+def test_resampling_without_a_step_is_refused(make, predictor, loop, message):
+    with pytest.raises(ValueError, match=message) as error:
+        made(make, VPSDE(N=60), predictor, 'langevin', **loop)
     assert '\n' not in str(error.value) and len(str(error.value)) < 250
 
 
@@ -438,19 +460,22 @@ def test_resampling_without_a_step_is_refused(make, predictor, resample, named):
 def test_without_anything_known_the_loop_is_the_plain_one(name, predictor, corrector, probability_flow):
     """Bit by bit: correct, step, and on to the next time."""
     sde = SDES[name](25)
-    score_fn = get_score_fn(sde, ExactNetwork(sde, planar_mixture()), continuous=True)
-    predictor = get_predictor(predictor)(sde, score_fn, probability_flow)
-    corrector = get_corrector(corrector)(sde, score_fn, 0.16, 1)
-    start, times, seen, states = sde.prior_sampling((5, 2)), torch.linspace(1, 0.01, 25), [], []
-    torch.manual_seed(SEED)
-    x, x_mean = sampling.predictor_corrector(predictor, corrector, start, times, lambda i, t, x: seen.append(x))
+    model, start, states, seen = Score(ExactNetwork(sde, planar_mixture()), sde), sde.prior_sampling((5, 2)), [], []
+    predict = get_predictor(predictor)(sde, model.score, probability_flow).update_fn
+    correct = get_corrector(corrector)(sde, model.score, 0.16, 1).update_fn
     torch.manual_seed(SEED)
     state = start
-    for t in times:
-        state, _ = corrector.update_fn(state, t.expand(5))
-        state, mean = predictor.update_fn(state, t.expand(5))
+    for t in torch.linspace(1, 0.01, 25):
+        state, _ = correct(state, t.expand(5))
+        state, mean = predict(state, t.expand(5))
         states.append(state)
-    assert torch.equal(x, state) and torch.equal(x_mean, mean) and all(torch.equal(a, b) for a, b in zip(seen, states, strict=True))
+    for noise_removal, last in ((False, state), (True, mean)):
+        options = Options(method='pc', predictor=predictor, corrector=corrector, probability_flow=probability_flow, eps=0.01,
+                          noise_removal=noise_removal)
+        torch.manual_seed(SEED)
+        x, _ = sample(model, (5, 2), options, z=start, loop=Loop(lambda i, t, x: seen.append(x)))
+        assert torch.equal(x, last)
+    assert all(torch.equal(a, b) for a, b in zip(seen, 2 * states, strict=True))
 
 
 # Classes

@@ -2,7 +2,7 @@
 import pytest
 import torch
 from stand_in import Held, without_float64
-from test_modes import CASES, SDES, SHAPE, identity, network, samplers
+from test_modes import CASES, SDES, SHAPE, network, sampled
 from test_networks import TINY
 
 import controllable_generation as control
@@ -11,13 +11,14 @@ import latents
 import likelihood
 import losses
 import preflight
-import sampling
 from conftest import load_config
 from errors import UserError
 from measurements import downsampling
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
+from models.score import Score
 from randomness import own_randomness
+from sampling import Options
 from sde_lib import get_sde
 
 
@@ -46,8 +47,7 @@ def test_the_device_has_no_float64(monkeypatch):
 
 @pytest.mark.parametrize('kind, name', CASES)
 def test_samplers(kind, name, monkeypatch):
-    sampler = samplers(kind)[name]
-    ours, theirs = on_both(lambda model, device: [sampler(model)[0]], network(kind), monkeypatch)
+    ours, theirs = on_both(lambda model, device: [sampled(kind, name, model)], network(kind), monkeypatch)
     assert torch.equal(theirs[0], ours[0])
 
 
@@ -78,23 +78,20 @@ def test_training(kind, continuous, monkeypatch):
 @pytest.mark.parametrize('method', ['RK45', 'dopri5'])
 def test_likelihood(kind, method, monkeypatch):
     def run(model, device):
-        log_likelihood_fn = likelihood.get_log_likelihood_fn(SDES[kind], lambda y: (y + 1) / 2, 'Gaussian', 1.0, 1.0, method, probes=2)
-        return log_likelihood_fn(model, torch.rand(SHAPE, device=device))[:5]
+        options = likelihood.Options(hutchinson_type='Gaussian', rtol=1.0, atol=1.0, method=method, probes=2)
+        x = torch.rand(SHAPE, device=device)
+        return likelihood.log_likelihood(Score(model, SDES[kind]), x, lambda y: (y + 1) / 2, options=options)[:5]
     ours, theirs = on_both(run, network(kind), monkeypatch)
     assert all(map(torch.equal, theirs, ours))
 
 
 @pytest.mark.parametrize('kind', SDES)
 def test_codes_and_measurements(kind, monkeypatch):
-    sde = SDES[kind]
-
     def run(model, device):
-        x = torch.rand(SHAPE, device=device)
-        found = [latents.get_encoder(sde, 1.0, 1.0, 'dopri5')(model, x)[0], latents.get_encoder(sde, method='heun', steps=3)(model, x)[0]]
-        half = downsampling(8, 8, 2)
-        sampler = control.get_pc_measured_sampler(sde, sampling.ReverseDiffusionPredictor, sampling.LangevinCorrector, identity, 0.1,
-                                                  continuous=True, eps=1e-2, consistency=1.0)
-        return [*found, sampler(model, half, half(x))[0]]
+        model, x, half = Score(model, SDES[kind]), torch.rand(SHAPE, device=device), downsampling(8, 8, 2)
+        codes = [latents.encode(model, x, options)[0] for options in (Options(method='ode', rtol=1.0, atol=1.0), Options(steps=3))]
+        pc = Options(method='pc', predictor='reverse_diffusion', corrector='langevin', snr=0.1, eps=1e-2)
+        return [*codes, control.sample_measured(model, half, half(x), pc, consistency=1.0)[0]]
     ours, theirs = on_both(run, network(kind), monkeypatch)
     assert all(map(torch.equal, theirs, ours))
 

@@ -27,6 +27,7 @@ from dialects import published as published_format
 from errors import CheckpointError, UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
+from score_model import load_averaged_model
 
 SMALL = dict(nf=8, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0)
 VE = 'configs.ve.cifar10_ncsnpp_continuous'
@@ -81,7 +82,7 @@ def test_outputs_of_the_releases(file, reference):
     with state['ema'].applied_to(state['model'].parameters()):
         assert relative_error(outputs(state['model'], x, labels), reference['ema_out']) < 1e-5
     assert relative_error(outputs(state['model'], x, labels), reference['raw_out']) < 1e-5  # what was stored has come back
-    model = run_lib.load_averaged_model(small_ve(), DATA / file)
+    model = load_averaged_model(small_ve(), DATA / file)
     assert relative_error(outputs(model, x, labels), reference['ema_out']) < 1e-5
 
 
@@ -96,7 +97,7 @@ def test_through_every_dialect_that_holds_it(file, reference, tmp_path):
     for kind in ('raw', 'ema'):
         convert.convert(tmp_path / 'a.pth', tmp_path / f'{kind}.safetensors', config, kind)
         convert.convert(tmp_path / f'{kind}.safetensors', tmp_path / kind / 'b.pth')
-        model = run_lib.load_averaged_model(dialects.config_of(tmp_path / f'{kind}.safetensors'), tmp_path / kind / 'b.pth')
+        model = load_averaged_model(dialects.config_of(tmp_path / f'{kind}.safetensors'), tmp_path / kind / 'b.pth')
         assert relative_error(outputs(model, x, labels), reference[f'{kind}_out']) < 1e-5
 
 
@@ -312,7 +313,7 @@ def test_files_of_ncsn(name, averaged, tmp_path):
     state = checkpoints.restore(tmp_path / 'checkpoint.pth', run_lib.create_state(config), optional=('optimizer',))
     assert state['step'] == (4567 if 'v2' in name else 0)
     assert (relative_error(outputs(state['model'], x, labels), reference['out']) < 1e-5) != averaged
-    assert relative_error(outputs(run_lib.load_averaged_model(config, tmp_path / 'checkpoint.pth'), x, labels), reference['out']) < 1e-5
+    assert relative_error(outputs(load_averaged_model(config, tmp_path / 'checkpoint.pth'), x, labels), reference['out']) < 1e-5
 
 
 # safetensors ---------------------------------------------------------------------------------------------------------------------------
@@ -408,7 +409,7 @@ def test_folders_of_diffusers(name, form, tmp_path):
         (tmp_path / 'unet').rmdir()
     config = dialects.config_of(tmp_path)
     config.device = 'cpu'
-    model = run_lib.load_averaged_model(config, tmp_path)
+    model = load_averaged_model(config, tmp_path)
     x = torch.rand(3, unet.config.in_channels, 16, 16)
     labels = torch.tensor([0.02, 1.0, 15.0]) if name.startswith('ncsnpp') else torch.tensor([0, 40, 499])
     assert relative_error(outputs(model, x, labels), unet(x, labels).sample) < 1e-5
@@ -445,7 +446,7 @@ def test_diffusers_there_and_back(name, tmp_path):
         again = dialects.config_of(tmp_path / 'folder')
         again.device = 'cpu'
         assert again.model.up_attention == config.model.up_attention
-        same(run_lib.load_averaged_model(again, tmp_path / 'folder').module.state_dict(), weights(state, True))
+        same(load_averaged_model(again, tmp_path / 'folder').module.state_dict(), weights(state, True))
     read_again()
     convert.convert(tmp_path / 'folder', tmp_path / 'b.pth')
     (tmp_path / 'folder' / hub.OUR_CONFIG).unlink()  # as if diffusers had saved it
@@ -465,7 +466,7 @@ def test_images_of_the_ve_pipeline_are_ours(tmp_path):
     convert.convert(tmp_path / 'a.pth', tmp_path / 'folder', config)
     pipeline = diffusers.DiffusionPipeline.from_pretrained(str(tmp_path / 'folder'))
     theirs = with_our_noise(pipeline, 20)
-    sde, model = sde_lib.get_sde(config), run_lib.load_averaged_model(config, tmp_path / 'folder')
+    sde, model = sde_lib.get_sde(config), load_averaged_model(config, tmp_path / 'folder')
     torch.manual_seed(5)
     ours, nfe = sampling.get_sampling_fn(config, sde, (2, 3, 16, 16), lambda x: x, sde.sampling_eps)(model)
     assert nfe == 40 and 0.02 < np.mean((theirs > 0) & (theirs < 1))  # not all of it clipped
@@ -480,7 +481,7 @@ def test_images_of_the_ddpm_pipeline_are_ours(tmp_path):
     checkpoints.save(tmp_path / 'a.pth', state)
     convert.convert(tmp_path / 'a.pth', tmp_path / 'folder', config)
     theirs = with_our_noise(diffusers.DiffusionPipeline.from_pretrained(str(tmp_path / 'folder')), 33)
-    sde, model = sde_lib.get_sde(config), run_lib.load_averaged_model(config, tmp_path / 'folder')
+    sde, model = sde_lib.get_sde(config), load_averaged_model(config, tmp_path / 'folder')
     torch.manual_seed(5)
     ours, _ = sampling.get_sampling_fn(config, sde, (2, 3, 16, 16), lambda x: x / 2 + 0.5, 0.0)(model)
     assert 0.02 < np.mean((theirs > 0) & (theirs < 1))
@@ -496,7 +497,7 @@ def test_a_network_without_its_scheduler(tmp_path):
         dialects.config_of(tmp_path)
     for folder in (tmp_path, tmp_path / 'unet'):
         convert.convert(folder, tmp_path / 'a.safetensors', config, overwrite=True)
-        model = run_lib.load_averaged_model(config, tmp_path / 'a.safetensors')
+        model = load_averaged_model(config, tmp_path / 'a.safetensors')
         x, labels = torch.rand(1, 3, 16, 16), torch.ones(1)
         assert relative_error(outputs(model, x, labels), unet(x, labels).sample) < 1e-5
 
@@ -510,7 +511,7 @@ def test_groups_of_the_middle_and_the_end(tmp_path):
     config = dialects.config_of(tmp_path / 'b')
     config.device = 'cpu'
     x, labels = torch.rand(1, 3, 16, 16), torch.ones(1)
-    assert relative_error(outputs(run_lib.load_averaged_model(config, tmp_path / 'b'), x, labels), unet(x, labels).sample) < 1e-5
+    assert relative_error(outputs(load_averaged_model(config, tmp_path / 'b'), x, labels), unet(x, labels).sample) < 1e-5
 
 
 def test_frequencies_under_two_names(tmp_path):
@@ -525,7 +526,7 @@ def test_frequencies_under_two_names(tmp_path):
         again = dict(named, **{'time_proj.W': named['time_proj.weight'].clone()})
         again if also else again.pop('time_proj.weight')
         safetensors.torch.save_file(again, file)
-        assert relative_error(outputs(run_lib.load_averaged_model(config, tmp_path), x, labels), unet(x, labels).sample) < 1e-5
+        assert relative_error(outputs(load_averaged_model(config, tmp_path), x, labels), unet(x, labels).sample) < 1e-5
 
 
 @pytest.mark.parametrize('name', ['FlowMatchEulerDiscreteScheduler', 'EDMEulerScheduler', 'ScoreSdeVeScheduler', ''])
@@ -572,7 +573,7 @@ def test_a_config_that_is_not_of_the_folder(tmp_path):
         config.device = 'cpu'
         config.model[key] = value
         with pytest.raises(CheckpointError, match=message):
-            run_lib.load_averaged_model(config, tmp_path)
+            load_averaged_model(config, tmp_path)
 
 
 @pytest.mark.parametrize('module, model, message', [

@@ -13,15 +13,16 @@ import latents
 import preflight
 import sampling
 from conftest import ROOT, load_config
-from controllable_generation import classifier_free_guidance, get_measured_sampler
+from controllable_generation import classifier_free_guidance, sample_measured
 from errors import UserError
 from fast_sampling import SKIP_TYPES, SOLVERS, get_solver, half_log_snr, levels, time_grid, time_of
 from measurements import Mask
+from models.score import Score
 from models.utils import get_score_fn
 from oracles import ExactConditionalNetwork, ExactNetwork, GaussianMixture, SubspaceMixture, gaussian, planar_mixture
 from randomness import per_image
-from sampling import get_adaptive_sampler, get_fast_sampler, get_pc_sampler, get_predictor, get_sampling_fn
-from sde_lib import SDE, VESDE, VPSDE, OnGrid, get_sde, subVPSDE
+from sampling import Loop, Options, Predictor, get_corrector, get_predictor, get_sampling_fn, sample, transition
+from sde_lib import SDE, VESDE, VPSDE, get_sde, subVPSDE
 
 SDES = dict(ve=lambda: VESDE(0.01, 10), vp=VPSDE, subvp=subVPSDE)
 STARTS = dict(ve=0.2, vp=0.02, subvp=0.02)  # times at which the score of the mixture is smooth
@@ -58,7 +59,7 @@ def test_grids(name):
         gaps = scale(times).diff()
         assert times.shape == (21,) and times[0] == 1 and times[-1] == 1e-3
         assert torch.allclose(gaps, gaps.mean(), rtol=1e-6)
-    with pytest.raises(UserError, match='config.sampling.skip_type.*known are'):
+    with pytest.raises(UserError, match="skip_type must be one of time_uniform, time_quadratic, logSNR, karras, got 'even'"):
         time_grid(sde, 20, 1e-3, 'even')
 
 
@@ -98,8 +99,8 @@ def test_order_of_convergence(problems, name, solver, settings, order):
 def test_solvers_with_noise_keep_the_marginals(name, solver, settings):
     """Of a Gaussian, whose mean and covariance at the end are known; n = 20,000, so that 4 standard errors are about 0.03 of a variance."""
     sde, target = SDES[name](), gaussian([1.0, -0.5], [0.3, 0.05])
-    sampler = get_fast_sampler(sde, (20000, 2), get_solver(solver), identity, 400, denoise=False, eps=0.01, **settings)
-    x = sampler(ExactNetwork(sde, target))[0].double()
+    options = Options(method=solver, steps=400, noise_removal=False, eps=0.01, **settings)
+    x = sample(Score(ExactNetwork(sde, target), sde), (20000, 2), options)[0].double()
     (alpha,), (sigma,) = levels(sde, 0.01)
     variances = alpha ** 2 * torch.tensor([0.3, 0.05]) + sigma ** 2
     assert torch.allclose(x.mean(0), alpha * target.mean, atol=0.03)
@@ -270,7 +271,7 @@ def distance_from(target, x):
 @pytest.mark.parametrize('method', METHODS)
 def test_plain_samples(name, method):
     config, target = config_for(name, method), planar_mixture()
-    sde = sampling.get_sampling_sde(config)
+    sde = get_sde(config)
     x, nfe = get_sampling_fn(config, sde, (4000, 2), identity, sde.sampling_eps)(ExactNetwork(sde, target))
     assert distance_from(target, x) < (0.3 if method in ('ddim', 'pc', 'dpm_solver') else 0.2)
     evaluations = 200 * (1 + (config.sampling.corrector != 'none'))
@@ -281,7 +282,7 @@ def test_plain_samples(name, method):
 @pytest.mark.parametrize('method', METHODS)
 def test_samples_of_classes(name, method):
     config, target = config_for(name, method), planar_mixture()
-    sde, labels = sampling.get_sampling_sde(config), torch.arange(3).repeat_interleave(1000)
+    sde, labels = get_sde(config), torch.arange(3).repeat_interleave(1000)
     sampler = get_sampling_fn(config, sde, (3000, 2), identity, sde.sampling_eps, classifier_free_guidance(labels, 1.0))
     x, _ = sampler(ExactConditionalNetwork(sde, target))
     for k, part in enumerate(x.split(1000)):
@@ -293,18 +294,14 @@ def test_samples_of_classes(name, method):
 def test_inpainting(name, method):
     """One coordinate of a correlated Gaussian is known: it comes back as it was, and draws the other towards its conditional mean."""
     config = config_for(name, method)
-    sde, mean, covariance = sampling.get_sampling_sde(config), torch.tensor([[0.2, -0.3]]), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]])
-    target = GaussianMixture([1.0], mean, covariance)
-
-    def get_sampler(shape, **how):
-        resample = 1 if method == 'adaptive' else 3
-        return get_sampling_fn(config, sde, shape, identity, sde.sampling_eps, resample=resample, **how)
+    sde, mean, covariance = get_sde(config), torch.tensor([[0.2, -0.3]]), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]])
+    model, options = Score(ExactNetwork(sde, GaussianMixture([1.0], mean, covariance)), sde), Options.of(config.sampling)
+    mask, known = Mask(torch.tensor([1.0, 0.0])), torch.full((1500, 2), 1.2)
     if method == 'ode':
-        with pytest.raises(UserError, match="config.sampling.method='ode'.*heun"):
-            get_sampler((1, 2), project=lambda x, t: x)
+        with pytest.raises(UserError, match="method='ode' cannot impose measurements.*heun"):
+            sample_measured(model, mask, known, options)
         return
-    known = torch.full((1500, 2), 1.2)
-    x, _ = get_measured_sampler(sde, get_sampler, identity)(ExactNetwork(sde, target), Mask(torch.tensor([1.0, 0.0])), known)
+    x, _ = sample_measured(model, mask, known, options, Loop(resample=1 if method == 'adaptive' else 3))
     assert torch.allclose(x[:, 0], known[:, 0], atol=1e-6)
     assert 0.1 < x[:, 1].mean() < 0.75  # -0.3 without it, 0.5 given it
 
@@ -314,16 +311,17 @@ def test_inpainting(name, method):
 def test_codes(name, method):
     """Encoding and decoding come back to where they began, the better the more steps."""
     sde, target = SDES[name](), planar_mixture()
-    network, x, errors = ExactNetwork(sde, target), target.sample(200).double(), []
+    model, x, errors = Score(ExactNetwork(sde, target), sde), target.sample(200).double(), []
     for steps in (30, 120):
-        code, _ = latents.get_encoder(sde, method=method, eps=0.01, steps=steps)(network, x)
-        errors.append((latents.get_decoder(sde, identity, method=method, eps=0.01, steps=steps)(network, code)[0] - x).abs().mean())
+        options = Options(method=method, eps=0.01, steps=steps)
+        code, _ = latents.encode(model, x, options)
+        errors.append((latents.decode(model, code, options)[0] - x).abs().mean())
     assert errors[1] < errors[0] / 2 and errors[1] < 0.1
 
 
 def test_codes_of_solvers_with_noise_are_refused():
     with pytest.raises(UserError, match='adds noise'):
-        latents.get_encoder(VPSDE(), method='dpmpp_2m_sde')
+        latents.encode(Score(None, VPSDE()), torch.zeros(1, 2), Options(method='dpmpp_2m_sde'))
 
 
 @pytest.mark.parametrize('name', SDES)
@@ -332,7 +330,7 @@ def test_codes_of_solvers_with_noise_are_refused():
 def test_predictors_on_any_grid(name, skip_type, predictor):
     config, target = config_for(name, 'pc', predictor=predictor, corrector='none', skip_type=skip_type), planar_mixture()
     config.sampling.steps = 300
-    sde = sampling.get_sampling_sde(config)
+    sde = get_sde(config)
     x, nfe = get_sampling_fn(config, sde, (3000, 2), identity, sde.sampling_eps)(ExactNetwork(get_sde(config), target))
     assert nfe == 300 and distance_from(target, x) < 0.2
 
@@ -340,37 +338,88 @@ def test_predictors_on_any_grid(name, skip_type, predictor):
 def test_on_a_grid_ancestral_sampling_is_ddim_with_eta_1():
     sde, target = VPSDE(), planar_mixture()
     times = time_grid(sde, 20, 1e-3)
-    grid = OnGrid(sde, times)
     score_fn = get_score_fn(sde, ExactNetwork(sde, target), continuous=True)
-    x, ddim = torch.randn(50, 2, dtype=torch.float64), get_solver('ddim')(sde, score_fn, times, eta=1.0)
-    for i, t in enumerate(times[:-1]):
+    ancestral, ddim = get_predictor('ancestral_sampling')(sde, score_fn), get_solver('ddim')(sde, score_fn, times, eta=1.0)
+    x = torch.randn(50, 2, dtype=torch.float64)
+    for i in range(20):
         torch.manual_seed(i)
-        a, _ = get_predictor('ancestral_sampling')(grid, score_fn).update_fn(x, t.expand(50))
+        a, _ = ancestral.step(x, times[i].item(), times[i + 1].item())
         torch.manual_seed(i)
         x = ddim.step(x, i)
         assert torch.allclose(a, x, atol=1e-9)
+    assert torch.allclose(ancestral.step(x, 1e-3, 0)[0], ddim.denoised(x), atol=1e-9)  # the data themselves, without noise
 
 
-def test_on_a_grid_an_sde_stays_itself():
-    class Cold(VPSDE):
-        def perturb(self, x, t, noise=None):
-            return x
+@pytest.mark.parametrize('name', SDES)
+def test_the_transition_between_two_times(name):
+    """That of `transition_prob`, and from the data, which have no noise, the marginal."""
+    sde, one = SDES[name](), torch.ones(1, dtype=torch.float64)
+    (m_s, std_s), (m, std) = (sde.mean_and_std(time * one) for time in (0.3, 0.7))
+    between = sde.transition_prob(one, 0.3 * one, 0.7 * one)
+    assert transition(sde, 0.3, 0.7) == pytest.approx([*map(float, (*between, std_s, std))], rel=1e-12)
+    assert transition(sde, 0, 0.7) == pytest.approx([float(m), float(std), 0.0, float(std)], rel=1e-12)
 
-        def denoise(self, x, t, score):
-            return score
 
-        def transition_prob(self, x, s, t):
-            return -x, t
-    grid, x, t = OnGrid(Cold(), [1., 0.5, 0.1]), torch.rand(2, 3), torch.rand(2)
-    assert grid.perturb(x, t) is x and grid.denoise(x, t, t) is t
-    assert torch.equal(grid.transition_prob(x, t, t)[0], -x)
+@pytest.mark.parametrize('s', [0.55, 0.0])
+@pytest.mark.parametrize('name', SDES)
+def test_steps_on_any_grid(name, s):
+    """From x at 0.6 to 0.55 or to the data, with r and std of the transition: the mean, the noise, and the factor of the corrector's."""
+    sde, t, x = SDES[name](), torch.full((50,), 0.6, dtype=torch.float64), torch.randn(50, 2, dtype=torch.float64)
+    score_fn = get_score_fn(sde, ExactNetwork(sde, planar_mixture()), continuous=True)
+    (r, std, std_s, std_t), score, (f, g) = transition(sde, s, 0.6), score_fn(x, t), sde.sde(x, t)
+    dt, g = 0.6 - s, g[0]
+    expected = dict(euler_maruyama=(x - (f - g ** 2 * score) * dt, g * math.sqrt(dt)), none=(x, 0.0),
+                    reverse_diffusion=((2 - r) * x + std ** 2 * score, std),
+                    ancestral_sampling=((x + std ** 2 * score) / r, std * std_s / std_t))
+    assert set(expected) == set(sampling.PREDICTORS.names())
+    for predictor, (mean, noise) in expected.items():
+        torch.manual_seed(1)
+        stepped, x_mean = get_predictor(predictor)(sde, score_fn).step(x, 0.6, s)
+        torch.manual_seed(1)
+        torch.testing.assert_close(x_mean, mean, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(stepped, mean + noise * torch.randn_like(x), rtol=1e-9, atol=1e-9)
+    for corrector in ('langevin', 'ald'):  # the size of a step of one is in proportion to alpha
+        corrector = get_corrector(corrector)(sde, score_fn, 0.16, 1)
+        torch.manual_seed(1)
+        _, x_mean = corrector.step(x, 0.6, s)
+        torch.manual_seed(1)
+        _, published = corrector.update_fn(x, t)
+        torch.testing.assert_close(x_mean - x, r ** 2 / sde.langevin_alpha(t)[0] * (published - x), rtol=1e-9, atol=1e-9)
+
+
+class Published(Predictor):
+    """A predictor as code for the 2021 release has it, with `update_fn` and nothing else."""
+
+    def update_fn(self, x, t):
+        return get_predictor('reverse_diffusion')(self.sde, self.score_fn).update_fn(x, t)
+
+
+def test_a_predictor_of_ones_own_steps_along_the_times_of_the_sde():
+    """For another grid it needs `step`; a corrector does not."""
+    sde = VPSDE()
+    model, drawn = Score(ExactNetwork(sde, planar_mixture()), sde), []
+    for predictor in (Published, 'reverse_diffusion'):
+        torch.manual_seed(1)
+        drawn.append(sample(model, (9, 2), Options(method='pc', predictor=predictor, steps=40)))
+    assert torch.equal(drawn[0][0], drawn[1][0]) and drawn[0][1] == drawn[1][1] == 40
+    with pytest.raises(UserError, match="predictor Published has no method `step`, which skip_type='karras' needs"):
+        sample(model, (9, 2), Options(method='pc', predictor=Published, skip_type='karras', steps=40))
+
+    class Still(sampling.Corrector):
+        def update_fn(self, x, t):
+            assert t.shape == (9,) and (t == t[0]).all()
+            seen.append(t[0].item())
+            return x, x
+    seen, options = [], Options(method='pc', predictor='reverse_diffusion', corrector=Still, skip_type='karras', steps=40)
+    sample(model, (9, 2), options)
+    assert seen == pytest.approx(sampling.times_of(sde, options)[:-1].tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize('name', SDES)
 def test_the_order_of_algorithm_1(name):
     config, target = config_for(name, 'pc', predictor='reverse_diffusion', corrector='langevin'), planar_mixture()
     config.sampling.order = 'predictor_corrector'
-    sde = sampling.get_sampling_sde(config)
+    sde = get_sde(config)
     network = ExactNetwork(sde, target)
     x, nfe = get_sampling_fn(config, sde, (3000, 2), identity, sde.sampling_eps)(network)
     assert nfe == 399 and distance_from(target, x) < 0.2
@@ -386,15 +435,15 @@ def test_the_order_of_algorithm_1(name):
 def test_after_the_last_step_there_is_no_noise_left(predictor, order):
     """Of two points, 1 apart, that the last step leads to."""
     sde, target = VESDE(0.01, 10, N=200), GaussianMixture([0.5, 0.5], [[0.5], [-0.5]], [[[1e-8]], [[1e-8]]])
-    sampler = get_pc_sampler(sde, (500, 1), get_predictor(predictor), sampling.get_corrector('langevin'), identity, 0.16, continuous=True,
-                             eps=1e-5, order=order)
-    assert (sampler(ExactNetwork(sde, target))[0].abs() - 0.5).abs().max() < 1e-3
+    options = Options(method='pc', predictor=predictor, corrector='langevin', eps=1e-5, order=order)
+    x, _ = sample(Score(ExactNetwork(sde, target), sde), (500, 1), options)
+    assert (x.abs() - 0.5).abs().max() < 1e-3
 
 
 def test_networks_of_few_noise_levels_are_refused():
     config = config_for('ve', 'heun')
     config.training.continuous, config.model.num_scales = False, 10
-    with pytest.raises(UserError, match='config.model.num_scales=10'):
+    with pytest.raises(UserError, match=r"method='heun' needs a network of continuous time.* has 10 \(num_scales\); use 'pc'"):
         get_sampling_fn(config, get_sde(config), (4, 2), identity, 1e-5)
 
 
@@ -403,15 +452,14 @@ def test_one_step_begins_with_the_prior():
 
 
 def test_without_a_corrector_the_orders_are_one():
-    sde, network = VPSDE(N=40), ExactNetwork(VPSDE(), planar_mixture())
-    drawn = []
+    sde = VPSDE(N=40)
+    model, drawn = Score(ExactNetwork(sde, planar_mixture()), sde), []
     for order in sampling.ORDERS:
         torch.manual_seed(1)
-        sampler = get_pc_sampler(sde, (9, 2), get_predictor('euler_maruyama'), None, identity, 0.1, continuous=True, order=order)
-        drawn.append(sampler(network)[0])
+        drawn.append(sample(model, (9, 2), Options(method='pc', predictor='euler_maruyama', order=order))[0])
     assert torch.equal(*drawn)
-    with pytest.raises(UserError, match='sampling.order.*known are'):
-        get_pc_sampler(sde, (9, 2), get_predictor('euler_maruyama'), None, identity, 0.1, order='x')
+    with pytest.raises(UserError, match="order must be one of corrector_predictor, predictor_corrector, got 'x'"):
+        sample(model, (9, 2), Options(method='pc', predictor='euler_maruyama', order='x'))
 
 
 class Still(nn.Module):
@@ -424,7 +472,7 @@ class Still(nn.Module):
 @pytest.mark.parametrize('method', ['ode', *METHODS])
 def test_prior_mean_and_rounding(method):
     config = config_for('vp', method, prior_mean=50.0, corrector='none')
-    sde = sampling.get_sampling_sde(config)
+    sde = get_sde(config)
     torch.manual_seed(1)
     far = get_sampling_fn(config, sde, (3, 1, 2, 2), identity, 0.1)(Still())[0]
     config.sampling.prior_mean = 0.0
@@ -447,14 +495,15 @@ def test_thresholding_keeps_images_within_their_range():
     sampler = get_sampling_fn(config, sde, (500, 2), identity, 1e-3, guidance)
     assert sampler(ExactConditionalNetwork(sde, target))[0].abs().max() <= 1
     config.sampling.method = 'pc'
-    with pytest.raises(UserError, match='config.sampling.thresholding'):
+    with pytest.raises(UserError, match="thresholding needs a solver that estimates images, which method='pc' does not"):
         get_sampling_fn(config, sde, (500, 2), identity, 1e-3)
 
 
 @pytest.mark.parametrize('name', SDES)
 def test_tighter_tolerances_take_more_steps(name):
     sde, target = SDES[name](), planar_mixture()
-    runs = [get_adaptive_sampler(sde, (3000, 2), identity, rtol=rtol, atol=rtol / 10)(ExactNetwork(sde, target)) for rtol in (0.5, 0.01)]
+    model = Score(ExactNetwork(sde, target), sde)
+    runs = [sample(model, (3000, 2), Options(method='adaptive', rtol=rtol, atol=rtol / 10, eps=1e-3)) for rtol in (0.5, 0.01)]
     assert runs[0][1] < runs[1][1] / 2 and distance_from(target, runs[1][0]) < 0.1
 
 
@@ -464,9 +513,9 @@ def test_refused_steps_leave_the_variance_as_it_is(name, rtol):
     """In one dimension, where the size of a step depends most on its noise; with noise drawn anew it is up to twice as large. n = 4000, so
     that a standard error is 0.011."""
     sde, target = SDES[name](), gaussian([0.5], [0.09])
-    sampler = get_adaptive_sampler(sde, (4000, 1), identity, rtol=rtol, atol=rtol / 10, denoise=False, eps=sde.sampling_eps)
+    options = Options(method='adaptive', rtol=rtol, atol=rtol / 10, noise_removal=False)
     (alpha,), (sigma,) = levels(sde, sde.sampling_eps)
-    x = sampler(ExactNetwork(sde, target))[0]
+    x, _ = sample(Score(ExactNetwork(sde, target), sde), (4000, 1), options)
     assert abs(x.double().std() / math.sqrt(0.09 * alpha ** 2 + sigma ** 2) - 1) < 0.05
 
 
@@ -475,7 +524,7 @@ def test_a_score_that_is_not_finite_ends_the_adaptive_solver():
         def forward(self, x, labels):
             return x * torch.where(torch.arange(len(x)) == 1, math.nan, 1.0)[:, None]
     with pytest.raises(UserError, match='not finite'):
-        get_adaptive_sampler(VPSDE(), (3, 2), identity)(Broken())
+        sample(Score(Broken(), VPSDE()), (3, 2), Options(method='adaptive'))
 
 
 def test_steps_of_an_image_do_not_depend_on_those_beside_it():
@@ -483,7 +532,7 @@ def test_steps_of_an_image_do_not_depend_on_those_beside_it():
 
     def draw(seeds):
         with per_image(seeds):
-            return get_adaptive_sampler(sde, (len(seeds), 2), identity)(ExactNetwork(sde, target))[0]
+            return sample(Score(ExactNetwork(sde, target), sde), (len(seeds), 2), Options(method='adaptive'))[0]
     assert torch.allclose(draw([3, 4, 5])[1:2], draw([4]), atol=1e-5)
 
 
@@ -492,8 +541,8 @@ def test_steps_of_an_image_do_not_depend_on_those_beside_it():
 def test_dpm_solver_spends_what_it_is_given(steps, order, expected):
     assert get_solver('dpm_solver').orders(steps, order) == expected
     sde, target = VPSDE(), planar_mixture()
-    sampler = get_fast_sampler(sde, (10, 2), get_solver('dpm_solver'), identity, steps, denoise=False, dpm_solver_order=order)
-    assert sampler(ExactNetwork(sde, target))[1] == steps
+    options = Options(method='dpm_solver', steps=steps, noise_removal=False, dpm_solver_order=order)
+    assert sample(Score(ExactNetwork(sde, target), sde), (10, 2), options)[1] == steps
 
 
 @pytest.mark.parametrize('name, method', [('mine', 'mine'), ('Mine', 'Mine'), (None, 'mine')])
@@ -512,12 +561,13 @@ def test_a_solver_of_ones_own(monkeypatch, tmp_path, name, method):
         fast_sampling.register_solver(name='MINE')(fast_sampling.DDIM)
 
 
-@pytest.mark.parametrize('method, settings, word', [('heun', dict(steps=1), 'steps=1'),
-                                                    ('dpm_solver', dict(dpm_solver_order=4), 'dpm_solver_order')])
-def test_what_has_no_meaning_is_refused(method, settings, word):
+@pytest.mark.parametrize('method, settings, message', [
+    ('heun', dict(steps=1), "steps=1 is too few for method='heun'"),
+    ('dpm_solver', dict(dpm_solver_order=4), 'dpm_solver_order must be 1, 2 or 3 for dpm_solver, got 4')])
+def test_what_has_no_meaning_is_refused(method, settings, message):
     config = config_for('vp', method)
     config.sampling.update(settings)
-    with pytest.raises(UserError, match=f'config.sampling.{word}'):
+    with pytest.raises(UserError, match=message):
         get_sampling_fn(config, VPSDE(), (4, 2), identity, 1e-3)
 
 

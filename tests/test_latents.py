@@ -1,16 +1,20 @@
 """Latent codes: the way from images to codes and back where it is known exactly, and what becomes of codes between, around and mixed."""
+import functools
 import math
 
 import pytest
 import torch
 
 from errors import UserError
-from latents import get_decoder, get_encoder, interpolate, mix, reconstruction_error, temper
+from latents import decode, encode, interpolate, mix, reconstruction_error, temper
+from models.score import Score
 from oracles import ExactNetwork, gaussian, level
+from sampling import Options
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = dict(ve=lambda: VESDE(0.01, 20), vp=VPSDE, subvp=subVPSDE)
 SHAPE = (1, 2, 2)
+OPTIONS = functools.partial(Options, method='ode', ode_method='RK45')
 MEAN, VARIANCES = [0.7, -0.5, 0.0, 0.2], torch.tensor([0.4, 1.5, 0.1, 0.9], dtype=torch.float64)
 
 
@@ -37,19 +41,15 @@ def carried(sde, x, s, t):
     return mean_t + std_t * (x - mean_s) / std_s
 
 
-def identity(x):
-    return x
-
-
 # The way there and back -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('eps', [None, 0.05])
 def test_codes_of_a_gaussian_are_exact(sde, target, eps):
     """From `eps`, by default where the SDE stops, to T and back: ten times the solver's tolerance, in units of the codes."""
-    network, x, solver = ExactNetwork(sde, target), target.sample(50), dict(rtol=1e-6, atol=1e-6)
+    network, x, options = ExactNetwork(sde, target), target.sample(50), OPTIONS(rtol=1e-6, atol=1e-6, eps=eps)
     start = sde.sampling_eps if eps is None else eps
-    codes, nfe = get_encoder(sde, eps=eps, **solver)(network, x)
+    codes, nfe = encode(Score(network, sde), x, options)
     scale = marginal(sde, sde.T)[1].mean().item()
     assert codes.shape == x.shape and codes.dtype == x.dtype and not codes.requires_grad
     assert nfe == network.calls > 0
@@ -57,16 +57,16 @@ def test_codes_of_a_gaussian_are_exact(sde, target, eps):
 
     z = carried(sde, x, start, sde.T)
     network.calls = 0
-    images, nfe = get_decoder(sde, lambda x: 10 * x, eps=eps, **solver)(network, z)
+    images, nfe = decode(Score(network, sde), z, options)
     assert nfe == network.calls > 0 and not images.requires_grad
-    torch.testing.assert_close(images / 10, x, rtol=0, atol=1e-4)  # VE: an error of 1e-6 of codes of 20 in images of 1
+    torch.testing.assert_close(images, x, rtol=0, atol=1e-4)  # VE: an error of 1e-6 of codes of 20 in images of 1
 
 
 def test_images_come_back(sde, target):
     """Encoded and decoded with the tolerances of the defaults, which are 1e-5: to a quarter of a grey level of 256, in float32."""
-    network, x = ExactNetwork(sde, target), target.sample(50).float()
-    codes, _ = get_encoder(sde)(network, x)
-    back, _ = get_decoder(sde, identity)(network, codes)
+    model, x = Score(ExactNetwork(sde, target), sde), target.sample(50).float()
+    codes, _ = encode(model, x, OPTIONS())
+    back, _ = decode(model, codes, OPTIONS())
     assert codes.dtype == back.dtype == torch.float32
     assert (back - x).abs().max() < 1e-3
 
@@ -74,7 +74,7 @@ def test_images_come_back(sde, target):
 def test_codes_are_distributed_as_the_prior(sde, target):
     """Up to what the SDE leaves of the data at T: mean and standard deviation of each pixel, no correlation, to four standard errors."""
     n = 4000
-    z = get_encoder(sde, rtol=1e-3, atol=1e-3)(ExactNetwork(sde, target), target.sample(n))[0].flatten(1)
+    z = encode(Score(ExactNetwork(sde, target), sde), target.sample(n), OPTIONS(rtol=1e-3, atol=1e-3))[0].flatten(1)
     mean, std = (v.flatten() for v in marginal(sde, sde.T))
     assert ((z.mean(0) - mean) / std).abs().max() < 4 / math.sqrt(n)
     assert (z.std(0) / std - 1).abs().max() < 4 / math.sqrt(2 * n) + 1e-3
@@ -85,14 +85,16 @@ def test_codes_are_distributed_as_the_prior(sde, target):
 def test_tolerances_and_the_method_are_those_of_the_solver(target, method):
     """Ten thousand times the tolerance takes fewer evaluations."""
     sde, x = VPSDE(), target.sample(5)
-    found = [get_encoder(sde, tolerance, tolerance, method)(ExactNetwork(sde, target), x) for tolerance in (1e-2, 1e-6)]
+    model = Score(ExactNetwork(sde, target), sde)
+    rough, fine = (OPTIONS(ode_method=method, rtol=tolerance, atol=tolerance) for tolerance in (1e-2, 1e-6))
+    found = [encode(model, x, options) for options in (rough, fine)]
     assert found[0][1] < found[1][1]
     torch.testing.assert_close(found[1][0], carried(sde, x, 1e-3, 1.0), rtol=0, atol=1e-4)
-    back, fewer = get_decoder(sde, identity, 1e-2, 1e-2, method)(ExactNetwork(sde, target), found[1][0])
-    assert fewer < get_decoder(sde, identity, 1e-6, 1e-6, method)(ExactNetwork(sde, target), found[1][0])[1]
+    back, fewer = decode(model, found[1][0], rough)
+    assert fewer < decode(model, found[1][0], fine)[1]
     assert back.shape == x.shape
     with pytest.raises(UserError, match="'Euler'"):
-        get_encoder(sde, method='Euler')(ExactNetwork(sde, target), x)
+        encode(model, x, OPTIONS(ode_method='Euler'))
 
 
 def test_codes_follow_a_guidance(sde, target):
@@ -102,11 +104,11 @@ def test_codes_follow_a_guidance(sde, target):
     def guidance(score_fn):
         return lambda x, t: score_fn(x, t) + target.score(x, *level(sde, t)) - other.target.score(x, *level(sde, t))
     x = target.sample(5)
-    codes, nfe = get_encoder(sde, guidance=guidance)(other, x)
+    guided, right = Score(other, sde).guided_by(guidance), Score(right, sde)
+    codes, nfe = encode(guided, x, OPTIONS())
     assert nfe == other.calls
-    torch.testing.assert_close(codes, get_encoder(sde)(right, x)[0], rtol=1e-6, atol=1e-6)  # the same steps of the solver
-    torch.testing.assert_close(get_decoder(sde, identity, guidance=guidance)(other, codes)[0],
-                               get_decoder(sde, identity)(right, codes)[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(codes, encode(right, x, OPTIONS())[0], rtol=1e-6, atol=1e-6)  # the same steps of the solver
+    torch.testing.assert_close(decode(guided, codes, OPTIONS())[0], decode(right, codes, OPTIONS())[0], rtol=1e-6, atol=1e-6)
 
 
 # Between codes ----------------------------------------------------------------------------------------------------------------------
@@ -179,10 +181,11 @@ def test_there_is_no_way_between_opposite_codes():
 
 def test_the_way_between_codes_decodes_to_the_way_between_images(target):
     """For a Gaussian the flow is affine: what lies halfway between codes comes from the images in the same proportions about the mean."""
-    sde, network, x = VPSDE(), ExactNetwork(VPSDE(), target), target.sample(4)
-    z, _ = get_encoder(sde)(network, x)
+    sde, x = VPSDE(), target.sample(4)
+    model = Score(ExactNetwork(sde, target), sde)
+    z, _ = encode(model, x, OPTIONS())
     between = interpolate(z[:2], z[2:], [0.0, 0.5, 1.0])
-    images = get_decoder(sde, identity)(network, between.flatten(0, 1))[0].reshape(between.shape)
+    images = decode(model, between.flatten(0, 1), OPTIONS())[0].reshape(between.shape)
     torch.testing.assert_close(images[[0, 2]], torch.stack([x[:2], x[2:]]), rtol=0, atol=1e-3)
     torch.testing.assert_close(images[1], carried(sde, between[1], 1.0, 1e-3), rtol=0, atol=1e-3)
 

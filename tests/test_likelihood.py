@@ -4,8 +4,10 @@ import math
 import pytest
 import torch
 
-from likelihood import get_div_fn, get_likelihood_fn, get_log_likelihood_fn
+from likelihood import Options, get_div_fn, get_likelihood_fn, log_likelihood
+from models.score import Score
 from oracles import ExactNetwork, GaussianMixture, gaussian, level, planar_mixture
+from score_model import ScoreModel
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 # Priors far enough away: what is left of the data at T, and with it the difference between p_T and the prior, is m = exp(-10) for
@@ -13,7 +15,8 @@ from sde_lib import VESDE, VPSDE, subVPSDE
 SDES = dict(ve=lambda: VESDE(0.01, 1000), vp=lambda: VPSDE(0.1, 40), subvp=lambda: subVPSDE(0.1, 40))
 PUBLISHED = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)
 EPS = 1e-5
-SOLVER = dict(rtol=1e-7, atol=1e-7)  # over a few hundred steps, 1e-4 nats at the very worst
+EXACT = Options(hutchinson_type='exact', eps=EPS)
+FINE = Options(hutchinson_type='exact', eps=EPS, rtol=1e-7, atol=1e-7)  # over a few hundred steps, 1e-4 nats at the very worst
 BITS = math.log(2)
 
 
@@ -32,7 +35,7 @@ def test_log_likelihood_is_the_exact_density(name):
     sde, target = SDES[name](), centred_mixture()
     x = torch.cat([target.sample(30, seed=3), torch.tensor([[4.0, -3.0], [0.0, 5.0]], dtype=torch.float64)])
     network = ExactNetwork(sde, target)
-    result = get_log_likelihood_fn(sde, identity, 'exact', levels=1, eps=EPS, **SOLVER)(network, x)
+    result = log_likelihood(Score(network, sde), x, levels=1, options=FINE)
     exact = target.log_prob(x, *level(sde, torch.tensor([EPS])))  # the flow starts at eps
     assert result.nats.dtype == torch.float64 and result.z.shape == x.shape
     tolerance = 1e-3 * 2 * BITS  # 1e-3 bits/dim in nats
@@ -52,7 +55,7 @@ def test_the_only_other_error_is_the_priors(name):
     """With the published constants and a target off centre, log p differs by log prior(z) - log p_T(z), and by nothing else."""
     sde, target = PUBLISHED[name](), planar_mixture()
     x = target.sample(16, seed=4)
-    result = get_log_likelihood_fn(sde, identity, 'exact', levels=1, eps=EPS, **SOLVER)(ExactNetwork(sde, target), x)
+    result = log_likelihood(Score(ExactNetwork(sde, target), sde), x, levels=1, options=FINE)
     at_eps, at_T = (level(sde, torch.tensor([t])) for t in (EPS, 1.0))
     mismatch = sde.prior_logp(result.z) - target.log_prob(result.z, *at_T)
     assert mismatch.abs().max() > 1e-3  # so that this is not the test above
@@ -65,7 +68,7 @@ def test_continuous_and_discrete_networks(continuous):
     up, now down, and log p of order one by less than 0.01."""
     sde, target = VESDE(0.01, 1000, N=4000), centred_mixture()
     x = target.sample(8, seed=3)
-    result = get_log_likelihood_fn(sde, identity, 'exact', continuous=continuous)(ExactNetwork(sde, target, continuous), x)
+    result = log_likelihood(Score(ExactNetwork(sde, target, continuous), sde, continuous), x, options=EXACT)
     torch.testing.assert_close(result.nats, target.log_prob(x, *level(sde, torch.tensor([EPS]))), rtol=0, atol=0.01)
 
 
@@ -75,10 +78,10 @@ def test_continuous_and_discrete_networks(continuous):
 def test_hutchinson_is_unbiased(probe):
     """One point 2000 times, each with a probe of its own: the mean is the exact value to four standard errors."""
     sde, target, n = VPSDE(), planar_mixture(), 2000
-    x, network = torch.tensor([[-1.2, 0.7]], dtype=torch.float64), ExactNetwork(sde, target)
-    exact = get_log_likelihood_fn(sde, identity, 'exact')(network, x).nats
+    x, model = torch.tensor([[-1.2, 0.7]], dtype=torch.float64), Score(ExactNetwork(sde, target), sde)
+    exact = log_likelihood(model, x, options=EXACT).nats
     torch.manual_seed(0)
-    result = get_log_likelihood_fn(sde, identity, probe)(network, x.expand(n, 2))
+    result = log_likelihood(model, x.expand(n, 2), options=Options(hutchinson_type=probe))
     spread = result.nats.std()
     assert spread > 0.1  # the estimates do differ
     assert abs(result.nats.mean() - exact) < 4 * spread / math.sqrt(n) + 1e-3  # and the solver's error at 1e-5
@@ -93,11 +96,11 @@ def test_probes_are_averaged_and_know_their_error():
     are 4 sqrt(2 / 249) = 36 % of it, and it falls as 1 / K."""
     sde, target, n, variances = VPSDE(), planar_mixture(), 250, {}
     x, network = torch.tensor([[-1.2, 0.7]], dtype=torch.float64).expand(n, 2), ExactNetwork(sde, target)
-    exact = get_log_likelihood_fn(sde, identity, 'exact')(network, x[:1]).nats
+    exact = log_likelihood(Score(network, sde), x[:1], options=EXACT).nats
     for probes in (2, 8):
         torch.manual_seed(0)
         network.calls = 0
-        result = get_log_likelihood_fn(sde, identity, 'Gaussian', probes=probes)(network, x)
+        result = log_likelihood(Score(network, sde), x, options=Options(hutchinson_type='Gaussian', probes=probes))
         variances[probes] = result.nats.var()
         assert abs(result.nats_stderr.square().mean() / variances[probes] - 1) < 0.36
         assert abs(result.nats.mean() - exact) < 4 * result.nats.std() / math.sqrt(n) + 1e-3
@@ -142,9 +145,8 @@ def test_the_scaler_does_not_matter(name, levels):
     x = target.sample(8, seed=6)
     exact = target.log_prob(x)
     for slope, shift in [(1, 0), (2, -1), (3, 5), (-1, 1)]:
-        network = ExactNetwork(sde, affine_image(target, slope, shift))
-        result = get_log_likelihood_fn(sde, lambda y, a=slope, b=shift: (y - b) / a, 'exact', levels=levels, eps=EPS, **SOLVER)(
-            network, slope * x + shift)
+        model = Score(ExactNetwork(sde, affine_image(target, slope, shift)), sde)
+        result = log_likelihood(model, slope * x + shift, lambda y, a=slope, b=shift: (y - b) / a, levels, FINE)
         # the noise at eps, std^2 <= 1e-6, is 1/1000 of the smallest variance; the prior is off by m |y| |z| < exp(-10) 6 * 4 = 1e-3
         torch.testing.assert_close(result.nats, exact, rtol=0, atol=5e-3)
         torch.testing.assert_close(result.bpd, math.log2(levels) - exact / (2 * BITS), rtol=0, atol=5e-3)
@@ -152,8 +154,8 @@ def test_the_scaler_does_not_matter(name, levels):
 
 def test_levels_shift_bits_per_dimension():
     sde, target = VPSDE(), planar_mixture()
-    x, network = target.sample(4, seed=6), ExactNetwork(sde, target)
-    by_levels = {levels: get_log_likelihood_fn(sde, identity, 'exact', levels=levels)(network, x) for levels in (17, 256)}
+    x, model = target.sample(4, seed=6), Score(ExactNetwork(sde, target), sde)
+    by_levels = {levels: log_likelihood(model, x, levels=levels, options=EXACT) for levels in (17, 256)}
     torch.testing.assert_close(by_levels[256].bpd - by_levels[17].bpd, torch.full((4,), math.log2(256 / 17), dtype=torch.float64))
     assert torch.equal(by_levels[256].nats, by_levels[17].nats)
 
@@ -167,18 +169,18 @@ def inverse_scaler(y):
 
 
 def test_dequantizing_inside_is_dequantizing_outside():
-    """The same noise u by the same seed: (k + u) / levels for the grid values k / (levels - 1)."""
-    sde, levels, target = VPSDE(), 17, planar_mixture()
-    network = ExactNetwork(sde, target)
-    k = torch.tensor([[0, 3], [8, 16], [5, 5]], dtype=torch.float64)
-    grid = scaler(k / (levels - 1))
+    """Of whole numbers k, with the same noise u by the same seed: (k + u) / levels; real numbers are taken as they are."""
+    sde, levels = VPSDE(), 17
+    model = ScoreModel(ExactNetwork(sde, planar_mixture()), sde, centered=True, levels=levels)
+    k, settings = torch.tensor([[0, 3], [8, 16], [5, 5]]), dict(hutchinson_type='exact', method='RK45')
     torch.manual_seed(0)
-    inside = get_log_likelihood_fn(sde, inverse_scaler, 'exact', levels=levels, scaler=scaler, dequantize=True)(network, grid)
+    inside = model.log_likelihood(k, **settings)
     torch.manual_seed(0)
-    outside = get_log_likelihood_fn(sde, inverse_scaler, 'exact', levels=levels)(network, scaler((k + torch.rand_like(k)) / levels))
-    # the grid is rounded on its way through the scalers, and the solver's steps amplify that a little
-    torch.testing.assert_close(inside.bpd, outside.bpd, rtol=1e-9, atol=1e-9)
-    plain = get_log_likelihood_fn(sde, inverse_scaler, 'exact', levels=levels)(network, grid)
+    outside = log_likelihood(model, scaler((k + torch.rand(k.shape)) / levels), inverse_scaler, levels, EXACT)
+    assert torch.equal(inside.bpd, outside.bpd)
+    grid = k / (levels - 1)
+    plain = model.log_likelihood(grid, **settings)
+    assert torch.equal(plain.bpd, log_likelihood(model, scaler(grid), inverse_scaler, levels, EXACT).bpd)
     assert (plain.bpd - inside.bpd).abs().max() > 1e-3
 
 
@@ -190,10 +192,9 @@ def test_bits_per_dimension_are_those_of_the_grid():
     cells = torch.tensor([60.0, 120.0, 200.0], dtype=torch.float64)
     edges = torch.distributions.Normal(torch.tensor(0.5).double(), torch.tensor(0.15).double())
     exact = -torch.log2(edges.cdf((cells + 1) / levels) - edges.cdf(cells / levels))
-    data = scaler(cells / (levels - 1)).repeat_interleave(repeats)[:, None]
-    torch.manual_seed(0)
-    bpd = get_likelihood_fn(sde, inverse_scaler, 'exact', scaler=scaler, dequantize=True)(ExactNetwork(sde, target), data)[0]
-    average = bpd.reshape(3, repeats).mean(1)
+    data, model = cells.long().repeat_interleave(repeats)[:, None], ScoreModel(ExactNetwork(sde, target), sde, centered=True, levels=levels)
+    bpd = model.log_likelihood(data, seed=0, hutchinson_type='exact').bpd
+    average = bpd.reshape(3, repeats).mean(1).double()
     # (d log2 p)^2 / 24 < 4e-4 bits of bound; four standard errors: 0.06 / log(2) / sqrt(12 * 200) * 4 < 8e-3 bits
     torch.testing.assert_close(average, exact, rtol=0, atol=8e-3)
 
@@ -203,7 +204,7 @@ def test_images():
     sde, variances = VPSDE(), torch.linspace(0.1, 0.5, 12, dtype=torch.float64)
     image, vector = gaussian([0.2] * 12, variances, (3, 2, 2)), gaussian([0.2] * 12, variances)
     x = image.sample(2, seed=1)
-    results = [get_log_likelihood_fn(sde, identity, 'exact')(ExactNetwork(sde, target), x.reshape(2, *target.shape))
+    results = [log_likelihood(Score(ExactNetwork(sde, target), sde), x.reshape(2, *target.shape), options=EXACT)
                for target in (image, vector)]
     assert results[0].z.shape == x.shape
     torch.testing.assert_close(results[0].bpd, results[1].bpd, rtol=1e-9, atol=0)
@@ -216,29 +217,33 @@ def test_images():
 
 def test_float32_data_get_float32_answers():
     sde, target = VPSDE(), planar_mixture()
-    x = target.sample(4, seed=1)
-    fn = get_log_likelihood_fn(sde, identity, 'exact')
-    single, double = fn(ExactNetwork(sde, target), x.float()), fn(ExactNetwork(sde, target), x)
+    x, model = target.sample(4, seed=1), Score(ExactNetwork(sde, target), sde)
+    single, double = (log_likelihood(model, data, options=EXACT) for data in (x.float(), x))
     assert all(v.dtype == torch.float32 for v in (single.nats, single.bpd, single.z))
     torch.testing.assert_close(single.nats.double(), double.nats, rtol=0, atol=2e-3)  # rtol = 1e-5 of the solver and float32 drifts
 
 
 def test_the_published_signature():
-    """(bits/dim, latent codes, evaluations): the fields of the same run of the longer function."""
+    """(bits/dim, latent codes, evaluations): the fields of the same run of `log_likelihood`."""
     sde, target = VPSDE(), planar_mixture()
-    x, results = target.sample(3, seed=1), []
-    for make in (get_likelihood_fn, get_log_likelihood_fn):
-        network = ExactNetwork(sde, target)
-        torch.manual_seed(0)
-        results.append(make(sde, inverse_scaler)(network, x))
-        assert network.calls == (results[-1][-1])
-    bpd, z, nfe = results[0]
-    assert torch.equal(bpd, results[1].bpd) and torch.equal(z, results[1].z) and nfe == results[1].nfe
+    x, network = target.sample(3, seed=1), ExactNetwork(sde, target)
+    torch.manual_seed(0)
+    bpd, z, nfe = get_likelihood_fn(sde, inverse_scaler)(network, x)
+    assert network.calls == nfe
+    torch.manual_seed(0)
+    result = log_likelihood(Score(network, sde), x, inverse_scaler)
+    assert torch.equal(bpd, result.bpd) and torch.equal(z, result.z) and nfe == result.nfe
     assert not bpd.requires_grad and not z.requires_grad
 
 
-@pytest.mark.parametrize('settings, words', [(dict(hutchinson_type='rademacher'), 'Rademacher.*Gaussian.*exact.*rademacher'),
-                                             (dict(probes=0), 'probes=0'), (dict(dequantize=True), 'scaler=')])
-def test_wrong_settings_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
-        get_likelihood_fn(VPSDE(), identity, **settings)
+@pytest.mark.parametrize('settings, message', [
+    (dict(hutchinson_type='rademacher'), "hutchinson_type must be 'Rademacher', 'Gaussian' or 'exact', got 'rademacher'"),
+    (dict(probes=0), 'probes must be at least 1, got 0'), (dict(method='Euler'), "'Euler'")])
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**settings)
+
+
+def test_wrong_settings_are_refused_before_there_is_a_network():
+    with pytest.raises(ValueError, match="got 'rademacher'"):
+        get_likelihood_fn(VPSDE(), identity, 'rademacher')

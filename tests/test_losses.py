@@ -555,7 +555,8 @@ def test_a_classifier_learns():
     for time in (1e-3, 0.2, 0.4):
         x, classes = draw(n)
         with torch.no_grad():
-            logits = classify(mutils.add_noise(sde, x, time), sde.network_label(torch.full((n,), time)))
+            t = torch.full((n,), time)
+            logits = classify(sde.perturb(x, t), sde.network_label(t))
         m, std = level(sde, torch.tensor([time]))
         best = torch.distributions.Normal(0.0, 1.0).cdf(1.5 * m / (m ** 2 + std ** 2).sqrt()).item()
         right = (logits.argmax(1) == classes).float().mean().item()

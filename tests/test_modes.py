@@ -1,4 +1,6 @@
 """Under other modes than those of training: within `torch.inference_mode`, and with networks cast to half precision."""
+import functools
+
 import pytest
 import torch
 from test_networks import build, tiny_config
@@ -12,42 +14,36 @@ import sampling
 from conftest import relative_error
 from measurements import Mask, downsampling
 from models import utils as mutils
-from sde_lib import VESDE, VPSDE, OnGrid, subVPSDE
+from models.score import Score
+from sampling import Options
+from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = {'ve': VESDE(0.01, 2, N=4), 'vp': VPSDE(0.1, 3, N=4), 'subvp': subVPSDE(0.1, 3, N=4)}
 SHAPE = 2, 3, 8, 8
-GRID = {name: OnGrid(sde, fast_sampling.time_grid(sde, 3, 1e-2)) for name, sde in SDES.items()}
-
-
-def identity(x):
-    return x
+PC = functools.partial(Options, method='pc', snr=0.1, eps=1e-2)
 
 
 def network(kind='ve', **model):
     return build(tiny_config('ncsnpp' if kind == 've' else 'ddpmpp', **model)).requires_grad_(False)
 
 
-def pc(sde, predictor, corrector, **settings):
-    return sampling.get_pc_sampler(sde, SHAPE, sampling.get_predictor(predictor), sampling.get_corrector(corrector), identity, 0.1,
-                                   continuous=True, eps=1e-2, **settings)
+def samplers() -> dict:
+    """The options of every predictor, corrector and solver, by name."""
+    predictors = sampling.PREDICTORS.names()
+    made = {name: PC(predictor=name) for name in predictors if name != 'none'}
+    made |= {name: PC(predictor='reverse_diffusion', corrector=name) for name in sampling.CORRECTORS.names() if name != 'none'}
+    made |= {f'{name} on a grid': PC(predictor=name, corrector='langevin', skip_type='logSNR') for name in predictors}
+    made |= {name: Options(method=name, steps=4, eps=1e-2, eta=0.5, churn=2.0) for name in fast_sampling.SOLVERS.names()}
+    made |= {method: Options(method='ode', ode_method=method, rtol=1.0, atol=1.0, eps=1e-2) for method in ('RK45', 'dopri5')}
+    return made | {'adaptive': Options(method='adaptive', rtol=0.2, atol=0.05, eps=1e-2)}
 
 
-def samplers(kind) -> dict:
-    """Every predictor, corrector and solver that an SDE has, by name."""
-    sde, made = SDES[kind], {}
-    predictors = [name for name in sampling.PREDICTORS.names() if (kind, name) != ('subvp', 'ancestral_sampling')]
-    made |= {name: pc(sde, name, 'none') for name in predictors if name != 'none'}
-    made |= {name: pc(sde, 'reverse_diffusion', name) for name in sampling.CORRECTORS.names() if name != 'none'}
-    made |= {f'{name} on a grid': pc(GRID[kind], name, 'langevin') for name in predictors}
-    for name in fast_sampling.SOLVERS.names():
-        solver = fast_sampling.get_solver(name)
-        settings = {key: value for key, value in dict(eta=0.5, churn=2.0, dpm_solver_order=2).items() if key in solver.settings}
-        made[name] = sampling.get_fast_sampler(sde, SHAPE, solver, identity, 4, eps=1e-2, **settings)
-    made |= {method: sampling.get_ode_sampler(sde, SHAPE, identity, True, 1.0, 1.0, method, 1e-2) for method in ('RK45', 'dopri5')}
-    return made | {'adaptive': sampling.get_adaptive_sampler(sde, SHAPE, identity, 0.2, 0.05, eps=1e-2)}
+SAMPLERS = samplers()
+CASES = [(kind, name) for kind in SDES for name in SAMPLERS if (kind, name) != ('subvp', 'ancestral_sampling')]
 
 
-CASES = [(kind, name) for kind in SDES for name in samplers(kind)]
+def sampled(kind, name, network):
+    return sampling.sample(Score(network, SDES[kind]), SHAPE, SAMPLERS[name])[0]
 
 
 # torch.inference_mode ----------------------------------------------------------------------------------------------------------------
@@ -57,25 +53,23 @@ CASES = [(kind, name) for kind in SDES for name in samplers(kind)]
 @pytest.mark.parametrize('task', ['likelihood', 'divergence', 'classifier', 'measurement', 'inpainting'])
 def test_gradients_under_inference_mode(kind, task):
     """What needs gradients turns them on itself, and returns what it does without the mode, inputs of the mode included."""
-    sde, model, classifier = SDES[kind], network(kind), build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1))
+    sde, classifier = SDES[kind], build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1))
+    score = Score(network(kind), sde)
 
     def run():
         torch.manual_seed(0)
         x = torch.rand(SHAPE)
         if task == 'likelihood':
-            settings = dict(rtol=1.0, atol=1.0, probes=2, method='dopri5')
-            return likelihood.get_log_likelihood_fn(sde, lambda y: (y + 1) / 2, **settings)(model, x).nats
+            options = likelihood.Options(rtol=1.0, atol=1.0, probes=2, method='dopri5')
+            return likelihood.log_likelihood(score, x, lambda y: (y + 1) / 2, options=options).nats
         if task == 'divergence':
-            score_fn = mutils.get_score_fn(sde, model, continuous=True)
-            return likelihood.get_div_fn(score_fn)(x, torch.full((2,), 0.5), torch.randn(SHAPE))
+            return likelihood.get_div_fn(score.score)(x, torch.full((2,), 0.5), torch.randn(SHAPE))
         if task == 'inpainting':
-            sampler = control.get_pc_measured_sampler(sde, sampling.ReverseDiffusionPredictor, None, identity, 0.1, continuous=True,
-                                                      consistency=1.0)
-            mask = Mask(torch.rand(8, 8) < 0.5)
-            return sampler(model, mask, mask(x))[0]
+            mask, options = Mask(torch.rand(8, 8) < 0.5), Options(method='pc', predictor='reverse_diffusion', eps=1e-5)
+            return control.sample_measured(score, mask, mask(x), options, consistency=1.0)[0]
         guidance = (control.classifier_guidance(sde, classifier, torch.tensor([0, 1])) if task == 'classifier' else
                     control.measurement_guidance(sde, downsampling(8, 8, 2), torch.zeros(2, 3, 4, 4)))
-        return pc(sde, 'reverse_diffusion', 'langevin', guidance=guidance)(model)[0]
+        return sampling.sample(score.guided_by(guidance), SHAPE, PC(predictor='reverse_diffusion', corrector='langevin'))[0]
     expected = run()
     with torch.inference_mode():
         assert torch.equal(run(), expected)
@@ -87,7 +81,7 @@ def test_tables_made_under_inference_mode_serve_training():
     """They are kept for all later calls, in which autograd would refuse inference tensors."""
     sde = VPSDE(0.1, 19.5, N=37)
     with torch.inference_mode():
-        pc(sde, 'reverse_diffusion', 'langevin')(network('vp'))
+        sampling.sample(Score(network('vp'), sde), SHAPE, PC(predictor='reverse_diffusion', corrector='langevin'))
         mutils.get_score_fn(sde, network('vp'), continuous=False)(torch.rand(SHAPE), torch.full((2,), 0.5))
         model = mutils.create_model(tiny_config('ddpmpp'))
     score = mutils.get_score_fn(sde, model, train=True, continuous=False)(torch.rand(SHAPE), torch.full((2,), 0.5))
@@ -103,12 +97,12 @@ def test_tables_made_under_inference_mode_serve_training():
 @pytest.mark.parametrize('kind, name', CASES)
 def test_cast_networks_in_every_sampler(kind, name, dtype):
     """The state stays float32; the samples are those of float32 to a few digits."""
-    sampler, results = samplers(kind)[name], []
+    results = []
     torch.manual_seed(1)
     model = network(kind)
     for cast in (model, model.to(dtype)):
         torch.manual_seed(2)
-        results.append(sampler(cast)[0])
+        results.append(sampled(kind, name, cast))
     assert results[1].dtype == torch.float32 and results[1].isfinite().all()
     assert relative_error(results[1], results[0]) < (0.1 if dtype == torch.bfloat16 else 0.02)
 
@@ -129,10 +123,10 @@ def test_cast_networks_answer_as_in_float32(name, dtype):
 
 @pytest.mark.parametrize('kind', SDES)
 def test_cast_networks_in_likelihood_and_codes(kind):
-    sde, model, x = SDES[kind], network(kind).bfloat16(), torch.rand(SHAPE)
-    result = likelihood.get_log_likelihood_fn(sde, lambda y: (y + 1) / 2, rtol=1.0, atol=1.0)(model, x)
+    model, x = Score(network(kind).bfloat16(), SDES[kind]), torch.rand(SHAPE)
+    result = likelihood.log_likelihood(model, x, lambda y: (y + 1) / 2, options=likelihood.Options(rtol=1.0, atol=1.0))
     assert result.bpd.dtype == result.z.dtype == torch.float32 and result.bpd.isfinite().all()
-    codes, _ = latents.get_encoder(sde, method='heun', steps=3)(model, x)
+    codes, _ = latents.encode(model, x, Options(method='heun', steps=3))
     assert codes.dtype == torch.float32 and codes.isfinite().all()
 
 
@@ -144,4 +138,3 @@ def test_an_sde_shows_its_parameters():
     assert repr(VPSDE()) == 'VPSDE(beta_min=0.1, beta_max=20, N=1000)'
     assert repr(subVPSDE(N=30)) == 'subVPSDE(beta_min=0.1, beta_max=20, N=30)'
     assert repr(VPSDE().reverse(None, True)) == 'ReverseSDE(VPSDE(beta_min=0.1, beta_max=20, N=1000), probability_flow=True)'
-    assert repr(GRID['ve']) == 'OnGrid(VESDE(sigma_min=0.01, sigma_max=2, N=4), 4 times from 1 to 0.01)'

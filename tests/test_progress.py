@@ -14,7 +14,9 @@ import run_lib
 import sampling
 import sde_lib
 from conftest import load_config
+from models.score import Score
 from progress import duration
+from score_model import ScoreModel
 
 
 def config_for(module='configs.vp.digits_ddpmpp_continuous', **model):
@@ -57,10 +59,9 @@ def test_a_bar_on_a_terminal(monkeypatch, caplog):
     monkeypatch.setattr(sys, 'stderr', Terminal())
     monkeypatch.setattr(progress, 'BAR_SECONDS', 0.0)
     config = config_for()
-    model = run_lib.create_state(config)['model']
     config.sampling.method = 'pc'
     with caplog.at_level('INFO', logger='absl'):
-        run_lib._draw(config, model, ('x',), 0, 2)
+        run_lib._draw(ScoreModel.from_config(config), ('x',), 0, 2)
     shown = sys.stderr.getvalue()
     assert all(text in shown for text in ('drawing samples 1 to 2', ' 0/25', ' 12/25', ' 24/25')) and 'Reached' not in caplog.text
 
@@ -75,9 +76,9 @@ def test_sampling_is_logged(monkeypatch, caplog, method, module):
     monkeypatch.setattr(progress, 'LOG_SECONDS', 0.0)
     config = config_for(module)
     config.sampling.method = method
-    model = run_lib.create_state(config)['model']
+    model = ScoreModel.from_config(config)
     with caplog.at_level('INFO', logger='absl'):
-        nfe = run_lib._draw(config, model, ('x',), 0, 2)['nfe']
+        nfe = run_lib._draw(model, ('x',), 0, 2)['nfe']
     lines = [re.fullmatch(r'Reached (.+) (\d+) of (about )?(.+) in drawing samples 1 to 2, (.+)\.', line)
              for line in caplog.messages if line.startswith('Reached')]
     assert all(lines) and len(lines) == nfe
@@ -93,12 +94,11 @@ def test_sampling_is_logged(monkeypatch, caplog, method, module):
 def test_discrete_labels_count_too(monkeypatch, caplog):
     """Of a network that knows noise levels by number, with fewer steps than it has levels."""
     monkeypatch.setattr(progress, 'LOG_SECONDS', 0.0)
-    sde = sde_lib.VESDE(N=10)
-    model = torch.nn.Module()
-    model.sigmas, model.forward = torch.linspace(50, 0.01, 100), lambda x, labels: -x
-    sampler = sampling.get_pc_sampler(sde, (2, 1), sampling.get_predictor('reverse_diffusion'), None, lambda x: x, 0.1)
-    with caplog.at_level('INFO', logger='absl'), run_lib.shown_evaluations(model, 'drawing', sde, False, sampler.times):
-        sampler(model)
+    network = torch.nn.Module()
+    network.sigmas, network.forward = torch.linspace(50, 0.01, 100), lambda x, labels: -x
+    model, options = Score(network, sde_lib.VESDE(N=10), continuous=False), sampling.Options(method='pc', predictor='reverse_diffusion')
+    with caplog.at_level('INFO', logger='absl'), run_lib.shown_evaluations(model, 'drawing', sampling.times_of(model.sde, options)):
+        sampling.sample(model, (2, 1), options)
     assert [int(line.split()[2]) for line in caplog.messages] == pytest.approx([*range(10)], abs=1)
 
 

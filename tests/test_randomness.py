@@ -110,11 +110,12 @@ def test_the_ode_agrees_to_its_tolerance():
 def test_samples_of_a_config_do_not_depend_on_the_batch(module):
     """Labels included, up to a grey level where the network rounds otherwise."""
     import run_lib
+    from score_model import ScoreModel
     config = load_config(module)
     config.sampling.update(steps=25, seed_per_image=True)
-    model = run_lib.create_state(config)['model']
-    whole = run_lib._draw(config, model, ('x',), 0, 5)
-    parts = [run_lib._draw(config, model, ('x',), *batch) for batch in ((0, 2), (2, 3))]
+    model = ScoreModel.from_config(config)
+    whole = run_lib._draw(model, ('x',), 0, 5)
+    parts = [run_lib._draw(model, ('x',), *batch) for batch in ((0, 2), (2, 3))]
     for key in whole.keys() - {'nfe', 'seconds'}:
         a, b = whole[key].astype(int), torch.cat([torch.from_numpy(part[key]) for part in parts]).numpy().astype(int)
         assert abs(a - b).max() <= (15 if key == 'samples' else 0) and (a != b).mean() < 0.01

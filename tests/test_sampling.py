@@ -11,9 +11,21 @@ from torch import nn
 
 import sampling
 from likelihood import get_likelihood_fn
+from models.score import Score
 from models.utils import get_score_fn
 from oracles import ExactNetwork, gaussian, level, planar_mixture
-from sampling import CORRECTORS, PREDICTORS, get_corrector, get_ode_sampler, get_pc_sampler, get_predictor, get_sampling_fn
+from sampling import (
+    CORRECTORS,
+    PREDICTORS,
+    Loop,
+    Options,
+    get_corrector,
+    get_ode_sampler,
+    get_pc_sampler,
+    get_predictor,
+    get_sampling_fn,
+    sample,
+)
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = dict(ve=lambda N: VESDE(0.01, 30, N=N), vp=lambda N: VPSDE(N=N), subvp=lambda N: subVPSDE(N=N))
@@ -355,8 +367,8 @@ def test_no_corrector_steps_are_refused():
 def test_the_callback_sees_every_step(target):
     sde, seen = VPSDE(N=30), []
     torch.manual_seed(SEED)
-    x, _ = pc_sampler(sde, 'euler_maruyama', 'langevin', shape=(4, 2), denoise=False)(
-        ExactNetwork(sde, target), callback=lambda i, t, x: seen.append((i, float(t), x.clone())))
+    options = Options(method='pc', predictor='euler_maruyama', corrector='langevin', noise_removal=False)
+    x, _ = sample(Score(ExactNetwork(sde, target), sde), (4, 2), options, loop=Loop(lambda i, t, x: seen.append((i, float(t), x.clone()))))
     assert [i for i, _, _ in seen] == list(range(30))
     np.testing.assert_allclose([t for _, t, _ in seen], np.linspace(1, 1e-3, 30), rtol=1e-5)  # float32
     assert torch.equal(seen[-1][2], x)  # the last state, when its noise is kept, is the sample
@@ -482,10 +494,11 @@ def test_a_config_describes_the_sampler(target):
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(outputs, 2))
 
 
-@pytest.mark.parametrize('key, value', [('method', 'magic'), ('predictor', 'magic'), ('corrector', 'magic')])
-def test_unknown_names_are_answered_with_the_key_and_the_known_ones(key, value):
-    with pytest.raises(ValueError, match=f'config.sampling.{key}.*magic.*known are') as error:
-        get_sampling_fn(config(**{key: value}), VPSDE(), (4, 2), identity, 1e-3)
+@pytest.mark.parametrize('key, message', [('method', "method must be one of .*, got 'magic'"),
+                                          *((key, f"unknown {key} 'magic': known are ") for key in ('predictor', 'corrector'))])
+def test_unknown_names_are_answered_with_the_key_and_the_known_ones(key, message):
+    with pytest.raises(ValueError, match=message) as error:
+        get_sampling_fn(config(**{key: 'magic'}), VPSDE(), (4, 2), identity, 1e-3)
     for known in dict(method=['pc', 'ode'], predictor=PREDICTORS.names(), corrector=CORRECTORS.names())[key]:
         assert known in str(error.value)
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from models.utils import add_noise, denoise, get_score_fn, score
+from models.score import Score
+from models.utils import get_score_fn
 from oracles import ExactNetwork, gaussian, level, planar_mixture
-from sde_lib import VESDE, VPSDE, ReverseSDE, expand, subVPSDE
+from sde_lib import SDE, VESDE, VPSDE, ReverseSDE, expand, subVPSDE
 
 SDES = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)
 EXACT = 1e-12  # float64 formulas written twice: only rounding differs
@@ -146,6 +147,53 @@ def test_std_is_exact_in_float32_near_zero(sde):
     if isinstance(sde, subVPSDE):  # g(t) vanishes at 0 as well, by the same subtraction
         g = np.sqrt((0.1 + 19.9 * t64) * -np.expm1(-2 * integral))
         np.testing.assert_allclose(sde.sde(torch.zeros(len(t)), t)[1], g, rtol=1e-5)
+
+
+class Own(SDE):
+    """A user's SDE on [0, 2], with a mean exp(-t) x of what `shape(exp(-t), x)` makes of it."""
+
+    T = 2.0
+
+    def __init__(self, shape, N=10):
+        super().__init__(N)
+        self.shape = shape
+
+    def marginal_prob(self, x, t):
+        return self.shape((-t).exp(), x), (-torch.expm1(-2 * t)).sqrt()
+
+    sde = prior_sampling = prior_logp = None
+
+
+SHAPED = dict(any=lambda v, x: expand(v, x) * x, images=lambda v, x: v[:, None, None, None] * x, vectors=lambda v, x: v[:, None] * x)
+
+
+@pytest.mark.parametrize('times', [TIMES, TIMES[3:4], TIMES[:4].float()], ids=['six', 'one', 'float32'])
+@pytest.mark.parametrize('name', [*SDES, *SHAPED])
+def test_mean_and_std_are_those_of_the_marginal(name, times):
+    """Also where a user's `marginal_prob` is written for images only, or for vectors only."""
+    sde = SDES[name]() if name in SDES else Own(SHAPED[name])
+    x = torch.ones(len(times), *(1,) * (1 if name == 'vectors' else 3), dtype=times.dtype)
+    mean, std = sde.marginal_prob(x, times)
+    got = sde.mean_and_std(times)
+    assert torch.equal(got[0], mean.flatten()) and torch.equal(got[1], std)
+    assert all(v.shape == times.shape and v.dtype == times.dtype for v in got)
+
+
+@pytest.mark.parametrize('shape', [lambda v, x: v, lambda v, x: (v * x).sum(), lambda v, x: expand(v, x)[..., None] * x],
+                         ids=['no x', 'a number', 'a dimension more'])
+def test_a_mean_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match='Own.marginal_prob must return a mean of the shape of x, got '):
+        Own(shape).mean_and_std(TIMES)
+
+
+def test_with_steps(sde):
+    """The same process, whose chain has another length; the SDE itself keeps its own."""
+    other, fresh, t = sde.with_steps(50), type(sde)(N=50), torch.tensor([0.1, 0.5, 1.0])
+    assert type(other) is type(sde) and (other.N, sde.N) == (50, 1000) and repr(other) == repr(fresh)
+    assert all(map(torch.equal, other.mean_and_std(t), sde.mean_and_std(t)))
+    assert all(map(torch.equal, other.discretize(t, t), fresh.discretize(t, t)))
+    assert not torch.equal(other.discretize(t, t)[1], sde.discretize(t, t)[1])
+    assert len(other.timesteps(1e-3)) == 50
 
 
 # Shapes and dtypes
@@ -307,31 +355,36 @@ def test_tweedie_is_the_posterior_mean(sde):
 
 
 @pytest.mark.parametrize('t', [0.3, torch.tensor([0.3, 0.3]), 1], ids=['float', 'tensor', 'int'])
-def test_plain_functions_take_a_number_or_a_time_each(sde, t):
-    """score, denoise, add_noise: what the SDE's methods and the exact score say, for a number t as for a (B,) tensor."""
+def test_methods_of_a_score_take_a_number_or_a_time_each(sde, t):
+    """score, noise, denoise, perturb: what the SDE's methods and the exact score say, for a number t as for a (B,) tensor."""
     target, x = planar_mixture(), torch.tensor([[0.2, 0.5], [-1.0, 1.0]])
-    network = ExactNetwork(sde, target)
+    model = Score(ExactNetwork(sde, target), sde)
     times = torch.full((2,), float(t if isinstance(t, (int, float)) else t[0]))
     exact = target.score(x, *level(sde, times))
     # float32 times and outputs; at t = 1 the label of VE is known to 1e-6
-    torch.testing.assert_close(score(sde, network, x, t).double(), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.score(x, t).double(), exact, rtol=1e-5, atol=1e-6)
     m, std = level(sde, times)
+    torch.testing.assert_close(model.noise(x, t).double(), -std[:, None] * exact, rtol=1e-5, atol=1e-6)
     estimate = (x + std[:, None] ** 2 * exact) / m[:, None]
     # Tweedie's sum cancels to a small fraction of its terms, which float32 knows to 1e-6 of std^2 |s| / m
     terms = (std[:, None] ** 2 * exact / m[:, None]).abs().max().item()
-    torch.testing.assert_close(denoise(sde, network, x, t).double(), estimate, rtol=1e-5, atol=3e-6 * terms)
+    torch.testing.assert_close(model.denoise(x, t).double(), estimate, rtol=1e-5, atol=3e-6 * terms)
     z = torch.tensor([[1.0, -1.0], [0.5, 2.0]])
-    torch.testing.assert_close(add_noise(sde, x, t, z).double(), m[:, None] * x + std[:, None] * z, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.perturb(x, t, z).double(), m[:, None] * x + std[:, None] * z, rtol=1e-6, atol=1e-6)
     torch.manual_seed(0)
-    drawn = add_noise(sde, x, t)
+    drawn = model.perturb(x, t)
     torch.manual_seed(0)
-    assert torch.equal(drawn, add_noise(sde, x, t, torch.randn_like(x)))
+    assert torch.equal(drawn, model.perturb(x, t, torch.randn_like(x)))
 
 
-def test_plain_functions_build_no_graph(sde):
-    x = torch.zeros(2, 2, requires_grad=True)
-    network = ExactNetwork(sde, planar_mixture())
-    assert not score(sde, network, x, 0.5).requires_grad and not denoise(sde, network, x, 0.5).requires_grad
+def test_methods_of_a_score_are_differentiable(sde):
+    """For N(0.7, 0.4) the score has the slope -1 / (0.4 m^2 + std^2), and the denoised estimate 0.4 m / (0.4 m^2 + std^2)."""
+    model, x = Score(ExactNetwork(sde, gaussian([0.7], [0.4])), sde), torch.tensor([[0.2], [-1.0]], dtype=torch.float64, requires_grad=True)
+    m, std = level(sde, torch.tensor([0.5]))
+    variance = 0.4 * m ** 2 + std ** 2
+    for method, slope in ((model.score, -1 / variance), (model.noise, std / variance), (model.denoise, 0.4 * m / variance)):
+        (gradient,) = torch.autograd.grad(method(x, 0.5).sum(), x)
+        torch.testing.assert_close(gradient, slope.expand(2, 1), rtol=1e-6, atol=0)
 
 
 # What a network is told and what it answers
@@ -446,5 +499,6 @@ def test_ve_chain_of_one_level_is_refused():
 @pytest.mark.parametrize('t', [0.3, np.float32(0.3), torch.tensor(0.3), torch.full((2,), 0.3)])
 def test_time_is_any_number_or_one_for_each_image(t):
     x = torch.ones(2, 3)
-    assert torch.allclose(add_noise(VESDE(), x, t, noise=torch.zeros(2, 3)), x)
-    assert torch.allclose(add_noise(VESDE(), x, t, noise=x), x + 0.01 * 5000 ** 0.3)
+    model = Score(None, VESDE())
+    assert torch.allclose(model.perturb(x, t, noise=torch.zeros(2, 3)), x)
+    assert torch.allclose(model.perturb(x, t, noise=x), x + 0.01 * 5000 ** 0.3)

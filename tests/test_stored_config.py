@@ -13,6 +13,7 @@ import run_lib
 from configs import stored
 from conftest import ROOT, load_config
 from errors import UserError
+from score_model import load_averaged_model
 
 
 def small():
@@ -87,7 +88,7 @@ def test_a_checkpoint_without_a_config_loads(workdir, tmp_path):
     torch.save({key: saved[key] for key in ('model', 'ema', 'optimizer', 'step')}, path)
     config = small()
     config.model.beta_max = 8.0
-    run_lib.load_averaged_model(config, path)
+    load_averaged_model(config, path)
 
 
 def test_a_work_directory_serves_without_a_config(workdir, tmp_path):

@@ -17,6 +17,7 @@ import sde_lib
 from conftest import DATA, ROOT, load_config
 from errors import CheckpointError, UserError
 from models.utils import create_model
+from score_model import ScoreModel
 from validation import checks, report, validate
 from validation.__main__ import main, setting
 
@@ -151,7 +152,7 @@ def test_the_best_linear_estimate(module):
                 scale = sde.sqrt_alphas_cumprod[labels.long()][:, None, None, None]
                 std = sde.sqrt_1m_alphas_cumprod[labels.long()][:, None, None, None]
             return std * (x - scale * mean) / (scale ** 2 * variance + std ** 2)
-    found = checks.denoising(config, Exact(), images, seed=0, most=600)
+    found = checks.denoising(ScoreModel.from_config(config, Exact()), images, seed=0, most=600)
     assert found.n == 600 and found.variance == pytest.approx(variance, rel=1e-3)
     middle = slice(1, -1) if config.training.continuous else slice(3, -1)  # the chain's levels are those of the SDE up to its steps
     assert found.network[middle] == pytest.approx(found.linear[middle], rel=1e-3 if config.training.continuous else 0.02)
