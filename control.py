@@ -52,13 +52,12 @@ def control(config, workdir, task, input='', mask='', labels='', classifier='', 
     """
     if task not in TASKS:
         raise UserError(f'--task={task} is unknown: known are {", ".join(TASKS)}')
-    preflight.check(config, workdir, 'control')
+    config = preflight.check(config, workdir, 'control')
     kind, folder = TASKS[task], pathlib.Path(output or pathlib.Path(workdir, f'control_{task}'))
     for flag, value, takes in (('mask', mask, task == 'inpaint'), ('measured', measured, kind.measurable), ('input', input, kind.pictures),
                                ('labels', labels, kind.labelled), ('classifier', classifier, kind.labelled)):
         if value and not takes:
             raise UserError(f'--{flag} has no meaning for --task={task}')
-    config = ConfigDict(config.to_dict())
     config.sampling.round = False  # results have 8 bits in any case
     job = types.SimpleNamespace(config=config, settings=config.control, task=task, mask=mask, measured=measured,
                                 size=config.data.image_size, sde=sampling.get_sampling_sde(config),
@@ -119,7 +118,7 @@ def _labels(job, text: str, classifier) -> torch.Tensor | None:
         raise UserError('--classifier needs --labels: the classes to guide to')
     if job.task == 'classes' and labels is None:
         raise UserError('--task=classes needs --labels, such as 3,5,8')
-    known = job.config.model.get('num_classes', 0)
+    known = job.config.model.num_classes
     if labels is not None and not known and not classifier:
         raise UserError('--labels need a network that knows classes (config.model.num_classes), or a --classifier')
     if labels is not None and not classifier:
@@ -144,7 +143,7 @@ def _guide(job, classifier) -> Callable:
     """labels (B,) or None -> the guidance towards them, with the weight `sampling.guidance`."""
     if job.labels is None:
         return lambda labels: None
-    weight = job.config.sampling.get('guidance', 1.0)
+    weight = job.config.sampling.guidance
     if not classifier:
         return lambda labels: control_lib.classifier_free_guidance(labels, weight)
     network = run_lib.load_classifier(classifier, job.config)
@@ -263,11 +262,10 @@ def _classes(job):
 def _coded(job):
     """The codes (n, C, H, W) of the pictures, and the function that decodes (..., C, H, W) to 8-bit images (..., H, W, C)."""
     chosen = job.config.sampling
-    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.get('ode_method', 'dopri5'),
+    solver = dict(rtol=job.settings.rtol, atol=job.settings.atol, method=chosen.ode_method,
                   continuous=job.config.training.continuous)
     if fast_sampling.SOLVERS.find(chosen.method):
-        keys = {'steps', 'skip_type', 'rho', 'dpm_solver_order'} & set(chosen)
-        solver |= dict(method=chosen.method.lower()) | {key: chosen[key] for key in keys}
+        solver |= dict(method=chosen.method.lower()) | {key: chosen[key] for key in ('steps', 'skip_type', 'rho', 'dpm_solver_order')}
     encode, decode = latents.get_encoder(job.sde, **solver), latents.get_decoder(job.sde, lambda x: x, **solver)
 
     def in_batches(fn, x, what, forward=False):

@@ -236,6 +236,7 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 center_input=True,
                 nonlinearity='swish',
                 embedding_type='fourier',
+                fourier_scale=16.0,
                 scale_by_sigma=False,
                 num_classes=0,
                 label_dropout=0.1,
@@ -442,7 +443,6 @@ def ncsnpp(config: ConfigDict, embedding_type: str = 'fourier', num_res_blocks: 
         name='ncsnpp',
         num_res_blocks=num_res_blocks,
         embedding_type=embedding_type,
-        fourier_scale=16.0,
         fir=True,
         fir_kernel=[1, 3, 3, 1],
         skip_rescale=True,
@@ -502,7 +502,6 @@ def wideresnet(config: ConfigDict, num_classes: int) -> ConfigDict:
         ch_mult=(1, 2, 4),
         num_res_blocks=4,
         embedding_type='fourier' if config.training.sde == 'vesde' else 'positional',
-        fourier_scale=16.0,
         scale_by_sigma=False,
     )
     return config

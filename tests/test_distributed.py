@@ -201,7 +201,7 @@ def test_control_is_the_work_of_one_process(tmp_path):
 
 def test_a_fault_ends_all_processes(tmp_path):
     log = run(2, tmp_path, 'train', '--config.training.batch_size=15', fails=True)
-    assert 'config.training.batch_size is 15: it must be a multiple of config.training.accumulation=1 times the 2 processes' in log
+    assert 'config.training.batch_size must be a multiple of config.training.accumulation=1 times 2 processes, got 15' in log
 
 
 # The functions, in processes of this test ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import reports
 import results
 import run_lib
 from configs import rules
+from configs.defaults import complete
 from errors import CheckpointError, UserError
 
 from . import checks, environment, report
@@ -73,7 +74,7 @@ def load_config(path: str, settings: dict):
         except TypeError as error:
             raise UserError(f'--set {key}={value}: {str(error).splitlines()[0]}') from error
     rules.expand_paths(config)
-    return config
+    return complete(config)
 
 
 def find(text: str, folder) -> Model:
