@@ -333,5 +333,5 @@ def test_rows_of_a_batch_make_up_the_batch(dequantize):
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
     config = digits_ddpmpp_continuous.get_config()
     config.device, config.training.batch_size, config.training.accumulation = 'cpu', 16, 3
-    with pytest.raises(UserError, match='config.training.batch_size is 16: .* config.training.accumulation=3'):
+    with pytest.raises(UserError, match='config.training.batch_size must be a multiple of config.training.accumulation=3.*, got 16'):
         preflight.check(config, tmp_path, 'train')
