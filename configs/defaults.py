@@ -310,9 +310,12 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
 def complete(config: ConfigDict) -> ConfigDict:
     """Return an unlocked copy of `config` in which every optional key that it lacks has its default.
 
-    Keys without a sensible default (`rules.REQUIRED`) are never added.
+    Keys without a sensible default (`rules.REQUIRED`) are never added. A `torch.device`, as in configs of the 2021 release, becomes a
+    string, which can be stored.
     """
     completed, top = config.to_dict(), base().to_dict()
+    if isinstance(completed.get('device'), torch.device):
+        completed['device'] = str(completed['device'])
     sections = {section: top.pop(section) for section, content in base().items() if hasattr(content, 'items')}
     for place, section, content in [(completed, '', top), *((completed.setdefault(name, {}), name, sections[name]) for name in sections)]:
         if isinstance(place, dict):

@@ -123,6 +123,14 @@ def test_every_entry_point_takes_a_lean_config(tmp_path):
         assert np.array_equal(*samples), file
 
 
+def test_a_config_of_the_2021_release_has_a_device_object(tmp_path):
+    config = small(n_iters=1)
+    with config.ignore_type():
+        config.device = torch.device('cpu')
+    run_lib.train(config, tmp_path)
+    assert '"device": "cpu"' in (tmp_path / 'config.json').read_text()
+
+
 @pytest.mark.parametrize('key', ['model.nf', 'model.sigma_max', 'model.beta_max', 'training.batch_size', 'eval.batch_size'])
 def test_a_needed_key_is_reported_and_nothing_is_written(tmp_path, key):
     config = without(small(), key)
