@@ -28,7 +28,7 @@ from models.unet import UNet
 
 OWN_MODULES = ('models.ddpm', 'models.ncsnpp', 'models.ncsnv2', 'models.wideresnet', 'sampling', 'fast_sampling')
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
-
+WITHOUT_NETWORK = ('stats', 'data', 'metrics')  # modes
 
 # What the arguments of library functions are called in a config, for sentences such as "skip_type must be one of ..., got 'x'".
 ARGUMENTS = {name: f'config.{section}.{name}' for section in ('eval', 'control', 'data', 'optim', 'training', 'model', 'sampling')
@@ -55,7 +55,7 @@ def check(config: ConfigDict, workdir, mode: str) -> ConfigDict:
                if section not in config or not hasattr(config[section], 'items')]
     if missing:
         raise UserError('\n'.join(f'the config is missing the section {section}: see configs/defaults.py' for section in missing))
-    has_network = mode not in ('stats', 'data', 'metrics')
+    has_network = mode not in WITHOUT_NETWORK
     refused = _refused(config, mode, has_network)
     config = complete(_without(config, refused))
     refused |= _unknown_names(config, has_network)
@@ -66,20 +66,20 @@ def check(config: ConfigDict, workdir, mode: str) -> ConfigDict:
             continue
         try:
             run(config)
-        except (ValueError, NotImplementedError) as error:
-            faults += [_in_terms_of_config(line) for line in str(error).splitlines()]
+        except (UserError, NotImplementedError) as error:
+            faults += [_in_terms_of_config(line) for line in (str(error) or repr(error)).splitlines()]
     if faults:
         raise UserError('\n'.join(dict.fromkeys(faults)))
     if own_network:
-        _network(config)  # its errors keep their tracebacks
+        _own_network(config)
     return config
 
 
 def _checks(config, workdir, mode) -> list[tuple[Callable, tuple[str, ...]]]:
-    """Return (check, beginnings of the keys it reads): it is left out if one of these has been refused."""
+    """Return pairs (check, beginnings of the keys that it reads). It is left out if one of these keys was refused."""
     sde = ('training.sde', 'model.sigma_', 'model.beta_', 'model.num_scales')
     found = [] if mode == 'metrics' else [(datasets.get_levels, ('data.',))]  # metrics may be of other data
-    if mode not in ('stats', 'data', 'metrics'):
+    if mode not in WITHOUT_NETWORK:
         found += [(lambda config: _kind(config, mode), ('model.', 'training.recompute', 'sampling.guidance')),
                   (_scaling, ('model.', 'training.')), (sde_lib.get_sde, sde)]
     if workdir or mode not in ('stats', 'data'):
@@ -97,7 +97,7 @@ def _checks(config, workdir, mode) -> list[tuple[Callable, tuple[str, ...]]]:
         found += [(_evaluation, ('eval.', 'data.')), (lambda config: _snapshots(config, workdir), ('eval.',))]
     if mode in ('stats', 'metrics'):
         found += [(lambda config: _metrics(config, with_none=False), ('eval.', 'data.'))]
-    if mode not in ('stats', 'data', 'metrics'):
+    if mode not in WITHOUT_NETWORK:
         found += [(_network, ('model.', 'data.', 'training.continuous', 'training.recompute', 'training.precision', 'device'))]
     return found
 
@@ -220,24 +220,42 @@ def _scaling(config):
 
 
 def _network(config):
-    """Build the network without storage for its numbers, and run the shapes of one image through it."""
-    size, channels = config.data.image_size, config.data.num_channels
+    """Build a network of this library without storage for its numbers, and run the shapes of one image through it."""
+    network = _build(config)
+    try:
+        _run_shapes(config, network)
+    except (RuntimeError, ValueError) as error:  # ValueError: for example a group of one value, which has no variance
+        reason = str(error).partition('\n')[0]
+        raise UserError(f'the network cannot take images of config.data.image_size={config.data.image_size}: {reason}') from error
+    _memory(config, network)
+
+
+def _own_network(config):
+    """As `_network` for a network of the user's own, whose errors keep their tracebacks."""
+    try:
+        network = _build(config)
+        _run_shapes(config, network)
+    except RuntimeError as error:
+        if 'meta' not in str(error):  # else it reads numbers, which are not there
+            raise
+    else:
+        _memory(config, network)
+
+
+def _build(config):
     with torch.device('meta'):
-        network = mutils.get_model(config.model.name)(config)
-        try:
-            network(torch.zeros(1, channels, size, size), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
-        except (RuntimeError, ValueError) as error:  # ValueError: for example a group of one value, which has no variance
-            if _is_ours(config):
-                reason = str(error).partition('\n')[0]
-                raise UserError(f'the network cannot take images of config.data.image_size={size}: {reason}') from error
-            if 'meta' not in str(error):  # else it reads values, which tensors without storage do not have
-                raise
-    _memory(config, sum(p.numel() for p in network.parameters()))
+        return mutils.get_model(config.model.name)(config)
 
 
-def _memory(config, parameters: int):
+def _run_shapes(config, network):
+    shape = 1, config.data.num_channels, config.data.image_size, config.data.image_size
+    with torch.device('meta'):
+        network(torch.zeros(shape), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
+
+
+def _memory(config, network):
     """The parameters and their average fit on the device."""
-    device = torch.device(config.device)
+    device, parameters = torch.device(config.device), sum(p.numel() for p in network.parameters())
     if device.type == 'cuda':
         there = torch.cuda.get_device_properties(device).total_memory
     elif device.type == 'cpu':

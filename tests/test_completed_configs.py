@@ -17,6 +17,7 @@ import main
 import preflight
 import run_lib
 import sample_metrics
+import sampling
 from configs import defaults, rules
 from conftest import load_config
 from errors import UserError
@@ -175,6 +176,20 @@ def test_errors_of_a_users_own_network_keep_their_traceback(tmp_path, own):
     assert not isinstance(caught.value, UserError)
     assert pathlib.Path(__file__).name in [entry.path.name for entry in caught.traceback][1:]
     assert not list((tmp_path / 'w').glob('*'))
+
+
+def test_a_fault_without_a_sentence_is_reported(tmp_path, monkeypatch):
+    class Unfinished(sampling.Predictor):
+        def __init__(self, sde, score_fn, probability_flow=False):
+            raise NotImplementedError
+
+        def update_fn(self, x, t):
+            return x, x
+    monkeypatch.setattr(sampling.PREDICTORS, '_classes', dict(sampling.PREDICTORS._classes, unfinished=Unfinished))
+    config = small()
+    config.sampling.update(method='pc', predictor='unfinished')
+    with pytest.raises(UserError, match=r'^NotImplementedError\(\)$'):
+        run_lib.sample(config, tmp_path)
 
 
 def test_other_faults_are_reported_before_errors_of_an_own_network(tmp_path, own):
