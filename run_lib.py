@@ -63,9 +63,9 @@ def create_state(config) -> dict:
 
 def load_averaged_model(config, path):
     """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters take no gradients."""
+    model = mutils.create_model(config)
     config = complete(config)
     datasets.check_record(config, path)
-    model = mutils.create_model(config)
     state = dict(model=model, ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)
     checkpoints.restore(path, state, config.device, config=config)
     state['ema'].copy_to(model.parameters())

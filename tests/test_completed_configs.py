@@ -22,6 +22,7 @@ from configs import defaults, rules
 from conftest import load_config
 from errors import UserError
 from models import utils as mutils
+from validation import validate
 
 MODULES = ('ve.cifar10_ncsnpp_continuous', 'vp.cifar10_ddpmpp', 'vp.ddpm.cifar10', 've.ncsn.cifar10', 've.ncsnv2.cifar10',
            'vp.digits_wideresnet')
@@ -138,6 +139,16 @@ def test_a_needed_key_is_reported_and_nothing_is_written(tmp_path, key):
     with pytest.raises(UserError, match=f'^the config is missing the key {key}: see configs/defaults.py$'):
         (run_lib.sample if key.startswith('eval') else run_lib.train)(config, tmp_path / 'w')
     assert not list((tmp_path / 'w').glob('*'))
+
+
+def test_a_needed_key_is_never_assumed_when_a_checkpoint_is_loaded(tmp_path):
+    with pytest.raises(UserError, match='^the config is missing the key model.nf: see configs/defaults.py$'):
+        run_lib.load_averaged_model(without(small(), 'model.nf'), tmp_path / 'checkpoint.pth')
+    (tmp_path / 'mine.py').write_text(
+        'from configs.vp import digits_ddpmpp_continuous\ndef get_config():\n    config = digits_ddpmpp_continuous.get_config()\n'
+        '    del config.model.beta_max\n    return config\n')
+    with pytest.raises(UserError, match='^the config is missing the key model.beta_max: see configs/defaults.py$'):
+        validate.load_config(tmp_path / 'mine.py', {})
 
 
 # A user's own network -----------------------------------------------------------------------------------------------------------------

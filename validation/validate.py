@@ -64,7 +64,7 @@ def load_config(path: str, settings: dict):
     if not pathlib.Path(file).is_file():
         raise UserError(f'there is no config {file}')
     config = cli.load_config(str(path))
-    if faults := rules.faults(config, own=('',)):
+    if faults := rules.faults(config, own=('',)) or rules.missing(config, config.model.name, config.training.sde):
         raise UserError('\n'.join(faults.values()))
     for key, value in settings.items():
         try:
