@@ -84,9 +84,8 @@ def _checks(config, workdir, mode) -> list[tuple[Callable, tuple[str, ...]]]:
                   (_scaling, ('model.', 'training.')), (sde_lib.get_sde, sde)]
     if workdir or mode not in ('stats', 'data'):
         found += [(lambda config: _workdir(workdir), ())]
-    snapshots = mode == 'train' and 'snapshot_sampling' in config.training and config.training.snapshot_sampling
-    evaluated = mode == 'eval' and 'enable_sampling' in config.eval and config.eval.enable_sampling
-    if snapshots or evaluated or mode in ('sample', 'control'):
+    if {'train': _value(config, 'training.snapshot_sampling'), 'eval': _value(config, 'eval.enable_sampling'), 'sample': True,
+            'control': True}.get(mode):
         found += [(_sampler, ('sampling.', 'training.continuous', 'data.', 'device', *sde))]
     if mode in ('train', 'classifier', 'eval', 'stats', 'data'):
         found += [(datasets.get_source, ('data.',))]
@@ -126,17 +125,21 @@ def warnings(config) -> list[str]:
     return found
 
 
+def _value(config, key: str):
+    """Return the value of a key such as 'model.name', or None if it is missing."""
+    section, _, name = key.partition('.')
+    return config[section][name] if name in config[section] else None
+
+
 def _own_keys(config) -> list[str]:
     """Return beginnings of the keys that the user's own networks, samplers and data sets may have."""
-    settings, dataset = config.sampling, config.data.get('dataset')
-    own = []
-    for section, registry, name in (('model.', mutils.MODELS, config.model.get('name')),
-                                    ('sampling.', sampling.PREDICTORS, settings.get('predictor')),
-                                    ('sampling.', sampling.CORRECTORS, settings.get('corrector')),
-                                    ('sampling.', fast_sampling.SOLVERS, settings.get('method'))):
+    own, dataset = [], _value(config, 'data.dataset')
+    for key, registry in (('model.name', mutils.MODELS), ('sampling.predictor', sampling.PREDICTORS),
+                          ('sampling.corrector', sampling.CORRECTORS), ('sampling.method', fast_sampling.SOLVERS)):
+        name = _value(config, key)
         found = registry.find(name) if isinstance(name, str) else None
         if found is not None and found.__module__ not in OWN_MODULES:
-            own.append(section)
+            own.append(key.partition('.')[0] + '.')
     source = datasets.SOURCES.get(dataset.upper()) if isinstance(dataset, str) else None
     return own + [f'data.{key}' for key in (source.keys if source else ())]
 
@@ -147,8 +150,7 @@ def _refused(config, mode, has_network: bool) -> dict[str, str]:
     refused = rules.faults(config, _own_keys(config), unused | ({'eval'} if mode not in ('eval', 'metrics') else set()))
     if 'device' not in refused:
         refused |= _device(config)
-    names = [name for key, name in (('model.name', config.model.get('name')), ('training.sde', config.training.get('sde')))
-             if has_network and key not in refused]
+    names = [_value(config, key) for key in ('model.name', 'training.sde') if has_network and key not in refused]
     if mode in ('classifier', 'sample', 'control') and 'batch_size' not in config.eval:
         refused['eval.batch_size'] = rules.is_missing('eval.batch_size')
     return refused | rules.missing(config, *names)
@@ -172,8 +174,7 @@ def _unknown_names(config, has_network: bool) -> dict[str, str]:
         any_case['model.name'], exact['training.precision'] = mutils.MODELS.names(), mutils.PRECISIONS
     found = {}
     for key, known in (any_case | exact).items():
-        section, name = key.split('.')
-        value = config[section][name] if name in config[section] else None
+        value = _value(config, key)
         if value is not None and value not in known and not (key in any_case and value.lower() in map(str.lower, known)):
             found[key] = f'config.{key} must be one of {", ".join(map(repr, known))}, got {value!r}'
     return found

@@ -276,8 +276,8 @@ def reads_with_a_default() -> list[str]:
 
 
 def test_a_default_is_written_in_one_place():
-    """Configs are completed before they are read. Preflight reads a config as it was given, reports read protocols of results."""
-    assert {place.partition(':')[0] for place in reads_with_a_default()} <= {'preflight.py', 'reports.py'}
+    """Configs are completed before they are read; reports read protocols of results."""
+    assert {place.partition(':')[0] for place in reads_with_a_default()} <= {'reports.py'}
     shared = defaults.base().sampling
     for name in fast_sampling.SOLVERS.names():
         for key, parameter in inspect.signature(fast_sampling.get_solver(name)).parameters.items():
