@@ -335,4 +335,4 @@ def latest(workdir) -> pathlib.Path:
         return snapshots[-1]
     if resume_path(workdir).is_file():
         return resume_path(workdir)
-    raise CheckpointError(f'there is no checkpoint in {folder} nor {resume_path(workdir)}: train first, or name one with --checkpoint')
+    raise CheckpointError(f'there is no checkpoint in {folder} nor {resume_path(workdir)}: train first, or give a checkpoint file')

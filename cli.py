@@ -118,7 +118,7 @@ def _without_faults(argv) -> tuple[list[str], list[str]]:
         if not argument.startswith('-') or name.removeprefix('no') in known and known[name.removeprefix('no')].boolean and not equals:
             kept.append(argument)
         elif name not in known:
-            faults.append(f'--{name} is no flag' + _suggestion(f'--{name}', [f'--{other}' for other in known]))
+            faults.append(f'--{name} is not a known flag' + _suggestion(f'--{name}', [f'--{other}' for other in known]))
         elif not equals and not rest:
             faults.append(f'--{name}= needs a value')
         else:
@@ -146,7 +146,7 @@ def _suggestion(name: str, known) -> str:
 def _override(config, key: str, text: str | None) -> list[str]:
     """Set a key of the config to the value that `text` stands for; return what is wrong with the key.
 
-    A value that breaks the rule of its key is set as well, since preflight.py reports all of these together.
+    A value that breaks the rule of its key is set too: preflight.py reports all of these together.
     """
     from configs import rules
     section, _, name = key.rpartition('.')
@@ -157,8 +157,7 @@ def _override(config, key: str, text: str | None) -> list[str]:
     if not hasattr(place, 'keys') or rule is None and name not in place:
         names = [f'config.{part}.{name}' if name else f'config.{part}' for part in config
                  for name in (config[part] if hasattr(config[part], 'keys') else [''])]
-        return [f'config.{key} is no key of this config' + (_suggestion(f'config.{key}', names) or
-                                                            ': configs/defaults.py explains the known keys')]
+        return [f'config.{key} is not a known key' + (_suggestion(f'config.{key}', names) or ': see configs/defaults.py')]
     if hasattr(old, 'keys'):
         return [f'config.{key} is a section: expected a key in it, such as --config.{key}.{next(iter(old), "key")}=...']
     found = [*_readings(text, bool if rule is rules.FLAG else type(old))]
@@ -267,10 +266,15 @@ def _any_type():
 
 
 def log_to(path, in_full: bool = True):
-    """Log lines (or only warnings) to the console and, behind those already there, to the file at `path`, if there is one."""
+    """Log to the console and, if `path` is given, append to the file there, which is opened at the first line.
+
+    Args:
+        path: Log file, or None.
+        in_full: Whether to log all lines, or only warnings.
+    """
     root = logging.getLogger()
     root.handlers.clear()
-    for handler in (Console(), *([logging.handlers.WatchedFileHandler(path, errors='backslashreplace')] if path else [])):
+    for handler in (Console(), *([logging.handlers.WatchedFileHandler(path, delay=True, errors='backslashreplace')] if path else [])):
         handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         root.addHandler(handler)
     absl_logging.set_verbosity(absl_logging.INFO if in_full else absl_logging.WARNING)

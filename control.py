@@ -71,14 +71,13 @@ def control(config, workdir, task, **request):
     """
     if task not in TASKS:
         raise UserError(f'--task={task} is unknown: known are {", ".join(TASKS)}')
-    preflight.check(config, workdir, 'control')
+    config = preflight.check(config, workdir, 'control')
     kind, request = TASKS[task], Request(**request)
     folder = pathlib.Path(request.output or pathlib.Path(workdir, f'control_{task}'))
     for flag, takes in dict(mask=task == 'inpaint', measured=kind.measurable, input=kind.pictures, labels=kind.labelled,
                             classifier=kind.labelled).items():
         if getattr(request, flag) and not takes:
             raise UserError(f'--{flag} has no meaning for --task={task}')
-    config = ConfigDict(config.to_dict())
     config.sampling.round = False  # results have 8 bits in any case
     job = types.SimpleNamespace(config=config, settings=config.control, task=task, mask=request.mask, measured=request.measured,
                                 size=config.data.image_size)
@@ -138,7 +137,7 @@ def _labels(job, text: str, classifier) -> torch.Tensor | None:
         raise UserError('--classifier needs --labels: the classes to guide to')
     if job.task == 'classes' and labels is None:
         raise UserError('--task=classes needs --labels, such as 3,5,8')
-    known = job.config.model.get('num_classes', 0)
+    known = job.config.model.num_classes
     if labels is not None and not known and not classifier:
         raise UserError('--labels need a network that knows classes (config.model.num_classes), or a --classifier')
     if labels is not None and not classifier:
@@ -163,7 +162,7 @@ def _guide(job, classifier) -> Callable:
     """labels (B,) or None -> the guidance towards them, with the weight `sampling.guidance`."""
     if job.labels is None:
         return lambda labels: None
-    weight = job.config.sampling.get('guidance', 1.0)
+    weight = job.config.sampling.guidance
     if not classifier:
         return lambda labels: control_lib.classifier_free_guidance(labels, weight)
     network = run_lib.load_classifier(classifier, job.config)

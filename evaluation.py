@@ -23,6 +23,7 @@ import distributed
 import image_sources
 import metrics
 import results
+from configs.defaults import complete
 from errors import UserError
 from progress import progress
 
@@ -38,7 +39,7 @@ class Extractor(NamedTuple):
 
 def get_extractor(config) -> Extractor:
     """The extractor that `eval.metrics_backend` names, with its weights loaded; UserError where they cannot be had."""
-    return EXTRACTORS[config.eval.metrics_backend](config)
+    return EXTRACTORS[config.eval.metrics_backend](complete(config))
 
 
 def check_size(config, samples: int, reference: int | None = None):
@@ -53,7 +54,7 @@ def check_size(config, samples: int, reference: int | None = None):
     """
     if config.eval.metrics_backend != 'pixels':
         return
-    reference = reference or config.eval.get('stats_samples', 50000)
+    reference = reference or complete(config).eval.stats_samples
     values = config.data.image_size**2 * config.data.num_channels
     counted = f'{samples} samples against up to {reference} reference images of {values} values each'
     if min(samples, reference, values) > metrics.LARGEST:
@@ -105,9 +106,9 @@ def get_inception_model(inceptionv3=False, path=''):
     except Exception as error:  # URLError, OSError, tf.errors.*, ValueError: hub has no error of its own, and the remedy is the same
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'config.eval.inception_path={path!r} cannot be loaded as a SavedModel: {reason}' if path else
-            f"config.eval.metrics_backend='tfgan' needs the SavedModel {handle}, which cannot be fetched ({reason}): download it elsewhere "
-            '(as .tar.gz, unpacked) and give its folder as --config.eval.inception_path=FOLDER') from error
+            f'path={path!r} cannot be loaded as a SavedModel: {reason}' if path else
+            f'the SavedModel {handle} cannot be fetched ({reason}): download it elsewhere (as .tar.gz, unpacked) and give its folder as '
+            'path') from error
 
 
 def run_inception_distributed(input_tensor, inception_model, num_batches=1, inceptionv3=False):
@@ -129,8 +130,11 @@ def run_inception_distributed(input_tensor, inception_model, num_batches=1, ince
 
 
 def _tfgan(config) -> Extractor:
-    path, inceptionv3 = config.eval.get('inception_path', ''), config.data.image_size >= 256
-    model = get_inception_model(inceptionv3, path)
+    path, inceptionv3 = config.eval.inception_path, config.data.image_size >= 256
+    try:
+        model = get_inception_model(inceptionv3, path)
+    except UserError as error:
+        raise UserError(f"config.eval.metrics_backend='tfgan': {error} (--config.eval.inception_path=FOLDER)") from error
     handle = INCEPTION_V3 if inceptionv3 else _tfgan_module().eval.INCEPTION_TFHUB
 
     def run(images):
@@ -147,13 +151,13 @@ def _tfgan(config) -> Extractor:
 def _torch_fidelity(config) -> Extractor:
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as known
     from torch_fidelity.utils import create_feature_extractor
-    name, path = config.eval.get('extractor', 'inception-v3-compat'), os.path.expanduser(config.eval.get('inception_path', ''))
+    name, path = config.eval.extractor, os.path.expanduser(config.eval.inception_path)
     if name not in known:
-        raise UserError(f'config.eval.extractor is {name!r}: known are {", ".join(known)}')
-    feature = config.eval.get('features') or known[name].get_default_feature_layer_for_metric('fid')
+        raise UserError(f'config.eval.extractor must be one of {", ".join(map(repr, known))}, got {name!r}')
+    feature = config.eval.features or known[name].get_default_feature_layer_for_metric('fid')
     provided = known[name].get_provided_features_list()
     if feature not in provided:
-        raise UserError(f'config.eval.features is {feature!r}: {name} has {", ".join(provided)}')
+        raise UserError(f'config.eval.features must be one of {", ".join(map(repr, provided))} for {name}, got {feature!r}')
     classifies = name == 'inception-v3-compat' and feature == '2048'
     try:
         if path and not name.startswith('clip'):  # (TorchScript) torch-fidelity unpickles the file: only one without code gets there
@@ -196,8 +200,8 @@ class Reference(NamedTuple):
 
 def statistics_protocol(config, extractor: Extractor, split: str) -> dict:
     """What the features of a split depend on."""
-    return results.normal(dict(data=datasets.describe(config, split), extractor=extractor.protocol,
-                               most_images=config.eval.get('stats_samples', 50000)))
+    config = complete(config)
+    return results.normal(dict(data=datasets.describe(config, split), extractor=extractor.protocol, most_images=config.eval.stats_samples))
 
 
 def statistics_path(config, extractor: Extractor, split: str) -> pathlib.Path:
@@ -206,7 +210,7 @@ def statistics_path(config, extractor: Extractor, split: str) -> pathlib.Path:
     if extractor.protocol['backend'] != 'tfgan':
         parts += dict.fromkeys(extractor.protocol[key] for key in ('backend', 'extractor', 'feature') if extractor.protocol[key] != 'none')
     parts += ['test'] if split == 'test' else []
-    folder = config.eval.get('stats_dir') or pathlib.Path(__file__).parent / 'assets' / 'stats'
+    folder = complete(config).eval.stats_dir or pathlib.Path(__file__).parent / 'assets' / 'stats'
     return pathlib.Path(folder).expanduser() / ('_'.join([*parts, 'stats']) + '.npz')
 
 
@@ -223,10 +227,11 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
 
     A batch of images is in memory at a time, and, of process 0, the features of all.
     """
+    config = complete(config)
     path = statistics_path(config, extractor, split)
     with distributed.main_first():
         images = datasets.get_split(config, split, in_memory=False)
-    order = np.random.default_rng(0).permutation(len(images))[:config.eval.get('stats_samples', 50000)]
+    order = np.random.default_rng(0).permutation(len(images))[:config.eval.stats_samples]
     batches, features = [order[start:start + 256] for start in range(0, len(order), 256)], []
 
     def work(indices):

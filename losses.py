@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from absl import logging
 
 import distributed
+from configs.defaults import complete
 from errors import UserError
 from models.utils import get_model_fn, get_score_fn
 from sde_lib import VESDE, VPSDE, expand
@@ -23,11 +24,11 @@ from sde_lib import VESDE, VPSDE, expand
 
 def get_optimizer(config, params) -> torch.optim.Optimizer:
     """Adam over `params` with the settings of `config.optim`."""
-    optim = config.optim
+    optim = complete(config).optim
     if optim.optimizer.lower() != 'adam':
-        raise UserError(f"config.optim.optimizer is {optim.optimizer!r}: known is 'Adam'")
+        raise UserError(f"config.optim.optimizer must be 'Adam', got {optim.optimizer!r}")
     return torch.optim.Adam(params, lr=optim.lr, betas=(float(optim.beta1), 0.999), eps=optim.eps, weight_decay=optim.weight_decay,
-                            amsgrad=optim.get('amsgrad', False), fused=True)
+                            amsgrad=optim.amsgrad, fused=True)
 
 
 def optimization_manager(config):
@@ -113,14 +114,14 @@ def _get_discrete_loss_fn(sde, train, reduce_mean):
 def get_smld_loss_fn(vesde, train, reduce_mean=False):
     """-> loss_fn(model, batch): SMLD's loss over the N noise levels of a VESDE, weighted by sigma^2 (Song & Ermon 2019, Eq. 6)."""
     if not isinstance(vesde, VESDE):
-        raise UserError(f'the SMLD loss is defined for VESDE, got {type(vesde).__name__}')
+        raise UserError(f'vesde must be a VESDE, for which SMLD is defined, got {type(vesde).__name__}')
     return _get_discrete_loss_fn(vesde, train, reduce_mean)
 
 
 def get_ddpm_loss_fn(vpsde, train, reduce_mean=True):
     """-> loss_fn(model, batch): DDPM's simple loss over the N steps of a VPSDE (Ho et al. 2020, Eq. 14)."""
     if not isinstance(vpsde, VPSDE):
-        raise UserError(f'the DDPM loss is defined for VPSDE, got {type(vpsde).__name__}')
+        raise UserError(f'vpsde must be a VPSDE, for which DDPM is defined, got {type(vpsde).__name__}')
     return _get_discrete_loss_fn(vpsde, train, reduce_mean)
 
 
@@ -129,8 +130,7 @@ def get_loss_fn(sde, train, reduce_mean=False, continuous=True, likelihood_weigh
     if continuous:
         return get_sde_loss_fn(sde, train, reduce_mean, continuous=True, likelihood_weighting=likelihood_weighting)
     if likelihood_weighting:
-        raise UserError('likelihood weighting is defined for continuous training: '
-                        'set training.continuous=True or training.likelihood_weighting=False')
+        raise UserError('likelihood_weighting=True is only defined for continuous=True')
     return _get_discrete_loss_fn(sde, train, reduce_mean)
 
 
@@ -180,9 +180,9 @@ class Skips:
             logging.warning('step: %d, %d steps since the last log line were skipped: their gradients were not finite', step, since)
         if most and longest >= most:
             raise UserError(f'training stopped at step {step}: the gradients of {longest} steps in a row were not finite '
-                            f'(config.training.max_bad_steps={most}), with a learning rate of {rate:g}. The parameters are from before '
+                            f'(max_bad_steps={most}), with a learning rate of {rate:g}. The parameters are from before '
                             'these steps; ' + (f'the last checkpoint is {checkpoint}: go on from it' if checkpoint else
-                                               'there is no checkpoint yet: begin again') + ' with a smaller config.optim.lr')
+                                               'there is no checkpoint yet: begin again') + ' with a smaller learning rate')
         self.since, self.longest = torch.zeros_like(self.since), self.in_row
 
 
@@ -195,7 +195,7 @@ def _get_step_fn(loss_fn, train, optimize_fn, accumulation):
     def train_step(state, batch, metrics=None, **condition):
         model, optimizer = state['model'], state['optimizer']
         if len(batch) % accumulation:
-            raise UserError(f'a batch of {len(batch)} cannot be divided into {accumulation} equal parts')
+            raise UserError(f'the batch size must be a multiple of accumulation={accumulation}, got {len(batch)}')
         drawn = draw(batch, distributed.common_generator(batch.device))
         parts = [tensor.chunk(accumulation) for tensor in (batch, *drawn, *condition.values())]
         optimizer.zero_grad()

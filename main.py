@@ -54,18 +54,17 @@ def main(argv):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     import control
     import distributed
-    import preflight
     import run_lib
     import sample_metrics
+    from configs.defaults import complete
     from errors import UserError
     from interruption import Interrupted
-    config, workdir = FLAGS.config, FLAGS.workdir
+    config, workdir, timeout = FLAGS.config, FLAGS.workdir, complete(FLAGS.config).timeout_minutes
     try:
         if FLAGS.mode in ('control', 'data') and int(os.environ.get('WORLD_SIZE', 1)) > 1:
             raise UserError(f'--mode {FLAGS.mode} is the work of one process: start it without torchrun')
         if 'device' in config:
-            config.device = distributed.start(config.device, config.get('timeout_minutes', 60.0))
-        preflight.check(config, workdir, FLAGS.mode)
+            config.device = distributed.start(config.device, timeout)
         log_to(workdir and distributed.is_main() and pathlib.Path(workdir, 'stdout.txt'), distributed.is_main())
         if FLAGS.mode == 'train':
             run_lib.train(config, workdir)
@@ -98,7 +97,7 @@ def main(argv):
         if not distributed.is_loss(error):
             raise
         print(f'error: process {distributed.rank()} of {distributed.size()}: another process of this job has died, or did not answer '
-              f'within config.timeout_minutes={config.get("timeout_minutes", 60.0):g}: {str(error).splitlines()[0]}',
+              f'within config.timeout_minutes={timeout:g}: {str(error).splitlines()[0]}',
               file=sys.stderr, flush=True)
         os._exit(1)  # what would be tidied up waits for the others
 

@@ -43,7 +43,7 @@ class Statistics:
 def statistics(features: np.ndarray) -> Statistics:
     """Return the statistics of features (n, D) in float64. The covariance is computed only if it is needed."""
     if len(features) < 2:
-        raise UserError(f'a covariance needs two feature vectors or more, got {len(features)}')
+        raise UserError(f'features must have at least 2 rows for a covariance, got {len(features)}')
     return Statistics(features.mean(0, dtype=np.float64), None, len(features), features)
 
 
@@ -110,7 +110,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, block_size: int = 1024) -> Ker
     """
     n = min(len(a), len(b))
     if n < 4:
-        raise UserError(f'a kernel distance needs four feature vectors or more of either set, got {len(a)} and {len(b)}')
+        raise UserError(f'a and b must have at least 4 rows each for a kernel distance, got {len(a)} and {len(b)}')
     blocks = min(-(-max(len(a), len(b)) // block_size), max(1, n // 16))
     a, b = a[:blocks * block_size], b[:blocks * block_size]
     error_blocks = max(blocks, min(10, n // 2))
@@ -142,7 +142,7 @@ def _discrepancy(x, y) -> float:
 def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
     """exp E KL(p(y|x) | p(y)) of logits (n, classes): mean and standard deviation over `splits` equal parts of the samples, in order."""
     if not 0 < splits <= len(logits):
-        raise UserError(f'an Inception score of {len(logits)} samples cannot have {splits} splits')
+        raise UserError(f'splits must be from 1 to the number of samples, {len(logits)}, got {splits}')
     scores = []
     for part in np.array_split(logits.astype(np.float64), splits):
         log_p = part - np.logaddexp.reduce(part, axis=1, keepdims=True)
@@ -157,7 +157,7 @@ def precision_recall(real: np.ndarray, samples: np.ndarray, neighbours: int = 3,
     The ball around a point reaches to the `neighbours`-th nearest other point of its own set.
     """
     if min(len(real), len(samples)) <= neighbours:
-        raise UserError(f'precision and recall need more than {neighbours} feature vectors of either set, got {len(real)}, {len(samples)}')
+        raise UserError(f'real and samples must have more than neighbours={neighbours} rows each, got {len(real)} and {len(samples)}')
     real, samples = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (real, samples))
     return _covered(samples, real, neighbours), _covered(real, samples, neighbours)
 

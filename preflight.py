@@ -1,7 +1,12 @@
-"""What can be told before any work starts: every fault of a config, a mode and a work directory, each in one sentence."""
+"""Checks before any work starts: every fault of a config for a mode and a work directory, each in one sentence.
+
+First come rules for each key on its own (configs/rules.py, names in registries), then checks of keys that go together.
+"""
 import os
 import pathlib
+import re
 import tempfile
+from collections.abc import Callable
 
 import torch
 from ml_collections import ConfigDict
@@ -16,6 +21,7 @@ import ode_lib
 import sampling
 import sde_lib
 from configs import rules, stored
+from configs.defaults import complete
 from errors import UserError
 from models import utils as mutils
 from models.score import Score
@@ -23,53 +29,83 @@ from models.unet import UNet
 
 OWN_MODULES = ('models.ddpm', 'models.ncsnpp', 'models.ncsnv2', 'models.wideresnet', 'sampling', 'fast_sampling', 'sde_lib')
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
+WITHOUT_NETWORK = ('stats', 'data', 'metrics')  # modes
+
+# What the arguments of library functions are called in a config, for sentences such as "skip_type must be one of ..., got 'x'".
+ARGUMENTS = {name: f'config.{section}.{name}' for section in ('eval', 'control', 'data', 'optim', 'training', 'model', 'sampling')
+             for name in rules.RULES[section]} | dict(
+    n_steps='config.sampling.n_steps_each', denoise='config.sampling.noise_removal', head_dim='config.model.attn_head_dim',
+    channels='channels (config.model.nf times config.model.ch_mult)')
 
 
-def check(config: ConfigDict, workdir, mode: str, numbers=()):
-    """Passes, or raises UserError with one line for each fault.
+def check(config: ConfigDict, workdir, mode: str) -> ConfigDict:
+    """Check everything that can be checked before any work starts, and complete the config.
 
-    `mode`: 'train', 'classifier', 'eval', 'sample', 'control', 'stats', 'metrics' or 'data'; `numbers`: the snapshots to evaluate.
+    Args:
+        config: As it was given. Optional keys may be missing.
+        workdir: Work directory; created if it does not exist. '' for none.
+        mode: 'train', 'classifier', 'eval', 'sample', 'control', 'stats', 'metrics' or 'data'.
+
+    Returns:
+        A copy of the config in which missing optional keys have their defaults.
+
+    Raises:
+        UserError: with one line for each fault.
     """
-    missing = [section for section in SECTIONS + ('control',) * (mode == 'control') if not hasattr(config.get(section), 'items')]
+    missing = [section for section in SECTIONS + ('control',) * (mode == 'control')
+               if section not in config or not hasattr(config[section], 'items')]
     if missing:
-        raise UserError('\n'.join(f'the config has no section {section!r}: start from configs/defaults.py' for section in missing))
+        raise UserError('\n'.join(f'the config is missing the section {section}: see configs/defaults.py' for section in missing))
     _check_registered(config, workdir)
-    unused = {'optim'} if mode not in ('train', 'classifier') else set()
-    refused = rules.faults(config, _own_keys(config), unused | ({'eval'} if mode not in ('eval', 'metrics') else set()))
-    if 'device' not in refused:
-        refused |= _device(config)
-    if refused:  # what follows is told of the other keys only: one that was refused is as if it were missing
-        config = _without(config, refused)
-    checks = [_names] if mode == 'metrics' else [datasets.get_levels, _names]  # metrics may be of other data
-    if mode not in ('stats', 'data', 'metrics'):
-        checks += [lambda config: _kind(config, mode), _scaling, _network, sde_lib.get_sde]
-    if workdir or mode not in ('stats', 'data'):
-        checks += [lambda config: _workdir(workdir)]
-    if {'train': config.training.get('snapshot_sampling'), 'eval': config.eval.get('enable_sampling'), 'sample': True,
-            'control': True}.get(mode):
-        checks += [_sampler]
-    if mode in ('train', 'classifier'):
-        checks += [datasets.get_source, _batches, _optimizer, _objective]
-    if mode == 'eval':
-        checks += [datasets.get_source, _evaluation, lambda config: _snapshots(config, workdir, numbers)]
-    if mode in ('stats', 'data'):
-        checks += [datasets.get_source]
-    if mode in ('stats', 'metrics'):
-        checks += [lambda config: _metrics(config, with_none=False)]
+    has_network = mode not in WITHOUT_NETWORK
+    refused = _refused(config, mode, has_network)
+    config = complete(_without(config, refused))
+    refused |= _unknown_names(config, has_network)
+    known, own_network = [key for key in refused if rules.of(key)], has_network and not _is_ours(config)
     faults = list(refused.values())
-    for run in checks:
+    for run, keys in _checks(config, workdir, mode):
+        if (run is _network and own_network) or any(key.startswith(keys) for key in known):
+            continue
         try:
             run(config)
-        except (UserError, NotImplementedError) as fault:
-            faults += [line for line in str(fault).splitlines() if line not in faults]
-        except (AttributeError, KeyError) as fault:
-            if not _is_missing_key(fault):
-                raise
-            key = str(fault).partition('\\n')[0].strip('\'"\\')
-            if key not in {name.rpartition('.')[2] for name in refused}:
-                faults.append(f'the config lacks the key {key!r}: configs/defaults.py tells what it means')
+        except (UserError, NotImplementedError) as error:
+            faults += [_in_terms_of_config(line) for line in (str(error) or repr(error)).splitlines()]
     if faults:
         raise UserError('\n'.join(dict.fromkeys(faults)))
+    if own_network:
+        _own_network(config)
+    return config
+
+
+def _checks(config, workdir, mode) -> list[tuple[Callable, tuple[str, ...]]]:
+    """Return pairs (check, beginnings of the keys that it reads). It is left out if one of these keys was refused."""
+    sde = ('training.sde', 'model.sigma_', 'model.beta_', 'model.num_scales')
+    found = [] if mode == 'metrics' else [(datasets.get_levels, ('data.',))]  # metrics may be of other data
+    if mode not in WITHOUT_NETWORK:
+        found += [(lambda config: _kind(config, mode), ('model.', 'training.recompute', 'sampling.guidance')),
+                  (_scaling, ('model.', 'training.')), (sde_lib.get_sde, sde)]
+    if workdir or mode not in ('stats', 'data'):
+        found += [(lambda config: _workdir(workdir), ())]
+    if {'train': _value(config, 'training.snapshot_sampling'), 'eval': _value(config, 'eval.enable_sampling'), 'sample': True,
+            'control': True}.get(mode):
+        found += [(_sampler, ('sampling.', 'training.continuous', 'data.', 'device', *sde))]
+    if mode in ('train', 'classifier', 'eval', 'stats', 'data'):
+        found += [(datasets.get_source, ('data.',))]
+    if mode in ('train', 'classifier'):
+        found += [(_batches, ('training.batch_size', 'training.accumulation')), (_optimizer, ('optim.',)),
+                  (_objective, ('training.', *sde))]
+    if mode == 'eval':
+        found += [(_evaluation, ('eval.', 'data.')), (lambda config: _snapshots(config, workdir), ('eval.',))]
+    if mode in ('stats', 'metrics'):
+        found += [(lambda config: _metrics(config, with_none=False), ('eval.', 'data.'))]
+    if mode not in WITHOUT_NETWORK:
+        found += [(_network, ('model.', 'data.', 'training.continuous', 'training.recompute', 'training.precision', 'device'))]
+    return found
+
+
+def _in_terms_of_config(sentence: str) -> str:
+    """Replace the names of arguments, where a sentence says what they must be or are, by the keys of the config."""
+    return re.sub(r'(?<![\w.])(\w+)(?= must |=)', lambda name: ARGUMENTS.get(name[1], name[1]), sentence)
 
 
 def warnings(config) -> list[str]:
@@ -81,7 +117,7 @@ def warnings(config) -> list[str]:
     if training.snapshot_freq > training.n_iters:
         found.append(f'config.training.snapshot_freq={training.snapshot_freq} is greater than config.training.n_iters={training.n_iters}: '
                      'the only numbered checkpoint will be that of the last step')
-    if issubclass(mutils.get_model(config.model.name), UNet):
+    if _is_unet(config):
         wanted = tuple(config.model.attn_resolutions)
         sides = [config.data.image_size // 2 ** i for i in range(len(config.model.ch_mult))]
         absent = [side for side in wanted if side not in sides]
@@ -91,35 +127,50 @@ def warnings(config) -> list[str]:
     return found
 
 
+def _value(config, key: str):
+    """Return the value of a key such as 'model.name', or None if it is missing."""
+    section, _, name = key.partition('.')
+    return config[section][name] if name in config[section] else None
+
+
 def _own_keys(config) -> list[str]:
-    """The keys that networks, samplers and data sets which are not of this library may have for themselves."""
-    settings, dataset = config.sampling, config.data.get('dataset')
-    own = []
-    for section, registry, name in (('model.', mutils.MODELS, config.model.get('name')),
-                                    ('sampling.', sampling.PREDICTORS, settings.get('predictor')),
-                                    ('sampling.', sampling.CORRECTORS, settings.get('corrector')),
-                                    ('sampling.', fast_sampling.SOLVERS, settings.get('method'))):
+    """Return beginnings of the keys that the user's own networks, samplers and data sets may have."""
+    own, dataset = [], _value(config, 'data.dataset')
+    for key, registry in (('model.name', mutils.MODELS), ('sampling.predictor', sampling.PREDICTORS),
+                          ('sampling.corrector', sampling.CORRECTORS), ('sampling.method', fast_sampling.SOLVERS)):
+        name = _value(config, key)
         found = registry.find(name) if isinstance(name, str) else None
         if found is not None and found.__module__ not in OWN_MODULES:
-            own.append(section)
-    sde = sde_lib.SDES.find(config.training.sde) if isinstance(config.training.get('sde'), str) else None
+            own.append(key.partition('.')[0] + '.')
+    sde = sde_lib.SDES.find(_value(config, 'training.sde')) if isinstance(_value(config, 'training.sde'), str) else None
     if sde is not None and sde.__module__ not in OWN_MODULES:
         own += [f'model.{key}' for key in sde.config_keys()]
     source = datasets.SOURCES.get(dataset.upper()) if isinstance(dataset, str) else None
     return own + [f'data.{key}' for key in (source.keys if source else ())]
 
 
+def _refused(config, mode, has_network: bool) -> dict[str, str]:
+    """Return {key: sentence} for each key of the config that is missing or unknown or has a wrong value, whatever the others are."""
+    unused = {'optim'} if mode not in ('train', 'classifier') else set()
+    refused = rules.faults(config, _own_keys(config), unused | ({'eval'} if mode not in ('eval', 'metrics') else set()))
+    if 'device' not in refused:
+        refused |= _device(config)
+    names = [_value(config, key) for key in ('model.name', 'training.sde') if has_network and key not in refused]
+    if mode in ('classifier', 'sample', 'control') and 'batch_size' not in config.eval:
+        refused['eval.batch_size'] = rules.is_missing('eval.batch_size')
+    return refused | rules.missing(config, *names)
+
+
 def _check_registered(config, workdir):
     """Raise UserError if nothing registers a name in `config` that was known when `workdir/config.json` was written."""
-    known = {('model', 'name'): mutils.MODELS.names(), ('training', 'sde'): sde_lib.SDES.names(), ('data', 'dataset'): datasets.SOURCES,
-             ('sampling', 'method'): sampling.methods(), ('sampling', 'predictor'): sampling.PREDICTORS.names(),
-             ('sampling', 'corrector'): sampling.CORRECTORS.names()}
-    named = {(section, key): config[section].get(key) for section, key in known}
-    unknown = {place: name for place, name in named.items()
-               if isinstance(name, str) and name.lower() not in map(str.lower, known[place])}
+    known = {'model.name': mutils.MODELS.names(), 'training.sde': sde_lib.SDES.names(), 'data.dataset': datasets.SOURCES,
+             'sampling.method': sampling.methods(), 'sampling.predictor': sampling.PREDICTORS.names(),
+             'sampling.corrector': sampling.CORRECTORS.names()}
+    named = {key: _value(config, key) for key in known}
+    unknown = {key: name for key, name in named.items() if isinstance(name, str) and name.lower() not in map(str.lower, known[key])}
     path = pathlib.Path(workdir or '', 'config.json')
-    before = stored.get_config(path) if unknown and workdir and path.is_file() else {}
-    forgotten = [f'config.{section}.{key}={name!r}' for (section, key), name in unknown.items() if before.get(section, {}).get(key) == name]
+    before = stored.get_config(path) if unknown and workdir and path.is_file() else None
+    forgotten = [f'config.{key}={name!r}' for key, name in unknown.items() if before and _value(before, key) == name]
     if forgotten:
         raise UserError(f'{workdir} was trained with {", ".join(forgotten)}, which nothing registers here: '
                         'pass --config FILE with the Python file that registers it')
@@ -134,12 +185,31 @@ def _without(config, keys) -> ConfigDict:
     return ConfigDict(content)
 
 
-def _is_missing_key(fault) -> bool:
-    """Whether the error was raised by a ConfigDict."""
-    trace = fault.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    return 'ml_collections' in trace.tb_frame.f_code.co_filename
+def _unknown_names(config, has_network: bool) -> dict[str, str]:
+    """Return {key: sentence} for each key that names what is not registered, even if another setting leaves it unused."""
+    any_case = {'sampling.method': sampling.methods(), 'sampling.predictor': sampling.PREDICTORS.names(),
+                'sampling.corrector': sampling.CORRECTORS.names(), 'sampling.skip_type': ('', *fast_sampling.SKIP_TYPES)}
+    exact = {'sampling.ode_method': ode_lib.METHODS, 'eval.bpd_method': ode_lib.METHODS}
+    if has_network:
+        any_case |= {'model.name': mutils.MODELS.names(), 'training.sde': sde_lib.SDES.names()}
+        exact['training.precision'] = mutils.PRECISIONS
+    found = {}
+    for key, known in (any_case | exact).items():
+        value = _value(config, key)
+        if value is not None and value not in known and not (key in any_case and value.lower() in map(str.lower, known)):
+            found[key] = f'config.{key} must be one of {", ".join(map(repr, known))}, got {value!r}'
+    return found
+
+
+def _is_ours(config) -> bool:
+    """Whether the network is one of this library."""
+    found = mutils.MODELS.find(config.model.name) if 'name' in config.model else None
+    return found is None or found.__module__ in OWN_MODULES
+
+
+def _is_unet(config) -> bool:
+    network = mutils.get_model(config.model.name)
+    return isinstance(network, type) and issubclass(network, UNet)
 
 
 def _device(config) -> dict[str, str]:
@@ -147,7 +217,7 @@ def _device(config) -> dict[str, str]:
     try:
         device = torch.device(config.device)
     except RuntimeError:
-        return {'device': f"config.device is {config.device!r}: expected a device such as 'cpu', 'cuda' or 'cuda:0'"}
+        return {'device': f"config.device must be a device such as 'cpu', 'cuda' or 'cuda:0', got {config.device!r}"}
     if device.type == 'cuda' and not torch.cuda.is_available():
         return {'device': f'config.device is {str(config.device)!r}, but PyTorch finds no CUDA device here: use --config.device=cpu'}
     if device.type == 'mps' and not torch.backends.mps.is_available():
@@ -157,58 +227,57 @@ def _device(config) -> dict[str, str]:
     return {}
 
 
-def _names(config):
-    """The names of samplers and solvers are known, those too that another setting leaves unused."""
-    settings, faults = config.sampling, []
-    if settings.method.lower() not in map(str.lower, sampling.methods()):
-        faults.append(f'config.sampling.method is {settings.method!r}: known are {", ".join(sampling.methods())}')
-    skip_type = settings.get('skip_type')
-    if skip_type and skip_type.lower() not in [known.lower() for known in fast_sampling.SKIP_TYPES]:
-        faults.append(f'config.sampling.skip_type is {skip_type!r}: known are {", ".join(fast_sampling.SKIP_TYPES)}')
-    for registry, name in ((sampling.PREDICTORS, settings.predictor), (sampling.CORRECTORS, settings.corrector)):
-        if registry.find(name) is None:
-            faults.append(f'unknown {registry.kind} {name!r}: known are {", ".join(registry.names())}')
-    for key, method in (('sampling.ode_method', settings.get('ode_method')), ('eval.bpd_method', config.eval.get('bpd_method'))):
-        if method is not None and method not in ode_lib.METHODS:
-            faults.append(f'config.{key} is {method!r}: known are {", ".join(ode_lib.METHODS)}')
-    if faults:
-        raise UserError('\n'.join(faults))
-
-
 def _scaling(config):
     """Where a network divides by sigma it can tell sigma from its label."""
     model = config.model
-    if not model.get('scale_by_sigma'):
+    if not model.scale_by_sigma:
         return
     if not sde_lib.get_sde(config).labels_are_sigmas:
-        raise UserError("config.model.scale_by_sigma=True needs training.sde='vesde': it divides by the sigma of that SDE")
+        raise UserError("config.model.scale_by_sigma=True needs config.training.sde='vesde': it divides by the sigma of that SDE")
     name = model.name.lower()
-    by_index = name == 'ddpm' or name in ('ncsnpp', 'ddpmpp') and model.get('embedding_type') == 'positional'
+    by_index = name == 'ddpm' or name in ('ncsnpp', 'ddpmpp') and model.embedding_type == 'positional'
     if config.training.continuous and by_index:
-        raise UserError("config.model.scale_by_sigma=True needs training.continuous=False, or NCSN++ with "
-                        "model.embedding_type='fourier': other networks look sigma up by an index, which continuous time does not have")
+        raise UserError("config.model.scale_by_sigma=True needs config.training.continuous=False, or NCSN++ with "
+                        "config.model.embedding_type='fourier': other networks look sigma up by an index, which continuous time lacks")
 
 
 def _network(config):
-    """Builds the network without its numbers, and runs one image through its shapes."""
-    size, channels = config.data.image_size, config.data.num_channels
-    if config.training.get('precision', 'float32') not in mutils.PRECISIONS:
-        raise UserError(f'config.training.precision is {config.training.precision!r}: known are {", ".join(mutils.PRECISIONS)}')
-    if config.training.get('recompute', False) and not issubclass(mutils.get_model(config.model.name), UNet):
-        raise UserError(f'config.training.recompute=True is for U-Nets, which {config.model.name!r} is not')
+    """Build a network of this library without storage for its numbers, and run the shapes of one image through it."""
+    network = _build(config)
+    try:
+        _run_shapes(config, network)
+    except (RuntimeError, ValueError) as error:  # ValueError: for example a group of one value, which has no variance
+        reason = str(error).partition('\n')[0]
+        raise UserError(f'the network cannot take images of config.data.image_size={config.data.image_size}: {reason}') from error
+    _memory(config, network)
+
+
+def _own_network(config):
+    """As `_network` for a network of the user's own, whose errors keep their tracebacks."""
+    try:
+        network = _build(config)
+        _run_shapes(config, network)
+    except RuntimeError as error:
+        if 'meta' not in str(error):  # else it reads numbers, which are not there
+            raise
+    else:
+        _memory(config, network)
+
+
+def _build(config):
     with torch.device('meta'):
-        network = mutils.get_model(config.model.name)(config)
-        try:
-            network(torch.zeros(1, channels, size, size), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
-        except (RuntimeError, ValueError) as error:  # ValueError: among others for a group of one value, which has no variance
-            reason = str(error).partition('\n')[0]
-            raise UserError(f'the network cannot take images of config.data.image_size={size}: {reason}') from error
-    _memory(config, sum(p.numel() for p in network.parameters()))
+        return mutils.get_model(config.model.name)(config)
 
 
-def _memory(config, parameters: int):
+def _run_shapes(config, network):
+    shape = 1, config.data.num_channels, config.data.image_size, config.data.image_size
+    with torch.device('meta'):
+        network(torch.zeros(shape), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
+
+
+def _memory(config, network):
     """The parameters and their average fit on the device."""
-    device = torch.device(config.device)
+    device, parameters = torch.device(config.device), sum(p.numel() for p in network.parameters())
     if device.type == 'cuda':
         there = torch.cuda.get_device_properties(device).total_memory
     elif device.type == 'cpu':
@@ -216,36 +285,36 @@ def _memory(config, parameters: int):
     else:
         return
     if 8 * parameters > there:
-        raise UserError(f'a network of {parameters:,} parameters, which with their average take {8 * parameters / 2 ** 30:.1f} GiB, does '
-                        f'not fit into the {there / 2 ** 30:.1f} GiB of config.device={str(device)!r}: make config.model.nf, ch_mult or '
-                        'num_res_blocks smaller')
+        raise UserError(f'the network has {parameters:,} parameters and needs {8 * parameters / 2 ** 30:.1f} GiB with their average, but '
+                        f'config.device={str(device)!r} has {there / 2 ** 30:.1f} GiB: make config.model.nf, ch_mult or num_res_blocks '
+                        'smaller')
 
 
 def _kind(config, mode):
-    """A classifier for --mode classifier, a score network for all else; classes that make sense."""
+    """A classifier for --mode classifier and a score network for all others; settings that its kind of network has."""
     classifies = getattr(mutils.get_model(config.model.name), 'is_classifier', False)
     if mode == 'classifier' and not classifies:
-        raise UserError(f"--mode classifier trains a classifier, such as config.model.name='wideresnet': {config.model.name!r} is none")
+        raise UserError(f"config.model.name must be a classifier such as 'wideresnet' for --mode classifier, got {config.model.name!r}")
     if mode != 'classifier' and classifies:
-        raise UserError(f'config.model.name={config.model.name!r} is a classifier: --mode classifier trains it')
-    classes, dropout = config.model.get('num_classes', 0), config.model.get('label_dropout', 0.1)
-    if classes and not classifies and dropout == 0 and config.sampling.get('guidance', 1.0) != 1:
-        raise UserError(f'config.sampling.guidance={config.sampling.guidance} needs the score without a class as well: it must be trained '
-                        'with config.model.label_dropout above 0')
+        raise UserError(f'config.model.name must be a score network, got the classifier {config.model.name!r}: train it with '
+                        '--mode classifier')
+    if config.training.recompute and not _is_unet(config):
+        raise UserError(f'config.training.recompute=True is for U-Nets only, got config.model.name={config.model.name!r}')
+    if config.model.num_classes and not classifies and config.model.label_dropout == 0 and config.sampling.guidance != 1:
+        raise UserError(f'config.sampling.guidance={config.sampling.guidance} needs the score without a class as well: train with '
+                        'config.model.label_dropout greater than 0')
 
 
 def _sampler(config):
-    try:
-        sampling.check(Score(None, sde_lib.get_sde(config), config.training.continuous), sampling.Options.of(config.sampling))
-    except (UserError, NotImplementedError) as fault:
-        raise UserError(f'config.sampling: {fault}') from fault
+    score = Score(None, sde_lib.get_sde(config), config.training.continuous)
+    sampling.check(score, sampling.Options.of(config.sampling, config.data.centered))
 
 
 def _batches(config):
-    training, parts, processes = config.training, config.training.get('accumulation', 1), distributed.size()
-    if training.batch_size % (parts * processes):
-        raise UserError(f'config.training.batch_size is {training.batch_size}: it must be a multiple of '
-                        f'config.training.accumulation={parts}' + f' times the {processes} processes' * (processes > 1))
+    training, processes = config.training, distributed.size()
+    if training.batch_size % (training.accumulation * processes):
+        raise UserError(f'config.training.batch_size must be a multiple of config.training.accumulation={training.accumulation}'
+                        + f' times {processes} processes' * (processes > 1) + f', got {training.batch_size}')
 
 
 def _optimizer(config):
@@ -260,7 +329,7 @@ def _objective(config):
 def _evaluation(config):
     settings = config.eval
     if settings.bpd_dataset.lower() not in ('train', 'test'):
-        raise UserError(f"config.eval.bpd_dataset is {settings.bpd_dataset!r}: known are 'train' and 'test'")
+        raise UserError(f"config.eval.bpd_dataset must be 'train' or 'test', got {settings.bpd_dataset!r}")
     if settings.begin_ckpt > settings.end_ckpt:
         raise UserError(f'config.eval.begin_ckpt={settings.begin_ckpt} is greater than config.eval.end_ckpt={settings.end_ckpt}')
     if settings.enable_sampling:
@@ -272,23 +341,24 @@ def _evaluation(config):
 def _metrics(config, with_none: bool):
     settings, known = config.eval, evaluation.METRICS_BACKENDS[0 if with_none else 1:]
     if settings.metrics_backend not in known:
-        raise UserError(f'config.eval.metrics_backend is {settings.metrics_backend!r}: known are {", ".join(known)}')
-    if settings.get('stats_split', 'train') not in ('train', 'test'):
-        raise UserError(f"config.eval.stats_split is {settings.stats_split!r}: known are 'train' and 'test'")
-    for key, least in (('num_samples', 4), ('stats_samples', 4), ('is_splits', 1)):
-        if settings.metrics_backend != 'none' and settings.get(key, least) < least:
-            raise UserError(f'config.eval.{key} is {settings[key]}: metrics need {least} or more')
-    if with_none and settings.get('is_splits', 1) > settings.num_samples:
-        raise UserError(f'config.eval.is_splits={settings.is_splits} is more than num_samples={settings.num_samples}')
+        raise UserError(f'config.eval.metrics_backend must be one of {", ".join(map(repr, known))}, got {settings.metrics_backend!r}')
+    if settings.stats_split not in ('train', 'test'):
+        raise UserError(f"config.eval.stats_split must be 'train' or 'test', got {settings.stats_split!r}")
+    for key in ('stats_samples', *['num_samples'] * with_none):
+        if settings.metrics_backend != 'none' and settings[key] < 4:
+            raise UserError(f'config.eval.{key} must be >= 4 for metrics, got {settings[key]}')
+    if with_none and settings.is_splits > settings.num_samples:
+        raise UserError(f'config.eval.is_splits={settings.is_splits} is greater than config.eval.num_samples={settings.num_samples}')
     if with_none:
         evaluation.check_size(config, settings.num_samples)
-    if with_none and settings.get('metrics_floor') and not datasets.has_held_out(config):
+    if with_none and settings.metrics_floor and not datasets.has_held_out(config):
         raise UserError(f'config.eval.metrics_floor=True needs a test set: {config.data.dataset} has one set for both splits')
 
 
-def _snapshots(config, workdir, numbers):
+def _snapshots(config, workdir):
     settings, folder = config.eval, checkpoints.snapshot_path(workdir, 0).parent
-    if not numbers or settings.get('wait_minutes', 0.0) > 0 or any(checkpoints.snapshot_path(workdir, k).is_file() for k in numbers):
+    numbers = range(settings.begin_ckpt, settings.end_ckpt + 1)
+    if not numbers or settings.wait_minutes > 0 or any(checkpoints.snapshot_path(workdir, k).is_file() for k in numbers):
         return
     raise UserError(f'{folder} has no checkpoint from config.eval.begin_ckpt={settings.begin_ckpt} to '
                     f'config.eval.end_ckpt={settings.end_ckpt}, {_only(workdir)}: '

@@ -30,7 +30,7 @@ class Registry:
         """The class called `name`; UserError with the known names where there is none."""
         found = self.find(name)
         if found is None:
-            raise UserError(f'unknown {self.kind} {name!r}: known are {", ".join(self.names())}')
+            raise UserError(f'{self.kind} must be one of {", ".join(map(repr, self.names()))}, got {name!r}')
         return found
 
     def find(self, name: str):

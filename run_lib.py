@@ -32,6 +32,7 @@ import results
 import sampling
 import sde_lib
 from configs import stored
+from configs.defaults import complete
 from errors import UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
@@ -67,7 +68,7 @@ def load_classifier(path, config):
     content = checkpoints.load(path)
     if 'config' not in content or content.get('kind', 'classifier') != 'classifier':  # older files do not say the kind
         raise UserError(f'{path} is no checkpoint of a classifier: --mode classifier makes one')
-    own = ConfigDict(json.loads(content['config']))
+    own = complete(ConfigDict(json.loads(content['config'])))
     of_sde = sde_lib.get_sde(config).config_keys()
     for section, keys in (('training', ['sde']), ('model', of_sde), ('data', ['image_size', 'num_channels', 'centered'])):
         for key in keys:
@@ -90,7 +91,7 @@ def to_device(x: torch.Tensor, device) -> torch.Tensor:
 
 def get_classes(batch: dict, config) -> dict[str, torch.Tensor]:
     """{'classes': (B,)} for networks that know classes, {} for others; UserError for a label beyond `model.num_classes`."""
-    number = config.model.get('num_classes', 0)
+    number = config.model.num_classes
     if not number:
         return {}
     if len(batch['label']) and not 0 <= batch['label'].min() <= batch['label'].max() < number:
@@ -164,7 +165,7 @@ def _draw_all(model: ScoreModel, what: tuple, total: int, largest: int) -> list[
 @interruption.interruptible()
 def train(config, workdir):
     """Trains the network of `config`, or goes on with the training in `workdir`, up to `training.n_iters` steps."""
-    preflight.check(config, workdir, 'train')
+    config = preflight.check(config, workdir, 'train')
     sde, settings = sde_lib.get_sde(config), config.training
     loss_settings = dict(reduce_mean=settings.reduce_mean, continuous=settings.continuous,
                          likelihood_weighting=settings.likelihood_weighting)
@@ -181,7 +182,7 @@ def train_classifier(config, workdir):
 
     Its checkpoints hold the config, so that they can be used without it.
     """
-    preflight.check(config, workdir, 'classifier')
+    config = preflight.check(config, workdir, 'classifier')
     _fit(config, workdir, functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config)), LossMeaning('cross-entropy'),
          'classifier', _log_accuracy, _has_accuracy)
 
@@ -272,7 +273,7 @@ def _train(config, workdir, get_step_fn, meaning, kind, at_snapshot, was_done):
     if distributed.is_main():
         stored.write(config, workdir)
     eval_batches = iter(eval_ds)
-    train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.get('accumulation', 1))
+    train_step = get_step_fn(train=True, optimize_fn=losses.optimization_manager(config), accumulation=settings.accumulation)
     eval_step = get_step_fn(train=False)
 
     with interruption.held(), tensorboard(workdir, first) as writer, checkpoints.Saver() as saver:
@@ -284,7 +285,7 @@ def _train(config, workdir, get_step_fn, meaning, kind, at_snapshot, was_done):
             images, known = to_tensor(batch, config, scaler), get_classes(batch, config)
             if step == first:
                 with interruption.released():  # may compile for minutes, while there is nothing to save
-                    if settings.get('compile', False):
+                    if settings.compile:
                         with own_randomness(config.seed):
                             eval_step(state, images, **known)
                     loss = train_step(state, images, metrics, **known)
@@ -294,7 +295,7 @@ def _train(config, workdir, get_step_fn, meaning, kind, at_snapshot, was_done):
             skips.count(metrics['grad_norm'])
             if step % settings.log_freq == 0 or step == last:
                 log.training(step, distributed.mean(loss).item(), state['optimizer'], metrics['grad_norm'])
-                skips.tell(step, state['optimizer'].param_groups[0]['lr'], settings.get('max_bad_steps', 100),
+                skips.tell(step, state['optimizer'].param_groups[0]['lr'], settings.max_bad_steps,
                            resume if resume.is_file() else None)
             if step % settings.eval_freq == 0:
                 held_out = next(eval_batches)
@@ -304,7 +305,7 @@ def _train(config, workdir, get_step_fn, meaning, kind, at_snapshot, was_done):
             stopping, is_snapshot = distributed.any_of(interruption.signal_noted()), _is_snapshot(step, settings)
             if is_snapshot and distributed.is_main():
                 number = max(1, math.ceil(step / settings.snapshot_freq))
-                saver.save(checkpoints.snapshot_path(workdir, number), state | kept, keep=settings.get('keep_checkpoints', 0))
+                saver.save(checkpoints.snapshot_path(workdir, number), state | kept, keep=settings.keep_checkpoints)
             if stopping or is_snapshot or step > 0 and step % settings.snapshot_freq_for_preemption == 0:
                 randomness = distributed.random_state(config.device)
                 if distributed.is_main():
@@ -335,7 +336,7 @@ def _facts(config, workdir, state, meaning, train_images: int, test_images: int)
     samples = f'; samples by {config.sampling.method}' if settings.snapshot_sampling else ''
     return [
         ('  device', (torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type) + f', processes: {distributed.size()}'),
-        ('  precision', settings.get('precision', 'float32') + (', compiled' if settings.get('compile', False) else '')),
+        ('  precision', settings.precision + ', compiled' * settings.compile),
         ('  network', f'{model.name}, {sum(parameter.numel() for parameter in state["model"].parameters()):,} parameters'),
         ('  SDE', f'{sde_lib.get_sde(config)!r}, {"continuous" if settings.continuous else "discrete"} time'),
         ('  data', f'{data.dataset}, {data.image_size}x{data.image_size} pixels, channels: {data.num_channels}, {train_images} training '
@@ -435,9 +436,9 @@ def evaluate(config, workdir, eval_folder='eval'):
     Raises:
         UserError: if there is no such snapshot, or if another evaluation is running in the folder.
     """
+    config = preflight.check(config, workdir, 'eval')
     numbers = range(config.eval.begin_ckpt, config.eval.end_ckpt + 1)
-    preflight.check(config, workdir, 'eval', numbers)
-    if config.eval.get('wait_minutes', 0.0) == 0:
+    if config.eval.wait_minutes == 0:
         present = distributed.broadcast(checkpoints.snapshot_numbers(workdir))
         missing, numbers = [k for k in numbers if k not in present], [k for k in numbers if k in present]
         if missing and distributed.is_main():
@@ -458,7 +459,7 @@ def _evaluate(config, workdir, eval_dir, numbers):
     @functools.cache
     def split(name):
         with distributed.main_first():
-            return datasets.at_most(datasets.get_split(config, name), config.eval.get('most_images', 0), config.seed)
+            return datasets.at_most(datasets.get_split(config, name), config.eval.most_images, config.seed)
     run = types.SimpleNamespace(config=config, sde=sde_lib.get_sde(config), eval_dir=eval_dir, extractor=None, other=None, split=split)
     parts = [part for part, wanted in ((_evaluate_loss, config.eval.enable_loss), (_evaluate_bpd, config.eval.enable_bpd),
                                        (_evaluate_samples, config.eval.enable_sampling)) if wanted]
@@ -466,10 +467,10 @@ def _evaluate(config, workdir, eval_dir, numbers):
         with distributed.main_first():
             run.extractor = evaluation.get_extractor(config)
         run.real = evaluation.reference(config, run.extractor, config.eval.stats_split)
-        if config.eval.get('metrics_floor'):
+        if config.eval.metrics_floor:
             run.other = evaluation.reference(config, run.extractor, 'test' if config.eval.stats_split == 'train' else 'train')
     for run.number in numbers:
-        path = checkpoints.wait_for(checkpoints.snapshot_path(workdir, run.number), config.eval.get('wait_minutes', 0.0))
+        path = checkpoints.wait_for(checkpoints.snapshot_path(workdir, run.number), config.eval.wait_minutes)
         run.model = ScoreModel.load(path, config)
         run.protocol = _protocol(config, path)
         for part in parts:
@@ -482,7 +483,7 @@ def _evaluate(config, workdir, eval_dir, numbers):
 
 def _protocol(config, checkpoint) -> dict:
     """What every number of a checkpoint depends on."""
-    precision = config.training.get('precision', 'float32')
+    precision = config.training.precision
     return dict(checkpoint=checkpoint.name, weights=results.digest(checkpoint), seed=config.seed, device=torch.device(config.device).type,
                 model=config.model.to_dict(), training=dict(sde=config.training.sde, continuous=config.training.continuous) | (
                     {} if precision == 'float32' else dict(precision=precision)),
@@ -491,7 +492,7 @@ def _protocol(config, checkpoint) -> dict:
 
 def _images(config, split: str) -> dict:
     """What the images are that losses and likelihoods are of."""
-    most = config.eval.get('most_images', 0)
+    most = config.eval.most_images
     return datasets.describe(config, split) | (dict(at_most=most) if most else {})
 
 
@@ -527,10 +528,9 @@ def _evaluate_bpd(run):
     config, settings = run.config, run.config.eval
     split = settings.bpd_dataset.lower()
     batches = datasets.Batches(run.split(split), settings.batch_size, config.seed, dequantize=True)
-    solver = dict(rtol=settings.get('bpd_rtol', 1e-5), atol=settings.get('bpd_atol', 1e-5), method=settings.get('bpd_method', 'dopri5'),
-                  probes=settings.get('bpd_probes', 1))
+    solver = dict(rtol=settings.bpd_rtol, atol=settings.bpd_atol, method=settings.bpd_method, probes=settings.bpd_probes)
     options, levels = likelihood.Options(**solver), datasets.get_levels(config)
-    places = [*itertools.product(range(settings.get('bpd_repeats', 5)), range(len(batches)))]
+    places = [*itertools.product(range(settings.bpd_repeats), range(len(batches)))]
     paths = [run.eval_dir / f'{split}_ckpt_{run.number}_bpd_{k}.npz' for k in range(len(places))]
     common = run.protocol | dict(part='bpd', images=_images(config, split), batch_size=settings.batch_size) | solver
     protocols = [common | dict(repeat=repeat, batch=i) for repeat, i in places]
@@ -598,11 +598,11 @@ def _evaluate_samples(run):
         parts = [results.matching(*file) for file in features]
         gathered = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         nfe = np.mean([int(results.matching(*file)['nfe']) for file in samples])
-        return evaluation.measure(gathered, run.real, settings.get('is_splits', 1), config.device, run.other) | dict(nfe=nfe)
+        return evaluation.measure(gathered, run.real, settings.is_splits, config.device, run.other) | dict(nfe=nfe)
     if measured:
         results.stored(report, run.protocol | dict(
             part='metrics', sampling=config.sampling.to_dict(), batch_size=settings.batch_size, num_samples=settings.num_samples,
-            is_splits=settings.get('is_splits', 1), extractor=run.extractor.protocol, reference=run.real.protocol,
+            is_splits=settings.is_splits, extractor=run.extractor.protocol, reference=run.real.protocol,
             floor=run.other and run.other.protocol), measure)
 
 
@@ -618,7 +618,7 @@ def _remove_others(paths, kept):
 @interruption.interruptible()
 def statistics(config, workdir=''):
     """Computes the statistics that metrics refer to, of the config's data and extractor, if they are not there; returns their file."""
-    preflight.check(config, workdir, 'stats')
+    config = preflight.check(config, workdir, 'stats')
     with distributed.main_first():
         extractor = evaluation.get_extractor(config)
     real = evaluation.reference(config, extractor, config.eval.stats_split)
@@ -631,7 +631,7 @@ def statistics(config, workdir=''):
 @interruption.interruptible('')
 def describe_data(config, workdir=''):
     """Logs what the config's data set holds and the `sigma_max` that it suggests; a grid of training images goes to `workdir/data.png`."""
-    preflight.check(config, workdir, 'data')
+    config = preflight.check(config, workdir, 'data')
     rows = []
     for split in ('train', 'test'):
         images = datasets.get_split(config, split)
@@ -669,7 +669,7 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     Each becomes a PNG; `samples.npz` (key 'samples', 8 bits, NHWC; 'labels' of a network that knows classes) holds all, `grid.png` shows
     up to 100. Returns the folder.
     """
-    preflight.check(config, workdir, 'sample')
+    config = preflight.check(config, workdir, 'sample')
     keep_memory(config.device)
     model = ScoreModel.load(checkpoint or checkpoints.latest(workdir), config)
     folder = pathlib.Path(output or pathlib.Path(workdir, 'generated'))

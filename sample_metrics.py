@@ -23,6 +23,7 @@ import interruption
 import preflight
 import reports
 import results
+from configs.defaults import complete
 from errors import UserError
 from progress import progress
 
@@ -46,11 +47,11 @@ def measure(config, workdir, input: str, reference: str = '', output: str = '') 
     Raises:
         UserError: Samples or reference cannot be read, or are too few or too many for the metrics.
     """
-    preflight.check(config, workdir, 'metrics')
+    config = preflight.check(config, workdir, 'metrics')
     settings = config.eval
     given = _of_files(config, input, '--input', 'exact')
-    real, flag = (_of_files(config, reference, '--reference', config.data.get('fit', 'crop')), '--reference') if reference else (config, '')
-    name, split = pathlib.Path(given.data.path).resolve().stem, settings.get('stats_split', 'train')
+    real, flag = (_of_files(config, reference, '--reference', config.data.fit), '--reference') if reference else (config, '')
+    name, split = pathlib.Path(given.data.path).resolve().stem, settings.stats_split
     folder = pathlib.Path(output).expanduser() if output else pathlib.Path(workdir, f'metrics_{name}')
     with _naming('--input'):
         samples, protocol = _samples(given)
@@ -65,12 +66,12 @@ def measure(config, workdir, input: str, reference: str = '', output: str = '') 
 
 def _measure(config, real, samples, protocol, folder, flag) -> pathlib.Path:
     """`measure`, once everything has been found; `flag`: where the real images come from, '' if from the config."""
-    settings, split = config.eval, config.eval.get('stats_split', 'train')
+    settings, split = config.eval, config.eval.stats_split
     with distributed.main_first():
         extractor = evaluation.get_extractor(config)
     with _naming(flag):
         compared, floor = evaluation.reference(real, extractor, split), None
-        if settings.get('metrics_floor') and datasets.has_held_out(real):
+        if settings.metrics_floor and datasets.has_held_out(real):
             floor = evaluation.reference(real, extractor, 'test' if split == 'train' else 'train')
     with _naming('--input'):
         features = _features(config, extractor, samples, folder / 'ckpt_0', protocol)
@@ -79,7 +80,7 @@ def _measure(config, real, samples, protocol, folder, flag) -> pathlib.Path:
     if flag:
         origin = dict(origin=pathlib.Path(real.data.path).resolve().name)
         compared, floor = (x and x._replace(protocol=x.protocol | origin) for x in (compared, floor))
-    splits = settings.get('is_splits', 1)
+    splits = settings.is_splits
     results.stored(folder / 'report_0.npz', protocol | dict(
         part='metrics', num_samples=len(features['pool_3']), is_splits=splits, extractor=extractor.protocol, reference=compared.protocol,
         floor=floor and floor.protocol), lambda: evaluation.measure(features, compared, splits, config.device, floor))
@@ -100,11 +101,10 @@ def _of_files(config, path: str, flag: str, fit: str) -> ConfigDict:
     if not arrays and not place.is_dir() and not zipfile.is_zipfile(place):
         raise UserError(f'{flag}={path} has another format: {EXPECTED}')
     copy = ConfigDict(config.to_dict())
-    kept = ('image_size', 'num_channels', 'on_error', 'memory_gib')
-    copy.data = ConfigDict({key: config.data[key] for key in kept if key in config.data})
+    copy.data = ConfigDict({key: config.data[key] for key in ('image_size', 'num_channels', 'on_error', 'memory_gib')})
     copy.data.update(dataset='NPZ' if arrays else 'FOLDER', path=str(place), fit=fit, test_fraction=0.0)
     copy.model.num_classes = 0  # labels are not used
-    return copy
+    return complete(copy)
 
 
 @contextlib.contextmanager
@@ -130,9 +130,8 @@ def _samples(config) -> tuple[datasets.Subset, dict]:
     if image_sources.has_test_set(config):
         raise UserError(f'{path} has a training set and a test set: expected one set of samples')
     images = datasets.get_split(config, 'train', in_memory=False)
-    if len(images) < 4 or config.eval.get('is_splits', 1) > len(images):
-        raise UserError(f'{path} has {len(images)} images: expected 4 or more, and at least config.eval.is_splits='
-                        f'{config.eval.get("is_splits", 1)}')
+    if len(images) < 4 or config.eval.is_splits > len(images):
+        raise UserError(f'{path} has {len(images)} images: expected 4 or more, and at least config.eval.is_splits={config.eval.is_splits}')
     images.read(np.arange(1))  # a wrong size shows before any work
     drawn = False
     if config.data.dataset == 'NPZ':

@@ -363,7 +363,7 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
     if method not in map(str.lower, methods()):
         raise UserError(f'method must be one of {", ".join(methods())}, got {options.method!r}')
     if options.correct and not options.solver():
-        raise UserError(f'thresholding needs a solver that estimates images, which method={method!r} does not')
+        raise UserError(f'thresholding=True needs a solver that estimates images, which method={method!r} does not')
     if method not in ('pc', 'ode') and not model.continuous and sde.N < 100:
         raise UserError(f"method={method!r} needs a network of continuous time, or of 100 noise levels or more: this one has {sde.N} "
                         "(num_scales); use 'pc'")
@@ -383,7 +383,7 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
 def _check_pc(sde, options, loop):
     predictor, corrector = options.pair()
     if predictor is NonePredictor and corrector is NoneCorrector:
-        raise UserError("predictor and corrector are both 'none': nothing would turn the noise of the prior into samples")
+        raise UserError("predictor='none' and corrector='none' leave the noise of the prior as it is: choose one of them")
     if options.n_steps_each < 1 and corrector is not NoneCorrector:
         raise UserError(f'n_steps_each must be at least 1, got {options.n_steps_each}')
     if options.order not in ORDERS:

@@ -284,6 +284,7 @@ def _seeded(seed, *place):
 
 def load_averaged_model(config, path):
     """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters take no gradients."""
+    config = defaults.complete(config)
     datasets.check_record(config, path)
     model = create_model(config)
     state = dict(model=model, ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)

@@ -237,6 +237,7 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
                 center_input=True,
                 nonlinearity='swish',
                 embedding_type='fourier',
+                fourier_scale=16.0,
                 scale_by_sigma=False,
                 num_classes=0,
                 label_dropout=0.1,
@@ -310,9 +311,12 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
 def complete(config: ConfigDict) -> ConfigDict:
     """Return an unlocked copy of `config` in which every optional key that it lacks has its default.
 
-    Keys without a sensible default (`rules.REQUIRED`) are never added.
+    Keys without a sensible default (`rules.REQUIRED`) are never added. A `torch.device`, as in configs of the 2021 release, becomes a
+    string, which can be stored.
     """
     completed, top = config.to_dict(), base().to_dict()
+    if isinstance(completed.get('device'), torch.device):
+        completed['device'] = str(completed['device'])
     sections = {section: top.pop(section) for section, content in base().items() if hasattr(content, 'items')}
     for place, section, content in [(completed, '', top), *((completed.setdefault(name, {}), name, sections[name]) for name in sections)]:
         if isinstance(place, dict):
@@ -443,7 +447,6 @@ def ncsnpp(config: ConfigDict, embedding_type: str = 'fourier', num_res_blocks: 
         name='ncsnpp',
         num_res_blocks=num_res_blocks,
         embedding_type=embedding_type,
-        fourier_scale=16.0,
         fir=True,
         fir_kernel=[1, 3, 3, 1],
         skip_rescale=True,
@@ -503,7 +506,6 @@ def wideresnet(config: ConfigDict, num_classes: int) -> ConfigDict:
         ch_mult=(1, 2, 4),
         num_res_blocks=4,
         embedding_type='fourier' if config.training.sde == 'vesde' else 'positional',
-        fourier_scale=16.0,
         scale_by_sigma=False,
     )
     return config

@@ -1,9 +1,9 @@
-"""What every value of a config may be, whatever the others are; what the keys mean is told in `defaults`.
+"""Rules for each key of a config on its own: which keys must be there, and which values they may have. `defaults` explains the keys.
 
-    faults(config) -> {'model.dropout': 'config.model.dropout is 1.5: it must be a number in [0, 1)', ...}
+    faults(config) -> {'model.dropout': 'config.model.dropout must be a number in [0, 1), got 1.5', ...}
 
-Bounds that look arbitrary keep float32 from overflowing, or a slip of the hand from filling the memory before anything can be told.
-Which values go together, and which names are known, is said by those who use them; preflight.py asks them all.
+Bounds that look arbitrary keep float32 from overflowing, or a typing error from filling the memory before any check can report it.
+Which values go together, and which names are registered, is checked by preflight.py.
 """
 import difflib
 import math
@@ -17,7 +17,7 @@ import torch
 
 
 class Rule(NamedTuple):
-    """Whether a value is accepted, and what is: '... must be {text}'."""
+    """Whether a value is accepted, and what is: 'config.{key} must be {text}, got ...'."""
     accepts: Callable[[Any], bool]
     text: str
 
@@ -28,7 +28,7 @@ def _is_flag(value) -> bool:
 
 def whole(least: int, most: int = 2 ** 63 - 1) -> Rule:
     """A whole number from `least` to `most`."""
-    text = f'a whole number, {least} or more' if most == 2 ** 63 - 1 else f'a whole number from {least} to {most}'
+    text = f'an integer >= {least}' if most == 2 ** 63 - 1 else f'an integer from {least} to {most}'
     return Rule(lambda value: isinstance(value, numbers.Integral) and not _is_flag(value) and least <= value <= most, text)
 
 
@@ -43,14 +43,13 @@ def real(interval: str = '(-inf, inf)') -> Rule:
         return (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
     if high < math.inf:
         return Rule(accepts, f'a number in {interval}')
-    return Rule(accepts, 'a finite number' if low == -math.inf else f'a number above {low:g}' if open_low else f'a number, {low:g} or more')
+    return Rule(accepts, 'a finite number' if low == -math.inf else f'a number > {low:g}' if open_low else f'a number >= {low:g}')
 
 
 def several(rule: Rule, least: int = 0) -> Rule:
-    """A tuple or list of `least` or more values, each of which keeps `rule`."""
-    kind = rule.text.partition(' ')[2]
+    """A tuple or list of `least` or more values, each of which follows `rule`."""
     return Rule(lambda value: isinstance(value, (tuple, list)) and len(value) >= least and all(map(rule.accepts, value)),
-                f'a tuple{" of one or more" * (least > 0)}, each of them a {kind}')
+                f'a{" non-empty" * (least > 0)} tuple, each value {rule.text}')
 
 
 def one_of(*names: str) -> Rule:
@@ -59,8 +58,8 @@ def one_of(*names: str) -> Rule:
 
 
 def unused(value) -> Rule:
-    """The one published value of a key that was never of any effect, a slip of the pen or an old name."""
-    return Rule(lambda given: type(given) in (type(value), int) and given == value, f'{value!r}, as published: it is without effect')
+    """The value that the 2021 release gives to a key without any effect: a misspelt key or an old name."""
+    return Rule(lambda given: type(given) in (type(value), int) and given == value, f'{value!r} as in the 2021 release (it has no effect)')
 
 
 def _is_filter(value) -> bool:
@@ -69,18 +68,18 @@ def _is_filter(value) -> bool:
 
 
 FLAG = Rule(_is_flag, 'True or False')
-TEXT = Rule(lambda value: isinstance(value, str), 'a text in quotes')
-PATH = Rule(lambda value: isinstance(value, (str, os.PathLike)), 'a path in quotes')
+TEXT = Rule(lambda value: isinstance(value, str), 'a string')
+PATH = Rule(lambda value: isinstance(value, (str, os.PathLike)), 'a path')
 DEVICE = Rule(lambda value: isinstance(value, (str, torch.device)), "a device such as 'cpu', 'cuda' or 'cuda:0'")
 FILTER = Rule(_is_filter, 'a tuple of at most 64 numbers whose sum is not 0')
-OR_DEFAULT = Rule(lambda value: real('[1e-10, 1]').accepts(value) or real('[0, 0]').accepts(value), 'a number in [1e-10, 1], or 0.0: '
-                  'that of the method')
-LEVELS = Rule(lambda value: whole(2, 65536).accepts(value) or whole(0, 0).accepts(value), 'a whole number from 2 to 65536, or 0: that of '
-              'the file')
-SECTION = Rule(lambda value: False, 'a section, with keys in it')
+OR_DEFAULT = Rule(lambda value: real('[1e-10, 1]').accepts(value) or real('[0, 0]').accepts(value), 'a number in [1e-10, 1], or 0.0 '
+                  'for the default of the method')
+LEVELS = Rule(lambda value: whole(2, 65536).accepts(value) or whole(0, 0).accepts(value), 'an integer from 2 to 65536, or 0 '
+              'for that of the file')
+SECTION = Rule(lambda value: False, 'a section with keys')
 COUNT, TOLERANCE, NOISE = whole(1), real('[1e-10, 1]'), real('[1e-6, 1e6]')
-CLIPPING = Rule(lambda value: real().accepts(value) and value != 0, 'a number, not 0, which would make every gradient 0: for no clipping '
-                'it is negative')
+CLIPPING = Rule(lambda value: real().accepts(value) and value != 0, 'a number other than 0 (negative: no '
+                'clipping)')
 
 RULES = {
     '': dict(
@@ -104,7 +103,7 @@ RULES = {
     ),
     'model': dict(
         name=TEXT, ema_rate=real('[0, 1]'), sigma_min=NOISE, sigma_max=NOISE,
-        beta_min=real('[1e-4, 300]'), beta_max=real('[1e-4, 300]'),  # above, float32 knows no trace of x_0 in x_T
+        beta_min=real('[1e-4, 300]'), beta_max=real('[1e-4, 300]'),  # larger values leave no trace of x_0 in x_T in float32
         num_scales=whole(1, 10 ** 6), dropout=real('[0, 1)'), scale_by_sigma=FLAG, conditional=FLAG, num_classes=whole(0, 10 ** 6),
         label_dropout=real('[0, 1]'), embedding_type=one_of('fourier', 'positional'), fourier_scale=real('(0, 1e6]'),
         nf=whole(1, 2 ** 14), ch_mult=several(whole(1, 2 ** 10), 1), widen=whole(1, 2 ** 10), num_res_blocks=whole(1, 1000),
@@ -132,7 +131,7 @@ RULES = {
     ),
 }
 
-# Of other keys some networks, data sets and modes have no need, or they have defaults.
+# Keys that every config must have. Others have a default (`defaults.base`), or only some networks and SDEs need them.
 REQUIRED = {
     '': 'seed device',
     'data': 'dataset image_size num_channels random_flip centered uniform_dequantization',
@@ -144,6 +143,19 @@ REQUIRED = {
     'eval': 'begin_ckpt end_ckpt batch_size num_samples enable_loss enable_sampling enable_bpd bpd_dataset',
 }
 
+# Keys of config.model that a network or an SDE of this library needs as well. They describe a trained model, so a forgotten one is reported
+# even where new configs have a default.
+_SIGMAS, _SIZES = 'sigma_min sigma_max', 'nf ch_mult num_res_blocks attn_resolutions'
+_UNET = f'{_SIZES} {_SIGMAS} conditional dropout nonlinearity resamp_with_conv scale_by_sigma'
+_NCSNPP = f'{_UNET} embedding_type fir fir_kernel init_scale progressive progressive_combine progressive_input resblock_type skip_rescale'
+_NCSN = f'nf {_SIGMAS} interpolation nonlinearity normalization'
+NEEDED = {
+    'ddpm': _UNET, 'ncsnpp': _NCSNPP, 'ddpmpp': _NCSNPP, 'ncsn': _NCSN,
+    **dict.fromkeys(('ncsnv2', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256'), f'{_NCSN} scale_by_sigma'),
+    'wideresnet': 'nf ch_mult num_res_blocks widen dropout embedding_type nonlinearity num_classes',
+    'vesde': _SIGMAS, 'vpsde': 'beta_min beta_max', 'subvpsde': 'beta_min beta_max',
+}
+
 
 def of(key: str) -> Rule | None:
     """The rule of a key such as 'model.nf'; None for a key that is not of this library."""
@@ -152,7 +164,7 @@ def of(key: str) -> Rule | None:
 
 
 def expanded(path):
-    """A path with `~`, `$HOME` and other variables of the environment replaced; what is no text stays as it is."""
+    """Replace `~`, `$HOME` and other environment variables in a path. Return anything that is not a string unchanged."""
     return os.path.expanduser(os.path.expandvars(path)) if isinstance(path, str) else path
 
 
@@ -165,11 +177,23 @@ def expand_paths(config):
                     content[name] = expanded(content[name])
 
 
-def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> dict[str, str]:
-    """{key: one sentence} of the keys of `config` that are missing, unknown, or whose value breaks its rule, such as 'model.nf'.
+def missing(config, *names: str) -> dict[str, str]:
+    """Return {key: sentence} for each key that `config.model` lacks and that a network or an SDE of one of the names needs."""
+    needed = ' '.join(NEEDED.get(name.lower(), '') for name in names).split()
+    return {f'model.{key}': is_missing(f'model.{key}') for key in needed if key not in config.model}
 
-    `own`: further keys that are accepted, with any value: 'model.width', or 'model.' for all of a section and '' for all.
-    `unused`: sections in which keys may be missing.
+
+def is_missing(key: str) -> str:
+    """Return the sentence that reports a missing key."""
+    return f'the config is missing the key {key}: see configs/defaults.py'
+
+
+def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> dict[str, str]:
+    """Return {key: sentence} for each key of `config` that is missing or unknown, or whose value breaks its rule.
+
+    Args:
+        own: Further keys that are accepted, with any value: 'model.width', or 'model.' for all of a section and '' for all.
+        unused: Sections in which keys may be missing.
     """
     top = [(name, value) for name, value in config.items() if not (name in RULES and hasattr(value, 'items'))]
     found = _faults('', top, RULES[''] | {name: SECTION for name in RULES if name}, own, REQUIRED[''])
@@ -181,17 +205,16 @@ def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> d
 
 
 def _faults(prefix, items, rules, own, required):
-    found = {prefix + name: f'the config lacks the key {prefix}{name}: configs/defaults.py tells what it means'
-             for name in required.split() if name not in dict(items)}
+    found = {prefix + name: is_missing(prefix + name) for name in required.split() if name not in dict(items)}
     for name, value in items:
         key = prefix + name
         if name in rules:
             if not rules[name].accepts(value):
-                found[key] = f'config.{key} is {_shown(value)}: it must be {rules[name].text}'
+                found[key] = f'config.{key} must be {rules[name].text}, got {_shown(value)}'
         elif key not in own and not key.startswith(tuple(part for part in own if part[-1:] in ('', '.'))):
             near = difflib.get_close_matches(name, rules, 1)
-            found[key] = f'config.{key} is no key of this library: ' + (
-                f'did you mean config.{prefix}{near[0]}?' if near else 'configs/defaults.py tells those that it has')
+            found[key] = f'config.{key} is not a known key: ' + (
+                f'did you mean config.{prefix}{near[0]}?' if near else 'see configs/defaults.py')
     return found
 
 

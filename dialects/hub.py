@@ -15,6 +15,7 @@ import torch
 from ml_collections import ConfigDict
 
 from configs import defaults, stored
+from configs.defaults import complete
 from errors import CheckpointError, UserError
 from models.ncsnpp import NCSNpp
 from models.unet import UNet
@@ -320,23 +321,23 @@ def unfit(config) -> list[str]:
     """What keeps the network of a config from being a pipeline of diffusers; empty where nothing does."""
     if config.model.name not in ('ddpm', 'ncsnpp', 'ddpmpp'):
         return [f'config.model.name={config.model.name!r}: diffusers has U-Nets']
-    skip = config.model.name != 'ddpm'
+    config, skip = complete(config), config.model.name != 'ddpm'
     faults = []
     for key, value in ((SKIP_CONFIG if skip else PLAIN_CONFIG) | BOTH_CONFIG).items():
         section, name = key.split('.')
-        got = config[section].get(name, value)
+        got = config[section][name]
         if (list(got) if isinstance(value, list) else got) != value:
             faults.append(f'config.{key}={got!r}: its blocks {"of NCSN++" if skip else "of DDPM"} and its pipeline have {value!r}')
     if faults or not skip:
         return faults
     groups = {layer.GroupNorm_0.num_groups for layer in _network(config).around_attention()}
-    return [f'config.model.attn_groups={config.model.get("attn_groups", 0)}: around attention its blocks have 32 groups, this network has '
+    return [f'config.model.attn_groups={config.model.attn_groups}: around attention its blocks have 32 groups, this network has '
             + ', '.join(map(str, sorted(groups)))] if groups - {32} else []
 
 
 def unet_config(config) -> dict:
     """The config of the UNet2DModel that is the network of ours."""
-    model, data, skip = config.model, config.data, config.model.name != 'ddpm'
+    model, data, skip = complete(config).model, config.data, config.model.name != 'ddpm'
     kind = 'Skip' if skip else ''
     attends = [data.image_size // 2 ** i in model.attn_resolutions for i in range(len(model.ch_mult))]
     down = [f'{"Attn" * here}{kind}DownBlock2D' for here in attends]
@@ -344,8 +345,8 @@ def unet_config(config) -> dict:
         _class_name='UNet2DModel', sample_size=data.image_size, in_channels=data.num_channels, out_channels=data.num_channels,
         block_out_channels=[model.nf * mult for mult in model.ch_mult], layers_per_block=model.num_res_blocks, down_block_types=down,
         up_block_types=[name.replace('Down', 'Up') for name in reversed(down)], act_fn='silu', norm_eps=1e-6,
-        norm_num_groups=None if skip else model.get('groups', 32), attention_head_dim=model.get('attn_head_dim', 0) or None,
-        center_input_sample=skip and model.get('center_input', True), dropout=float(model.dropout),
+        norm_num_groups=None if skip else model.groups, attention_head_dim=model.attn_head_dim or None,
+        center_input_sample=skip and model.center_input, dropout=float(model.dropout),
         time_embedding_type='fourier' if skip else 'positional', flip_sin_to_cos=False, freq_shift=0 if skip else 1,
         mid_block_scale_factor=math.sqrt(2) if skip else 1, downsample_padding=1 if skip else 0)
 

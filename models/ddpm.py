@@ -3,7 +3,7 @@ import functools
 
 from . import layers
 from .unet import UNet
-from .utils import accept, register_model
+from .utils import accept, completed, register_model
 
 
 class DDPM(UNet):
@@ -11,13 +11,13 @@ class DDPM(UNet):
     `model.groups`, 32 as published."""
 
     def __init__(self, config):
-        model, act = config.model, layers.get_act(config)
-        groups = model.get('groups', 32)
+        config = completed(config)
+        model, act, groups = config.model, layers.get_act(config), config.model.groups
         accept(config, 'model.normalization', 'GroupNorm')
         make = functools.partial(layers.ResnetBlockDDPM, act, temb_dim=4 * model.nf if model.conditional else None, dropout=model.dropout,
                                  groups=groups)
         super().__init__(config, act, block=make, groups=groups,
-                         attention=functools.partial(layers.AttnBlock, groups=groups, head_dim=model.get('attn_head_dim', 0)),
+                         attention=functools.partial(layers.AttnBlock, groups=groups, head_dim=model.attn_head_dim),
                          upsample=functools.partial(layers.Upsample, with_conv=model.resamp_with_conv),
                          downsample=functools.partial(layers.Downsample, with_conv=model.resamp_with_conv))
 

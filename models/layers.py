@@ -18,7 +18,7 @@ def get_act(config):
     """The activation function that `config.model.nonlinearity` names."""
     name = config.model.nonlinearity.lower()
     if name not in ACTIVATIONS:
-        raise UserError(f'config.model.nonlinearity is {config.model.nonlinearity!r}: known are {", ".join(ACTIVATIONS)}')
+        raise UserError(f'config.model.nonlinearity must be one of {", ".join(map(repr, ACTIVATIONS))}, got {config.model.nonlinearity!r}')
     return ACTIVATIONS[name]
 
 
@@ -59,9 +59,10 @@ def conv3x3(in_planes, out_planes, stride=1, bias=True, dilation=1, init_scale=1
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
     """Group normalization; without `groups`, of at least four channels each and at most 32 groups, as in NCSN++."""
     groups = groups or min(channels // 4, 32)
-    if groups == 0 or channels % groups:
-        raise UserError(f'{channels} channels do not divide into {groups or "groups of four"}'
-                        f'{" groups" if groups else ""}: change config.model.nf or ch_mult')
+    if groups == 0:
+        raise UserError(f'channels must be >= 4 for group normalization, got {channels}')
+    if channels % groups:
+        raise UserError(f'channels must be divisible by groups={groups}, got {channels}')
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -102,7 +103,7 @@ class AttnBlock(nn.Module):
     def __init__(self, channels, skip_rescale=False, init_scale=0.0, groups=32, head_dim=0):
         super().__init__()
         if head_dim and channels % head_dim:
-            raise UserError(f'{channels} channels do not divide into heads of config.model.attn_head_dim={head_dim}')
+            raise UserError(f'channels must be divisible by head_dim={head_dim}, got {channels}')
         self.heads = channels // (head_dim or channels)
         self.GroupNorm_0 = group_norm(channels, groups)
         for i in range(3):  # queries, keys, values

@@ -8,13 +8,14 @@ import functools
 from . import layerspp
 from .layers import get_act, group_norm
 from .unet import UNet
-from .utils import accept, register_model
+from .utils import accept, completed, register_model
 
 
 class NCSNpp(UNet):
     """(x (B, C, H, W), labels (B,)) -> (B, C, H, W). Labels: sigma where `model.embedding_type` is 'fourier', else times or indices."""
 
     def __init__(self, config):
+        config = completed(config)
         model, act = config.model, get_act(config)
         accept(config, 'model.attention_type', 'ddpm')
         accept(config, 'model.conv_size', 3)
@@ -39,13 +40,13 @@ class NCSNpp(UNet):
         super().__init__(
             config, act, block=lambda in_ch, out_ch: make(in_ch=in_ch, out_ch=out_ch),
             attention=functools.partial(layerspp.AttnBlockpp, skip_rescale=model.skip_rescale, init_scale=model.init_scale,
-                                        head_dim=model.get('attn_head_dim', 0)),
+                                        head_dim=model.attn_head_dim),
             upsample=lambda channels: up(in_ch=channels), downsample=lambda channels: down(in_ch=channels),
-            embedding=model.embedding_type.lower(), fourier_scale=model.get('fourier_scale', 16.0),
+            embedding=model.embedding_type.lower(), fourier_scale=model.fourier_scale,
             progressive=model.progressive.lower(), progressive_input=model.progressive_input.lower(),
             progressive_combine=model.progressive_combine.lower(), pyramid=fir,
             skip_rescale=model.skip_rescale, init_scale=model.init_scale)
-        if model.get('attn_groups', 0):
+        if model.attn_groups:
             for layer in self.around_attention():
                 layer.GroupNorm_0 = group_norm(layer.GroupNorm_0.num_channels, model.attn_groups)
 

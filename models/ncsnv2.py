@@ -14,7 +14,7 @@ from errors import UserError
 from .layers import get_act
 from .normalization import get_normalization
 from .refinenet import RefineBlock, ResidualBlock, _conv
-from .utils import accept, get_sigmas, register_model
+from .utils import accept, completed, get_sigmas, register_model
 
 
 class Stage(NamedTuple):
@@ -35,10 +35,11 @@ class RefineNet(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        config = completed(config)
         accept(config, 'model.num_classes', 0, why='the U-Nets can be told classes')
         model, norm, act = config.model, get_normalization(config, self.conditional), get_act(config)
         if model.nf < 2:
-            raise UserError(f'config.model.nf is {model.nf}: {model.name} needs 2 channels or more, whose means it compares')
+            raise UserError(f'config.model.nf must be >= 2 for {model.name}, which compares the means of channels, got {model.nf}')
         nf, inner_norm = model.nf, norm if self.conditional else None
         self.centered, self.act = config.data.centered, act
         self.begin_conv = _conv(config.data.num_channels, nf)
@@ -134,7 +135,7 @@ def get_network(config):
     for cls, largest in ((NCSNv2, 95), (NCSNv2_128, 128), (NCSNv2_256, 256)):
         if size <= largest:
             return functools.partial(cls, config)
-    raise UserError(f'config.data.image_size is {size}: NCSNv2 networks exist up to 256 pixels')
+    raise UserError(f'config.data.image_size must be at most 256 for NCSNv2, got {size}')
 
 
 @register_model(name='ncsnv2')

@@ -74,10 +74,9 @@ NORMALIZATIONS = {'InstanceNorm++': InstanceNorm2dPlus, 'InstanceNorm': Instance
 def get_normalization(config, conditional: bool = False):
     """channels -> the normalization that `config.model.normalization` names, per noise level where `conditional`."""
     name = config.model.normalization
-    if conditional and name != 'InstanceNorm++':
-        raise UserError(f"config.model.normalization is {name!r}: {config.model.name} accepts 'InstanceNorm++'")
+    known = ['InstanceNorm++'] if conditional else NORMALIZATIONS
+    if name not in known:
+        raise UserError(f'config.model.normalization must be {" or ".join(map(repr, known))} for {config.model.name}, got {name!r}')
     if conditional:
         return functools.partial(ConditionalInstanceNorm2dPlus, num_classes=config.model.num_scales)
-    if name not in NORMALIZATIONS:
-        raise UserError(f'config.model.normalization is {name!r}: {config.model.name} accepts {", ".join(NORMALIZATIONS)}')
     return NORMALIZATIONS[name]

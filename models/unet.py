@@ -54,9 +54,9 @@ class UNet(nn.Module):
         model, data = config.model, config.data
         self.act, self.embedding, self.conditional = act, embedding, model.conditional
         self.nf, self.skip_rescale, self.scale_by_sigma = model.nf, skip_rescale, model.scale_by_sigma
-        self.centers = not data.centered and model.get('center_input', True)  # x in [0, 1] to [-1, 1]
+        self.centers = not data.centered and model.center_input  # x in [0, 1] to [-1, 1]
         self.progressive, self.progressive_input = progressive, progressive_input
-        self.recompute = config.training.get('recompute', False)
+        self.recompute = config.training.recompute
         self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32))
         self.all_modules = nn.ModuleList()
         add = self._add
@@ -71,7 +71,7 @@ class UNet(nn.Module):
         widths = [self.nf * mult for mult in model.ch_mult]
         attends = [data.image_size // 2 ** i in model.attn_resolutions for i in range(last + 1)]
         accept(config, 'model.up_attention', 'level', 'block')
-        attends_each = model.get('up_attention', 'level').lower() == 'block'
+        attends_each = model.up_attention.lower() == 'block'
         pyramid = pyramid or {}
         self.pyramid_down = Downsample(**pyramid) if progressive_input == 'input_skip' else None
         self.pyramid_up = Upsample(**pyramid) if progressive == 'output_skip' else None
@@ -120,7 +120,7 @@ class UNet(nn.Module):
         if progressive != 'output_skip':
             self.head = add(group_norm(width, groups)), add(conv3x3(width, channels, init_scale=init_scale))
 
-        self.num_classes, self.label_dropout = model.get('num_classes', 0), model.get('label_dropout', 0.1)
+        self.num_classes, self.label_dropout = model.num_classes, model.label_dropout
         if self.num_classes:
             accept(config, 'model.conditional', True, why='the embedding of a class is added to that of the time')
             self.label_embedding = nn.Embedding(self.num_classes + 1, 4 * self.nf)
@@ -179,9 +179,9 @@ class UNet(nn.Module):
         if labels.shape != x.shape[:1]:
             raise UserError(f'labels must have shape (batch,) = ({len(x)},), got {tuple(labels.shape)}')
         if classes is not None and not self.num_classes:
-            raise UserError('this network knows no classes: it was built with config.model.num_classes=0')
+            raise UserError('this network was built without classes (num_classes=0): call it without classes')
         if classes is not None and (classes.shape != x.shape[:1] or classes.is_floating_point()):
-            raise UserError(f'classes must be {len(x)} whole numbers, one for each image, got {tuple(classes.shape)} {classes.dtype}')
+            raise UserError(f'classes must be integers of shape (batch,) = ({len(x)},), got {tuple(classes.shape)} {classes.dtype}')
 
     def forward(self, x, labels, classes=None):
         self._check(x, labels, classes)

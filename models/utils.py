@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 import distributed
+from configs import rules
+from configs.defaults import complete
 from errors import UserError
 from registry import Registry
 
-MODELS = Registry('network (config.model.name)')
+MODELS = Registry('network')
 register_model = MODELS.register
 
 
@@ -19,13 +21,24 @@ def get_model(name: str):
     return MODELS.get(name)
 
 
+def completed(config):
+    """Return a copy of the config of a network of this library in which missing optional keys have their defaults.
+
+    Raises:
+        UserError: a key without a default that the network needs is missing.
+    """
+    if missing := rules.missing(config, config.model.name):
+        raise UserError('\n'.join(missing.values()))
+    return complete(config)
+
+
 def accept(config, key: str, *values, why: str = ''):
-    """Refuses, naming the key, a config whose `key` ('section.name') has none of `values`; a missing key passes."""
+    """Raise UserError if the key ('section.name') of a config is there and has none of the values; the case of strings is ignored."""
     section, name = key.split('.')
-    got = config[section].get(name, values[0])
+    got = config[section][name] if name in config[section] else values[0]
     if (got.lower() if isinstance(got, str) else got) not in [v.lower() if isinstance(v, str) else v for v in values]:
         accepted = ' or '.join(repr(v) for v in values)
-        raise UserError(f'config.{key} is {got!r}: {config.model.name} accepts {accepted}{" (" + why + ")" if why else ""}')
+        raise UserError(f'config.{key} must be {accepted} for {config.model.name}, got {got!r}{" (" + why + ")" if why else ""}')
 
 
 def get_sigmas(config) -> np.ndarray:
@@ -58,7 +71,7 @@ class Undivided(nn.Module):
     def __init__(self, module: nn.Module, precision: str = 'float32', channels_last: bool = False, compile: bool = False):
         super().__init__()
         if precision not in PRECISIONS:
-            raise UserError(f'config.training.precision is {precision!r}: known are {", ".join(PRECISIONS)}')
+            raise UserError(f'precision must be one of {", ".join(map(repr, PRECISIONS))}, got {precision!r}')
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.module = module.to(memory_format=self.format)
         self.dtype = PRECISIONS[precision]
@@ -90,11 +103,12 @@ class Undivided(nn.Module):
 
 @torch.inference_mode(False)  # parameters made under inference mode could never have gradients, nor could their inputs
 def create_model(config) -> nn.Module:
-    """The network that `config` describes, on `config.device`, wrapped as published checkpoints name its parameters, to be run as
-    `config.training` says: `precision`, `channels_last`, `compile`."""
-    training = config.training
-    network = get_model(config.model.name)(config).to(config.device)
-    return Undivided(network, training.get('precision', 'float32'), training.get('channels_last', True), training.get('compile', False))
+    """Build the network of a config on `config.device`, in the wrapper that gives its parameters the names of the 2021 checkpoints.
+
+    It is run as `config.training.precision`, `channels_last` and `compile` say. Missing optional keys have their defaults.
+    """
+    network, training = get_model(config.model.name)(config).to(config.device), complete(config).training
+    return Undivided(network, training.precision, training.channels_last, training.compile)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from errors import UserError
 
 from .layers import conv3x3, dense, get_act, get_timestep_embedding, group_norm
 from .layerspp import GaussianFourierProjection, ResnetBlockBigGANpp
-from .utils import accept, register_model
+from .utils import accept, completed, register_model
 
 
 @register_model(name='wideresnet')
@@ -28,16 +28,18 @@ class WideResNet(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        config = completed(config)
         accept(config, 'model.normalization', 'GroupNorm')
         accept(config, 'model.embedding_type', 'fourier', 'positional')
         accept(config, 'training.continuous', True, why='it is trained at all times')
         model, data, act = config.model, config.data, get_act(config)
-        if not model.get('num_classes', 0) > 1:
-            raise UserError('config.model.num_classes must be 2 or more for a classifier: the number of labels of the data set')
+        if model.num_classes < 2:
+            raise UserError(f'config.model.num_classes must be >= 2 for a classifier, got {model.num_classes}: '
+                            'set it to the number of labels of the data set')
         self.num_classes = model.num_classes
         self.shape, self.nf, self.act, self.centered = (data.num_channels, data.image_size, data.image_size), model.nf, act, data.centered
         fourier = model.embedding_type.lower() == 'fourier'
-        self.fourier = GaussianFourierProjection(model.nf, model.get('fourier_scale', 16.0)) if fourier else None
+        self.fourier = GaussianFourierProjection(model.nf, model.fourier_scale) if fourier else None
         self.embedding = nn.Sequential(dense((1 + fourier) * model.nf, 4 * model.nf), nn.SiLU(), dense(4 * model.nf, 4 * model.nf))
         self.stem, self.blocks, width = conv3x3(data.num_channels, model.nf), nn.ModuleList(), model.nf
         for i, mult in enumerate(model.ch_mult):

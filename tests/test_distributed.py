@@ -201,7 +201,7 @@ def test_control_is_the_work_of_one_process(tmp_path):
 
 def test_a_fault_ends_all_processes(tmp_path):
     log = run(2, tmp_path, 'train', '--config.training.batch_size=15', fails=True)
-    assert 'config.training.batch_size is 15: it must be a multiple of config.training.accumulation=1 times the 2 processes' in log
+    assert 'config.training.batch_size must be a multiple of config.training.accumulation=1 times 2 processes, got 15' in log
 
 
 # The functions, in processes of this test ---------------------------------------------------------------------------------------------
@@ -333,5 +333,5 @@ def test_rows_of_a_batch_make_up_the_batch(dequantize):
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
     config = digits_ddpmpp_continuous.get_config()
     config.device, config.training.batch_size, config.training.accumulation = 'cpu', 16, 3
-    with pytest.raises(UserError, match='config.training.batch_size is 16: .* config.training.accumulation=3'):
+    with pytest.raises(UserError, match='config.training.batch_size must be a multiple of config.training.accumulation=3.*, got 16'):
         preflight.check(config, tmp_path, 'train')

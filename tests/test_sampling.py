@@ -494,11 +494,11 @@ def test_a_config_describes_the_sampler(target):
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(outputs, 2))
 
 
-@pytest.mark.parametrize('key, message', [('method', "method must be one of .*, got 'magic'"),
-                                          *((key, f"unknown {key} 'magic': known are ") for key in ('predictor', 'corrector'))])
-def test_unknown_names_are_answered_with_the_key_and_the_known_ones(key, message):
-    with pytest.raises(ValueError, match=message) as error:
-        get_sampling_fn(config(**{key: 'magic'}), VPSDE(), (4, 2), identity, 1e-3)
+@pytest.mark.parametrize('key, value', [('method', 'magic'), ('predictor', 'magic'), ('corrector', 'magic')])
+def test_unknown_names_are_answered_with_the_key_and_the_known_ones(key, value):
+    with pytest.raises(ValueError, match=f'{key}.*(must be one of|known are)') as error:
+        get_sampling_fn(config(**{key: value}), VPSDE(), (4, 2), identity, 1e-3)
+    assert 'magic' in str(error.value)
     for known in dict(method=['pc', 'ode'], predictor=PREDICTORS.names(), corrector=CORRECTORS.names())[key]:
         assert known in str(error.value)
 

@@ -22,6 +22,7 @@ import reports
 import results
 import run_lib
 from configs import rules
+from configs.defaults import complete
 from errors import CheckpointError, UserError
 from score_model import ScoreModel
 
@@ -64,7 +65,7 @@ def load_config(path: str, settings: dict):
     if not pathlib.Path(file).is_file():
         raise UserError(f'there is no config {file}')
     config = cli.load_config(str(path))
-    if faults := rules.faults(config, own=('',)):
+    if faults := rules.faults(config, own=('',)) or rules.missing(config, config.model.name, config.training.sde):
         raise UserError('\n'.join(faults.values()))
     for key, value in settings.items():
         try:
@@ -74,7 +75,7 @@ def load_config(path: str, settings: dict):
         except TypeError as error:
             raise UserError(f'--set {key}={value}: {str(error).splitlines()[0]}') from error
     rules.expand_paths(config)
-    return config
+    return complete(config)
 
 
 def find(text: str, folder) -> Model:
