@@ -173,7 +173,7 @@ def test_log_goes_on_and_finished_training_stays_as_it_is(tmp_path):
     ({'training.sde': 'vesde', 'model.scale_by_sigma': True, 'model.name': 'ddpm', 'model.nf': 32},
      ['config.model.scale_by_sigma', 'training.continuous=False']),
     ({'optim.grad_clip': 0.0}, ['config.optim.grad_clip', 'negative']),
-    ({'data.dataset': 'MNIST'}, ['config.data.dataset', 'DIGITS']),
+    ({'data.dataset': 'IMAGENET'}, ['config.data.dataset', 'DIGITS']),
     ({'data.image_size': 16}, ['config.data.image_size', '8x8']),
     ({'training.sde': 'xsde'}, ['config.training.sde', 'subvpsde']),
     ({'training.sde': 'subvpsde', 'training.continuous': False}, ['subVPSDE', 'training.continuous=True']),
@@ -229,7 +229,7 @@ def test_bad_files_are_told_in_one_line_and_nothing_is_overwritten(tmp_path):
 
 
 def test_all_faults_are_told_at_once(tmp_path):
-    result = run(tmp_path, 'train', '--config.model.name=unet', '--config.data.dataset=MNIST', '--config.device=nowhere')
+    result = run(tmp_path, 'train', '--config.model.name=unet', '--config.data.dataset=IMAGENET', '--config.device=nowhere')
     assert result.stderr.count('error:') == 3
 
 
