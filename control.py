@@ -52,7 +52,7 @@ def control(config, workdir, task, input='', mask='', labels='', classifier='', 
     """
     if task not in TASKS:
         raise UserError(f'--task={task} is unknown: known are {", ".join(TASKS)}')
-    preflight.check(config, workdir, 'control')
+    preflight.check(config, workdir, 'control', checkpoint=checkpoint)
     kind, folder = TASKS[task], pathlib.Path(output or pathlib.Path(workdir, f'control_{task}'))
     for flag, value, takes in (('mask', mask, task == 'inpaint'), ('measured', measured, kind.measurable), ('input', input, kind.pictures),
                                ('labels', labels, kind.labelled), ('classifier', classifier, kind.labelled)):

@@ -15,7 +15,7 @@ import losses
 import ode_lib
 import sampling
 import sde_lib
-from configs import rules
+from configs import rules, stored
 from errors import UserError
 from models import utils as mutils
 from models.unet import UNet
@@ -24,10 +24,15 @@ OWN_MODULES = ('models.ddpm', 'models.ncsnpp', 'models.ncsnv2', 'models.wideresn
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 
 
-def check(config: ConfigDict, workdir, mode: str, numbers=()):
-    """Passes, or raises UserError with one line for each fault.
+def check(config: ConfigDict, workdir, mode: str, numbers=(), checkpoint=''):
+    """Raise UserError, with one line for each fault, if the mode cannot do its work.
 
-    `mode`: 'train', 'classifier', 'eval', 'sample', 'control', 'stats', 'metrics' or 'data'; `numbers`: the snapshots to evaluate.
+    Args:
+        config: The config, complete or not.
+        workdir: The work directory, or '' for the modes that need none.
+        mode: 'train', 'classifier', 'eval', 'sample', 'control', 'stats', 'metrics' or 'data'.
+        numbers: The snapshots to evaluate.
+        checkpoint: The checkpoint file to sample from, if it is not one of the work directory.
     """
     missing = [section for section in SECTIONS + ('control',) * (mode == 'control') if not hasattr(config.get(section), 'items')]
     if missing:
@@ -41,6 +46,8 @@ def check(config: ConfigDict, workdir, mode: str, numbers=()):
     checks = [_names] if mode == 'metrics' else [datasets.get_levels, _names]  # metrics may be of other data
     if mode not in ('stats', 'data', 'metrics'):
         checks += [lambda config: _kind(config, mode), _scaling, _network, sde_lib.get_sde]
+    if workdir and mode not in ('stats', 'data', 'metrics') and not checkpoint and not refused:
+        _trained(config, workdir, mode)
     if workdir or mode not in ('stats', 'data'):
         checks += [lambda config: _workdir(workdir)]
     if {'train': config.training.get('snapshot_sampling'), 'eval': config.eval.get('enable_sampling'), 'sample': True,
@@ -289,6 +296,14 @@ def ranges(numbers) -> str:
         else:
             parts.append([number, number])
     return ', '.join(str(first) if first == last else f'{first}-{last}' for first, last in parts)
+
+
+def _trained(config, workdir, mode):
+    """The config defines the model that was trained in the work directory. This is found before anything is written."""
+    path, resume = pathlib.Path(workdir, 'config.json'), checkpoints.resume_path(workdir)
+    if config.get('force_config', False) or not path.is_file() or not (resume.is_file() or checkpoints.snapshot_numbers(workdir)):
+        return  # if it is forced, loading the checkpoint logs the warnings
+    stored.check(config, stored.get_config(path), resume if mode in ('train', 'classifier') else checkpoints.latest(workdir))
 
 
 def _workdir(workdir):

@@ -12,6 +12,7 @@ Each function changes `config` in place and returns it. Every key can also be se
 References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); Song & Ermon 2019 (1907.05600) and 2020 (2006.09011).
 
 seed, device              random seed; a device by name ('cuda:0', 'mps', 'cpu'), of several processes one for each
+force_config              accept another model than the stored one, with a warning for each key (as the flag --force_config); never stored
 timeout_minutes           several processes: how long one waits for the others before all of them give up
 
 data.
@@ -173,6 +174,7 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
             seed=42,
             device='cuda:0' if torch.cuda.is_available() else 'cpu',
             timeout_minutes=60.0,
+            force_config=False,
             data=dict(
                 dataset=dataset,
                 source='',

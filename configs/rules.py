@@ -85,7 +85,7 @@ CLIPPING = Rule(lambda value: real().accepts(value) and value != 0, 'a number, n
 
 RULES = {
     '': dict(
-        seed=whole(0), device=DEVICE, timeout_minutes=real('(0, 1e6]'),
+        seed=whole(0), device=DEVICE, timeout_minutes=real('(0, 1e6]'), force_config=FLAG,
     ),
     'data': dict(
         dataset=TEXT, image_size=whole(1, 2 ** 14), num_channels=whole(1, 2 ** 10), random_flip=FLAG, centered=FLAG,

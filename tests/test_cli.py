@@ -238,10 +238,6 @@ def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, pa
     module = importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts))
     config = module.get_config()
     config.device = 'cpu'
-    if config.data.dataset == 'NPZ':  # a file of the user's
-        images = np.zeros((20, config.data.image_size, config.data.image_size), np.uint8)
-        config.data.path = str(tmp_path / 'images.npz')
-        np.savez(config.data.path, x_train=images, y_train=np.arange(20) % 10, x_test=images, y_test=np.arange(20) % 10)
     preflight.check(config, tmp_path, 'classifier' if config.model.name == 'wideresnet' else 'sample')
     assert not preflight.warnings(config)
     assert f'--config {path.relative_to(ROOT)}' in module.__doc__ and 'Expect' in module.__doc__
