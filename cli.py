@@ -67,6 +67,9 @@ def parse_flags(argv) -> list[str]:
         exit_with('\n'.join(dict.fromkeys([*faults, *values])))
     if config:
         rules.expand_paths(config)
+        if 'force_config' in known and known['force_config'].value:
+            with config.unlocked():
+                config.force_config = True
         known['config'].value = config.lock()
     return rest
 

@@ -71,8 +71,8 @@ def control(config, workdir, task, **request):
     """
     if task not in TASKS:
         raise UserError(f'--task={task} is unknown: known are {", ".join(TASKS)}')
-    config = preflight.check(config, workdir, 'control')
     kind, request = TASKS[task], Request(**request)
+    config = preflight.check(config, workdir, 'control', request.checkpoint)
     folder = pathlib.Path(request.output or pathlib.Path(workdir, f'control_{task}'))
     for flag, takes in dict(mask=task == 'inpaint', measured=kind.measurable, input=kind.pictures, labels=kind.labelled,
                             classifier=kind.labelled).items():

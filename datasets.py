@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from absl import logging
 
 import distributed
 import image_sources
+import standard_sets
+from configs import defaults
 from errors import UserError
 from image_sources import Images, Streamed, central_crop, crop_resize, resize_small  # noqa: F401  (where notebooks look for them)
 
@@ -132,23 +135,42 @@ class Source(NamedTuple):
 def _tfds_source(name: str, shape=None, preparation: str = 'none', keys=(), **how) -> Source:
     """`name`: that of the data set in TFDS; {category} in it becomes `data.category`."""
     def full_name(config):
-        return name.format(category=config.data.get('category'))
+        return name.format(category=config.data.category)
     return Source(lambda config, split: image_sources.tfds(config, split, full_name(config), **how), 256, shape, preparation, keys,
                   lambda config: image_sources.tfds_builder(config, full_name(config)))
 
 
-SOURCES = {
+def _torchvision_source(name: str, shape=None, preparation: str = 'none') -> Source:
+    return Source(functools.partial(standard_sets.load, name=name), 256, shape, preparation)
+
+
+CROPPED = 'the middle square, resized (bicubic, antialiased), or exact'
+TFDS = {  # where `data.source` is 'tfds'
     'CIFAR10': _tfds_source('cifar10', (32, 32, 3)),
     'SVHN': _tfds_source('svhn_cropped', (32, 32, 3)),
+    'MNIST': _tfds_source('mnist', (28, 28, 1)),
+    'FASHIONMNIST': _tfds_source('fashion_mnist', (28, 28, 1)),
     'CELEBA': _tfds_source('celeb_a', preparation='middle 140 pixels, reduced (bilinear, antialiased)',
                            prepare=image_sources.celeba_crop, splits=('train', 'validation')),
     'LSUN': _tfds_source('lsun/{category}', preparation='128 pixels: reduced (bilinear, antialiased), cropped; else the middle square, '
                          'resized (bicubic, antialiased)', keys=('category',), prepare=image_sources.lsun_crop,
                          splits=('train', 'validation')),
+}
+TORCHVISION = {  # where it is 'torchvision'
+    'CIFAR10': _torchvision_source('CIFAR10', (32, 32, 3)),
+    'SVHN': _torchvision_source('SVHN', (32, 32, 3)),
+    'MNIST': _torchvision_source('MNIST', (28, 28, 1)),
+    'FASHIONMNIST': _torchvision_source('FASHIONMNIST', (28, 28, 1)),
+    'CELEBA': _torchvision_source('CELEBA', preparation='middle 140 pixels, reduced (bilinear, antialiased) with Pillow'),
+}
+SOURCES = {  # where it is ''
+    **TFDS,
+    'MNIST': TORCHVISION['MNIST'],
+    'FASHIONMNIST': TORCHVISION['FASHIONMNIST'],
     'FFHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
     'CELEBAHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
     'FOLDER': Source(image_sources.folder, image_sources.folder_levels,
-                     preparation='the middle square, resized (bicubic, antialiased), or exact',
+                     preparation=CROPPED,
                      keys=('path', 'fit', 'test_fraction', 'levels')),
     'NPZ': Source(image_sources.npz, image_sources.npz_levels, keys=('path', 'test_fraction', 'levels', 'layout')),
     'DIGITS': Source(image_sources.digits, 17, (8, 8, 1)),
@@ -197,12 +219,30 @@ def _place(fn) -> tuple[str, str]:
 NEUTRAL = dict(levels=0, layout='NHWC')  # keys that some data sets take, and the values that change nothing
 
 
-def get_source(config) -> Source:
-    """The data set that `data.dataset` names, in any case; UserError with the known names, or where its shape is not the config's."""
-    data = config.data
+def _chosen(data) -> Source:
+    """The data set that `data.dataset` and `data.source` name."""
+    kind, _, name = data.dataset.partition(':')
+    if kind.lower() == 'tfds' and name:
+        if data.source not in ('', 'tfds'):
+            raise UserError(f"config.data.source is {data.source!r}: expected '' or 'tfds' for config.data.dataset={data.dataset!r}")
+        return _tfds_source(name, preparation=CROPPED, keys=('fit',))
     if data.dataset.upper() not in SOURCES:
-        raise UserError(f'config.data.dataset is {data.dataset!r}: known are {", ".join(SOURCES)}')
-    source = SOURCES[data.dataset.upper()]
+        raise UserError(f"config.data.dataset is {data.dataset!r}: known are {', '.join(SOURCES)} and 'tfds:NAME' (any of TFDS)")
+    known = {'': SOURCES, 'tfds': TFDS, 'torchvision': TORCHVISION}[data.source]
+    if data.dataset.upper() not in known:
+        raise UserError(f'config.data.source={data.source!r} has no {data.dataset}, only {", ".join(known)}: '
+                        "set config.data.source='', the default")
+    return known[data.dataset.upper()]
+
+
+def get_source(config) -> Source:
+    """Return the data set that `data.dataset` and `data.source` name.
+
+    Raises:
+        UserError: if there is no such data set (with the known names), or the config asks for what it does not have.
+    """
+    config = defaults.complete(config)
+    data, source = config.data, _chosen(config.data)
     if source.shape and (data.image_size, data.image_size, data.num_channels) != source.shape:
         height, width, channels = source.shape
         raise UserError(f'config.data.image_size={data.image_size} and num_channels={data.num_channels}: the images of '
@@ -211,17 +251,16 @@ def get_source(config) -> Source:
     if data.num_channels not in colours:
         raise UserError(f'config.data.num_channels is {data.num_channels}: for {data.dataset} it may be {" or ".join(map(str, colours))}')
     for key in {'path', 'tfrecords_path', 'category'} & set(source.keys):
-        if not data.get(key):
+        if not data[key]:
             raise UserError(f'config.data.{key} is empty: {data.dataset} needs ' + (
                 'one of its categories, such as bedroom or church_outdoor' if key == 'category' else 'to know where its images lie'))
-    for key, default, known in (('on_error', 'raise', ('raise', 'skip')), ('fit', 'crop', ('crop', 'exact')),
-                                ('layout', 'NHWC', ('NHWC', 'NCHW'))):
-        if data.get(key, default) not in known:
+    for key, known in (('on_error', ('raise', 'skip')), ('fit', ('crop', 'exact')), ('layout', ('NHWC', 'NCHW'))):
+        if data[key] not in known:
             raise UserError(f'config.data.{key} is {data[key]!r}: known are {" and ".join(map(repr, known))}')
     for key, default in NEUTRAL.items():
-        if data.get(key, default) != default and key not in source.keys:
+        if data[key] != default and key not in source.keys:
             raise UserError(f'config.data.{key} is {data[key]!r}, which has no meaning for {data.dataset}: expected {default!r}')
-    if not 0 <= data.get('test_fraction', 0.1) < 1:
+    if not 0 <= data.test_fraction < 1:
         raise UserError(f'config.data.test_fraction is {data.test_fraction}: it must lie in [0, 1)')
     return source
 
@@ -229,7 +268,7 @@ def get_source(config) -> Source:
 def get_levels(config) -> int:
     """The number of grey levels of the config's data set: 256 unless it says otherwise."""
     source = SOURCES.get(config.data.dataset.upper(), Source(None))
-    return source.levels(config) if callable(source.levels) else source.levels
+    return source.levels(defaults.complete(config)) if callable(source.levels) else source.levels
 
 
 def get_name(config) -> str:
@@ -240,12 +279,15 @@ def get_name(config) -> str:
     if name in ('folder', 'npz'):
         place = pathlib.Path(data.path).expanduser().resolve()
         return f'{name}_{place.name if place.is_dir() else place.stem}_{data.image_size}_{image_sources.digest(data.path)[:6]}'
+    if name.startswith('tfds:'):
+        return re.sub(r'\W', '_', f'{name}_{data.image_size}')
     sized = name in ('ffhq', 'celebahq') or name.upper() in OWN or name == 'celeba' and data.image_size != 64
     return f'{name}_{data.image_size}' if sized else name
 
 
 def describe(config, split: str) -> dict:
     """What the images of a split are, for the protocol of numbers that depend on them."""
+    config = defaults.complete(config)
     data, source = config.data, get_source(config)
     chosen = {key: data.get(key) for key in source.keys if key not in ('path', 'tfrecords_path')}
     chosen = {key: value for key, value in chosen.items() if key not in NEUTRAL or value not in (None, NEUTRAL[key])}
@@ -261,13 +303,14 @@ def describe(config, split: str) -> dict:
 
 def get_split(config, split: str, in_memory: bool = True) -> Images | Streamed:
     """The images of one split, 'train' or 'test', decoded into memory where they take at most `data.memory_gib`."""
+    config = defaults.complete(config)
     data, images = config.data, get_source(config).load(config, split)
     assert images.levels == get_levels(config), f'{data.dataset} is said to have {get_levels(config)} grey levels'
     if in_memory:
-        images = image_sources.in_memory(images, data.get('memory_gib', 4.0))
+        images = image_sources.in_memory(images, data.memory_gib)
     if not len(images):
         raise UserError(f'the {split} set of {data.dataset} has no images that can be read (config.data.test_fraction is '
-                        f'{data.get("test_fraction", 0.1)})')
+                        f'{data.test_fraction})')
     return images
 
 
@@ -294,8 +337,9 @@ def at_most(images: Images | Streamed, most: int, seed: int) -> Images | Streame
 def has_held_out(config) -> bool:
     """Whether the test set is another than the training set: FFHQ and CelebA-HQ have one set for both, as have a folder and an array
     with a `test_fraction` of 0 and no test set of their own."""
+    config = defaults.complete(config)
     if 'path' in get_source(config).keys:
-        return config.data.get('test_fraction', 0.1) > 0 or image_sources.has_test_set(config)
+        return config.data.test_fraction > 0 or image_sources.has_test_set(config)
     return config.data.dataset.upper() not in ('FFHQ', 'CELEBAHQ')
 
 
@@ -306,6 +350,7 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     second in order, a batch every `training.eval_freq` steps; of several processes each gets its own rows of every batch. For
     `evaluation`, both are one pass in order and hold every image, the last batch being what is left.
     """
+    config = defaults.complete(config)
     train, test = get_split(config, 'train'), get_split(config, 'test')
     builder = get_source(config).builder
     builder = builder(config) if builder else None
@@ -327,7 +372,7 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
 
 def check_labels(config, images: Images | Streamed):
     """Raise UserError where the labels of a set are known and do not suit `model.num_classes`."""
-    number = config.model.get('num_classes', 0)
+    number = defaults.complete(config).model.num_classes
     labels = images.labels if isinstance(images, Images) else np.arange(len(getattr(images, 'classes', ())))
     if not number or not len(labels):
         return
@@ -372,7 +417,7 @@ def record(config, images: Images | Streamed, workdir):
         UserError: a network that knows classes was trained here with other classes.
     """
     path, classes, before = pathlib.Path(workdir, RECORD), list(get_classes(images)), _recorded(workdir).get('classes')
-    if config.model.get('num_classes', 0) and classes and before and before != classes:
+    if defaults.complete(config).model.num_classes and classes and before and before != classes:
         raise UserError(f'{path} has the classes {", ".join(before)}, but the data set has {", ".join(classes)}: labels would change their '
                         'meaning. Bring the former classes back, or train in another work directory')
     if distributed.is_main():
@@ -401,8 +446,9 @@ def _recorded(workdir) -> dict:
 
 def _identity(config) -> dict:
     """The values that identify a data set, wherever its files lie."""
-    data = config.data
-    names = {key: pathlib.Path(data[key]).name for key in ('path', 'tfrecords_path', 'category') if data.get(key)}
+    data = defaults.complete(config).data
+    source = SOURCES.get(data.dataset.upper(), Source(None))  # `path` of torchvision's files identifies nothing
+    names = {key: pathlib.Path(data[key]).name for key in ('path', 'tfrecords_path', 'category') if key in source.keys and data[key]}
     return dict(dataset=data.dataset.upper(), image_size=data.image_size, num_channels=data.num_channels) | names
 
 

@@ -28,9 +28,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 import interruption
 import results
+from configs import defaults
 from errors import UserError
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.gif')
@@ -109,7 +111,7 @@ def in_memory(source, gib: float) -> Images | Streamed:
 
 def _held_out(n: int, data, split: str) -> np.ndarray:
     """The indices of a split of n images, in random order, where `data.test_fraction` of them, rounded up, are the test set."""
-    order, held_out = np.random.default_rng(0).permutation(n), math.ceil(data.get('test_fraction', 0.1) * n)
+    order, held_out = np.random.default_rng(0).permutation(n), math.ceil(data.test_fraction * n)
     return order if held_out == 0 else order[:held_out] if split == 'test' else order[held_out:]
 
 
@@ -155,17 +157,17 @@ def folder(config, split: str) -> Streamed:
     if '' in classes and len(classes) > 1:
         _warn_once(f'Found {sum(name == "" and (kind or not splits) for name, kind in zip(folders, kinds))} pictures of {data.path} '
                    'outside its class folders: they have the label 0.')
-    label_of, to_picture = {name: label for label, name in enumerate(classes)}, pictures(data, data.get('levels', 0))
+    label_of, to_picture = {name: label for label, name in enumerate(classes)}, pictures(data, data.levels)
 
     def decode(i):
         return to_picture(read(names[chosen[i]])), label_of[folders[chosen[i]]]
-    return Streamed(decode, len(chosen), _shape(data), lambda i: f'{data.path}: {names[chosen[i]]}', data.get('on_error', 'raise'),
+    return Streamed(decode, len(chosen), _shape(data), lambda i: f'{data.path}: {names[chosen[i]]}', data.on_error,
                     folder_levels(config), classes=tuple(classes))
 
 
 def folder_levels(config) -> int:
     """The grey levels of pictures once decoded: `data.levels`, at most 256; 256 by default."""
-    return min(config.data.get('levels', 0) or 256, 256)
+    return min(config.data.levels or 256, 256)
 
 
 def _in_order(classes) -> list[str]:
@@ -215,7 +217,8 @@ def has_test_set(config) -> bool:
 def read_pictures(path: str, data) -> tuple[list[str], np.ndarray]:
     """The names of the pictures at `path`, a file, a folder or a zip file, sorted, and the pictures (n, H, W, C), uint8, with the size and
     channels of `data`, see `pictures`, and 256 grey levels. UserError naming the one that cannot be read."""
-    levels = data.get('levels', 0)
+    data = defaults.complete(ConfigDict(dict(data=data.to_dict()))).data
+    levels = data.levels
     file, to_picture = pathlib.Path(path).expanduser(), pictures(data, levels if levels > 256 else 0)
     one = file.is_file() and not zipfile.is_zipfile(file)
     names, read = ([file.name], lambda _: file.read_bytes()) if one else _listing(path, path)[:2]
@@ -367,7 +370,7 @@ def pictures(data, levels: int = 0) -> Callable[[bytes], np.ndarray]:
     256 values stay as they are; of 16 bits, `levels` values become 256. The function raises Damaged for whatever the decoder cannot read.
     """
     from PIL import Image, UnidentifiedImageError
-    size, channels, exact = data.image_size, data.num_channels, data.get('fit', 'crop') == 'exact'
+    size, channels, exact = data.image_size, data.num_channels, data.fit == 'exact'
     mode, white = {1: 'L', 3: 'RGB'}[channels], min(levels or 256, 256) - 1
 
     def convert(image):
@@ -479,7 +482,7 @@ def npz(config, split: str) -> Images:
                        + (f'labels from {label_keys["train"]!r}.' if label_keys['train'] else 'and no array holds labels.'))
         kind = split if keys['test'] else 'train'
         images, label_key = arrays[keys[kind]], label_keys[kind]
-        if label_key is None and config.model.get('num_classes', 0) > 1:
+        if label_key is None and config.model.num_classes > 1:
             raise UserError(f'config.model.num_classes={config.model.num_classes} needs labels, but {data.path} has none for '
                             f'{keys[kind]!r}: expected an array called {" or ".join(LABEL_NAMES[kind])}')
         labels = _labels(arrays[label_key], label_key, data.path) if label_key else np.zeros(len(images), np.int64)
@@ -506,7 +509,7 @@ def _first(names, arrays) -> str | None:
 def _channels_last(images: np.ndarray, data, key: str) -> np.ndarray:
     """The images (N, H, W, C) of an array in the layout `data.layout`; UserError where type or shape are not those of the config."""
     images, shape, expected = images[..., None] if images.ndim == 3 else images, images.shape, _shape(data)
-    first = data.get('layout', 'NHWC').upper() == 'NCHW' and len(shape) == 4
+    first = data.layout.upper() == 'NCHW' and len(shape) == 4
     found = images.transpose(0, 2, 3, 1) if first else images
     if found.dtype in (np.uint8, np.uint16) and found.shape[1:] == expected:
         return found
@@ -532,7 +535,7 @@ def _labels(labels: np.ndarray, key: str, path: str) -> np.ndarray:
 
 def npz_levels(config) -> int:
     """The grey levels of the images in the file `data.path` once read, at most 256. The file is read only if `data.levels` is 0."""
-    if config.data.get('levels', 0):
+    if config.data.levels:
         return min(config.data.levels, 256)
     with _arrays(config.data.path) as arrays:
         return min(_npz_levels(arrays, config.data) or 256, 256)
@@ -540,7 +543,7 @@ def npz_levels(config) -> int:
 
 def _npz_levels(arrays, data) -> int:
     """The number of grey levels that the config or the file says; 0 where neither does."""
-    levels, wanted = arrays['levels'] if 'levels' in arrays else np.array(0), data.get('levels', 0)
+    levels, wanted = arrays['levels'] if 'levels' in arrays else np.array(0), data.levels
     if 'levels' in arrays and (levels.ndim or not np.issubdtype(levels.dtype, np.integer) or not 2 <= levels <= 2**16):
         raise UserError(f"{data.path}: 'levels' is {levels.tolist()!r}; expected a whole number from 2 to 65536")
     if wanted and levels and wanted != levels:
@@ -655,7 +658,7 @@ def tfrecords(config, split: str) -> Streamed:
         if shape != expected:
             raise UserError(f'has shape {shape}, the config asks for {expected}: take the file of that resolution')
         return np.frombuffer(content, np.uint8).reshape(shape).transpose(1, 2, 0), 0
-    return Streamed(decode, len(records), _shape(data), records.name, data.get('on_error', 'raise'))
+    return Streamed(decode, len(records), _shape(data), records.name, data.on_error)
 
 
 # TensorFlow Datasets -----------------------------------------------------------------------------------------------------------------
@@ -672,21 +675,24 @@ def tensorflow():
     return tf
 
 
-def _require_network():
-    """OSError where no name can be resolved and there is no proxy: TFDS would try for minutes."""
+def require_network(host: str = 'storage.googleapis.com'):
+    """Raise OSError if `host` cannot be resolved and there is no proxy: a download would try for minutes.
+
+    The default is where TFDS looks first, for any data set.
+    """
     if not urllib.request.getproxies():
-        socket.getaddrinfo('storage.googleapis.com', 443)  # where TFDS looks first, for any data set
+        socket.getaddrinfo(host, 443)
 
 
 def tfds_builder(config, name: str):
     """The builder of a TFDS data set, downloaded and prepared; UserError where that cannot be."""
     tensorflow()
     import tensorflow_datasets as tfds
-    directory = config.data.get('tfds_dir') or None
+    directory = config.data.tfds_dir or None
     try:
         builder = tfds.builder(name, data_dir=directory)
         if not pathlib.Path(builder.data_dir).is_dir():
-            _require_network()
+            require_network()
         builder.download_and_prepare()
     except Exception as error:  # whatever TFDS or the network raises, the remedy is the same
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -698,9 +704,28 @@ def tfds_builder(config, name: str):
 
 
 def tfds(config, split: str, name: str, prepare=None, splits=('train', 'test')) -> Streamed:
-    """A split of a TFDS data set. `prepare(image, size)`, of TensorFlow images, brings it to its size; without, it has it."""
+    """Return a split of a TFDS data set: its feature 'image', and its feature 'label' if that is a whole number, else label 0.
+
+    Args:
+        config: The completed config.
+        split: 'train' or 'test'.
+        name: The name of the data set in TFDS.
+        prepare: `prepare(image, size)` brings TensorFlow images to their size. Default: see `pictures`.
+        splits: The names of 'train' and 'test' in TFDS.
+
+    Raises:
+        UserError: if the data set is not there and cannot be downloaded, or has no such split, or no images.
+    """
     data, builder = config.data, tfds_builder(config, name)
-    info = builder.info.splits[dict(zip(('train', 'test'), splits))[split]]
+    split, features = dict(zip(('train', 'test'), splits))[split], builder.info.features
+    if split not in builder.info.splits:
+        raise UserError(f'config.data.dataset={data.dataset!r} needs a split {split!r}: TFDS has {", ".join(builder.info.splits)}. '
+                        'Save its images as an NPZ file or in folders, and set config.data.dataset=NPZ or FOLDER')
+    if 'image' not in features or len(features['image'].shape or ()) != 3:
+        raise UserError(f"config.data.dataset={data.dataset!r} needs a feature 'image' of shape (H, W, C): TFDS has {', '.join(features)}. "
+                        'Save its images as an NPZ file or in folders, and set config.data.dataset=NPZ or FOLDER')
+    labelled = 'label' in features and features['label'].shape == () and np.issubdtype(features['label'].np_dtype, np.integer)
+    info = builder.info.splits[split]
     if builder.info.file_format.value == 'tfrecord':
         records = Records(info.filepaths)
         name_of = records.name
@@ -713,9 +738,10 @@ def tfds(config, split: str, name: str, prepare=None, splits=('train', 'test')) 
     parse, to_picture = _examples(), _tf_pictures(prepare, data.image_size) if prepare else pictures(data)
 
     def decode(i):
-        features = parse(records[i])
-        return to_picture(b''.join(features['image'].bytes_list.value)), sum(features['label'].int64_list.value)
-    return Streamed(decode, len(records), _shape(data), name_of, data.get('on_error', 'raise'), parallel=data.image_size >= 64)
+        example = parse(records[i])
+        label = sum(example['label'].int64_list.value) if labelled else 0
+        return to_picture(b''.join(example['image'].bytes_list.value)), label
+    return Streamed(decode, len(records), _shape(data), name_of, data.on_error, parallel=(features['image'].shape[0] or 64) >= 64)
 
 
 def _tf_pictures(prepare, size: int):

@@ -40,6 +40,8 @@ flags.DEFINE_string('mask', '', 'For inpaint: a picture, white where the image i
 flags.DEFINE_string('labels', '', 'Classes, such as 3,5,8: those to draw, or one for each picture (or for all) to guide its results.')
 flags.DEFINE_string('classifier', '', 'Classifier that guides to --labels: the work directory of --mode classifier, or a checkpoint in it.')
 flags.DEFINE_bool('measured', False, 'For upscale2, upscale4 and deblur: the pictures at --input are small or blurred already.')
+flags.DEFINE_bool('force_config', False, 'Accept a config that defines another model than the one that was trained, with a warning for '
+                  'each key.')
 flags.mark_flags_as_required(['config', 'mode'])
 
 

@@ -38,13 +38,14 @@ ARGUMENTS = {name: f'config.{section}.{name}' for section in ('eval', 'control',
     channels='channels (config.model.nf times config.model.ch_mult)')
 
 
-def check(config: ConfigDict, workdir, mode: str) -> ConfigDict:
+def check(config: ConfigDict, workdir, mode: str, checkpoint='') -> ConfigDict:
     """Check everything that can be checked before any work starts, and complete the config.
 
     Args:
         config: As it was given. Optional keys may be missing.
         workdir: Work directory; created if it does not exist. '' for none.
         mode: 'train', 'classifier', 'eval', 'sample', 'control', 'stats', 'metrics' or 'data'.
+        checkpoint: Checkpoint file to sample from, if it is not one of the work directory.
 
     Returns:
         A copy of the config in which missing optional keys have their defaults.
@@ -62,6 +63,8 @@ def check(config: ConfigDict, workdir, mode: str) -> ConfigDict:
     config = complete(_without(config, refused))
     refused |= _unknown_names(config, has_network)
     known, own_network = [key for key in refused if rules.of(key)], has_network and not _is_ours(config)
+    if workdir and has_network and not checkpoint and not refused:
+        _trained(config, workdir, mode)
     faults = list(refused.values())
     for run, keys in _checks(config, workdir, mode):
         if (run is _network and own_network) or any(key.startswith(keys) for key in known):
@@ -167,7 +170,8 @@ def _check_registered(config, workdir):
              'sampling.method': sampling.methods(), 'sampling.predictor': sampling.PREDICTORS.names(),
              'sampling.corrector': sampling.CORRECTORS.names()}
     named = {key: _value(config, key) for key in known}
-    unknown = {key: name for key, name in named.items() if isinstance(name, str) and name.lower() not in map(str.lower, known[key])}
+    unknown = {key: name for key, name in named.items() if isinstance(name, str) and name.lower() not in map(str.lower, known[key])
+               and not (key == 'data.dataset' and name.lower().startswith('tfds:'))}
     path = pathlib.Path(workdir or '', 'config.json')
     before = stored.get_config(path) if unknown and workdir and path.is_file() else None
     forgotten = [f'config.{key}={name!r}' for key, name in unknown.items() if before and _value(before, key) == name]
@@ -379,6 +383,14 @@ def ranges(numbers) -> str:
         else:
             parts.append([number, number])
     return ', '.join(str(first) if first == last else f'{first}-{last}' for first, last in parts)
+
+
+def _trained(config, workdir, mode):
+    """The config defines the model that was trained in the work directory. This is found before anything is written."""
+    path, resume = pathlib.Path(workdir, 'config.json'), checkpoints.resume_path(workdir)
+    if config.force_config or not path.is_file() or not (resume.is_file() or checkpoints.snapshot_numbers(workdir)):
+        return  # if it is forced, loading the checkpoint logs the warnings
+    stored.check(config, stored.get_config(path), resume if mode in ('train', 'classifier') else checkpoints.latest(workdir))
 
 
 def _workdir(workdir):

@@ -248,11 +248,14 @@ def _resumed(config, workdir):
         logging.info('Resumed from step %d of %s.', state['step'], found)
         for key, old, new in stored.differences(config, ConfigDict(json.loads(before))) if before else ():
             logging.info('Changed config.%s: %r -> %r.', key, old, new)
+            if key == 'training.batch_size':
+                logging.warning('Changed the order of the data: with config.training.batch_size=%r this run resumes at another place of '
+                                'an epoch than with %r.', new, old)
     return state, randomness
 
 
 def _train(config, workdir, get_step_fn, meaning, kind, at_snapshot, was_done):
-    settings, scaler, kept = config.training, datasets.get_data_scaler(config), dict(config=config.to_json(), kind=kind)
+    settings, scaler, kept = config.training, datasets.get_data_scaler(config), dict(config=stored.as_json(config), kind=kind)
     keep_memory(config.device)
     torch.manual_seed(config.seed)
     state, randomness = _resumed(config, workdir)
@@ -669,7 +672,7 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     Each becomes a PNG; `samples.npz` (key 'samples', 8 bits, NHWC; 'labels' of a network that knows classes) holds all, `grid.png` shows
     up to 100. Returns the folder.
     """
-    config = preflight.check(config, workdir, 'sample')
+    config = preflight.check(config, workdir, 'sample', checkpoint)
     keep_memory(config.device)
     model = ScoreModel.load(checkpoint or checkpoints.latest(workdir), config)
     folder = pathlib.Path(output or pathlib.Path(workdir, 'generated'))

@@ -13,11 +13,14 @@ SDEs, networks, predictors, correctors, solvers and data sets can also be your o
 References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); Song & Ermon 2019 (1907.05600) and 2020 (2006.09011).
 
 seed, device              random seed; a device by name ('cuda:0', 'mps', 'cpu'), of several processes one for each
+force_config              accept another model than the stored one, with a warning for each key (as the flag --force_config); never stored
 timeout_minutes           several processes: how long one waits for the others before all of them give up
 
 data.
-  dataset                 CIFAR10, SVHN, CELEBA, LSUN (through TensorFlow Datasets), FFHQ, CelebAHQ (TFRecord files), FOLDER (your own
-                          pictures), NPZ (your own array), DIGITS (embedded); in any case
+  dataset                 CIFAR10, SVHN, CELEBA, LSUN (through TensorFlow Datasets), MNIST, FashionMNIST (through torchvision), FFHQ,
+                          CelebAHQ (TFRecord files), FOLDER (your own pictures), NPZ (your own array), DIGITS (embedded), in any case;
+                          or 'tfds:NAME', any data set of TensorFlow Datasets that has images and the splits train and test
+  source                  'tfds' or 'torchvision' (CIFAR10, SVHN, MNIST, FashionMNIST, CELEBA; needs no TensorFlow); '': as above
   image_size              side of the square images, in pixels;  num_channels: 3 for RGB
   random_flip             mirror half of the training images at random
   centered                networks see pixels in [-1, 1] (VP, sub-VP) rather than in [0, 1] (VE)
@@ -26,11 +29,12 @@ data.
   on_error                a damaged image is fatal ('raise') or left out and counted ('skip'); either way named by file and position
   path                    FOLDER: a folder or zip file of pictures (png, jpg, webp, avif, bmp, tif, gif), whose sub-folders are classes;
                           below train/ and test/ where these are there. NPZ: a file with 'x_train', 'y_train', 'x_test', 'y_test', or
-                          'images', 'labels'
+                          'images', 'labels'. torchvision: the folder of its files, which are downloaded if they are missing; '' is
+                          $TORCH_HOME/datasets, by default ~/.cache/torch/datasets
   levels                  FOLDER and NPZ: white is the value levels - 1, e.g. 4096 for 12-bit images in 16-bit files; 0: that of the file
   layout                  NPZ: order of the axes, 'NHWC', or 'NCHW' (channels first)
   test_fraction           FOLDER and NPZ without a test set: the part held out; 0.0: the training images serve for both
-  fit                     FOLDER: 'crop' the middle square and resize it, or require the 'exact' size
+  fit                     FOLDER, tfds:NAME: 'crop' the middle square and resize it, or require the 'exact' size
   tfds_dir                folder of TensorFlow Datasets; '' is that package's own default
   category                LSUN only: 'bedroom', 'church_outdoor'
   tfrecords_path          FFHQ and CelebAHQ only: one TFRecord file of the resolution to train on; put yours in place of the published path
@@ -171,8 +175,10 @@ def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
             seed=42,
             device='cuda:0' if torch.cuda.is_available() else 'cpu',
             timeout_minutes=60.0,
+            force_config=False,
             data=dict(
                 dataset=dataset,
+                source='',
                 image_size=image_size,
                 num_channels=3,
                 random_flip=True,
@@ -341,10 +347,13 @@ def digits() -> ConfigDict:
     return config
 
 
-def mnist() -> ConfigDict:
-    """MNIST or Fashion-MNIST at 28 pixels, from an NPZ file, with a network of 1.75 million parameters to follow: see `mnist_sized`."""
-    config = base('NPZ', 28)
-    config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True, path='mnist.npz', levels=256)
+def mnist(dataset: str = 'MNIST') -> ConfigDict:
+    """MNIST or FashionMNIST at 28 pixels, through torchvision, with a network of 1.75 million parameters to follow: see `mnist_sized`.
+
+    For your own file with x_train, y_train, x_test and y_test: `--config.data.dataset=NPZ --config.data.path=mnist.npz`.
+    """
+    config = base(dataset, 28)
+    config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True)
     config.training.update(batch_size=256, n_iters=20001, snapshot_freq=10000, snapshot_freq_for_preemption=1000, eval_freq=500)
     config.optim.update(lr=1e-3, warmup=500)
     config.eval.update(begin_ckpt=1, end_ckpt=2, batch_size=250, num_samples=1000, enable_sampling=True, metrics_backend='pixels',

@@ -76,6 +76,7 @@ OR_DEFAULT = Rule(lambda value: real('[1e-10, 1]').accepts(value) or real('[0, 0
                   'for the default of the method')
 LEVELS = Rule(lambda value: whole(2, 65536).accepts(value) or whole(0, 0).accepts(value), 'an integer from 2 to 65536, or 0 '
               'for that of the file')
+SOURCE = Rule(lambda value: value in ('', 'tfds', 'torchvision'), "'', 'tfds' or 'torchvision'")
 SECTION = Rule(lambda value: False, 'a section with keys')
 COUNT, TOLERANCE, NOISE = whole(1), real('[1e-10, 1]'), real('[1e-6, 1e6]')
 CLIPPING = Rule(lambda value: real().accepts(value) and value != 0, 'a number other than 0 (negative: no '
@@ -83,13 +84,13 @@ CLIPPING = Rule(lambda value: real().accepts(value) and value != 0, 'a number ot
 
 RULES = {
     '': dict(
-        seed=whole(0), device=DEVICE, timeout_minutes=real('(0, 1e6]'),
+        seed=whole(0), device=DEVICE, timeout_minutes=real('(0, 1e6]'), force_config=FLAG,
     ),
     'data': dict(
         dataset=TEXT, image_size=whole(1, 2 ** 14), num_channels=whole(1, 2 ** 10), random_flip=FLAG, centered=FLAG,
         uniform_dequantization=FLAG, tfds_dir=PATH, category=TEXT, tfrecords_path=PATH, path=PATH, test_fraction=real('[0, 1)'),
         fit=one_of('crop', 'exact'), on_error=one_of('raise', 'skip'), memory_gib=real('[0, inf)'), levels=LEVELS,
-        layout=one_of('nhwc', 'nchw'),
+        layout=one_of('nhwc', 'nchw'), source=SOURCE,
     ),
     'training': dict(
         sde=TEXT, continuous=FLAG, likelihood_weighting=FLAG, reduce_mean=FLAG, batch_size=COUNT, accumulation=COUNT,

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator
 
 import torch
+from absl import logging
 from ml_collections import ConfigDict
 
 import sde_lib
@@ -19,6 +20,7 @@ from errors import UserError
 # Of the keys outside config.model those that define a trained model; of those in it the ones that do not.
 DEFINING = {'training.sde', 'training.continuous', 'data.image_size', 'data.num_channels', 'data.centered'}
 TRAINING_ONLY = {'dropout', 'label_dropout', 'ema_rate', 'init_scale'}  # of config.model
+PASSING = {'device', 'force_config'}  # of one run only
 
 
 def get_config(path: str) -> ConfigDict:
@@ -46,17 +48,22 @@ def write(config: ConfigDict, workdir):
     """Write `config` to `workdir/config.json`, atomically."""
     path = pathlib.Path(workdir, 'config.json')
     partial = path.with_name('config.json.partial')
-    partial.write_text(config.to_json(indent=1) + '\n')
+    partial.write_text(as_json(config, indent=1) + '\n')
     partial.replace(path)
 
 
+def as_json(config: ConfigDict, indent: int | None = None) -> str:
+    """Return the JSON text of a config as it is stored: without `force_config`, which holds for one run only."""
+    return ConfigDict({key: value for key, value in config.to_dict().items() if key != 'force_config'}).to_json(indent=indent)
+
+
 def differences(config: ConfigDict, stored: ConfigDict) -> Iterator[tuple[str, object, object]]:
-    """Yield ('section.key', stored value, value in `config`) for every key of both whose values differ, except `device`."""
+    """Yield ('section.key', stored value, value in `config`) for every key of both whose values differ, except PASSING."""
     for section, content in stored.items():
         whole = isinstance(content, ConfigDict)
         for name, value in content.items() if whole else [('', content)]:
             place, name, key = (config.get(section, {}), name, f'{section}.{name}') if whole else (config, section, section)
-            if name in place and key != 'device' and _plain(place[name]) != _plain(value):
+            if name in place and key not in PASSING and _plain(place[name]) != _plain(value):
                 yield key, value, place[name]
 
 
@@ -80,9 +87,15 @@ def _keys_of_other_sdes(name: str) -> set[str]:
 def check(config: ConfigDict, stored: ConfigDict, path):
     """Raise UserError, with one line for each key, if `config` defines another model than `stored`, of the checkpoint at `path`.
 
-    Of another network its name is reported alone: the other keys follow from it.
+    If the network differs, only its name is reported: the other keys follow from it. With `config.force_config` the lines are logged as
+    warnings instead.
     """
+    config, stored = defaults.complete(config), defaults.complete(stored)
     lines = {key: f'config.{key}={new!r} differs from {old!r}, with which {path} was trained'
              for key, old, new in differences(config, stored) if defines_model(key, stored)}
-    if lines:
-        raise UserError(lines.get('model.name') or '\n'.join(lines.values()))
+    if 'model.name' in lines:
+        lines = {'model.name': lines['model.name']}
+    if lines and not config.force_config:
+        raise UserError('\n'.join(f'{line} (--force_config accepts it)' for line in lines.values()))
+    for line in lines.values():
+        logging.warning('Ignored: %s.', line)

@@ -223,7 +223,7 @@ LAYERS = {name: layer for layer, names in enumerate((
     'sde_lib op measurements',
     'models ode_lib configs',
     'dialects fast_sampling',
-    'losses sampling likelihood controllable_generation latents metrics results image_sources',
+    'losses sampling likelihood controllable_generation latents metrics results image_sources standard_sets',
     'checkpoints datasets evaluation reports plots preflight',
     'score_model',
     'run_lib control sample_metrics utils',

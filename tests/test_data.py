@@ -101,8 +101,8 @@ def test_scalers_are_inverse(config, centered):
 
 
 def test_errors_name_the_key(config):
-    config.data.dataset = 'MNIST'
-    with pytest.raises(UserError, match='config.data.dataset.*MNIST.*CIFAR10, .*DIGITS'):
+    config.data.dataset = 'IMAGENET'
+    with pytest.raises(UserError, match='config.data.dataset.*IMAGENET.*CIFAR10, .*DIGITS'):
         datasets.get_source(config)
     config.data.dataset, config.data.image_size = 'DIGITS', 32
     with pytest.raises(UserError, match='config.data.image_size=32.*8x8'):

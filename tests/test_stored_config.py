@@ -1,6 +1,8 @@
 """A work directory knows its config: it serves without `--config`, and another model than the trained one is refused by name."""
 import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -33,29 +35,86 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def content(folder) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in pathlib.Path(folder).rglob('*') if path.is_file()}
+def tree(folder) -> dict[str, tuple[int, bytes]]:
+    """{path: time of its last change, content} of a folder, all folders in it, and all files."""
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b'')
+            for path in (pathlib.Path(folder), *pathlib.Path(folder).rglob('*'))}
+
+
+def run(cwd, *flags):
+    return subprocess.run([sys.executable, ROOT / 'main.py', *map(str, flags)], cwd=cwd, capture_output=True, text=True)
+
+
+def copied(workdir, folder) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(workdir, folder / 'copy'))
 
 
 def test_the_config_lies_beside_and_within_the_checkpoints(workdir):
     config = small()
     assert not [*stored.differences(config, stored.get_config(workdir / 'config.json'))]
     for path in (workdir / 'checkpoints' / 'checkpoint_1.pth', checkpoints.resume_path(workdir)):
-        assert json.loads(checkpoints.load(path)['config']) == json.loads(config.to_json())
+        assert json.loads(checkpoints.load(path)['config']) == json.loads(stored.as_json(config))
 
 
-@pytest.mark.parametrize('key, value, old', [('model.beta_max', 8.0, '20.0'), ('training.sde', 'subvpsde', "'vpsde'"),
-                                             ('data.centered', False, 'True'), ('model.nf', 16, '8')])
-def test_another_model_than_the_trained_one_is_refused_by_name(workdir, key, value, old):
+WORK = {'train': run_lib.train, 'eval': run_lib.evaluate, 'sample': run_lib.sample,
+        'control': lambda *args: control.control(*args, task='inpaint', mask='right')}
+OTHERS = {'model.beta_max': (8.0, '20.0'), 'training.sde': ('subvpsde', "'vpsde'"), 'data.centered': (False, 'True'), 'model.nf': (16, '8')}
+
+
+def changed(key, **settings):
+    """The config with another value of a key, for five steps."""
     config, (section, name) = small(), key.split('.')
-    config[section][name] = value
+    config[section][name] = OTHERS[key][0]
     config.training.n_iters = 5
-    before = content(workdir)
-    for work in (run_lib.train, run_lib.evaluate, run_lib.sample, lambda *args: control.control(*args, task='inpaint', mask='right')):
-        with pytest.raises(UserError, match=rf'^config\.{key}={value!r} differs from {old}, with which .*\.pth was trained$'):
-            work(config, str(workdir))
-    after = content(workdir)
-    assert {path: data for path, data in after.items() if data} == {path: data for path, data in before.items() if data}
+    config.update(settings)
+    return config
+
+
+@pytest.mark.parametrize('mode', WORK)
+@pytest.mark.parametrize('key', OTHERS)
+def test_another_model_than_the_trained_one_is_refused_by_name_and_nothing_is_written(workdir, key, mode):
+    value, old = OTHERS[key]
+    before = tree(workdir)
+    with pytest.raises(UserError, match=rf'^config\.{key}={value!r} differs from {old}, with which .*\.pth was trained \(--force_config'):
+        WORK[mode](changed(key), str(workdir))
+    assert tree(workdir) == before
+
+
+def test_the_command_line_refuses_another_model_too_and_writes_nothing(workdir):
+    before = tree(workdir)
+    done = run(workdir.parent, f'--workdir={workdir}', '--mode=train', '--config.model.beta_max=8', '--config.training.n_iters=5')
+    resume = checkpoints.resume_path(workdir)
+    assert done.returncode == 1 and tree(workdir) == before
+    assert done.stderr == (f'error: config.model.beta_max=8.0 differs from 20.0, with which {resume} was trained '
+                           '(--force_config accepts it)\n')
+
+
+def test_a_work_directory_without_a_config_refuses_another_model_by_its_checkpoints(workdir, tmp_path):
+    folder = copied(workdir, tmp_path)
+    (folder / 'config.json').unlink()
+    for work in WORK.values():
+        with pytest.raises(UserError, match=r'^config\.model\.beta_max=8\.0 differs from 20\.0, with which .*\.pth was trained'):
+            work(changed('model.beta_max'), str(folder))
+
+
+@pytest.mark.parametrize('mode', WORK)
+def test_another_model_is_accepted_with_a_warning_where_it_is_forced(workdir, tmp_path, mode, caplog):
+    folder = copied(workdir, tmp_path)
+    WORK[mode](changed('model.beta_max', force_config=True), str(folder))
+    found = [record.message for record in caplog.records if record.message.startswith('Ignored: ')]
+    assert len(found) == 1 and re.fullmatch(r'Ignored: config\.model\.beta_max=8\.0 differs from 20\.0, with which .*\.pth was trained\.',
+                                            found[0])
+    kept = json.loads((folder / 'config.json').read_text())
+    assert 'force_config' not in kept and kept['model']['beta_max'] == (8.0 if mode == 'train' else 20.0)
+    assert 'force_config' not in json.loads(checkpoints.load(checkpoints.resume_path(folder))['config'])
+
+
+def test_a_checkpoint_that_is_named_is_compared_and_the_work_directory_is_not(workdir, tmp_path):
+    """The work directory is then only where the samples go."""
+    config = changed('model.nf')
+    run_lib.train(config, tmp_path / 'other')
+    checkpoint = str(checkpoints.latest(tmp_path / 'other'))
+    assert run_lib.sample(config, str(copied(workdir, tmp_path)), checkpoint, 2).is_dir()
 
 
 def test_all_keys_that_differ_are_named_and_unused_ones_pass(tmp_path):
@@ -74,11 +133,15 @@ def test_what_changes_on_resume_is_logged(workdir, tmp_path, caplog):
     checkpoints.resume_path(tmp_path).parent.mkdir()
     checkpoints.resume_path(tmp_path).write_bytes(checkpoints.resume_path(workdir).read_bytes())
     config = small()
-    config.optim.lr, config.training.n_iters = 1e-3, 4
+    config.optim.lr, config.training.n_iters, config.training.batch_size = 1e-3, 4, 16
     caplog.set_level('INFO')
     run_lib.train(config, tmp_path)
     assert 'Resumed from step 3' in caplog.text
-    assert 'Changed config.optim.lr: 0.002 -> 0.001.' in caplog.text and 'Changed config.training.n_iters: 3 -> 4.' in caplog.text
+    for change in ('optim.lr: 0.002 -> 0.001', 'training.n_iters: 3 -> 4', 'training.batch_size: 8 -> 16'):
+        assert f'Changed config.{change}.' in caplog.text
+    warning, = (record.message for record in caplog.records if record.levelname == 'WARNING')
+    assert warning == ('Changed the order of the data: with config.training.batch_size=16 this run resumes at another place of an epoch '
+                       'than with 8.')
     assert stored.get_config(tmp_path / 'config.json').training.n_iters == 4
 
 
@@ -92,9 +155,24 @@ def test_a_checkpoint_without_a_config_loads(workdir, tmp_path):
 
 
 def test_a_work_directory_serves_without_a_config(workdir, tmp_path):
-    def run(*flags):
-        return subprocess.run([sys.executable, ROOT / 'main.py', *flags], cwd=tmp_path, capture_output=True, text=True)
-    done = run(f'--workdir={workdir}', '--mode=sample', '--num_samples=2', f'--output={tmp_path / "out"}', '--config.sampling.steps=3')
+    done = run(tmp_path, f'--workdir={workdir}', '--mode=sample', '--num_samples=2', f'--output={tmp_path / "out"}',
+               '--config.sampling.steps=3')
     assert done.returncode == 0 and (tmp_path / 'out' / '00001.png').is_file(), done.stderr
-    done = run(f'--workdir={tmp_path}', '--mode=sample')
+    done = run(tmp_path, f'--workdir={tmp_path}', '--mode=sample')
     assert done.returncode == 1 and done.stderr.strip() == 'error: --config is missing'
+
+
+def test_data_and_statistics_need_the_work_directory_alone(workdir, tmp_path):
+    folder = copied(workdir, tmp_path)
+    done = run(tmp_path, f'--workdir={folder}', '--mode=data')
+    assert done.returncode == 0 and '8x8 pixels, 1 channels, 17 grey levels' in done.stderr, done.stderr
+    assert (folder / 'data.png').is_file()
+    done = run(tmp_path, f'--workdir={folder}', '--mode=stats', f'--config.eval.stats_dir={tmp_path / "stats"}')
+    assert done.returncode == 0 and (tmp_path / 'stats' / 'digits_pixels_stats.npz').is_file(), done.stderr
+
+
+def test_the_flag_forces_a_config(workdir, tmp_path):
+    done = run(tmp_path, f'--workdir={workdir}', '--mode=sample', '--num_samples=2', f'--output={tmp_path / "out"}',
+               '--config.model.beta_max=8', '--force_config')
+    assert done.returncode == 0 and (tmp_path / 'out' / '00001.png').is_file(), done.stderr
+    assert 'WARNING Ignored: config.model.beta_max=8.0 differs from 20.0, with which' in done.stderr

@@ -2,7 +2,8 @@
 
     python main.py --config configs/vp/mnist_ddpmpp_classes.py --workdir runs/vp/mnist_ddpmpp_classes --mode train
 
-`config.data.path` is an NPZ file with x_train, y_train, x_test and y_test.
+torchvision downloads the data set. From an NPZ file with x_train, y_train, x_test and y_test:
+`--config.data.dataset=NPZ --config.data.path=mnist.npz`.
 Expect, after 4,002 steps (400 s on a quarter of an H200), digits of the class that is asked for. See
 docs/models/README.md for the weights that come with the library and samples of them.
 """
