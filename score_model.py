@@ -71,9 +71,9 @@ class ScoreModel(Score):
     @classmethod
     def from_config(cls, config: ConfigDict, network=None) -> 'ScoreModel':
         """The model that `config` describes, with a new network unless one is given."""
-        config = defaults.complete(config)
+        network, config = network or create_model(config), defaults.complete(config)
         data = config.data
-        return cls(network or create_model(config), sde_lib.get_sde(config), config.training.continuous,
+        return cls(network, sde_lib.get_sde(config), config.training.continuous,
                    shape=(data.num_channels, data.image_size, data.image_size), centered=data.centered, levels=None, config=config)
 
     @classmethod
@@ -93,8 +93,8 @@ class ScoreModel(Score):
         config = config or checkpoints.config_of(path)
         if config is None:
             raise UserError(f'{path} does not hold its config: pass config=, the config it was trained with')
-        config = defaults.complete(config)
-        if device or not config.get('device'):
+        config = ConfigDict(config.to_dict())
+        if device or 'device' not in config:
             config.device = str(device or ('cuda:0' if torch.cuda.is_available() else 'cpu'))
         return cls.from_config(config, load_averaged_model(config, path))
 
@@ -284,9 +284,9 @@ def _seeded(seed, *place):
 
 def load_averaged_model(config, path):
     """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters take no gradients."""
+    model = create_model(config)  # reports keys that must not have a default
     config = defaults.complete(config)
     datasets.check_record(config, path)
-    model = create_model(config)
     state = dict(model=model, ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)
     checkpoints.restore(path, state, config.device, config=config)
     state['ema'].copy_to(model.parameters())

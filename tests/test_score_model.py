@@ -185,7 +185,7 @@ def test_measurements():
     (dict(stepz=3), "^unknown setting 'stepz': known are atol, churn"),
     (dict(method='hein'), "^method must be one of pc, ode, .*got 'hein'"),
     (dict(skip_type='x'), "^skip_type must be one of time_uniform, .*got 'x'"),
-    (dict(method='pc'), "^predictor and corrector are both 'none'")])
+    (dict(method='pc'), "^predictor='none' and corrector='none' leave")])
 def test_wrong_settings_are_named(settings, sentence):
     model = ScoreModel(ExactNetwork(VPSDE(), planar_mixture()), VPSDE(), shape=(2,))
     with pytest.raises(UserError, match=sentence):
