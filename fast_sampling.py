@@ -184,8 +184,8 @@ class Heun(Solver):
         self.raised_times = time_of(sde, [-math.log(v) for v in self.raised]).tolist()
 
     @classmethod
-    def intervals(cls, steps, **settings):
-        return steps - 1 if settings.get('denoise', True) else steps
+    def intervals(cls, steps, denoise=True, **settings):
+        return steps - 1 if denoise else steps
 
     def slope(self, y, t, v):
         alpha = float(levels(self.sde, t)[0]) if self.alpha[0] != 1 else 1.0
@@ -230,8 +230,8 @@ class DPMSolver(Solver):
         return [order] * (steps // order) + [steps % order] * (steps % order > 0)
 
     @classmethod
-    def intervals(cls, steps, **settings):
-        return len(cls.orders(steps, settings.get('dpm_solver_order', 2)))
+    def intervals(cls, steps, dpm_solver_order=2, **settings):
+        return len(cls.orders(steps, dpm_solver_order))
 
     def step(self, x, i):
         t, alpha, sigma = self.at(i)

@@ -53,7 +53,7 @@ def _of_the_flow(model, options: Options) -> Options:
     if solver and not solver.follows_flow:
         raise UserError(f'latent codes follow the probability flow, but method={options.method!r} adds noise')
     options = dataclasses.replace(options, method=options.method if solver else 'ode', noise_removal=False, eta=0.0, churn=0.0,
-                                  correct=None)
+                                  thresholding=False)
     check(model, options)
     return options
 

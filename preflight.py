@@ -311,7 +311,7 @@ def _kind(config, mode):
 
 def _sampler(config):
     score = Score(None, sde_lib.get_sde(config), config.training.continuous)
-    sampling.check(score, sampling.Options.of(config.sampling, config.data.centered))
+    sampling.check(score, sampling.Options.of(config.sampling))
 
 
 def _batches(config):

@@ -18,6 +18,7 @@ import torch
 
 import fast_sampling
 import ode_lib
+from configs.defaults import complete
 from errors import UserError
 from models.score import Score
 from models.utils import get_score_fn, times_like
@@ -276,9 +277,9 @@ DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol,
 class Options:
     """How samples are drawn: the keys of a config's `sampling` section, explained in configs/defaults.py, and three more.
 
-    `eps`: the time at which sampling stops; None: `sde.sampling_eps`. `correct`: a function that is applied to every estimate of an image,
-    such as `fast_sampling.threshold`. `own`: settings of solvers that are not in this library, by name. `predictor` and `corrector` may be
-    classes as well as names.
+    `eps`: the time at which sampling stops; None: `sde.sampling_eps`. `centered`: whether the network sees images in [-1, 1] rather than in
+    [0, 1], for `thresholding`. `own`: settings of solvers that are not in this library, by name. `predictor` and `corrector` may be classes
+    as well as names.
     """
     method: str = 'unipc'
     predictor: type | str | None = 'none'
@@ -299,20 +300,16 @@ class Options:
     atol: float = 0.0
     prior_mean: float | torch.Tensor = 0.0
     eps: float | None = None
-    correct: Callable | None = None
+    thresholding: bool = False
+    centered: bool = True
     own: Mapping = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Mapping, centered: bool = True, **more) -> 'Options':
-        """The options that `settings` describes, a config's `sampling` section or another mapping with its keys.
-
-        `centered`: whether the network sees images in [-1, 1] rather than in [0, 1], for `thresholding`. `more`: further fields.
-        """
+    def of(cls, settings: Mapping, **more) -> 'Options':
+        """The options that `settings` describes, a config's `sampling` section or another mapping with its keys; `more`: further fields."""
         names = {field.name for field in dataclasses.fields(cls)}
         fields = {key: value for key, value in settings.items() if key in names} | dict(
             own={key: value for key, value in settings.items() if key not in names})
-        if settings.get('thresholding', False):
-            fields['correct'] = functools.partial(fast_sampling.threshold, centered=centered)
         return cls(**fields | more)
 
     def solver(self):
@@ -333,6 +330,10 @@ class Options:
         if intervals < 1:
             raise UserError(f'steps={steps} is too few for method={self.method!r}')
         return fast_sampling.time_grid(sde, intervals, self.stop(sde), self.skip_type or solver.skip_type, self.rho)
+
+    def correct(self) -> Callable | None:
+        """The function that is applied to every estimate of an image, if any."""
+        return functools.partial(fast_sampling.threshold, centered=self.centered) if self.thresholding else None
 
     def tolerances(self) -> tuple[float, float]:
         """rtol and atol of 'ode' and 'adaptive'; 0.0 stands for the method's default."""
@@ -362,7 +363,7 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
     sde, method = model.sde, options.method.lower()
     if method not in map(str.lower, methods()):
         raise UserError(f'method must be one of {", ".join(methods())}, got {options.method!r}')
-    if options.correct and not options.solver():
+    if options.thresholding and not options.solver():
         raise UserError(f'thresholding=True needs a solver that estimates images, which method={method!r} does not')
     if method not in ('pc', 'ode') and not model.continuous and sde.N < 100:
         raise UserError(f"method={method!r} needs a network of continuous time, or of 100 noise levels or more: this one has {sde.N} "
@@ -377,7 +378,7 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
     elif method == 'pc':
         _check_pc(sde, options, loop)
     elif options.solver():
-        options.solver()(sde, None, options.solver_times(sde), correct=options.correct, **options.solver_settings())
+        options.solver()(sde, None, options.solver_times(sde), correct=options.correct(), **options.solver_settings())
 
 
 def _check_pc(sde, options, loop):
@@ -484,7 +485,7 @@ def _predictor_corrector(sde, score_fn, x, options, loop):
 def _solver(sde, score_fn, x, options, loop):
     """The solvers of fast_sampling.py."""
     times = options.solver_times(sde)
-    solver = options.solver()(sde, score_fn, times, correct=options.correct, **options.solver_settings())
+    solver = options.solver()(sde, score_fn, times, correct=options.correct(), **options.solver_settings())
     x, _ = loop.walk(lambda x, i: (solver.step(x, i),) * 2, sde, x, times.to(x.device, x.dtype), solver.forget)
     return solver.denoised(x) if options.noise_removal else x
 
@@ -547,10 +548,11 @@ def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1
 
 def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, loop: Loop = Loop()):
     """Return the sampler `fn(model) -> (samples, nfe)` that `config.sampling` describes, for samples of `shape`, stopping at `eps`."""
-    options = Options.of(config.sampling, 'data' not in config or config.data.centered, eps=eps)
+    config = complete(config)
+    options = Options.of(config.sampling, eps=eps, **{'centered': config.data.centered} if 'centered' in config.data else {})
 
     def images(x):
-        return round_to_8_bits(inverse_scaler(x)) if config.sampling.get('round', False) else inverse_scaler(x)
+        return round_to_8_bits(inverse_scaler(x)) if config.sampling.round else inverse_scaler(x)
     return _sampler(sde, shape, options, images, loop, device=config.device, continuous=config.training.continuous,
                     guidance=guidance)
 

@@ -39,7 +39,7 @@ from models.utils import create_model
 from randomness import own_randomness, per_image
 
 PRETRAINED = pathlib.Path(__file__).parent / 'assets' / 'pretrained'
-OF_IMAGES = ('round', 'seed_per_image', 'guidance', 'thresholding')  # keys of config.sampling that are not `sampling.Options`
+OF_IMAGES = dict(round=False, seed_per_image=False, guidance=1.0)  # keys of config.sampling that are not `sampling.Options`
 
 
 class ScoreModel(Score):
@@ -140,7 +140,7 @@ class ScoreModel(Score):
         `weight`: of the guidance; None: `sampling.guidance` of the config. `classifier`: of noisy images, `classifier(x, label) -> logits`,
         for a network that is not conditioned on classes. Other guidance: `guided_by`.
         """
-        weight = self._settings('sampling').get('guidance', 1.0) if weight is None else weight
+        weight = self._settings('sampling')['guidance'] if weight is None else weight
         classes = torch.as_tensor(classes)
         if classifier is None and not (self.num_classes and len(classes) and 0 <= classes.min() <= classes.max() < self.num_classes):
             raise UserError(f'classes must be between 0 and {self.num_classes - 1}, got {classes.tolist()}' if self.num_classes else
@@ -161,8 +161,8 @@ class ScoreModel(Score):
         names = {field.name for field in dataclasses.fields(sampling.Options)} | set(OF_IMAGES)
         solver = sampling.Options.of(chosen).solver()
         if unknown := settings.keys() - names - set(solver.settings if solver else ()):
-            raise UserError(f'unknown setting {sorted(unknown)[0]!r}: known are {", ".join(sorted(names - {"own", "correct"}))}')
-        return sampling.Options.of(chosen, self.centered)
+            raise UserError(f'unknown setting {sorted(unknown)[0]!r}: known are {", ".join(sorted(names - {"own", "centered"}))}')
+        return sampling.Options.of(chosen, centered=self.centered)
 
     def sample(self, n: int, seed: int | None = None, classes=None, batch_size: int | None = None, **settings):
         """Draw `n` samples.
@@ -181,13 +181,14 @@ class ScoreModel(Score):
             with _seeded(seed, 'classes'):
                 classes = torch.randint(self.num_classes, (n,))
         parts, batch_size, streams = [], batch_size or n, contextlib.nullcontext()
-        alone = (self._settings('sampling') | settings).get('seed_per_image', False)
+        chosen = self._settings('sampling') | settings
+        alone = chosen['seed_per_image']
         begin = seed if seed is not None or not alone else int(torch.randint(2 ** 56, ()))
         for first in range(0, n, batch_size):
             count = min(batch_size, n - first)
             if alone:
                 streams = per_image(range(begin + first, begin + first + count))
-            model = self if classes is None else self.guided(classes[first:first + count], settings.get('guidance'))
+            model = self if classes is None else self.guided(classes[first:first + count], chosen['guidance'])
             with _seeded(seed, first), streams:
                 parts.append(model.draw(count, **settings)[0])
         return torch.cat(parts)
@@ -201,7 +202,7 @@ class ScoreModel(Score):
 
     def _images(self, x, settings):
         x = self.unscale(x)
-        return sampling.round_to_8_bits(x) if (self._settings('sampling') | settings).get('round', False) else x
+        return sampling.round_to_8_bits(x) if (self._settings('sampling') | settings)['round'] else x
 
     # Likelihoods and latent codes ----------------------------------------------------------------------------------------------------
 
@@ -270,7 +271,7 @@ class ScoreModel(Score):
     def _settings(self, section: str) -> Mapping:
         """A section of the config as a dict; without a config the defaults, of samplers those of `sampling.Options`."""
         if self.config is None:
-            return {} if section == 'sampling' else defaults.base()[section].to_dict()
+            return dict(OF_IMAGES) if section == 'sampling' else defaults.base()[section].to_dict()
         return self.config[section].to_dict()
 
 
