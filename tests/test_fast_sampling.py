@@ -495,7 +495,7 @@ def test_thresholding_keeps_images_within_their_range():
     sampler = get_sampling_fn(config, sde, (500, 2), identity, 1e-3, guidance)
     assert sampler(ExactConditionalNetwork(sde, target))[0].abs().max() <= 1
     config.sampling.method = 'pc'
-    with pytest.raises(UserError, match="thresholding needs a solver that estimates images, which method='pc' does not"):
+    with pytest.raises(UserError, match="thresholding=True needs a solver that estimates images, which method='pc' does not"):
         get_sampling_fn(config, sde, (500, 2), identity, 1e-3)
 
 
