@@ -2,7 +2,7 @@
 import functools
 
 from . import layers
-from .unet import UNet
+from .unet import Parts, UNet
 from .utils import accept, completed, register_model
 
 
@@ -16,10 +16,11 @@ class DDPM(UNet):
         accept(config, 'model.normalization', 'GroupNorm')
         make = functools.partial(layers.ResnetBlockDDPM, act, temb_dim=4 * model.nf if model.conditional else None, dropout=model.dropout,
                                  groups=groups)
-        super().__init__(config, act, block=make, groups=groups,
-                         attention=functools.partial(layers.AttnBlock, groups=groups, head_dim=model.attn_head_dim),
-                         upsample=functools.partial(layers.Upsample, with_conv=model.resamp_with_conv),
-                         downsample=functools.partial(layers.Downsample, with_conv=model.resamp_with_conv))
+        super().__init__(config, act, Parts(
+            block=make, groups=groups,
+            attention=functools.partial(layers.AttnBlock, groups=groups, head_dim=model.attn_head_dim),
+            upsample=functools.partial(layers.Upsample, with_conv=model.resamp_with_conv),
+            downsample=functools.partial(layers.Downsample, with_conv=model.resamp_with_conv)))
 
 
 register_model(DDPM, name='ddpm')

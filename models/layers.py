@@ -150,7 +150,7 @@ class ResnetBlock(nn.Module):
 
     projection = None  # the name of the layer that brings the input to the output's shape, where they differ
 
-    def __init__(self, act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, groups):
+    def __init__(self, act, in_ch, out_ch, temb_dim, dropout, skip_rescale=False, init_scale=0.0, groups=None):
         super().__init__()
         self.GroupNorm_0 = group_norm(in_ch, groups)
         self.Conv_0 = conv3x3(in_ch, out_ch)
@@ -173,12 +173,11 @@ class ResnetBlock(nn.Module):
 
 
 class ResnetBlockDDPM(ResnetBlock):
-    """The residual block of DDPM."""
+    """The residual block of DDPM. `design`: `skip_rescale`, `init_scale` and `groups` of `ResnetBlock`."""
 
-    def __init__(self, act, in_ch, out_ch=None, temb_dim=None, conv_shortcut=False, dropout=0.1, skip_rescale=False, init_scale=0.0,
-                 groups=32):
+    def __init__(self, act, in_ch, out_ch=None, temb_dim=None, conv_shortcut=False, dropout=0.1, **design):
         out_ch = out_ch or in_ch
-        super().__init__(act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, groups)
+        super().__init__(act, in_ch, out_ch, temb_dim, dropout, **{'groups': 32} | design)
         if in_ch != out_ch:
             self.projection = 'Conv_2' if conv_shortcut else 'NIN_0'
             self.add_module(self.projection, conv3x3(in_ch, out_ch) if conv_shortcut else NIN(in_ch, out_ch))

@@ -7,7 +7,7 @@ import functools
 
 from . import layerspp
 from .layers import get_act, group_norm
-from .unet import UNet
+from .unet import Design, Parts, UNet
 from .utils import accept, completed, register_model
 
 
@@ -37,15 +37,15 @@ class NCSNpp(UNet):
             make = functools.partial(layerspp.ResnetBlockDDPMpp, **block)
             up = functools.partial(layerspp.Upsample, with_conv=model.resamp_with_conv, **fir)
             down = functools.partial(layerspp.Downsample, with_conv=model.resamp_with_conv, **fir)
-        super().__init__(
-            config, act, block=lambda in_ch, out_ch: make(in_ch=in_ch, out_ch=out_ch),
+        parts = Parts(
+            block=lambda in_ch, out_ch: make(in_ch=in_ch, out_ch=out_ch),
             attention=functools.partial(layerspp.AttnBlockpp, skip_rescale=model.skip_rescale, init_scale=model.init_scale,
                                         head_dim=model.attn_head_dim),
-            upsample=lambda channels: up(in_ch=channels), downsample=lambda channels: down(in_ch=channels),
+            upsample=lambda channels: up(in_ch=channels), downsample=lambda channels: down(in_ch=channels))
+        super().__init__(config, act, parts, Design(
             embedding=model.embedding_type.lower(), fourier_scale=model.fourier_scale,
             progressive=model.progressive.lower(), progressive_input=model.progressive_input.lower(),
-            progressive_combine=model.progressive_combine.lower(), pyramid=fir,
-            skip_rescale=model.skip_rescale, init_scale=model.init_scale)
+            progressive_combine=model.progressive_combine.lower(), fir=fir, skip_rescale=model.skip_rescale, init_scale=model.init_scale))
         if model.attn_groups:
             for layer in self.around_attention():
                 layer.GroupNorm_0 = group_norm(layer.GroupNorm_0.num_channels, model.attn_groups)

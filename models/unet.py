@@ -10,6 +10,8 @@ progressive input feeds shrunken copies of x to the down levels; a progressive o
 The position of every block in `all_modules` is written down once, when it is built; `all_modules` stays the sole owner, so that
 the parameters have the names and the order of the published checkpoints.
 """
+import types
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -37,93 +39,120 @@ class UpLevel(NamedTuple):
     resample: int | None
 
 
+class Parts(NamedTuple):
+    """What makes the parts of a network: `block(in_ch, out_ch)`, `attention(channels)`, `upsample(channels)`, `downsample(channels)`, of
+    which the last two are called as blocks are, with (h, temb); and the groups of other normalizations (None: by their channels)."""
+    block: Callable
+    attention: Callable
+    upsample: Callable
+    downsample: Callable
+    groups: int | None = None
+
+
+class Design(NamedTuple):
+    """The options of NCSN++ by their names in the config, with the values of DDPM; `fir`: `fir` and `fir_kernel` of the pyramids."""
+    embedding: str = 'positional'
+    fourier_scale: float = 16.0
+    progressive: str = 'none'
+    progressive_input: str = 'none'
+    progressive_combine: str = 'sum'
+    fir: Mapping = types.MappingProxyType({})
+    skip_rescale: bool = False
+    init_scale: float = 0.0
+
+
 class UNet(nn.Module):
     """(x (B, C, H, W), labels (B,), classes (B,) or None) -> (B, C, H, W). Height and width must be multiples of 2^(levels - 1).
 
     `config` gives the sizes (`data.image_size`, `data.num_channels`, `model.nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions`).
-    `block(in_ch, out_ch)`, `attention(channels)`, `upsample(channels)` and `downsample(channels)` make the parts; the last two are
-    called as blocks are, with (h, temb). `groups` is the number of groups of the other normalizations (None: by their channels).
-    With `training.recompute` the backward pass computes anew what happens within each block, instead of keeping it.
+    With `training.recompute` the backward pass recomputes what happens within each block, instead of keeping it.
     With `model.num_classes` an embedding of the class is added to that of the time; the last of the embeddings stands for any class: for
     None, and in training for the share `model.label_dropout` of the images (Ho & Salimans 2022).
     """
 
-    def __init__(self, config, act, *, block, attention, upsample, downsample, groups=None, embedding='positional', fourier_scale=16.0,
-                 progressive='none', progressive_input='none', progressive_combine='sum', pyramid=None, skip_rescale=False, init_scale=0.0):
+    def __init__(self, config, act, parts: Parts, design: Design = Design()):
         super().__init__()
         model, data = config.model, config.data
-        self.act, self.embedding, self.conditional = act, embedding, model.conditional
-        self.nf, self.skip_rescale, self.scale_by_sigma = model.nf, skip_rescale, model.scale_by_sigma
+        self.act, self.embedding, self.conditional = act, design.embedding, model.conditional
+        self.nf, self.skip_rescale, self.scale_by_sigma = model.nf, design.skip_rescale, model.scale_by_sigma
         self.centers = not data.centered and model.center_input  # x in [0, 1] to [-1, 1]
-        self.progressive, self.progressive_input = progressive, progressive_input
-        self.recompute = config.training.recompute
+        self.progressive, self.progressive_input = design.progressive, design.progressive_input
+        self.recompute, self.channels = config.training.recompute, data.num_channels
         self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32))
         self.all_modules = nn.ModuleList()
         add = self._add
 
-        self.fourier = add(GaussianFourierProjection(self.nf, fourier_scale)) if embedding == 'fourier' else None
+        self.fourier = add(GaussianFourierProjection(self.nf, design.fourier_scale)) if self.embedding == 'fourier' else None
         if self.conditional:
-            embedding_dim = 2 * self.nf if embedding == 'fourier' else self.nf
+            embedding_dim = 2 * self.nf if self.embedding == 'fourier' else self.nf
             self.embedding_layers = add(dense(embedding_dim, 4 * self.nf)), add(dense(4 * self.nf, 4 * self.nf))
+        self.pyramid_down = Downsample(**design.fir) if self.progressive_input == 'input_skip' else None
+        self.pyramid_up = Upsample(**design.fir) if self.progressive == 'output_skip' else None
 
-        channels, last = data.num_channels, len(model.ch_mult) - 1
-        self.channels = channels
-        widths = [self.nf * mult for mult in model.ch_mult]
-        attends = [data.image_size // 2 ** i in model.attn_resolutions for i in range(last + 1)]
         accept(config, 'model.up_attention', 'level', 'block')
-        attends_each = model.up_attention.lower() == 'block'
-        pyramid = pyramid or {}
-        self.pyramid_down = Downsample(**pyramid) if progressive_input == 'input_skip' else None
-        self.pyramid_up = Upsample(**pyramid) if progressive == 'output_skip' else None
-
-        self.stem = add(conv3x3(channels, self.nf))
-        kept, width, pyramid_width = [self.nf], self.nf, channels
-        self.down_levels = []
-        for i, out in enumerate(widths):
-            blocks = []
-            for _ in range(model.num_res_blocks):
-                blocks.append((add(block(width, out)), add(attention(out)) if attends[i] else None))
-                width = out
-                kept.append(width)
-            resample = joint = None
-            if i < last:
-                resample = add(downsample(width))
-                if progressive_input == 'input_skip':
-                    joint = add(Combine(pyramid_width, width, progressive_combine))
-                    width *= 2 if progressive_combine == 'cat' else 1
-                elif progressive_input == 'residual':
-                    joint = add(Downsample(pyramid_width, width, with_conv=True, **pyramid))
-                    pyramid_width = width
-                kept.append(width)
-            self.down_levels.append(DownLevel(blocks, resample, joint))
-
-        self.bottom = add(block(width, width)), add(attention(width)), add(block(width, width))
-
-        self.up_levels, pyramid_width = [], None
-        for i, out in reversed(list(enumerate(widths))):
-            blocks = []
-            for j in range(model.num_res_blocks + 1):
-                here = attends[i] and (attends_each or j == model.num_res_blocks)
-                blocks.append((add(block(width + kept.pop(), out)), add(attention(out)) if here else None))
-                width = out
-            layers = []
-            if progressive == 'output_skip':
-                layers = [add(group_norm(width)), add(conv3x3(width, channels, init_scale=init_scale))]
-            elif progressive == 'residual' and i == last:
-                layers = [add(group_norm(width)), add(conv3x3(width, width))]
-            elif progressive == 'residual':
-                layers = [add(Upsample(pyramid_width, width, with_conv=True, **pyramid))]
-            pyramid_width = width
-            self.up_levels.append(UpLevel(blocks, layers, add(upsample(width)) if i > 0 else None))
-        assert not kept, 'every feature map that was kept is used once'
-
-        if progressive != 'output_skip':
-            self.head = add(group_norm(width, groups)), add(conv3x3(width, channels, init_scale=init_scale))
+        self.stem = add(conv3x3(self.channels, self.nf))
+        kept = self._add_down_levels(config, parts, design)
+        width = kept[-1]
+        self.bottom = add(parts.block(width, width)), add(parts.attention(width)), add(parts.block(width, width))
+        width = self._add_up_levels(config, parts, design, kept)
+        if self.progressive != 'output_skip':
+            self.head = add(group_norm(width, parts.groups)), add(conv3x3(width, self.channels, init_scale=design.init_scale))
 
         self.num_classes, self.label_dropout = model.num_classes, model.label_dropout
         if self.num_classes:
             accept(config, 'model.conditional', True, why='the embedding of a class is added to that of the time')
             self.label_embedding = nn.Embedding(self.num_classes + 1, 4 * self.nf)
+
+    def _levels(self, config) -> list[tuple[int, bool]]:
+        """The channels of each resolution, and whether attention follows its blocks."""
+        model = config.model
+        return [(self.nf * mult, config.data.image_size // 2 ** i in model.attn_resolutions) for i, mult in enumerate(model.ch_mult)]
+
+    def _add_down_levels(self, config, parts: Parts, design: Design) -> list[int]:
+        """Add the levels on the way down; return the channels of every feature map that is kept, the last at the bottom."""
+        kept, width, pyramid_width = [self.nf], self.nf, self.channels
+        add, levels, self.down_levels = self._add, self._levels(config), []
+        for i, (out, attends) in enumerate(levels):
+            blocks = []
+            for _ in range(config.model.num_res_blocks):
+                blocks.append((add(parts.block(width, out)), add(parts.attention(out)) if attends else None))
+                width = out
+                kept.append(width)
+            resample = joint = None
+            if i < len(levels) - 1:
+                resample = add(parts.downsample(width))
+                if self.progressive_input == 'input_skip':
+                    joint = add(Combine(pyramid_width, width, design.progressive_combine))
+                    width *= 2 if design.progressive_combine == 'cat' else 1
+                elif self.progressive_input == 'residual':
+                    joint = add(Downsample(pyramid_width, width, with_conv=True, **design.fir))
+                    pyramid_width = width
+                kept.append(width)
+            self.down_levels.append(DownLevel(blocks, resample, joint))
+        return kept
+
+    def _add_up_levels(self, config, parts: Parts, design: Design, kept: list[int]) -> int:
+        """Add the levels on the way up, which take what was `kept`; return the channels of the last."""
+        add, levels, self.up_levels = self._add, self._levels(config), []
+        width, pyramid_width, last = kept[-1], None, config.model.num_res_blocks
+        attends_each = config.model.up_attention.lower() == 'block'
+        for i, (out, attends) in reversed(list(enumerate(levels))):
+            blocks = []
+            for j in range(last + 1):
+                here = attends and (attends_each or j == last)
+                blocks.append((add(parts.block(width + kept.pop(), out)), add(parts.attention(out)) if here else None))
+                width = out
+            layers = []
+            if self.progressive == 'output_skip':
+                layers = [add(group_norm(width)), add(conv3x3(width, self.channels, init_scale=design.init_scale))]
+            elif self.progressive == 'residual' and i == len(levels) - 1:
+                layers = [add(group_norm(width)), add(conv3x3(width, width))]
+            elif self.progressive == 'residual':
+                layers = [add(Upsample(pyramid_width, width, with_conv=True, **design.fir))]
+            pyramid_width = width
+            self.up_levels.append(UpLevel(blocks, layers, add(parts.upsample(width)) if i > 0 else None))
+        assert not kept, 'every feature map that was kept is used once'
+        return width
 
     def _add(self, module: nn.Module) -> int:
         self.all_modules.append(module)
