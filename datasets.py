@@ -47,17 +47,26 @@ class ImageArray(np.ndarray):
 
 
 class Batches:
-    """Batches of `images`: one pass that holds every image, or without end (`endless`), one epoch behind the other.
+    """Batches of `images`.
 
-    `shuffle`: each epoch in a new order; `random_flip`: half of the images mirrored; `dequantize`: uniform noise, new in each pass;
-    `start`: the first batch, where there is no end; `rows`: those of every such batch that are wanted (all). Damaged images, where they
-    may be skipped, are missing from the batches of a pass; in those without end, others of the same rows take their places.
+    Args:
+        images: The images.
+        batch_size: Images in a batch.
+        seed: Of the order of images, of flips and of noise.
+        shuffle: Whether each epoch has a new order.
+        random_flip: Whether half of the images are mirrored.
+        dequantize: Whether uniform noise is added, new in each pass.
+        start: The number of the first batch of a sequence without end, one epoch after another. None: one pass over all images.
+        rows: The rows of every batch of such a sequence that are wanted.
+
+    Damaged images, if they may be skipped, are missing from the batches of a pass; in a sequence without end, others of the same rows
+    take their places.
     """
 
-    def __init__(self, images: Images | Streamed, batch_size: int, seed: int = 0, endless: bool = False, shuffle: bool = False,
-                 random_flip: bool = False, dequantize: bool = False, start: int = 0, rows: slice = slice(None)):
-        self.data, self.batch_size, self.seed, self.endless = images, batch_size, seed, endless
-        self.shuffle, self.random_flip, self.dequantize, self.start = shuffle, random_flip, dequantize, start
+    def __init__(self, images: Images | Streamed, batch_size: int, seed: int = 0, shuffle: bool = False, random_flip: bool = False,
+                 dequantize: bool = False, start: int | None = None, rows: slice = slice(None)):
+        self.data, self.batch_size, self.seed, self.start = images, batch_size, seed, start
+        self.shuffle, self.random_flip, self.dequantize = shuffle, random_flip, dequantize
         self.rows, self.passes = rows, 0
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
 
@@ -99,7 +108,7 @@ class Batches:
         return self._collect(np.arange(i * self.batch_size, min((i + 1) * self.batch_size, len(self.data))), self._rng(2, repeat, i))
 
     def __iter__(self):
-        if self.endless:
+        if self.start is not None:
             make, numbers = self.batch, itertools.count(self.start)
         else:
             self.passes += 1
@@ -364,7 +373,7 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     size = config.training.batch_size
     if len(train) < size:
         raise UserError(f'config.training.batch_size is {size}: the training set of {config.data.dataset} has {len(train)} images')
-    make = functools.partial(Batches, batch_size=size, seed=config.seed, dequantize=uniform_dequantization, endless=True,
+    make = functools.partial(Batches, batch_size=size, seed=config.seed, dequantize=uniform_dequantization,
                              rows=distributed.rows(size))
     return (make(train, shuffle=True, random_flip=config.data.random_flip, start=start),
             make(test, start=math.ceil(start / config.training.eval_freq)), builder)

@@ -314,7 +314,7 @@ def test_rows_of_a_batch_make_up_the_batch(dequantize):
             return super().read(indices)
 
     images = Counting(rng.integers(0, 256, (50, 6, 6, 3), np.uint8), np.arange(50))
-    settings = dict(batch_size=12, seed=1, endless=True, shuffle=True, random_flip=True, dequantize=dequantize)
+    settings = dict(batch_size=12, seed=1, start=0, shuffle=True, random_flip=True, dequantize=dequantize)
     whole = datasets.Batches(images, **settings)
     parts = [datasets.Batches(images, **settings, rows=slice(4 * rank, 4 * rank + 4)) for rank in range(3)]
     for i in (0, 3, 4, 40):  # also across the end of an epoch

@@ -197,7 +197,7 @@ def test_batches_of_nothing_but_damage():
     assert [list(batch['label']) for batch in datasets.Batches(source, 2)] == [[0, 1], [2, 3]]
     assert source.damaged == {4, 5}
     with pytest.raises(UserError, match='not one of the 2 images'):
-        datasets.Batches(source, 2, endless=True).batch(2)
+        datasets.Batches(source, 2, start=0).batch(2)
 
 
 @pytest.mark.parametrize('dequantize', [False, True])
