@@ -48,7 +48,7 @@ def best_of(ways: dict, repeats: int) -> dict:
 def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
     """Serves batches as training does, as contiguous tensors (B, C, H, W) on the CPU; returns the number of images."""
     import torch
-    batches = datasets.Batches(source, batch_size, seed=seed, endless=True, shuffle=True, random_flip=True, **how)
+    batches = datasets.Batches(source, batch_size, seed=seed, start=0, shuffle=True, random_flip=True, **how)
     total = 0
     for _, batch in zip(range(n_batches), batches):
         total += len(torch.from_numpy(batch['image']).permute(0, 3, 1, 2).contiguous())
