@@ -359,6 +359,22 @@ def test_neither_predictor_nor_corrector_is_refused():
         pc_sampler(VPSDE(), None, None)
 
 
+def test_only_predictors_of_the_chain_need_its_steps(target):
+    """beta_max / N reaches 1 in a VP chain of 10 steps, which Euler-Maruyama and predictors of users do not take."""
+    class Still(sampling.Predictor):
+        def update_fn(self, x, t):
+            return x, x
+
+    model = Score(ExactNetwork(VPSDE(), target), VPSDE())
+    for predictor in ('euler_maruyama', Still):
+        x, nfe = sample(model, (4, 2), Options(method='pc', predictor=predictor, steps=10))
+        assert x.isfinite().all() and nfe == 10 * (predictor != Still)
+    for settings in (dict(predictor='reverse_diffusion'), dict(predictor='ancestral_sampling'),
+                     dict(predictor=Still, corrector='langevin')):
+        with pytest.raises(ValueError, match='^a VP chain of N=10 steps .* N must be at least 21'):
+            sample(model, (4, 2), Options(method='pc', steps=10, **settings))
+
+
 def test_no_corrector_steps_are_refused():
     with pytest.raises(ValueError, match='n_steps_each'):
         pc_sampler(VPSDE(), 'reverse_diffusion', 'langevin', n_steps=0)
