@@ -26,11 +26,11 @@ import preflight
 import reports
 import run_lib
 import sampling
+import score_model
 import sde_lib
 from errors import UserError
 from models.score import Score
 from randomness import own_randomness
-from score_model import ScoreModel
 
 
 class Task(NamedTuple):
@@ -86,7 +86,7 @@ def control(config, workdir, task, **request):
     job.images = _inputs(job, kind, request.input) if kind.pictures else None
     if kind.pictures and job.labels is not None:
         job.labels = _labels_of(len(job.images), job.labels)
-    job.model = ScoreModel.load(request.checkpoint or checkpoints.latest(workdir), config)
+    job.model = score_model.ScoreModel.load(request.checkpoint or checkpoints.latest(workdir), config)
     job.guide = _guide(job, request.classifier)
     with own_randomness(config.seed):
         job.x = _scaled(job) if kind.pictures else None
@@ -165,7 +165,7 @@ def _guide(job, classifier) -> Callable:
     weight = job.config.sampling.guidance
     if not classifier:
         return lambda labels: control_lib.classifier_free_guidance(labels, weight)
-    network = run_lib.load_classifier(classifier, job.config)
+    network = score_model.load_classifier(classifier, job.config)
     _in_range(job.labels, network.module.num_classes, 'classifier')
     return lambda labels: control_lib.classifier_guidance(job.model.sde, network, labels, weight)
 

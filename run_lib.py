@@ -32,7 +32,6 @@ import results
 import sampling
 import sde_lib
 from configs import stored
-from configs.defaults import complete
 from errors import UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
@@ -40,7 +39,7 @@ from models.score import Score
 from models.utils import times_like
 from progress import duration, progress, watched
 from randomness import own_randomness, per_image, seed_of
-from score_model import ScoreModel, load_averaged_model
+from score_model import ScoreModel
 
 
 def keep_memory(device):
@@ -60,23 +59,6 @@ def create_state(config) -> dict:
     model = mutils.create_model(config)
     return dict(model=model, optimizer=losses.get_optimizer(config, model.parameters()),
                 ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate), step=0)
-
-
-def load_classifier(path, config):
-    """The classifier of a checkpoint of `train_classifier`, or the latest in its work directory, for networks and samplers of `config`."""
-    path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
-    content = checkpoints.load(path)
-    if 'config' not in content or content.get('kind', 'classifier') != 'classifier':  # older files do not say the kind
-        raise UserError(f'{path} is no checkpoint of a classifier: --mode classifier makes one')
-    own = complete(ConfigDict(json.loads(content['config'])))
-    of_sde = sde_lib.get_sde(config).config_keys()
-    for section, keys in (('training', ['sde']), ('model', of_sde), ('data', ['image_size', 'num_channels', 'centered'])):
-        for key in keys:
-            if own[section].get(key) != config[section].get(key):
-                raise UserError(f'{path} is of a classifier with {section}.{key}={own[section].get(key)}, the config has '
-                                f'{config[section].get(key)}: they must agree')
-    own.device = config.device
-    return load_averaged_model(own, path)
 
 
 def to_tensor(batch: dict, config, scaler) -> torch.Tensor:

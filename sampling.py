@@ -230,7 +230,7 @@ class Loop:
     """What happens between the steps of a sampler.
 
     Args:
-        callback: `callback(i, t, x)` is called with the state after the i-th step.
+        callback: `callback(i, t, x)` is called after the i-th step, which began at time t, with the state x that it led to.
         project: `project(x, t (B,)) -> x` imposes on x what is known of it: at the start and after every step.
         resample: how many times each stretch of `jump` steps is taken; in between, the forward process carries x back to its start (Lugmayr
             et al. 2022, Algorithm 1 and Appendix B). A last stretch of one step is taken once.
@@ -427,7 +427,7 @@ def sample(model: Score, shape, options: Options = Options(), *, z=None, loop: L
         model: the score to follow, with its guidance.
         shape: of the samples, (B, ...).
         options: the method and its settings.
-        z: the latent codes to begin with, of `shape`, for methods without noise; None: a draw from the prior.
+        z: where to begin, of `shape`, such as latent codes; None: a draw from the prior.
         loop: what happens between the steps.
         device: where to sample; None: the device of the network.
 

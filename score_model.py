@@ -14,6 +14,7 @@ shape=(2,))` samples, computes likelihoods and trains (`loss`).
 """
 import contextlib
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 
@@ -130,6 +131,8 @@ class ScoreModel(Score):
     def _input(self, x):
         """A tensor as the network sees it, on its device."""
         parameter, x = self.parameter(), torch.as_tensor(x)
+        if not x.is_floating_point():
+            raise UserError(f'expected real numbers, images in [0, 1], got {x.dtype}: divide grey levels by {self.levels - 1}')
         return self.scale(x if parameter is None else x.to(parameter.device))
 
     # Guidance and training -----------------------------------------------------------------------------------------------------------
@@ -137,9 +140,11 @@ class ScoreModel(Score):
     def guided(self, classes, weight: float | None = None, classifier=None) -> 'ScoreModel':
         """The model guided towards `classes` (B,), for batches of B samples.
 
-        `weight`: of the guidance; None: `sampling.guidance` of the config. `classifier`: of noisy images, `classifier(x, label) -> logits`,
-        for a network that is not conditioned on classes. Other guidance: `guided_by`.
+        `weight`: of the guidance; None: `sampling.guidance` of the config. `classifier`: for a network that is not conditioned on classes,
+        a classifier of noisy images, `classifier(x, label) -> logits`, or the path of one (`load_classifier`). Other guidance: `guided_by`.
         """
+        if isinstance(classifier, (str, pathlib.Path)):
+            classifier = load_classifier(classifier, self.config)
         weight = self._settings('sampling')['guidance'] if weight is None else weight
         classes = torch.as_tensor(classes)
         if classifier is None and not (self.num_classes and len(classes) and 0 <= classes.min() <= classes.max() < self.num_classes):
@@ -293,6 +298,28 @@ def load_averaged_model(config, path):
     state['ema'].copy_to(model.parameters())
     logging.info('Loaded %s, of training step %d.', path, state['step'])
     return model.eval().requires_grad_(False)
+
+
+def load_classifier(path, config):
+    """Load a classifier of noisy images for the models of `config`.
+
+    Args:
+        path: a checkpoint of `--mode classifier`, or its work directory.
+        config: of the model that it is to guide; SDE, image size and scaling must agree.
+    """
+    path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
+    content = checkpoints.load(path)
+    if 'config' not in content or content.get('kind', 'classifier') != 'classifier':  # older files do not say the kind
+        raise UserError(f'{path} is no checkpoint of a classifier: --mode classifier makes one')
+    own = defaults.complete(ConfigDict(json.loads(content['config'])))
+    of_sde = sde_lib.get_sde(config).config_keys()
+    for section, keys in (('training', ['sde']), ('model', of_sde), ('data', ['image_size', 'num_channels', 'centered'])):
+        for key in keys:
+            if own[section].get(key) != config[section].get(key):
+                raise UserError(f'{path} is of a classifier with {section}.{key}={own[section].get(key)}, the config has '
+                                f'{config[section].get(key)}: they must agree')
+    own.device = config.device
+    return load_averaged_model(own, path)
 
 
 def _located(path) -> pathlib.Path:

@@ -27,7 +27,7 @@ import run_lib
 import sampling
 from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
 from machine import machine
-from score_model import ScoreModel
+from score_model import ScoreModel, load_classifier
 
 INPAINTING = ((1, 0.0), (5, 0.0), (20, 0.0), (1, 2.0), (3, 2.0), (5, 2.0), (3, 4.0))  # resample, consistency
 FREE_WEIGHTS, CLASSIFIER_WEIGHTS = (1.0, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0)
@@ -55,7 +55,7 @@ def main():
     logging.disable()
     plain, knowing = (ScoreModel.load(runs / folder / 'checkpoints' / 'checkpoint_1.pth', c)
                       for c, folder in ((config, 'quickstart'), (of_classes, 'classes')))
-    classifier = run_lib.load_classifier(runs / 'classifier', config)
+    classifier = load_classifier(runs / 'classifier', config)
     sde, options = plain.sde, plain.options()
 
     train, test = (datasets.get_split(config, split) for split in ('train', 'test'))

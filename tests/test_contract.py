@@ -635,18 +635,21 @@ def test_notebook_trains(notebook):
 
 # Sizes ---------------------------------------------------------------------------------------------------------------------------------
 
-PUBLISHED = {'get_pc_sampler', 'get_ode_sampler', 'get_pc_inpainter', 'get_pc_colorizer', 'get_pc_conditional_sampler', 'ResnetBlockBigGANpp'}
+PUBLISHED = {'get_pc_sampler', 'get_ode_sampler', 'get_pc_inpainter', 'get_pc_colorizer', 'get_pc_conditional_sampler',
+             'ResnetBlockBigGANpp'}
 
 
 def test_functions_have_at_most_eight_parameters():
     """But for those of the 2021 releases, whose signatures stay."""
     large = {}
-    for path in [*ROOT.glob('*.py'), *(path for folder in ('models', 'op', 'configs', 'dialects', 'validation') for path in (ROOT / folder).glob('**/*.py'))]:
+    folders = 'models', 'op', 'configs', 'dialects', 'validation', 'examples', 'benchmarks'
+    for path in [*ROOT.glob('*.py'), *(path for folder in folders for path in (ROOT / folder).glob('**/*.py'))]:
         tree = ast.parse(path.read_text())
         owner = {id(function): cls.name for cls in ast.walk(tree) if isinstance(cls, ast.ClassDef) for function in cls.body}
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             a = function.args
-            names = [arg.arg for arg in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if arg and arg.arg not in ('self', 'cls')]
+            arguments = filter(None, (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg))
+            names = [argument.arg for argument in arguments if argument.arg not in ('self', 'cls')]
             name = owner.get(id(function), function.name) if function.name == '__init__' else function.name
             if len(names) > 8 and name not in PUBLISHED:
                 large[f'{path.name}:{function.lineno} {name}'] = len(names)

@@ -208,7 +208,7 @@ def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, t
     sde = exact(config, shades(levels), ExactConditionalNetwork if how == 'network' else ExactNetwork)
     judge = mutils.Undivided(ExactClassifier(sde, shades(levels)))
     judge.module.num_classes = 3
-    monkeypatch.setattr(run_lib, 'load_classifier', lambda path, config: judge)
+    monkeypatch.setattr(score_model, 'load_classifier', lambda path, config: judge)
     settings = dict(labels='2,0,1,2') | (dict(classifier='exact') if how == 'classifier' else {})
     if task == 'inpaint':  # all but one pixel are missing, of which the label says what to make
         corner = np.zeros((SIZE, SIZE), np.uint8)
@@ -628,7 +628,7 @@ def test_a_classifier_loads_by_its_folder_and_its_file(place):
     x, labels = torch.randn(3, 1, SIZE, SIZE), torch.tensor([1.0, 300.0, 999.0])
     for path in (place / 'classifier', str(place / 'classifier'), file, str(file), checkpoints.resume_path(place / 'classifier')):
         for config in (CONFIGS['plain'](place), CONFIGS['classes'](place)):
-            network = run_lib.load_classifier(path, config)
+            network = score_model.load_classifier(path, config)
             weights = [p for p in network.parameters() if p.requires_grad]
             assert all(map(torch.equal, weights, content['ema']['shadow_params'])) and not network.training
             assert network(x, labels).shape == (3, 10) and network.module.shape == (1, SIZE, SIZE)
@@ -647,7 +647,7 @@ def test_a_classifier_learns_digits(place, tmp_path, caplog):
     shares = {float(t): float(share) for t, share in re.findall(r'at t=([\d.]+): ([\d.]+)', lines[-1])}
     assert [*shares] == [0.001, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]
     assert shares[0.001] > 0.7 and shares[0.001] > shares[0.5] and shares[1.0] < 0.1 + 4 * 0.016  # of 359, four standard errors
-    network = run_lib.load_classifier(tmp_path, CONFIGS['plain'](place))
+    network = score_model.load_classifier(tmp_path, CONFIGS['plain'](place))
     test = datasets.get_split(config, 'test')
     x = torch.from_numpy(2 * (test.images + 0.5) / 17 - 1).permute(0, 3, 1, 2).float()
     right = (network(x, torch.full((359,), 1.0)).argmax(1).numpy() == test.labels).mean()

@@ -18,6 +18,7 @@ import measurements
 import preflight
 import run_lib
 import sampling
+import score_model
 import sde_lib
 from configs import stored
 from conftest import ROOT, load_config
@@ -237,11 +238,11 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
     config.model.update(nf=4, widen=1, num_res_blocks=1, cosine_s=0.008)
     checkpoints.save(tmp_path / 'classifier.pth', run_lib.create_state(config) | dict(config=config.to_json()))
     if key is None:
-        assert run_lib.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes == 10
+        assert score_model.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes == 10
         return
     example.model[key] = value
     with pytest.raises(UserError, match='is of a classifier with model.cosine_s=0.008, the config has 0.02: they must agree'):
-        run_lib.load_classifier(tmp_path / 'classifier.pth', example)
+        score_model.load_classifier(tmp_path / 'classifier.pth', example)
 
 
 def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
