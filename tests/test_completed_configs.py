@@ -18,6 +18,7 @@ import preflight
 import run_lib
 import sample_metrics
 import sampling
+import score_model
 from configs import defaults, rules
 from conftest import load_config
 from errors import UserError
@@ -143,7 +144,7 @@ def test_a_needed_key_is_reported_and_nothing_is_written(tmp_path, key):
 
 def test_a_needed_key_is_never_assumed_when_a_checkpoint_is_loaded(tmp_path):
     with pytest.raises(UserError, match='^the config is missing the key model.nf: see configs/defaults.py$'):
-        run_lib.load_averaged_model(without(small(), 'model.nf'), tmp_path / 'checkpoint.pth')
+        score_model.load_averaged_model(without(small(), 'model.nf'), tmp_path / 'checkpoint.pth')
     (tmp_path / 'mine.py').write_text(
         'from configs.vp import digits_ddpmpp_continuous\ndef get_config():\n    config = digits_ddpmpp_continuous.get_config()\n'
         '    del config.model.beta_max\n    return config\n')

@@ -165,8 +165,8 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
         f"error: {workdir} was trained with config.model.name='small_cnn', config.training.sde='cosinevp', config.data.dataset='shapes', "
         "config.sampling.predictor='posterior', which nothing registers here: pass --config FILE with the Python file that registers it\n")
     example.model.update(cosine_s=0.02, num_scales=5, cnn_width=16)
-    with pytest.raises(UserError, match=r'^config.model.cosine_s=0.02 differs from 0.008, with which .*checkpoint_1.pth was trained$'):
-        run_lib.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
+    with pytest.raises(UserError, match=r'^config.model.cosine_s=0.02 differs from 0.008, with which .*checkpoint_1.pth was trained'):
+        score_model.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
 
 
 def test_a_config_file_may_be_loaded_again(unregistered):

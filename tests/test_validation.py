@@ -97,7 +97,7 @@ def test_what_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
     """Of a published config, without its data set and without a network: the paper's numbers stand beside the reason."""
     def offline():
         raise OSError('no network')
-    monkeypatch.setattr(image_sources, '_require_network', offline)
+    monkeypatch.setattr(image_sources, 'require_network', offline)
     for name in ('fetch_statistics',):
         monkeypatch.setattr(validate, name, lambda: (_ for _ in ()).throw(UserError('no network either')))
     status = main([f'configs/ve/cifar10_ncsnpp_continuous.py={DATA / "jax_ve_checkpoint_12"}', '--output', str(tmp_path), '--samples', '4',
