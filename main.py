@@ -1,16 +1,16 @@
-"""Score-based generative modelling through SDEs: train, evaluate, sample and control; look at data and make their statistics.
+"""Score-based generative modelling through SDEs: train, evaluate, sample, control; describe data and compute their statistics.
 
   python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits --mode train
-  python main.py --workdir runs/digits --mode eval                         # with the config that is stored in the work directory
+  python main.py --workdir runs/digits --mode eval                         # with the config stored in the work directory
   python main.py --workdir runs/digits --mode sample --num_samples 100
   python main.py --workdir runs/digits --mode control --task inpaint --mask right
   python main.py --config configs/vp/digits_wideresnet.py --workdir runs/classifier --mode classifier    # for guidance towards classes
-  python main.py --config configs/vp/cifar10_ddpmpp_continuous.py --mode stats     # statistics of the data that FID and KID compare with
-  python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/adm --mode metrics --input samples.npz  # of any model
-  python main.py --config configs/ve/cifar10_ncsnpp_continuous.py --mode data      # what the data are, and the sigma_max they suggest
+  python main.py --config configs/vp/cifar10_ddpmpp_continuous.py --mode stats     # statistics of the data, for FID and KID
+  python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/adm --mode metrics --input samples.npz  # samples of any model
+  python main.py --config configs/ve/cifar10_ncsnpp_continuous.py --mode data      # describes the data, suggests sigma_max
 
-On several GPUs, of one machine or more: torchrun --nproc_per_node=4 main.py ... (train, classifier, eval, sample and stats share the work).
-Any value of the config can be set on the command line: --config.training.batch_size=64 (see configs/defaults.py for what they mean).
+Several GPUs: torchrun --nproc_per_node=4 main.py ... (for train, classifier, eval, sample and stats).
+Any key of the config can be overridden: --config.training.batch_size=64 (configs/defaults.py explains the keys).
 """
 import os
 import pathlib
