@@ -1,7 +1,7 @@
 """Training states in files: {'optimizer', 'model', 'ema', 'step'}, as the 2021 release writes them, and `rng` where training saved it.
 
-A file is complete or it is not there: it is written beside its place and renamed. Reading executes nothing, and takes the files of others
-as well (`dialects`); it is strict, and says what is missing.
+Files are written atomically (temporary file, then rename). Loading never executes code from the file and also accepts the formats in
+`dialects`. It is strict: missing and unexpected keys raise CheckpointError.
 """
 import concurrent.futures
 import contextlib
@@ -99,9 +99,11 @@ def previous(path) -> pathlib.Path:
 
 
 class Saver:
-    """Saves in a thread of its own, while training goes on with the next steps: `save` takes as long as a copy of the state. One save may
-    wait behind the one being written; a further one waits here. What went wrong is raised by the next `save` or `wait`, at the latest at
-    the end of the `with` block."""
+    """Save in a background thread while training continues: `save` only copies the state and returns.
+
+    At most one save waits for the one being written; another call of `save` blocks. Errors are raised by the next `save` or `wait`, at the
+    latest at the end of the `with` block.
+    """
 
     def __enter__(self):
         self._pool, self._pending = concurrent.futures.ThreadPoolExecutor(1), []
@@ -221,15 +223,15 @@ def _fitted(path, model, loaded: dict, what: str = 'it') -> dict:
     if missing:
         faults.append(f'{what} lacks {_listed(missing)}')
     if unknown:
-        faults.append(f'{what} has, beyond the network, {_listed(unknown)}')
+        faults.append(f'{what} has the unexpected keys {_listed(unknown)}')
     if wrong:
         there, here = shapes[wrong[0]]
         faults.append(f'{len(wrong)} shapes differ, first {wrong[0]}: {there} in the file, {here} in the network')
     if faults:
-        raise CheckpointError(f'{path} does not fit the network of the config: {"; ".join(faults)}', [
+        raise CheckpointError(f'{path} does not match the network of the config: {"; ".join(faults)}', [
             *(f'missing: {key} {tuple(own[key].shape)}' for key in missing),
-            *(f'beyond the network: {key} {tuple(loaded[key].shape)}' for key in unknown),
-            *(f'another shape: {key} {shapes[key][0]} in the file, {shapes[key][1]} in the network' for key in wrong)])
+            *(f'unexpected: {key} {tuple(loaded[key].shape)}' for key in unknown),
+            *(f'shape mismatch: {key} {shapes[key][0]} in the file, {shapes[key][1]} in the network' for key in wrong)])
     return loaded
 
 
@@ -308,9 +310,12 @@ def resume_path(workdir) -> pathlib.Path:
 
 
 def find_resumable(workdir) -> pathlib.Path | None:
-    """The file from which training goes on: the newest, or where that is damaged, which is told, the one before it; None without any.
+    """The checkpoint to resume from: the latest, or the previous one (with a warning) if the latest is corrupt. None if there is none.
 
-    A damaged one is put aside, so that it never takes the place of the one before. CheckpointError where both are damaged.
+    A corrupt latest file is renamed, so that it never replaces the previous one.
+
+    Raises:
+        CheckpointError: if both are corrupt.
     """
     path = resume_path(workdir)
     before, aside = previous(path), path.with_name(f'{path.stem}_damaged{path.suffix}')
@@ -324,7 +329,7 @@ def find_resumable(workdir) -> pathlib.Path | None:
             raise
         load(before)
         os.replace(path, aside)
-        logging.warning('%s: going on from the one before it, %s; it is kept as %s', error, before, aside)
+        logging.warning('%s. Resuming from the previous checkpoint %s; the corrupt file was renamed to %s.', error, before, aside)
         return before
 
 
@@ -335,4 +340,4 @@ def latest(workdir) -> pathlib.Path:
         return snapshots[-1]
     if resume_path(workdir).is_file():
         return resume_path(workdir)
-    raise CheckpointError(f'there is no checkpoint in {folder} nor {resume_path(workdir)}: train first, or give a checkpoint file')
+    raise CheckpointError(f'found no checkpoint in {folder} or at {resume_path(workdir)}: train first, or pass a checkpoint file')

@@ -5,14 +5,14 @@ is then made to agree, at every time that it comes to, with a draw of what is kn
 
     x_t <- x_t - P x_t + P x~_t,    x~_t ~ p_t(x_t | x_0 = A^+ y),
 
-from the prior down; at the end, where noise is left out, P x is A^+ y itself. Inpainting has a mask for A, colorization the mean of the
-channels. The rest of x_t learns of y by what the score says about the whole, but only of as much as the noise in x~_t leaves of it. Two
-remedies, both 1 or 0 unless asked for, as they cost time: `resample` takes each step several times (Lugmayr et al. 2022), which is
-right in the limit of many; `consistency` adds the gradient of log p(y | x_t), approximately (`measurement_guidance`).
+starting at the prior; after the last, noise-free step P x equals A^+ y. For inpainting A is a mask, for colorization the mean over the
+channels. The unknown part of x_t depends on y only through the score of the whole image, and the noise in x~_t hides most of y. Two
+options reduce this error; both are off by default because they take more time. `resample` repeats each step (Lugmayr et al. 2022) and
+is exact in the limit of many repetitions; `consistency` adds an estimate of the gradient of log p(y | x_t) (`measurement_guidance`).
 
-A class c is reached along the score of p_t(x | c) (Eq. 14), grad log p_t(x) + grad log p_t(c | x), from a classifier that was trained on
-noisy images, or from a network that knows classes. Both are a `guidance`: a function from a score function to a score function,
-which every sampler takes.
+Class-conditional samples follow the score of p_t(x | c) (Eq. 14), grad log p_t(x) + grad log p_t(c | x). It comes from a classifier that
+was trained on noisy images, or from a class-conditional network. Either is passed to a sampler as `guidance`, a function that maps a
+score function to another score function.
 """
 import dataclasses
 
@@ -171,7 +171,7 @@ def get_pc_conditional_sampler(sde, classifier, predictor, corrector, inverse_sc
     """
     shape = getattr(getattr(classifier, 'module', classifier), 'shape', None) if shape is None else shape
     if shape is None:
-        raise UserError('the classifier does not say in an attribute `shape` what images it takes: pass shape=(C, H, W)')
+        raise UserError('the classifier has no attribute `shape`: pass shape=(C, H, W)')
     options = _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
     check(Score(None, sde, continuous), options)
 

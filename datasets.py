@@ -1,10 +1,10 @@
 """Images by name, as batches of numbers in [0, 1].
 
 A batch is a dict of arrays: 'image' (B, H, W, C) float32 and 'label' (B,) int64. With L grey levels, level v becomes v / (L - 1), or
-with uniform dequantisation (v + u) / L, u uniform in [0, 1): a density where there were levels. The order of an epoch follows from
-(seed, epoch), flips and noise of a batch from (seed, its number), so that training goes on with the very batch at which it stopped.
-(Leaving out damaged images, it does so only with the same `data.memory_gib`.) Where images come from is the business of
-image_sources.py: what fits in memory is decoded once, the rest ahead of its use by all processor cores.
+with uniform dequantization (v + u) / L with u uniform in [0, 1). The order of an epoch depends on (seed, epoch), the flips and noise of a
+batch on (seed, batch number), so training resumes with exactly the batch at which it stopped. (If corrupt images are skipped, this holds
+only for the same `data.memory_gib`.) image_sources.py reads the images: data sets that fit in memory are decoded once, others are
+prefetched by all CPU cores.
 """
 import collections
 import functools
@@ -236,7 +236,7 @@ def _chosen(data) -> Source:
             raise UserError(f"config.data.source is {data.source!r}: expected '' or 'tfds' for config.data.dataset={data.dataset!r}")
         return _tfds_source(name, preparation=CROPPED, keys=('fit',))
     if data.dataset.upper() not in SOURCES:
-        raise UserError(f"config.data.dataset is {data.dataset!r}: known are {', '.join(SOURCES)} and 'tfds:NAME' (any of TFDS)")
+        raise UserError(f"config.data.dataset must be one of {', '.join(SOURCES)} or 'tfds:NAME' (any TFDS data set), got {data.dataset!r}")
     known = {'': SOURCES, 'tfds': TFDS, 'torchvision': TORCHVISION}[data.source]
     if data.dataset.upper() not in known:
         raise UserError(f'config.data.source={data.source!r} has no {data.dataset}, only {", ".join(known)}: '
@@ -258,19 +258,20 @@ def get_source(config) -> Source:
                         f'{data.dataset} have {height}x{width} pixels and {channels} channel{"s"[:channels - 1]}')
     colours = (3,) if data.dataset.upper() in ('CELEBA', 'LSUN') else (1, 3)
     if data.num_channels not in colours:
-        raise UserError(f'config.data.num_channels is {data.num_channels}: for {data.dataset} it may be {" or ".join(map(str, colours))}')
+        raise UserError(f'config.data.num_channels must be {" or ".join(map(str, colours))} for {data.dataset}, got {data.num_channels}')
     for key in {'path', 'tfrecords_path', 'category'} & set(source.keys):
         if not data[key]:
-            raise UserError(f'config.data.{key} is empty: {data.dataset} needs ' + (
-                'one of its categories, such as bedroom or church_outdoor' if key == 'category' else 'to know where its images lie'))
+            raise UserError(f'config.data.{key} is empty: set it to ' + (
+                f'a category of {data.dataset}, such as bedroom or church_outdoor' if key == 'category' else
+                f'the location of the {data.dataset} images'))
     for key, known in (('on_error', ('raise', 'skip')), ('fit', ('crop', 'exact')), ('layout', ('NHWC', 'NCHW'))):
         if data[key] not in known:
-            raise UserError(f'config.data.{key} is {data[key]!r}: known are {" and ".join(map(repr, known))}')
+            raise UserError(f'config.data.{key} must be {" or ".join(map(repr, known))}, got {data[key]!r}')
     for key, default in NEUTRAL.items():
         if data[key] != default and key not in source.keys:
-            raise UserError(f'config.data.{key} is {data[key]!r}, which has no meaning for {data.dataset}: expected {default!r}')
+            raise UserError(f'config.data.{key} must be {default!r} for {data.dataset}, which does not use it, got {data[key]!r}')
     if not 0 <= data.test_fraction < 1:
-        raise UserError(f'config.data.test_fraction is {data.test_fraction}: it must lie in [0, 1)')
+        raise UserError(f'config.data.test_fraction must be in [0, 1), got {data.test_fraction}')
     return source
 
 
@@ -372,7 +373,8 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
         logging.info('Found the classes %s.', text)
     size = config.training.batch_size
     if len(train) < size:
-        raise UserError(f'config.training.batch_size is {size}: the training set of {config.data.dataset} has {len(train)} images')
+        raise UserError(f'config.training.batch_size must be at most {len(train)}, the size of the training set of {config.data.dataset}, '
+                        f'got {size}')
     make = functools.partial(Batches, batch_size=size, seed=config.seed, dequantize=uniform_dequantization,
                              rows=distributed.rows(size))
     return (make(train, shuffle=True, random_flip=config.data.random_flip, start=start),
@@ -427,8 +429,8 @@ def record(config, images: Images | Streamed, workdir):
     """
     path, classes, before = pathlib.Path(workdir, RECORD), list(get_classes(images)), _recorded(workdir).get('classes')
     if defaults.complete(config).model.num_classes and classes and before and before != classes:
-        raise UserError(f'{path} has the classes {", ".join(before)}, but the data set has {", ".join(classes)}: labels would change their '
-                        'meaning. Bring the former classes back, or train in another work directory')
+        raise UserError(f'{path} has the classes {", ".join(before)}, but the data set has {", ".join(classes)}: labels would change '
+                        'meaning. Restore the original classes, or train in another work directory')
     if distributed.is_main():
         partial = path.with_name(path.name + '.partial')
         partial.write_text(json.dumps(_identity(config) | dict(classes=classes), indent=1) + '\n')

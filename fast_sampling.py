@@ -351,8 +351,8 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
     x''; otherwise it is tried again. Either way the next has the size safety h E^-exponent, for the error E in units of delta.
     `atol` is in units of the network's images; the paper's is one grey level. UserError where the steps become too small.
 
-    Of a step that is refused the Brownian path stays: shorter ones draw from the bridge to where it was to end, as evenly as they can. With
-    noise drawn anew, as in the paper, the size of steps depends on the noise in them, which in few dimensions spoils the variance.
+    When a step is rejected its Brownian increment is kept: smaller steps of nearly equal size sample the Brownian bridge to the same end
+    point. If noise were drawn again, as in the paper, step sizes would depend on the noise, which biases the variance in low dimensions.
     """
     reverse, project = sde.reverse(score_fn), project or (lambda x, t: x)
     clock = float64_device(x.device)

@@ -1,8 +1,8 @@
-"""Latent codes: the probability flow carries every image to a code and back (Song et al. 2021, Secs. 4.3 and D.3, Fig. 3).
+"""Latent codes: the probability-flow ODE maps every image to a code and back (Song et al. 2021, Secs. 4.3 and D.3, Fig. 3).
 
-A code is x_T, distributed as the prior, a Gaussian of mean 0; it follows from the image and the network alone. Codes between, around or
-made from others decode to images between, around or made from theirs, if they are as likely under the prior: the functions below
-keep the scale of the prior where a plain average would shrink it.
+The code of an image is x_T. It is determined by the image and the network, and codes of data follow the prior, a Gaussian of mean 0.
+Interpolated or mixed codes decode to plausible images only if they are typical of the prior. `interpolate` and `mix` therefore keep the
+norm of the prior, which a plain average would shrink.
 """
 import dataclasses
 
@@ -64,7 +64,7 @@ def interpolate(z0, z1, fractions):
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     angle = cosine.clamp(-1, 1).arccos().reshape(-1, *[1] * (z0.ndim - 1))
     if (angle > torch.pi - 1e-3).any():
-        raise UserError('there is no shortest way between opposite codes')
+        raise UserError('z0 and z1 must not be opposite: the great circle between opposite codes is not unique')
     at = torch.as_tensor(fractions).to(z0).reshape(-1, *[1] * z0.ndim)
     near = angle < 1e-3  # there the circle is a line to the precision of a float, and the sines would vanish
     sine = torch.where(near, 1, angle.sin())
@@ -85,7 +85,7 @@ def mix(codes, weights):
     weights = weights.reshape(-1, *[1] * (codes.ndim - 1)) if weights.ndim == 1 else weights
     scale = weights.square().sum(0).sqrt()
     if not (scale > 0).all():
-        raise UserError('the weights of a mixture of codes are all zero somewhere')
+        raise UserError('weights must not be all zero at any position')
     return (weights * codes).sum(0) / scale
 
 

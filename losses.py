@@ -181,8 +181,8 @@ class Skips:
         if most and longest >= most:
             raise UserError(f'training stopped at step {step}: the gradients of {longest} steps in a row were not finite '
                             f'(max_bad_steps={most}), with a learning rate of {rate:g}. The parameters are from before '
-                            'these steps; ' + (f'the last checkpoint is {checkpoint}: go on from it' if checkpoint else
-                                               'there is no checkpoint yet: begin again') + ' with a smaller learning rate')
+                            'these steps; ' + (f'the last checkpoint is {checkpoint}: resume from it' if checkpoint else
+                                               'there is no checkpoint yet: start again') + ' with a smaller learning rate')
         self.since, self.longest = torch.zeros_like(self.since), self.in_row
 
 

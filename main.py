@@ -6,7 +6,7 @@
   python main.py --workdir runs/digits --mode control --task inpaint --mask right
   python main.py --config configs/vp/digits_wideresnet.py --workdir runs/classifier --mode classifier    # for guidance towards classes
   python main.py --config configs/vp/cifar10_ddpmpp_continuous.py --mode stats     # statistics of the data, for FID and KID
-  python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/adm --mode metrics --input samples.npz  # samples of any model
+  python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/adm --mode metrics --input samples.npz  # of any model
   python main.py --config configs/ve/cifar10_ncsnpp_continuous.py --mode data      # describes the data, suggests sigma_max
 
 Several GPUs: torchrun --nproc_per_node=4 main.py ... (for train, classifier, eval, sample and stats).
@@ -21,8 +21,8 @@ from absl import app, flags
 from cli import exit_with, log_to, parse_flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string('config', None, 'The config file, or FILE:ARGUMENT; that of workdir by default. --config.section.key=value '
-                    'changes a value in it.')
+flags.DEFINE_string('config', None, 'Config file, or FILE:ARGUMENT. Default: the config stored in workdir. --config.section.key=value '
+                    'overrides a value.')
 flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and logs. Created if it does not exist.')
 flags.DEFINE_enum('mode', None, ['train', 'eval', 'sample', 'control', 'classifier', 'stats', 'metrics', 'data'], 'What to do.')
 flags.DEFINE_string('eval_folder', 'eval', 'Folder within workdir for the results of --mode eval.')
@@ -35,13 +35,13 @@ flags.DEFINE_string('task', '', 'For --mode control: inpaint, colorize, upscale2
 flags.DEFINE_string('input', '', 'For --mode control: a picture, or a folder or zip file of pictures. Default: test images of the data '
                     'set. For --mode metrics: a folder, zip file or npz file of samples.')
 flags.DEFINE_string('reference', '', 'Real images for --mode metrics: a folder, a zip file or an npz file; the data set by default.')
-flags.DEFINE_string('mask', '', 'For inpaint: a picture, white where the image is known, or what is missing: left, right, top, bottom, '
-                    'center, border; half or most of the pixels.')
-flags.DEFINE_string('labels', '', 'Classes, such as 3,5,8: those to draw, or one for each picture (or for all) to guide its results.')
-flags.DEFINE_string('classifier', '', 'Classifier that guides to --labels: the work directory of --mode classifier, or a checkpoint in it.')
-flags.DEFINE_bool('measured', False, 'For upscale2, upscale4 and deblur: the pictures at --input are small or blurred already.')
-flags.DEFINE_bool('force_config', False, 'Accept a config that defines another model than the one that was trained, with a warning for '
-                  'each key.')
+flags.DEFINE_string('mask', '', 'For --task inpaint: the missing region (left, right, top, bottom, center, border, or half or most of the '
+                    'pixels at random), or a mask image, white where the image is known.')
+flags.DEFINE_string('labels', '', 'Class labels, such as 3,5,8: the classes to draw (--task classes), or one label per image, or for all.')
+flags.DEFINE_string('classifier', '', 'Classifier for guidance to --labels: a work directory of --mode classifier, or a checkpoint in it.')
+flags.DEFINE_bool('measured', False, 'For upscale2, upscale4 and deblur: the images at --input are already downsampled or blurred.')
+flags.DEFINE_bool('force_config', False, 'Accept a config that does not match the trained model, with a warning for each key that '
+                  'differs.')
 flags.mark_flags_as_required(['config', 'mode'])
 
 
@@ -52,7 +52,7 @@ def _has_workdir(given):
 
 def main(argv):
     if len(argv) > 1:
-        sys.exit(f'error: arguments that no flag takes: {" ".join(argv[1:])}')
+        sys.exit(f'error: unexpected arguments: {" ".join(argv[1:])}')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     import control
     import distributed
@@ -64,7 +64,7 @@ def main(argv):
     config, workdir, timeout = FLAGS.config, FLAGS.workdir, complete(FLAGS.config).timeout_minutes
     try:
         if FLAGS.mode in ('control', 'data') and int(os.environ.get('WORLD_SIZE', 1)) > 1:
-            raise UserError(f'--mode {FLAGS.mode} is the work of one process: start it without torchrun')
+            raise UserError(f'--mode {FLAGS.mode} runs in a single process: start it without torchrun')
         if 'device' in config:
             config.device = distributed.start(config.device, timeout)
         log_to(workdir and distributed.is_main() and pathlib.Path(workdir, 'stdout.txt'), distributed.is_main())

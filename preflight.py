@@ -176,8 +176,8 @@ def _check_registered(config, workdir):
     before = stored.get_config(path) if unknown and workdir and path.is_file() else None
     forgotten = [f'config.{key}={name!r}' for key, name in unknown.items() if before and _value(before, key) == name]
     if forgotten:
-        raise UserError(f'{workdir} was trained with {", ".join(forgotten)}, which nothing registers here: '
-                        'pass --config FILE with the Python file that registers it')
+        raise UserError(f'{workdir} was trained with {", ".join(forgotten)}, not registered here: '
+                        'pass --config FILE, the Python file that registers them')
 
 
 def _without(config, keys) -> ConfigDict:

@@ -43,9 +43,9 @@ from score_model import ScoreModel
 
 
 def keep_memory(device):
-    """Of what is freed on a processor nothing goes back to the system, which would have to clear every page of it for the next batch.
+    """On a CPU, keep freed memory in the process: the system would otherwise clear every page again for the next batch.
 
-    What is held does not grow with the batches. With another allocator than glibc's nothing changes.
+    Memory use does not grow with the number of batches. This has an effect only with the allocator of glibc.
     """
     allocator = ctypes.CDLL(None) if sys.platform == 'linux' and torch.device(device).type == 'cpu' else None
     if hasattr(allocator, 'mallopt'):
@@ -146,7 +146,7 @@ def _draw_all(model: ScoreModel, what: tuple, total: int, largest: int) -> list[
 
 @interruption.interruptible()
 def train(config, workdir):
-    """Trains the network of `config`, or goes on with the training in `workdir`, up to `training.n_iters` steps."""
+    """Train the network of `config` up to `training.n_iters` steps, or resume the training in `workdir`."""
     config = preflight.check(config, workdir, 'train')
     sde, settings = sde_lib.get_sde(config), config.training
     loss_settings = dict(reduce_mean=settings.reduce_mean, continuous=settings.continuous,
@@ -231,8 +231,8 @@ def _resumed(config, workdir):
         for key, old, new in stored.differences(config, ConfigDict(json.loads(before))) if before else ():
             logging.info('Changed config.%s: %r -> %r.', key, old, new)
             if key == 'training.batch_size':
-                logging.warning('Changed the order of the data: with config.training.batch_size=%r this run resumes at another place of '
-                                'an epoch than with %r.', new, old)
+                logging.warning('Changed the position in the data: with config.training.batch_size=%r instead of %r the epoch resumes at '
+                                'other images.', new, old)
     return state, randomness
 
 

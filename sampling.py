@@ -369,17 +369,17 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
     if method not in map(str.lower, methods()):
         raise UserError(f'method must be one of {", ".join(methods())}, got {options.method!r}')
     if options.thresholding and not options.solver():
-        raise UserError(f'thresholding=True needs a solver that estimates images, which method={method!r} does not')
+        raise UserError(f'thresholding=True is not supported by method={method!r}: use one of {", ".join(fast_sampling.SOLVERS.names())}')
     if method not in ('pc', 'ode') and not model.continuous and sde.N < 100:
-        raise UserError(f"method={method!r} needs a network of continuous time, or of 100 noise levels or more: this one has {sde.N} "
-                        "(num_scales); use 'pc'")
+        raise UserError(f"method={method!r} needs a network trained in continuous time or on at least 100 noise levels, got "
+                        f"num_scales={sde.N}: use method='pc'")
     if method == 'ode':
         ode_lib.check_method(options.ode_method)
         if loop.project:
-            raise UserError("method='ode' cannot impose measurements on its steps: use 'pc', 'adaptive' or one of "
+            raise UserError("method='ode' does not support inpainting and other measurements: use 'pc', 'adaptive' or one of "
                             + ', '.join(fast_sampling.SOLVERS.names()))
     elif method == 'adaptive' and (loop.resample, loop.jump) != (1, 1):
-        raise UserError("method='adaptive' has no steps that could be repeated: set resample and jump to 1")
+        raise UserError("method='adaptive' does not support resample and jump: set both to 1")
     elif method == 'pc':
         _check_pc(sde, options, loop)
     elif options.solver():
@@ -389,7 +389,7 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
 def _check_pc(sde, options, loop):
     predictor, corrector = options.pair()
     if predictor is NonePredictor and corrector is NoneCorrector:
-        raise UserError("predictor='none' and corrector='none' leave the noise of the prior as it is: choose one of them")
+        raise UserError("predictor='none' and corrector='none' would return the prior noise unchanged: choose a predictor or a corrector")
     if options.n_steps_each < 1 and corrector is not NoneCorrector:
         raise UserError(f'n_steps_each must be at least 1, got {options.n_steps_each}')
     if options.order not in ORDERS:

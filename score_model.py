@@ -1,8 +1,8 @@
-"""A trained network that knows what it is: its SDE, the scaling and shape of its data, and the config it was trained with.
+"""A score network together with its SDE, the scaling and shape of its data, and its config.
 
     model = ScoreModel.load('runs/quickstart')
-    images = model.sample(16)                                   # as the config says
-    images = model.sample(16, method='heun', steps=18, seed=0)  # or not
+    images = model.sample(16)                                   # with the sampler of the config
+    images = model.sample(16, method='heun', steps=18, seed=0)  # with another sampler
     result = model.log_likelihood(images)                       # .bpd, .nats, .bpd_stderr, .z
     filled = model.inpaint(images, mask='right')
     z = model.encode(images)
@@ -93,7 +93,7 @@ class ScoreModel(Score):
         path = _located(path)
         config = config or checkpoints.config_of(path)
         if config is None:
-            raise UserError(f'{path} does not hold its config: pass config=, the config it was trained with')
+            raise UserError(f'{path} contains no config: pass config=, the config it was trained with')
         config = ConfigDict(config.to_dict())
         if device or 'device' not in config:
             config.device = str(device or ('cuda:0' if torch.cuda.is_available() else 'cpu'))
@@ -132,7 +132,7 @@ class ScoreModel(Score):
         """A tensor as the network sees it, on its device."""
         parameter, x = self.parameter(), torch.as_tensor(x)
         if not x.is_floating_point():
-            raise UserError(f'expected real numbers, images in [0, 1], got {x.dtype}: divide grey levels by {self.levels - 1}')
+            raise UserError(f'expected floating-point data (images in [0, 1]), got {x.dtype}: divide grey levels by {self.levels - 1}')
         return self.scale(x if parameter is None else x.to(parameter.device))
 
     # Guidance and training -----------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class ScoreModel(Score):
         names = {field.name for field in dataclasses.fields(sampling.Options)} | set(OF_IMAGES)
         solver = sampling.Options.of(chosen).solver()
         if unknown := settings.keys() - names - set(solver.settings if solver else ()):
-            raise UserError(f'unknown setting {sorted(unknown)[0]!r}: known are {", ".join(sorted(names - {"own", "centered"}))}')
+            raise UserError(f'setting must be one of {", ".join(sorted(names - {"own", "centered"}))}, got {sorted(unknown)[0]!r}')
         return sampling.Options.of(chosen, centered=self.centered)
 
     def sample(self, n: int, seed: int | None = None, classes=None, batch_size: int | None = None, **settings):
@@ -176,7 +176,7 @@ class ScoreModel(Score):
             n: how many.
             seed: of the random numbers; None: the current state of PyTorch's generator.
             classes: (n,) for a network that is conditioned on classes; None: drawn uniformly.
-            batch_size: how many are drawn together; None: all. With a Langevin corrector the samples depend on it.
+            batch_size: how many are drawn together; None: all. Without `seed_per_image` the samples of a seed depend on it.
             **settings: keys of `config.sampling`, such as method='heun', steps=18, guidance=2.0, seed_per_image=True.
 
         Returns:
@@ -214,7 +214,7 @@ class ScoreModel(Score):
     def log_likelihood(self, x, seed: int | None = None, **settings) -> likelihood.Likelihood:
         """Compute log p(x) in nats, and bits/dim, of data (B, ...).
 
-        Whole numbers, such as images of 8 bits, are dequantized: (x + u) / levels with uniform u. Real numbers are taken as they are.
+        Integer input, such as 8-bit images, is dequantized: (x + u) / levels with u uniform in [0, 1). Floating-point input is not changed.
         `settings`: fields of `likelihood.Options`; their defaults are those of `config.eval.bpd_*`.
         """
         chosen, x = self._settings('eval'), torch.as_tensor(x)
@@ -310,14 +310,14 @@ def load_classifier(path, config):
     path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
     content = checkpoints.load(path)
     if 'config' not in content or content.get('kind', 'classifier') != 'classifier':  # older files do not say the kind
-        raise UserError(f'{path} is no checkpoint of a classifier: --mode classifier makes one')
+        raise UserError(f'{path} is not a classifier checkpoint: train one with --mode classifier')
     own = defaults.complete(ConfigDict(json.loads(content['config'])))
     of_sde = sde_lib.get_sde(config).config_keys()
     for section, keys in (('training', ['sde']), ('model', of_sde), ('data', ['image_size', 'num_channels', 'centered'])):
         for key in keys:
             if own[section].get(key) != config[section].get(key):
-                raise UserError(f'{path} is of a classifier with {section}.{key}={own[section].get(key)}, the config has '
-                                f'{config[section].get(key)}: they must agree')
+                raise UserError(f'the classifier {path} was trained with {section}.{key}={own[section].get(key)}, but the config has '
+                                f'{config[section].get(key)}: they must be equal')
     own.device = config.device
     return load_averaged_model(own, path)
 
@@ -339,7 +339,7 @@ def _by_name(name: str) -> pathlib.Path:
     if own.is_file():
         return own
     known = ', '.join(sorted(path.stem for path in PRETRAINED.glob('*.safetensors')))
-    missing = f'there is no file or folder {name}, nor a model of this name: known are {known}'
+    missing = f'no file, folder or pretrained model is called {name!r} (pretrained models: {known})'
     if name.count('/') != 1 or name[0] in './~' or pathlib.Path(name).suffix in ('.pth', '.pt', '.safetensors'):
         raise CheckpointError(missing)
     try:

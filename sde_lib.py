@@ -4,9 +4,9 @@ A forward SDE  dx = f(x, t) dt + g(t) dw  on t in [0, T] carries data to a simpl
 dx = (f - g^2 s) dt + g dw, run backwards, and the probability-flow ODE  dx/dt = f - g^2 s / 2  carry the prior back to the
 data, where s = grad_x log p_t(x) is the score (Song et al. 2021, Eqs. 5, 6 and 13; table of the three SDEs: Appendix B).
 
-Everything that an SDE means to a network, a loss or a sampler is a method of it: the label that tells a network the time, the
-score in a network's output, the ancestral step, the factor of Langevin steps. Shapes: x (B, ...) of any rank, t (B,) in [0, T];
-coefficients that do not depend on x come back as (B,).
+An SDE class has all methods that networks, losses and samplers need: the network's time label, the conversion of its output to a
+score, the ancestral step, the step size of Langevin correctors. Shapes: x (B, ...) of any rank, t (B,) in [0, T]; coefficients that do
+not depend on x have shape (B,).
 """
 import abc
 import copy
@@ -151,7 +151,7 @@ class SDE(abc.ABC):
         return (t.to(_table_dtype(t)) * ((scales or self.N) - 1) / self.T).long()
 
     def network_label(self, t, continuous: bool = True, scales: int | None = None):
-        """What tells the network the time t, shape (B,). `scales`: the number of noise levels a discrete network was built with (N)."""
+        """Return the network's label (B,) for time t. `scales`: number of noise levels of a discrete network (default N)."""
         return 999 * t / self.T
 
     def score_from_output(self, output, t, continuous: bool = True, scales: int | None = None):

@@ -1,6 +1,6 @@
-"""Settings that the configs of this package share, and what every key means.
+"""Building blocks of the configs of this package, and the meaning of every key.
 
-A config starts from a data set, takes an SDE (with the sampler published for it), then a network, and ends with what is special in it:
+A config starts from a data set, adds an SDE (with its published sampler) and a network, and then changes individual keys:
 
     config = cifar10()                            # data, length of training, evaluation
     ve(config, continuous=True)                   # SDE, objective, sampler
@@ -8,33 +8,34 @@ A config starts from a data set, takes an SDE (with the sampler published for it
     config.training.n_iters = 950001              # the exception
 
 Each function changes `config` in place and returns it. Every key can also be set on the command line: `--config.model.sigma_max=7.5`,
-`--config.model.ch_mult="(1,2,2)"`. Sampling during evaluation needs `--config.eval.enable_sampling=True` where that is off.
-SDEs, networks, predictors, correctors, solvers and data sets can also be your own: docs/extending.md.
+`--config.model.ch_mult="(1,2,2)"`. Some configs do not sample during evaluation: `--config.eval.enable_sampling=True` turns it on.
+To add your own SDEs, networks, predictors, correctors, solvers and data sets, see docs/extending.md.
 References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); Song & Ermon 2019 (1907.05600) and 2020 (2006.09011).
 
-seed, device              random seed; a device by name ('cuda:0', 'mps', 'cpu'), of several processes one for each
-force_config              accept another model than the stored one, with a warning for each key (as the flag --force_config); never stored
-timeout_minutes           several processes: how long one waits for the others before all of them give up
+seed, device              random seed; device ('cuda:0', 'mps', 'cpu'); with torchrun each process gets its own GPU
+force_config              accept a config that does not match the trained model, with a warning for each key (flag --force_config)
+timeout_minutes           several processes: if one waits longer than this for the others, all of them stop with an error
 
 data.
   dataset                 CIFAR10, SVHN, CELEBA, LSUN (through TensorFlow Datasets), MNIST, FashionMNIST (through torchvision), FFHQ,
-                          CelebAHQ (TFRecord files), FOLDER (your own pictures), NPZ (your own array), DIGITS (embedded), in any case;
-                          or 'tfds:NAME', any data set of TensorFlow Datasets that has images and the splits train and test
+                          CelebAHQ (TFRecord files), FOLDER (your own images), NPZ (your own array), DIGITS (included); upper or lower
+                          case; or 'tfds:NAME', any data set of TensorFlow Datasets with images and the splits train and test
   source                  'tfds' or 'torchvision' (CIFAR10, SVHN, MNIST, FashionMNIST, CELEBA; needs no TensorFlow); '': as above
   image_size              side of the square images, in pixels;  num_channels: 3 for RGB
   random_flip             mirror half of the training images at random
   centered                networks see pixels in [-1, 1] (VP, sub-VP) rather than in [0, 1] (VE)
-  uniform_dequantization  pixels are (level + U[0, 1)) / 256 rather than level / 255: a density where there were levels
-  memory_gib              a set that takes at most so many GiB is decoded once and kept; others are decoded as they are used
-  on_error                a damaged image is fatal ('raise') or left out and counted ('skip'); either way named by file and position
-  path                    FOLDER: a folder or zip file of pictures (png, jpg, webp, avif, bmp, tif, gif), whose sub-folders are classes;
-                          below train/ and test/ where these are there. NPZ: a file with 'x_train', 'y_train', 'x_test', 'y_test', or
-                          'images', 'labels'. torchvision: the folder of its files, which are downloaded if they are missing; '' is
+  uniform_dequantization  pixels are (level + u) / levels with u uniform in [0, 1), instead of level / (levels - 1)
+  memory_gib              data sets up to this size in GiB are decoded once and kept in memory; larger ones are decoded on the fly
+  on_error                corrupt image: stop with an error ('raise'), or skip and count it ('skip'); both report its file and position
+  path                    FOLDER: folder or zip file of images (png, jpg, webp, avif, bmp, tif, gif); sub-folders are classes, and
+                          train/ and test/ above them are splits. NPZ: file with the arrays 'x_train', 'y_train', 'x_test', 'y_test',
+                          or 'images', 'labels'. torchvision: folder of its files, which are downloaded if they are missing; '' is
                           $TORCH_HOME/datasets, by default ~/.cache/torch/datasets
-  levels                  FOLDER and NPZ: white is the value levels - 1, e.g. 4096 for 12-bit images in 16-bit files; 0: that of the file
+  levels                  FOLDER and NPZ: number of grey levels (white is levels - 1), e.g. 4096 for 12 bits in 16-bit files; 0: as in
+                          the file
   layout                  NPZ: order of the axes, 'NHWC', or 'NCHW' (channels first)
-  test_fraction           FOLDER and NPZ without a test set: the part held out; 0.0: the training images serve for both
-  fit                     FOLDER, tfds:NAME: 'crop' the middle square and resize it, or require the 'exact' size
+  test_fraction           FOLDER and NPZ without a test set: fraction held out for testing; 0.0: test on the training images
+  fit                     FOLDER, tfds:NAME: 'crop': center-crop to a square and resize; 'exact': every image must have image_size
   tfds_dir                folder of TensorFlow Datasets; '' is that package's own default
   category                LSUN only: 'bedroom', 'church_outdoor'
   tfrecords_path          FFHQ and CelebAHQ only: one TFRecord file of the resolution to train on; put yours in place of the published path
@@ -44,22 +45,22 @@ training.
   continuous              True: t uniform in (eps, T], Eq. 7. False: the num_scales noise levels of SMLD or DDPM
   likelihood_weighting    weight the loss with g(t)^2 instead of std(t)^2: better bits/dim, worse FID; continuous training only
   reduce_mean             loss of an image: mean over its pixels (True) or half their sum (False)
-  batch_size              images a step, over all GPUs together
-  accumulation            parts of a GPU's share of a batch, one after the other, whose gradients add up: less memory, the same numbers
-  recompute               U-Nets: compute what happens within a block anew for its gradient, instead of keeping it: less memory, more time
+  batch_size              images per step, over all GPUs together
+  accumulation            gradient accumulation: micro-batches per step on each GPU; less memory, same results
+  recompute               U-Nets: activation checkpointing (recompute each block in the backward pass); less memory, more time
   precision               'float32', or 'bfloat16' for convolutions and matrix products (autocast); parameters and losses stay float32.
                           For GPUs, and CPUs with AVX512-BF16 or AMX: others are far slower with it. On NVIDIA GPUs since Ampere PyTorch
                           rounds the factors of float32 convolutions to TF32 (errors of 1e-3) unless torch.backends.cudnn.allow_tf32
                           is False
-  channels_last           images with their channels innermost in memory; changes nothing but speed and rounding
-  compile                 have PyTorch compile the network, which takes a minute (on a CPU it needs a C++ compiler): speed and rounding
-  n_iters                 optimizer steps; one past a multiple of snapshot_freq, so that the last snapshot is written
-  snapshot_freq           steps between the numbered checkpoints, which are kept: checkpoint_7 is step 7 * snapshot_freq
-  snapshot_freq_for_preemption   steps between rewrites of the one checkpoint from which an interrupted run resumes
-  keep_checkpoints        how many of the numbered checkpoints stay, the newest; 0: all
-  max_bad_steps           training stops after so many steps in a row whose gradients are not finite (each is skipped); 0: never
+  channels_last           channels-last memory format; affects only speed and rounding
+  compile                 torch.compile the network (takes a minute or two; on a CPU it needs a C++ compiler); affects speed and rounding
+  n_iters                 optimizer steps; the last step is always saved as a numbered checkpoint
+  snapshot_freq           steps between numbered checkpoints (snapshots): checkpoint_7 is step 7 * snapshot_freq
+  snapshot_freq_for_preemption   steps between saves of the checkpoint to resume from; the previous one is kept too
+  keep_checkpoints        how many numbered checkpoints to keep (the latest ones); 0: all
+  max_bad_steps           stop training after this many consecutive steps with non-finite gradients (each is skipped); 0: never
   snapshot_sampling       draw a batch of samples at each numbered checkpoint
-  log_freq, eval_freq     steps between logged training losses; between losses of one evaluation batch
+  log_freq, eval_freq     steps between logged training losses, and between evaluation losses (one batch each)
 
 optim.
   optimizer               'Adam': lr (peak learning rate), beta1, eps, weight_decay (L2), amsgrad
@@ -67,32 +68,34 @@ optim.
   grad_clip               largest norm of the whole gradient; negative: no clipping
 
 model.
-  name                    'ncsnpp', 'ddpm', 'ncsn', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256'; 'wideresnet', a classifier of noisy images
-  ema_rate                decay a step of the averaged weights that sampling uses; 0.0: no averaging
+  name                    'ncsnpp' (also for DDPM++), 'ddpm', 'ncsn', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256'; 'wideresnet', a classifier
+                          of noisy images
+  ema_rate                decay per step of the EMA weights, which are used for sampling; 0.0: no EMA
   sigma_min, sigma_max    VE: std of the noise at t = 0 and t = 1, in units of data in [0, 1]. sigma_max should be near the largest
                           Euclidean distance between two training images (Song & Ermon 2020, Technique 1)
   beta_min, beta_max      VP, sub-VP: noise rate beta(t) at t = 0 and t = 1
   num_scales              N, the noise levels of discrete training and the steps of a predictor-corrector sampler
   dropout                 probability of dropping an activation in training
   scale_by_sigma          divide the output by sigma: the network then predicts noise of unit size (VE)
-  conditional             tell the network the noise level
-  num_classes             U-Nets: the labels 0 .. num_classes - 1 of the data set, which the network is told too; 0: it is not
-  label_dropout           share of the images in training whose class it is not told, for guidance without a classifier
-  embedding_type          of that level: 'fourier' (random features of log sigma; fourier_scale: std of their frequencies) or
-                          'positional'; ddpm is always positional
-  nf, ch_mult             channels at full resolution; their factor at each resolution, halving from one to the next
-  widen                   wideresnet: a further factor of the channels of all levels, 10 in the "28-10" network
-  num_res_blocks          residual blocks at each resolution;  attn_resolutions: sides, in pixels, at which attention follows them
+  conditional             condition the network on the noise level
+  num_classes             U-Nets: number of classes to condition on, labels 0 .. num_classes - 1; 0: unconditional. wideresnet: classes
+                          to predict
+  label_dropout           fraction of training images whose label is dropped, for classifier-free guidance
+  embedding_type          embedding of the noise level: 'fourier' (random features of log sigma; fourier_scale: std of their frequencies)
+                          or 'positional'; ddpm is always positional
+  nf, ch_mult             channels at full resolution; channel multiplier at each resolution, each half the previous one
+  widen                   wideresnet: channel multiplier for all resolutions, 10 for the "28-10" network
+  num_res_blocks          residual blocks at each resolution;  attn_resolutions: resolutions, in pixels, with attention blocks
   normalization           'GroupNorm' or 'InstanceNorm++';  nonlinearity: 'swish', 'elu', 'relu', 'lrelu'
-  up_attention            U-Nets: on the way up attention follows the last block of a 'level', or every 'block' as in Ho et al.'s own code
-  groups                  ddpm: groups of each normalization;  attn_groups: NCSN++: groups of those around attention in the levels, which
-                          diffusers gives 32; 0: as everywhere, min(channels / 4, 32)
-  attn_head_dim           channels of each head of attention; 0: one head, as published
-  center_input            U-Nets: bring images in [0, 1] (data.centered=False) to [-1, 1] within the network
-  resamp_with_conv        a convolution goes with each change of resolution
-  fir, fir_kernel         NCSN++: resample with this anti-aliasing filter, instead of by nearest neighbours and means
+  up_attention            U-Nets, decoder: attention after the last block of each 'level', or after every 'block' (code of Ho et al.)
+  groups                  ddpm: groups of each GroupNorm;  attn_groups: NCSN++: groups of the GroupNorms around attention (diffusers: 32);
+                          0: min(channels / 4, 32), as everywhere else
+  attn_head_dim           channels per attention head; 0: a single head, as in the 2021 release
+  center_input            U-Nets: map images in [0, 1] (data.centered=False) to [-1, 1] inside the network
+  resamp_with_conv        add a convolution to every down- and upsampling
+  fir, fir_kernel         NCSN++: resample with this anti-aliasing filter, instead of nearest neighbour and mean pooling
   skip_rescale            NCSN++: divide the sum of each skip connection by sqrt(2)
-  resblock_type           NCSN++: 'biggan' (resampling inside the blocks) or 'ddpm' (layers of their own)
+  resblock_type           NCSN++: 'biggan' (resampling inside the blocks) or 'ddpm' (separate resampling layers)
   progressive             NCSN++: output built up over the resolutions: 'none', 'output_skip', 'residual'
   progressive_input       NCSN++: image fed in at each resolution: 'none', 'input_skip', 'residual'
   progressive_combine     NCSN++: how 'input_skip' joins: 'sum' or 'cat'
@@ -101,52 +104,53 @@ model.
   attention_type, conv_size   only 'ddpm' and 3 were ever implemented
 
 sampling.
-  method                  'pc' (predictor-corrector); 'ode' (probability flow, adaptive solver); 'adaptive' (the SDE, in adaptive steps of
-                          each image); few evaluations: 'ddim', 'heun', 'dpm_solver', 'dpmpp_2m', 'dpmpp_2m_sde', 'unipc'
+  method                  'pc' (predictor-corrector); 'ode' (probability flow, adaptive solver); 'adaptive' (reverse SDE, step size adapted
+                          per image); few-step solvers: 'ddim', 'heun', 'dpm_solver', 'dpmpp_2m', 'dpmpp_2m_sde', 'unipc'
   predictor               'euler_maruyama', 'reverse_diffusion', 'ancestral_sampling' or 'none': one step to the next noise level
   corrector               'langevin' (Algorithms 4, 5), 'ald' (annealed Langevin dynamics, step 2 (snr sigma)^2) or 'none'
-  order                   'corrector_predictor', as published code has it, or 'predictor_corrector', as Algorithm 1 has it
+  order                   'corrector_predictor', as in the 2021 release, or 'predictor_corrector', as in Algorithm 1 of the paper
   n_steps_each            corrector steps at each noise level
-  snr                     r, the signal-to-noise ratio that sets a corrector's step size; without effect where there is none
+  snr                     r, signal-to-noise ratio that sets the step size of the corrector; unused without a corrector
   probability_flow        the predictor follows the ODE, without noise
-  steps                   steps of 'pc' and of solvers ('dpm_solver': its evaluations); 0: num_scales; 18 of 'heun', 36 of others
-  skip_type               where their times lie: evenly in t ('time_uniform'), sqrt(t) ('time_quadratic') or log-SNR ('logSNR'), or as
-                          Karras et al. 2022 have them ('karras', with rho); '': 'pc' as published, solvers as suits them
-  rho                     of 'karras': large values have more steps at little noise
+  steps                   steps of 'pc' and of solvers ('dpm_solver': network evaluations); 0: num_scales for 'pc', 18 for 'heun', 36 for
+                          other solvers
+  skip_type               time grid: uniform in t ('time_uniform'), in sqrt(t) ('time_quadratic') or in log-SNR ('logSNR'), or the grid of
+                          Karras et al. 2022 ('karras', with rho); '': the default of each method
+  rho                     'karras': larger values place more steps at low noise
   eta                     'ddim': 0.0 follows the ODE, 1.0 is ancestral sampling
-  churn                   'heun': noise put back in, S_churn; 0.0: none
-  dpm_solver_order        'dpm_solver': 1, 2 or 3; 'unipc': 1 and more
-  thresholding            solvers: estimated images are kept within the range of images, for large guidance
-  ode_method              'ode': 'dopri5', 'bosh3' or 'dopri8' on the device, or a method of SciPy on the host, such as 'RK45'
-  rtol, atol              tolerances of 'ode' (0.0: 1e-5) and 'adaptive' (0.0: 0.05, and 1/256 in units of the network's images)
-  prior_mean              mean of the noise that sampling begins with, in the same units
-  seed_per_image          every image has random numbers (and Langevin steps) of its own: it depends neither on the images beside it nor
-                          on the size of batches or the number of GPUs ('ode': up to the tolerances)
-  noise_removal           leave out the noise of the last step; solvers and 'adaptive': end with the estimate of the image
-  round                   round to images of 8 bits
-  guidance                networks that know classes: weight w of (1 - w) s(x, t) + w s(x, t, class); 1.0: the class alone, larger: surer
-                          of it and less varied, 0.0: without a class
+  churn                   'heun': amount of added noise, S_churn in Karras et al. 2022; 0.0: none
+  dpm_solver_order        'dpm_solver': 1, 2 or 3; 'unipc': 1 to 6
+  thresholding            solvers: dynamic thresholding, keeps image estimates in range under strong guidance
+  ode_method              'ode': 'dopri5', 'bosh3' or 'dopri8' on the device, or a SciPy method on the CPU, such as 'RK45'
+  rtol, atol              tolerances of 'ode' (0.0: 1e-5) and 'adaptive' (0.0: 0.05, and 1/256 in units of network input)
+  prior_mean              mean of the prior, in units of network input
+  seed_per_image          separate random numbers (and Langevin step sizes) for each image, so that it does not depend on the other
+                          images, the batch size or the number of GPUs ('ode': up to the tolerances)
+  noise_removal           leave out the noise of the last step; solvers and 'adaptive': end with a denoising step
+  round                   round samples to 8-bit values
+  guidance                guidance scale w. Class-conditional networks: (1 - w) s(x, t) + w s(x, t, class); 1.0: conditional, 0.0:
+                          unconditional, larger: stronger guidance, less variety. With a classifier: factor of its gradient
 
 control. (--mode control)
-  images                  how many test images it takes where no pictures are given
-  results                 how many results of each picture, or of each class
-  resample, jump          each stretch of `jump` steps is walked `resample` times: what is new agrees better with what is known
-  consistency             weight of the gradient that draws the rest towards what agrees with it; 0.0: none. It triples the time of a step
+  images                  number of test images to use if --input is not given
+  results                 number of results per image, or per class
+  resample, jump          repeat every `jump` steps `resample` times (RePaint), so that new and known parts match better
+  consistency             weight of guidance towards the measurement; 0.0: none. It triples the time per step
   blur                    deblur: standard deviation of the Gaussian, in pixels
-  steps                   interpolate: codes on the way from one picture to the next, with its ends
-  temperatures            temper: factors of the codes
-  rtol, atol              codes: tolerances of sampling.ode_method, where sampling.method is no solver that makes them in fixed steps
+  steps                   interpolate: number of codes from one image to the next, both included
+  temperatures            temper: scale factors of the codes
+  rtol, atol              latent codes: tolerances of sampling.ode_method, used unless sampling.method is a fixed-step solver
 
 eval.
   begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate, of those that exist;  batch_size: images at a time
   enable_loss             loss over the test set
   enable_sampling         draw num_samples images, and measure them as metrics_backend says
-  enable_bpd              likelihood, in bits/dim, of bpd_dataset ('train' or 'test'); of networks that know classes without a class
-  most_images             loss and likelihood of at most so many images of their set, drawn at random; 0: of all
-  bpd_repeats             passes over that set, each with new dequantisation noise
+  enable_bpd              bits/dim of bpd_dataset ('train' or 'test'); class-conditional networks are evaluated without a class
+  most_images             compute loss and bits/dim on at most this many images, drawn at random; 0: all
+  bpd_repeats             passes over that set, each with new dequantization noise
   bpd_probes              random vectors averaged in each estimate of the divergence; more: less variance, more time
-  bpd_method              the ODE solver behind it, see sampling.ode_method;  bpd_rtol, bpd_atol: its tolerances
-  wait_minutes            how long to wait for each of these checkpoints that does not exist yet; 0.0: skip it
+  bpd_method              ODE solver for bits/dim, see sampling.ode_method;  bpd_rtol, bpd_atol: its tolerances
+  wait_minutes            how long to wait for each missing checkpoint; 0.0: skip it
   metrics_backend         features of the metrics (FID, KID, precision, recall, IS): 'tfgan', Inception by TF-GAN as in the paper (on the
                           CPU); 'torch_fidelity', the same weights or another network in PyTorch on `device`; 'pixels', no network, for
                           small images; 'none', no metrics
@@ -154,10 +158,10 @@ eval.
   extractor, features     torch_fidelity: 'inception-v3-compat' with features '64', '192', '768', '2048' (default), 'vgg16', 'clip-...',
                           'dinov2-...'; '' is the layer usual for that network
   stats_split             split of the data that samples are compared with: 'train' or 'test'
-  stats_samples           at most so many of its images, drawn at random
-  stats_dir               folder of the data's statistics; '' is assets/stats
-  metrics_floor           the same metrics between the other split and this one, for scale
-  is_splits               parts of the samples over which the Inception score is averaged; 1 as published
+  stats_samples           maximum number of its images to use, drawn at random
+  stats_dir               folder of the reference statistics; '' is assets/stats
+  metrics_floor           also compute the metrics between the two splits of the real images, as a reference value
+  is_splits               number of parts over which the Inception score is averaged; 1 as in the 2021 release
 """
 
 import torch
