@@ -10,8 +10,8 @@ QUICKSTART := --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/qui
 quickstart: .venv/core
 	$(BIN)/python main.py $(QUICKSTART) --mode train
 	$(BIN)/python main.py $(QUICKSTART) --mode eval
-	@echo "Report: runs/quickstart/eval/report.md   Curves: $(BIN)/tensorboard --logdir runs/quickstart/tensorboard"
 	$(BIN)/python examples/demo.py
+	@echo "Report: runs/quickstart/eval/report.md   Curves: $(BIN)/tensorboard --logdir runs/quickstart/tensorboard"
 
 demo: .venv/core
 	$(BIN)/python examples/demo.py

@@ -56,6 +56,8 @@ def parse_flags(argv) -> list[str]:
         known[name].value = rules.expanded(known[name].value)
         if name in INPUTS and not os.path.exists(known[name].value):
             faults.append(f'--{name}={known[name].value}: not found')
+    workdir = _values(given).get('workdir')
+    faults = [f'{fault}: {workdir} has no config.json' if workdir and fault == '--config is missing' else fault for fault in faults]
     config = None
     try:
         config = load_config(known['config'].value) if known['config'].value else None
@@ -101,10 +103,15 @@ def _without_overrides(argv) -> tuple[list[str], list[tuple[str, str | None]]]:
     return given, overrides
 
 
+def _values(argv) -> dict[str, str]:
+    """The values of the flags among arguments of the form `--name=value`."""
+    return dict(argument.lstrip('-').split('=', 1) for argument in argv if argument.startswith('-') and '=' in argument)
+
+
 def _stored_config(argv) -> list[str]:
     """The flag `--config` for the config in the work directory, if there is one and the arguments (`--name=value`) name no config."""
     from configs import rules
-    values = dict(argument.lstrip('-').split('=', 1) for argument in argv if argument.startswith('-') and '=' in argument)
+    values = _values(argv)
     path = pathlib.Path(rules.expanded(values.get('workdir', '')), 'config.json')
     found = 'workdir' in values and 'config' not in values and path.is_file()
     return [f'--config={ROOT / "configs" / "stored.py"}:{path}'] if found else []

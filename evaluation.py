@@ -149,8 +149,12 @@ def _tfgan(config) -> Extractor:
 
 
 def _torch_fidelity(config) -> Extractor:
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as known
-    from torch_fidelity.utils import create_feature_extractor
+    try:
+        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as known
+        from torch_fidelity.utils import create_feature_extractor
+    except ModuleNotFoundError as error:
+        raise UserError('torch-fidelity is not installed: pip install -e ".[metrics]", or use '
+                        'config.eval.metrics_backend=pixels') from error
     name, path = config.eval.extractor, os.path.expanduser(config.eval.inception_path)
     if name not in known:
         raise UserError(f'config.eval.extractor must be one of {", ".join(map(repr, known))}, got {name!r}')

@@ -670,7 +670,11 @@ def tensorflow():
     os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
     if 'tensorflow' not in sys.modules and importlib.util.find_spec('triton'):  # behind TensorFlow, where PyTorch imports it, it crashes
         importlib.import_module('triton')
-    import tensorflow as tf
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        raise UserError('TensorFlow is not installed: pip install -e ".[tensorflow]". To do without it use config.data.source=torchvision '
+                        'or data of your own, and config.eval.metrics_backend=torch_fidelity or pixels') from error
     tf.config.set_visible_devices([], 'GPU')
     return tf
 

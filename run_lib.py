@@ -539,14 +539,15 @@ def _evaluate_bpd(run):
                      found['nfe'], k + 1, len(places))
     if not distributed.is_main():
         return
-    values = []
-    for path, protocol in zip(paths, protocols):
+    passes = [[] for _ in range(settings.bpd_repeats)]
+    for path, protocol, (repeat, _) in zip(paths, protocols, places):
         found = results.matching(path, protocol)
         if found['files'] != len(places):  # other repeats than when it was made
             results.save(path, protocol, **found | dict(files=len(places)))
-        values.extend(found['bpd'])
-    logging.info('ckpt-%d bits/dim: %.4f +- %.4f, of %d likelihoods', run.number, np.mean(values), np.std(values) / len(values)**0.5,
-                 len(values))
+        passes[repeat].extend(found['bpd'])
+    values = np.mean(passes, 0)  # of each image
+    logging.info('ckpt-%d bits/dim: %.4f +- %.4f, of %d images, each averaged over %d passes', run.number, values.mean(),
+                 values.std() / len(values) ** 0.5, len(values), len(passes))
     _remove_others(run.eval_dir.glob(f'{split}_ckpt_{run.number}_bpd_*.npz'), paths)
 
 
@@ -663,6 +664,9 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
     if not distributed.is_main():
         return folder
     images = np.concatenate([part['samples'] for part in parts])
+    if (folder / 'samples.npz').is_file():  # pictures of an earlier call, which may have drawn more
+        for path in (path for path in folder.glob('*.png') if path.stem.isdigit()):
+            path.unlink()
     for i, image in enumerate(images):
         reports.save_image(folder / f'{i:05d}.png', image)
     labels = dict(labels=np.concatenate([part['labels'] for part in parts])) if 'labels' in parts[0] else {}

@@ -221,6 +221,8 @@ class ScoreModel(Score):
         chosen = {key: chosen[f'bpd_{key}'] for key in ('probes', 'method', 'rtol', 'atol')} | settings
         with _seeded(seed, 'likelihood'):
             if not x.is_floating_point():
+                if int(x.min()) < 0 or int(x.max()) >= self.levels:
+                    raise UserError(f'expected grey levels from 0 to {self.levels - 1}, got {x.min()} to {x.max()}')
                 x = (x + torch.rand(x.shape)) / self.levels
             return likelihood.log_likelihood(self, self._input(x), self.unscale, self.levels, likelihood.Options(**chosen))
 
@@ -344,8 +346,8 @@ def _by_name(name: str) -> pathlib.Path:
         raise CheckpointError(missing)
     try:
         import huggingface_hub
-    except ModuleNotFoundError as error:
-        raise CheckpointError(f'{missing}; for a repository of the Hugging Face hub install huggingface_hub') from error
+    except ModuleNotFoundError:
+        raise CheckpointError(f'{missing}; for a repository of the Hugging Face hub install huggingface_hub') from None
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=['*.json', '*.safetensors', '*.bin']))

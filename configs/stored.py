@@ -91,11 +91,11 @@ def check(config: ConfigDict, stored: ConfigDict, path):
     warnings instead.
     """
     config, stored = defaults.complete(config), defaults.complete(stored)
-    lines = {key: f'config.{key}={new!r} differs from {old!r}, with which {path} was trained'
-             for key, old, new in differences(config, stored) if defines_model(key, stored)}
+    found = {key: (old, new) for key, old, new in differences(config, stored) if defines_model(key, stored)}
+    lines = {key: f'config.{key}={new!r} differs from {old!r}, with which {path} was trained' for key, (old, new) in found.items()}
     if 'model.name' in lines:
         lines = {'model.name': lines['model.name']}
     if lines and not config.force_config:
         raise UserError('\n'.join(f'{line} (--force_config accepts it)' for line in lines.values()))
-    for line in lines.values():
-        logging.warning('Ignored: %s.', line)
+    for key in lines:
+        logging.warning('Used config.%s=%r, although %s was trained with %r.', key, found[key][1], path, found[key][0])

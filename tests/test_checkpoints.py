@@ -99,7 +99,7 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize('change, message', [
     (lambda content: content['model'].pop('module.all_modules.0.weight'), 'lacks module.all_modules.0.weight'),
-    (lambda content: content['model'].update(extra=torch.zeros(1)), 'beyond the network, module.extra'),
+    (lambda content: content['model'].update(extra=torch.zeros(1)), 'unexpected keys module.extra'),
     (lambda content: content['model'].update({'module.sigmas': torch.zeros(3)}), r'module.sigmas: \(3,\) in the file, \(30,\)'),
     (lambda content: content.pop('ema'), 'lacks ema'),
     (lambda content: content['ema']['shadow_params'].pop(), 'moving average'),

@@ -367,7 +367,7 @@ def own_sampler(predictor, corrector, **settings):
 @pytest.mark.parametrize('predictor', ['euler_maruyama', 'reverse_diffusion', 'none', None])
 def test_own_sde_with_predictor_corrector(predictor, corrector):
     if {predictor, corrector} <= {'none', None}:
-        with pytest.raises(ValueError, match="^predictor='none' and corrector='none' leave"):
+        with pytest.raises(ValueError, match="^predictor='none' and corrector='none' would"):
             own_sampler(predictor, corrector)
         return
     samples, nfe = own_sampler(predictor, corrector)

@@ -102,13 +102,13 @@ def test_scalers_are_inverse(config, centered):
 
 def test_errors_name_the_key(config):
     config.data.dataset = 'IMAGENET'
-    with pytest.raises(UserError, match='config.data.dataset.*IMAGENET.*CIFAR10, .*DIGITS'):
+    with pytest.raises(UserError, match="config.data.dataset must be one of CIFAR10, .*DIGITS.*, got 'IMAGENET'"):
         datasets.get_source(config)
     config.data.dataset, config.data.image_size = 'DIGITS', 32
     with pytest.raises(UserError, match='config.data.image_size=32.*8x8'):
         datasets.get_source(config)
     config.data.image_size, config.training.batch_size = 8, 2000
-    with pytest.raises(UserError, match='batch_size is 2000.*1438'):
+    with pytest.raises(UserError, match='batch_size must be at most 1438, .*got 2000'):
         datasets.get_dataset(config)
 
 

@@ -163,7 +163,7 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
     done = command(tmp_path, f'--workdir={workdir}', '--mode=sample')
     assert done.returncode == 1 and done.stderr == (
         f"error: {workdir} was trained with config.model.name='small_cnn', config.training.sde='cosinevp', config.data.dataset='shapes', "
-        "config.sampling.predictor='posterior', which nothing registers here: pass --config FILE with the Python file that registers it\n")
+        "config.sampling.predictor='posterior', not registered here: pass --config FILE, the Python file that registers them\n")
     example.model.update(cosine_s=0.02, num_scales=5, cnn_width=16)
     with pytest.raises(UserError, match=r'^config.model.cosine_s=0.02 differs from 0.008, with which .*checkpoint_1.pth was trained'):
         score_model.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
@@ -241,7 +241,7 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
         assert score_model.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes == 10
         return
     example.model[key] = value
-    with pytest.raises(UserError, match='is of a classifier with model.cosine_s=0.008, the config has 0.02: they must agree'):
+    with pytest.raises(UserError, match='was trained with model.cosine_s=0.008, but the config has 0.02: they must be equal'):
         score_model.load_classifier(tmp_path / 'classifier.pth', example)
 
 
@@ -253,8 +253,8 @@ def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
     stored.write(config, tmp_path)
     with pytest.raises(UserError) as caught:
         preflight.check(config, tmp_path, 'sample')
-    assert str(caught.value) == (f"{tmp_path} was trained with config.sampling.predictor='mine', which nothing registers here: "
-                                 'pass --config FILE with the Python file that registers it')
+    assert str(caught.value) == (f"{tmp_path} was trained with config.sampling.predictor='mine', not registered here: "
+                                 'pass --config FILE, the Python file that registers them')
     del config.sampling['my_step']
     config.sampling.predictor = 'eulr'
     with pytest.raises(UserError, match="^config.sampling.predictor must be one of 'ancestral_sampling', "):

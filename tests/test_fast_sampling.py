@@ -298,7 +298,7 @@ def test_inpainting(name, method):
     model, options = Score(ExactNetwork(sde, GaussianMixture([1.0], mean, covariance)), sde), Options.of(config.sampling)
     mask, known = Mask(torch.tensor([1.0, 0.0])), torch.full((1500, 2), 1.2)
     if method == 'ode':
-        with pytest.raises(UserError, match="method='ode' cannot impose measurements.*heun"):
+        with pytest.raises(UserError, match="method='ode' does not support inpainting .*heun"):
             sample_measured(model, mask, known, options)
         return
     x, _ = sample_measured(model, mask, known, options, Loop(resample=1 if method == 'adaptive' else 3))
@@ -443,7 +443,7 @@ def test_after_the_last_step_there_is_no_noise_left(predictor, order):
 def test_networks_of_few_noise_levels_are_refused():
     config = config_for('ve', 'heun')
     config.training.continuous, config.model.num_scales = False, 10
-    with pytest.raises(UserError, match=r"method='heun' needs a network of continuous time.* has 10 \(num_scales\); use 'pc'"):
+    with pytest.raises(UserError, match=r"method='heun' needs a network trained in continuous time .*num_scales=10: use method='pc'"):
         get_sampling_fn(config, get_sde(config), (4, 2), identity, 1e-5)
 
 
@@ -495,7 +495,7 @@ def test_thresholding_keeps_images_within_their_range():
     sampler = get_sampling_fn(config, sde, (500, 2), identity, 1e-3, guidance)
     assert sampler(ExactConditionalNetwork(sde, target))[0].abs().max() <= 1
     config.sampling.method = 'pc'
-    with pytest.raises(UserError, match="thresholding=True needs a solver that estimates images, which method='pc' does not"):
+    with pytest.raises(UserError, match="thresholding=True is not supported by method='pc': use one of ddim"):
         get_sampling_fn(config, sde, (500, 2), identity, 1e-3)
 
 

@@ -170,7 +170,7 @@ def test_the_one_before_is_used(tmp_path, damage, caplog):
         path.write_bytes({'cut': content[:len(content) // 3], 'flipped': content, 'empty': b''}[damage])
     with caplog.at_level('INFO', logger='absl'):
         run_lib.train(config_for(8), tmp_path / 'parts')
-    assert 'Resumed from step 4 of' in caplog.text and ('going on from the one before it' in caplog.text) == (damage != 'gone')
+    assert 'Resumed from step 4 of' in caplog.text and ('Resuming from the previous checkpoint' in caplog.text) == (damage != 'gone')
     assert path.with_name('checkpoint_damaged.pth').exists() == (damage != 'gone')
     assert same_end(tmp_path / 'whole', tmp_path / 'parts')
 

@@ -355,7 +355,7 @@ def test_none_means_the_same_as_the_name_none(predictor, corrector, target):
 
 
 def test_neither_predictor_nor_corrector_is_refused():
-    with pytest.raises(ValueError, match="^predictor='none' and corrector='none' leave"):
+    with pytest.raises(ValueError, match="^predictor='none' and corrector='none' would"):
         pc_sampler(VPSDE(), None, None)
 
 

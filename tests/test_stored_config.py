@@ -101,8 +101,8 @@ def test_a_work_directory_without_a_config_refuses_another_model_by_its_checkpoi
 def test_another_model_is_accepted_with_a_warning_where_it_is_forced(workdir, tmp_path, mode, caplog):
     folder = copied(workdir, tmp_path)
     WORK[mode](changed('model.beta_max', force_config=True), str(folder))
-    found = [record.message for record in caplog.records if record.message.startswith('Ignored: ')]
-    assert len(found) == 1 and re.fullmatch(r'Ignored: config\.model\.beta_max=8\.0 differs from 20\.0, with which .*\.pth was trained\.',
+    found = [record.message for record in caplog.records if record.message.startswith('Used config.')]
+    assert len(found) == 1 and re.fullmatch(r'Used config\.model\.beta_max=8\.0, although .*\.pth was trained with 20\.0\.',
                                             found[0])
     kept = json.loads((folder / 'config.json').read_text())
     assert 'force_config' not in kept and kept['model']['beta_max'] == (8.0 if mode == 'train' else 20.0)
@@ -140,8 +140,8 @@ def test_what_changes_on_resume_is_logged(workdir, tmp_path, caplog):
     for change in ('optim.lr: 0.002 -> 0.001', 'training.n_iters: 3 -> 4', 'training.batch_size: 8 -> 16'):
         assert f'Changed config.{change}.' in caplog.text
     warning, = (record.message for record in caplog.records if record.levelname == 'WARNING')
-    assert warning == ('Changed the order of the data: with config.training.batch_size=16 this run resumes at another place of an epoch '
-                       'than with 8.')
+    assert warning == ('Changed the position in the data: with config.training.batch_size=16 instead of 8 the epoch resumes at other '
+                       'images.')
     assert stored.get_config(tmp_path / 'config.json').training.n_iters == 4
 
 
@@ -159,7 +159,7 @@ def test_a_work_directory_serves_without_a_config(workdir, tmp_path):
                '--config.sampling.steps=3')
     assert done.returncode == 0 and (tmp_path / 'out' / '00001.png').is_file(), done.stderr
     done = run(tmp_path, f'--workdir={tmp_path}', '--mode=sample')
-    assert done.returncode == 1 and done.stderr.strip() == 'error: --config is missing'
+    assert done.returncode == 1 and done.stderr.strip() == f'error: --config is missing: {tmp_path} has no config.json'
 
 
 def test_data_and_statistics_need_the_work_directory_alone(workdir, tmp_path):
@@ -175,4 +175,4 @@ def test_the_flag_forces_a_config(workdir, tmp_path):
     done = run(tmp_path, f'--workdir={workdir}', '--mode=sample', '--num_samples=2', f'--output={tmp_path / "out"}',
                '--config.model.beta_max=8', '--force_config')
     assert done.returncode == 0 and (tmp_path / 'out' / '00001.png').is_file(), done.stderr
-    assert 'WARNING Ignored: config.model.beta_max=8.0 differs from 20.0, with which' in done.stderr
+    assert 'WARNING Used config.model.beta_max=8.0, although ' in done.stderr

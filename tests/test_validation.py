@@ -89,7 +89,7 @@ def test_what_fails_is_told(pair, tmp_path, capsys):
     assert status == 1
     assert '| ve/digits_ncsnpp_continuous, nan (1) | weights are finite | **NO** | 1 of ' in text
     assert '| ve/digits_ncsnpp_continuous, ve (3) | weights are finite | yes |' in text
-    assert '| vp/digits_ddpmpp_continuous | is read, every name and shape | **NO** |' in text and 'does not fit the network' in text
+    assert '| vp/digits_ddpmpp_continuous | is read, every name and shape | **NO** |' in text and 'does not match the network' in text
     assert 'failed**' in text.splitlines()[2]
 
 
@@ -211,5 +211,5 @@ def test_numbers_of_another_checkpoint_never_stand_under_this_one(pair, tmp_path
 
 def test_one_checkpoint_that_does_not_fit_is_an_error(pair, tmp_path):
     folder, _ = pair
-    with pytest.raises(CheckpointError, match='does not fit'):
+    with pytest.raises(CheckpointError, match='does not match'):
         validate.validate([validate.Model('a', VP, folder / 've.pth')], tmp_path, TINY)
