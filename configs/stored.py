@@ -63,12 +63,15 @@ def differences(config: ConfigDict, stored: ConfigDict) -> Iterator[tuple[str, o
         whole = isinstance(content, ConfigDict)
         for name, value in content.items() if whole else [('', content)]:
             place, name, key = (config.get(section, {}), name, f'{section}.{name}') if whole else (config, section, section)
-            if name in place and key not in PASSING and _plain(place[name]) != _plain(value):
+            any_case = name in ('sde', 'name')  # of registered classes
+            if name in place and key not in PASSING and _plain(place[name], any_case) != _plain(value, any_case):
                 yield key, value, place[name]
 
 
-def _plain(value):
-    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+def _plain(value, any_case: bool = False):
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value.lower() if any_case and isinstance(value, str) else value
 
 
 def defines_model(key: str, stored: ConfigDict) -> bool:

@@ -129,6 +129,15 @@ def test_all_keys_that_differ_are_named_and_unused_ones_pass(tmp_path):
     assert {key for key, *_ in stored.differences(other, config)} == {'model.sigma_max', 'model.dropout', 'sampling.steps'}
 
 
+def test_names_of_classes_may_be_written_in_any_case():
+    config, other = small(), small()
+    other.training.sde, other.model.name = 'VPSDE', 'NCSNpp'
+    assert not [*stored.differences(other, config)]
+    other.data.path = 'A'
+    config.data.path = 'a'
+    assert [*stored.differences(other, config)] == [('data.path', 'a', 'A')]
+
+
 def test_what_changes_on_resume_is_logged(workdir, tmp_path, caplog):
     checkpoints.resume_path(tmp_path).parent.mkdir()
     checkpoints.resume_path(tmp_path).write_bytes(checkpoints.resume_path(workdir).read_bytes())
