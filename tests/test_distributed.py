@@ -196,7 +196,7 @@ def test_random_numbers_of_another_device_begin_anew(caplog):
 
 def test_control_is_the_work_of_one_process(tmp_path):
     log = run(2, tmp_path, 'control', '--task=interpolate', fails=True)
-    assert '--mode control is the work of one process: start it without torchrun' in log
+    assert '--mode control runs in a single process: start it without torchrun' in log
 
 
 def test_a_fault_ends_all_processes(tmp_path):

@@ -423,7 +423,7 @@ def test_errors_of_folders(tmp_path):
     (tmp_path / 'empty').mkdir()
     for data, message in ((dict(path=''), 'config.data.path is empty'), (dict(path='/nowhere'), "'/nowhere': not found"),
                           (dict(path=str(tmp_path / 'empty')), 'holds no pictures'),
-                          (dict(path=folder(tmp_path / 'few', crops(7, 8)), test_fraction=0.0), 'batch_size is 8.* has 7 images'),
+                          (dict(path=folder(tmp_path / 'few', crops(7, 8)), test_fraction=0.0), 'batch_size must be at most 7, .*got 8'),
                           (dict(path='x', on_error='ignore'), "on_error is 'ignore'"), (dict(path='x', fit='pad'), "fit is 'pad'"),
                           (dict(path='x', test_fraction=1.0), 'test_fraction is 1.0')):
         with pytest.raises(UserError, match=message):
