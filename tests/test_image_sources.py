@@ -424,8 +424,9 @@ def test_errors_of_folders(tmp_path):
     for data, message in ((dict(path=''), 'config.data.path is empty'), (dict(path='/nowhere'), "'/nowhere': not found"),
                           (dict(path=str(tmp_path / 'empty')), 'holds no pictures'),
                           (dict(path=folder(tmp_path / 'few', crops(7, 8)), test_fraction=0.0), 'batch_size must be at most 7, .*got 8'),
-                          (dict(path='x', on_error='ignore'), "on_error is 'ignore'"), (dict(path='x', fit='pad'), "fit is 'pad'"),
-                          (dict(path='x', test_fraction=1.0), 'test_fraction is 1.0')):
+                          (dict(path='x', on_error='ignore'), "on_error must be .*got 'ignore'"),
+                          (dict(path='x', fit='pad'), "fit must be .*got 'pad'"),
+                          (dict(path='x', test_fraction=1.0), 'test_fraction must be .*got 1.0')):
         with pytest.raises(UserError, match=message):
             datasets.get_dataset(config_of('FOLDER', 8, **data))
 
