@@ -164,11 +164,15 @@ def _refused(config, mode, has_network: bool) -> dict[str, str]:
     return refused | rules.missing(config, *names)
 
 
+def _registered() -> dict[str, list[str]]:
+    """Return {key: names} of what can be registered and named in a config, in any case."""
+    return {'model.name': mutils.MODELS.names(), 'training.sde': sde_lib.SDES.names(), 'sampling.method': sampling.methods(),
+            'sampling.predictor': sampling.PREDICTORS.names(), 'sampling.corrector': sampling.CORRECTORS.names()}
+
+
 def _check_registered(config, workdir):
     """Raise UserError if nothing registers a name in `config` that was known when `workdir/config.json` was written."""
-    known = {'model.name': mutils.MODELS.names(), 'training.sde': sde_lib.SDES.names(), 'data.dataset': datasets.SOURCES,
-             'sampling.method': sampling.methods(), 'sampling.predictor': sampling.PREDICTORS.names(),
-             'sampling.corrector': sampling.CORRECTORS.names()}
+    known = _registered() | {'data.dataset': datasets.SOURCES}
     named = {key: _value(config, key) for key in known}
     unknown = {key: name for key, name in named.items() if isinstance(name, str) and name.lower() not in map(str.lower, known[key])
                and not (key == 'data.dataset' and name.lower().startswith('tfds:'))}
@@ -191,11 +195,10 @@ def _without(config, keys) -> ConfigDict:
 
 def _unknown_names(config, has_network: bool) -> dict[str, str]:
     """Return {key: sentence} for each key that names what is not registered, even if another setting leaves it unused."""
-    any_case = {'sampling.method': sampling.methods(), 'sampling.predictor': sampling.PREDICTORS.names(),
-                'sampling.corrector': sampling.CORRECTORS.names(), 'sampling.skip_type': ('', *fast_sampling.SKIP_TYPES)}
+    any_case = {key: names for key, names in _registered().items() if has_network or key.startswith('sampling.')}
+    any_case['sampling.skip_type'] = '', *fast_sampling.SKIP_TYPES
     exact = {'sampling.ode_method': ode_lib.METHODS, 'eval.bpd_method': ode_lib.METHODS}
     if has_network:
-        any_case |= {'model.name': mutils.MODELS.names(), 'training.sde': sde_lib.SDES.names()}
         exact['training.precision'] = mutils.PRECISIONS
     found = {}
     for key, known in (any_case | exact).items():

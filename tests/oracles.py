@@ -200,3 +200,27 @@ class SubspaceMixture(nn.Module):
         """grad_x log p(x), shape of x."""
         others, variance = self._others(x, m, std)
         return torch.cat([self.inside.score(x.flatten(1)[:, :self.size], m, std).to(x), -others / variance], 1).reshape(x.shape)
+
+
+# Any SDE -----------------------------------------------------------------------------------------------------------------------------
+
+MEAN, STD = 0.3, 0.5  # of the data, a Gaussian: scores, samples and likelihoods are known exactly
+
+
+def marginal(sde, t):
+    """Mean and standard deviation at time t of what began as the data."""
+    m, std = sde.marginal_prob(torch.ones(1, 1, dtype=torch.float64), torch.tensor([float(t)], dtype=torch.float64))
+    return float(m) * MEAN, math.hypot(float(m) * STD, float(std))
+
+
+class ExactNoise(torch.nn.Module):
+    """The network that predicts minus std times the exact score from the label 999 t / T."""
+
+    def __init__(self, sde):
+        super().__init__()
+        self.sde, self.offset = sde, torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, labels):
+        m, std = self.sde.marginal_prob(torch.ones_like(x), labels * self.sde.T / 999)
+        std = expand(std, x)
+        return std * (x - m * MEAN) / ((m * STD) ** 2 + std ** 2) + self.offset

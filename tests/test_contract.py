@@ -21,6 +21,7 @@ import utils
 from conftest import ROOT, load_config
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
+from oracles import MEAN, STD, ExactNoise, marginal
 from sde_lib import SDE, VPSDE, expand, get_sde
 
 # Names and signatures ----------------------------------------------------------------------------------------------------------------
@@ -307,8 +308,6 @@ def test_a_wrong_key_is_reported_within_a_second_of_importing_torch(tmp_path):
 
 # A user's own SDE ----------------------------------------------------------------------------------------------------------------------
 
-MEAN, STD = 0.3, 0.5  # of the data, a Gaussian, for which scores, samples and likelihoods are known exactly
-
 
 class OrnsteinUhlenbeck(SDE):
     """dx = -x dt + sqrt(2) dw on [0, 2]: the abstract methods and nothing else, with an end time that is not 1."""
@@ -328,25 +327,6 @@ class OrnsteinUhlenbeck(SDE):
 
     def prior_logp(self, z):
         return torch.distributions.Normal(0.0, 1.0).log_prob(z).flatten(1).sum(1)
-
-
-def marginal(sde, t):
-    """Mean and standard deviation at time t of what began as the data."""
-    m, std = sde.marginal_prob(torch.ones(1), torch.tensor([float(t)]))
-    return float(m) * MEAN, math.hypot(float(m) * STD, float(std))
-
-
-class ExactNoise(torch.nn.Module):
-    """The network that predicts minus std times the exact score, from the label 999 t / T that a new SDE's networks are given."""
-
-    def __init__(self, sde):
-        super().__init__()
-        self.sde, self.offset = sde, torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, x, labels):
-        m, std = self.sde.marginal_prob(torch.ones_like(x), labels * self.sde.T / 999)
-        std = expand(std, x)
-        return std * (x - m * MEAN) / ((m * STD) ** 2 + std ** 2) + self.offset
 
 
 def identity(x):

@@ -24,8 +24,8 @@ from configs import stored
 from conftest import ROOT, load_config
 from errors import UserError
 from models import utils as mutils
+from oracles import MEAN, STD, ExactNoise, marginal
 from score_model import ScoreModel
-from sde_lib import expand
 
 EXAMPLE = ROOT / 'examples' / 'own_process.py'
 REGISTRIES = sde_lib.SDES, mutils.MODELS, sampling.PREDICTORS, sampling.CORRECTORS, fast_sampling.SOLVERS
@@ -50,27 +50,6 @@ def example(unregistered):
 
 
 # The cosine SDE of the example -------------------------------------------------------------------------------------------------------
-
-MEAN, STD = 0.3, 0.5  # of the data, a Gaussian: scores, samples and likelihoods are known exactly
-
-
-def marginal(sde, t):
-    """Mean and standard deviation at time t of what began as the data."""
-    m, std = sde.marginal_prob(torch.ones(1, 1, dtype=torch.float64), torch.tensor([float(t)], dtype=torch.float64))
-    return float(m) * MEAN, math.hypot(float(m) * STD, float(std))
-
-
-class ExactNoise(torch.nn.Module):
-    """The network that predicts minus std times the exact score from the label 999 t / T."""
-
-    def __init__(self, sde):
-        super().__init__()
-        self.sde, self.offset = sde, torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, x, labels):
-        m, std = self.sde.marginal_prob(torch.ones_like(x), labels * self.sde.T / 999)
-        std = expand(std, x)
-        return std * (x - m * MEAN) / ((m * STD) ** 2 + std ** 2) + self.offset
 
 
 @pytest.mark.parametrize('s', [0.008, 0.05])
@@ -162,8 +141,8 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
     assert 'bits/dim' in (workdir / 'eval' / 'report.md').read_text() and np.load(workdir / 'eval/ckpt_1/samples_0.npz')['samples'].any()
     done = command(tmp_path, f'--workdir={workdir}', '--mode=sample')
     assert done.returncode == 1 and done.stderr == (
-        f"error: {workdir} was trained with config.model.name='small_cnn', config.training.sde='cosinevp', config.data.dataset='shapes', "
-        "config.sampling.predictor='posterior', not registered here: pass --config FILE, the Python file that registers them\n")
+        f"error: {workdir} was trained with config.model.name='small_cnn', config.training.sde='cosinevp', "
+        "config.sampling.predictor='posterior', config.data.dataset='shapes', not registered here: pass --config FILE, the Python file that registers them\n")
     example.model.update(cosine_s=0.02, num_scales=5, cnn_width=16)
     with pytest.raises(UserError, match=r'^config.model.cosine_s=0.02 differs from 0.008, with which .*checkpoint_1.pth was trained'):
         score_model.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
