@@ -61,7 +61,7 @@ def _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, e
 
 
 def _measured_sampler(sde, options, inverse_scaler, continuous, resample, jump, consistency, guidance):
-    """The function `sampler(model, measurement, y) -> images` behind the two functions below."""
+    """Return the function `sampler(model, measurement, y) -> images` that `get_pc_inpainter` and `get_pc_colorizer` use."""
     loop = Loop(resample=resample, jump=jump)
     check(Score(None, sde, continuous), options, loop)
 

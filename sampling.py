@@ -399,7 +399,7 @@ def _check_pc(sde, options, loop):
     if options.skip_type and predictor.step is Predictor.step:
         raise UserError(f'predictor {predictor.__name__} has no method `step`, which skip_type={options.skip_type!r} needs')
     chain = sde.with_steps(options.steps or sde.N)
-    times_of(sde, options)
+    times_of(sde, options)  # the grid and the classes raise errors of their own
     predictor(chain, None, options.probability_flow), corrector(chain, None, options.snr, options.n_steps_each)
     if not options.skip_type:
         predictor.check(chain)
@@ -455,10 +455,10 @@ def _start(model, shape, device, prior_mean):
 
 
 def _predictor_corrector(sde, score_fn, x, options, loop):
-    """Algorithm 1, along the SDE's own N times or along the grid `skip_type`. The last step leads from the last time to the data.
+    """Algorithm 1, along the SDE's N times or along the grid `skip_type`. The last step goes from the last time to the data.
 
     Order 'corrector_predictor' corrects at each time before the step from it, as the 2021 release does; 'predictor_corrector' corrects
-    after each step, as Algorithm 1 has it, but not after the last one, where there is no noise left.
+    after each step, as Algorithm 1 does, except after the last one, which leaves no noise.
     """
     chain, (predictor, corrector) = sde.with_steps(options.steps or sde.N), options.pair()
     predictor = predictor(chain, score_fn, options.probability_flow)

@@ -144,6 +144,8 @@ class ScoreModel(Score):
         a classifier of noisy images, `classifier(x, label) -> logits`, or the path of one (`load_classifier`). Other guidance: `guided_by`.
         """
         if isinstance(classifier, (str, pathlib.Path)):
+            if self.config is None:
+                raise UserError('only a model with a config can load a classifier: pass the network')
             classifier = load_classifier(classifier, self.config)
         weight = self._settings('sampling')['guidance'] if weight is None else weight
         classes = torch.as_tensor(classes)
