@@ -142,7 +142,8 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
     done = command(tmp_path, f'--workdir={workdir}', '--mode=sample')
     assert done.returncode == 1 and done.stderr == (
         f"error: {workdir} was trained with config.model.name='small_cnn', config.training.sde='cosinevp', "
-        "config.sampling.predictor='posterior', config.data.dataset='shapes', not registered here: pass --config FILE, the Python file that registers them\n")
+        "config.sampling.predictor='posterior', config.data.dataset='shapes', not registered here: "
+        'pass --config FILE, the Python file that registers them\n')
     example.model.update(cosine_s=0.02, num_scales=5, cnn_width=16)
     with pytest.raises(UserError, match=r'^config.model.cosine_s=0.02 differs from 0.008, with which .*checkpoint_1.pth was trained'):
         score_model.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
