@@ -1,7 +1,7 @@
 """What code written for the 2021 release relies on: names and signatures, a notebook's calls, a user's own SDE; and what imports cost."""
 import ast
 import graphlib
-import importlib
+import importlib.util
 import inspect
 import math
 import resource
@@ -272,6 +272,7 @@ def in_fresh_process(code: str) -> str:
 FORBIDDEN = ('tensorflow', 'tensorflow_datasets', 'tensorflow_gan', 'jax', 'torch.utils.cpp_extension')
 
 
+@pytest.mark.skipif(importlib.util.find_spec('tensorflow') is None, reason='needs TensorFlow')
 @pytest.mark.parametrize('code', ['import torch, image_sources; image_sources.tensorflow()', 'import sampling, tensorflow'])
 def test_tensorflow_and_the_compiler_of_pytorch_live_in_one_process(code):
     """TensorFlow first, by a data set or a notebook, then an optimizer, which imports the compiler and with it Triton."""

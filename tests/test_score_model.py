@@ -225,6 +225,7 @@ def test_every_place_of_a_trained_model(workdir, tmp_path, monkeypatch):
     for place in (workdir / 'checkpoints' / 'checkpoint_1.pth', tmp_path / 'alone.pth', tmp_path / 'saved', str(tmp_path / 'saved'),
                   tmp_path / 'saved' / 'model.safetensors', tmp_path / 'other.safetensors'):
         assert same(ScoreModel.load(place), model)
+    pytest.importorskip('huggingface_hub')
     repository = []
     monkeypatch.setattr('huggingface_hub.snapshot_download', lambda name, **_: repository.append(name) or str(tmp_path / 'saved'))
     assert same(ScoreModel.load('somebody/digits'), model) and repository == ['somebody/digits']
@@ -255,6 +256,7 @@ def test_what_does_not_exist(name):
 
 
 def test_an_unreachable_hub(monkeypatch):
+    pytest.importorskip('huggingface_hub')
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def fails(*_, **__):
