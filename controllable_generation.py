@@ -1,7 +1,7 @@
 """Conditional samples from unconditional networks (Song et al. 2021, Secs. 5 and Appendix I), and from networks that know classes.
 
-Of an image x_0 a linear measurement y = A x_0 is known (measurements.py; P is the projection on what y determines). A sampler's state
-is then made to agree, at every time that it comes to, with a draw of what is known:
+Of an image x_0 a linear measurement y = A x_0 is known (control/measurements.py; P is the projection on what y determines). A
+sampler's state is then made to agree, at every time that it comes to, with a draw of what is known:
 
     x_t <- x_t - P x_t + P x~_t,    x~_t ~ p_t(x_t | x_0 = A^+ y),
 
@@ -18,10 +18,10 @@ import dataclasses
 
 import torch
 
-from errors import UserError
-from measurements import Grey, Mask, Measurement
+from control.measurements import Grey, Mask, Measurement
 from models.score import Score
 from models.utils import get_model_fn, gradients
+from runtime.errors import UserError
 from sampling import Loop, Options, check, sample
 from sde_lib import expand
 

@@ -18,7 +18,7 @@ import tempfile
 import torch
 from absl import app, flags, logging
 
-from cli import exit_with, log_to, parse_flags
+from commands.command_line import exit_with, log_to, parse_flags
 
 FLAGS = flags.FLAGS
 SUFFIXES = {'.pth': 'pytorch', '.pt': 'pytorch', '.safetensors': 'safetensors', '': 'diffusers'}
@@ -31,15 +31,15 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
     UserError, with nothing written, where it does not fit, cannot be expressed, or is there already.
     """
     import checkpoints
-    import dialects
     import run_lib
-    from errors import UserError
+    from checkpoints import formats
+    from runtime.errors import UserError
 
     destination = pathlib.Path(destination)
     kind = SUFFIXES.get(destination.suffix)
     if kind is None:
         raise UserError(f'{destination}: its name must end in .pth or .safetensors, or have no ending, for a folder of diffusers')
-    found, brought = dialects.guess(source), config is None
+    found, brought = formats.guess(source), config is None
     config = config or checkpoints.config_of(source)
     if config is None:
         raise UserError(f'{source} ({found}) does not tell its config: give --config')
@@ -48,7 +48,7 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
     config.device = 'cpu'
     state = run_lib.create_state(config)
     network = state['model'].module
-    content = dialects.read(source, network)
+    content = formats.read(source, network)
     checkpoints.restore(source, state, optional=('rng', 'optimizer'), content=content)
     with state['ema'].applied_to(network.parameters()) if weights == 'ema' else torch.no_grad():
         chosen = {name: value.clone() for name, value in network.state_dict().items()}
@@ -63,12 +63,12 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
                 checkpoints.save(partial, state | dict(model={f'module.{name}': value for name, value in compared.items()}))
                 if brought:  # no config of the repository need have what it says
                     partial.with_suffix('.json').write_text(config.to_json_best_effort(indent=1) + '\n')
-                averaged = dialects.read(partial, network)['ema']['shadow_params']
+                averaged = formats.read(partial, network)['ema']['shadow_params']
                 _compare(destination, dict(enumerate(averaged)), dict(enumerate(state['ema'].shadow_params)))
             else:
-                dialects.DIALECTS[kind].write(partial, network, chosen, config, notes)
+                formats.DIALECTS[kind].write(partial, network, chosen, config, notes)
                 compared = chosen
-            again = {name.removeprefix('module.'): value for name, value in dialects.read(partial, network)['model'].items()}
+            again = {name.removeprefix('module.'): value for name, value in formats.read(partial, network)['model'].items()}
             _compare(destination, again, compared)
             _move(folder, destination.parent)
     except OSError as error:
@@ -83,12 +83,12 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
 
 def _check_free(destination, kind: str, with_config: bool, overwrite: bool):
     """Raise UserError if something at `destination`, or the config beside it, must not be replaced."""
-    import dialects
-    from errors import UserError
+    from checkpoints import formats
+    from runtime.errors import UserError
     for path in (destination, *[destination.with_suffix('.json')] * with_config):
         if path.exists() and not overwrite:
             raise UserError(f'{path} is there already: --overwrite replaces it')
-    replaceable = dialects.DIALECTS[kind].matches if kind == 'diffusers' else pathlib.Path.is_file
+    replaceable = formats.DIALECTS[kind].matches if kind == 'diffusers' else pathlib.Path.is_file
     if destination.exists() and not replaceable(destination):
         raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
 
@@ -119,7 +119,7 @@ def _buffers_as_loaded(loaded: dict, network) -> dict:
 
 def _compare(path, again: dict, written: dict):
     """CheckpointError where what was read again is not what was written, bit for bit or both no number."""
-    from errors import CheckpointError
+    from runtime.errors import CheckpointError
     same = again.keys() == written.keys() and all(again[key].shape == written[key].shape and torch.allclose(
         again[key], written[key], rtol=0, atol=0, equal_nan=True) for key in written)
     if not same:
@@ -128,7 +128,7 @@ def _compare(path, again: dict, written: dict):
 
 def main(argv):
     from configs import rules
-    from errors import UserError
+    from runtime.errors import UserError
     if len(argv) != 3:
         sys.exit(f'error: SOURCE and DESTINATION are needed, got {len(argv) - 1} arguments: see python convert.py --help')
     log_to(None)

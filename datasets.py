@@ -3,7 +3,7 @@
 A batch is a dict of arrays: 'image' (B, H, W, C) float32 and 'label' (B,) int64. With L grey levels, level v becomes v / (L - 1), or
 with uniform dequantization (v + u) / L with u uniform in [0, 1). The order of an epoch depends on (seed, epoch), the flips and noise of a
 batch on (seed, batch number), so training resumes with exactly the batch at which it stopped. (If corrupt images are skipped, this holds
-only for the same `data.memory_gib`.) image_sources.py reads the images: data sets that fit in memory are decoded once, others are
+only for the same `data.memory_gib`.) `data` reads the images: data sets that fit in memory are decoded once, others are
 prefetched by all CPU cores.
 """
 import collections
@@ -21,12 +21,11 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-import distributed
-import image_sources
-import standard_sets
 from configs import defaults
-from errors import UserError
-from image_sources import Images, Streamed, central_crop, crop_resize, resize_small  # noqa: F401  (where notebooks look for them)
+from data import image_sources, torchvision_sets
+from data.image_sources import Images, Streamed, central_crop, crop_resize, resize_small  # noqa: F401  (where notebooks look for them)
+from runtime import distributed
+from runtime.errors import UserError
 
 
 def get_data_scaler(config):
@@ -150,7 +149,7 @@ def _tfds_source(name: str, shape=None, preparation: str = 'none', keys=(), **ho
 
 
 def _torchvision_source(name: str, shape=None, preparation: str = 'none') -> Source:
-    return Source(functools.partial(standard_sets.load, name=name), 256, shape, preparation)
+    return Source(functools.partial(torchvision_sets.load, name=name), 256, shape, preparation)
 
 
 CROPPED = 'the middle square, resized (bicubic, antialiased), or exact'

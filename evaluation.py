@@ -19,13 +19,13 @@ import torch
 from absl import logging
 
 import datasets
-import distributed
-import image_sources
 import metrics
-import results
 from configs.defaults import complete
-from errors import UserError
-from progress import progress
+from data import image_sources
+from reports import results
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.progress import progress
 
 TORCH_FIDELITY_WEIGHTS = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth'
 INCEPTION_V3 = 'https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4'

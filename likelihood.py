@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import torch
 
-import ode_lib
-from errors import UserError
 from models.score import Score
 from models.utils import gradients, times_like
+from runtime.errors import UserError
+from solvers import ode
 
 PROBES = {'Rademacher': lambda x: torch.randint_like(x, low=0, high=2) * 2 - 1, 'Gaussian': torch.randn_like}
 
@@ -70,7 +70,7 @@ class Options:
     Args:
         hutchinson_type: of the probes, 'Rademacher' or 'Gaussian'; 'exact' computes the divergence by D backward passes, for small D.
         probes: how many estimates of the divergence are averaged.
-        rtol, atol, method: of the ODE solver, see `ode_lib.solve`.
+        rtol, atol, method: of the ODE solver, see `ode.solve`.
         eps: the time at which the flow starts.
     """
     hutchinson_type: str = 'Rademacher'
@@ -85,7 +85,7 @@ class Options:
             raise UserError(f"hutchinson_type must be 'Rademacher', 'Gaussian' or 'exact', got {self.hutchinson_type!r}")
         if self.probes < 1:
             raise UserError(f'probes must be at least 1, got {self.probes}')
-        ode_lib.check_method(self.method)
+        ode.check_method(self.method)
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def log_likelihood(model: Score, y, inverse_scaler=lambda y: y, levels: int = 25
         return value, products.sum(0, keepdim=True) if exact else products
 
     start = y.new_zeros(1 if exact else options.probes, len(y))
-    (z, log_ratio), nfe = ode_lib.solve(derivative, (y, start), options.eps, model.sde.T, options.rtol, options.atol, options.method)
+    (z, log_ratio), nfe = ode.solve(derivative, (y, start), options.eps, model.sde.T, options.rtol, options.atol, options.method)
     nats = model.sde.prior_logp(z) + log_ratio - _log_jacobian(inverse_scaler, y)
     stderr = (torch.zeros_like(nats[0]) if exact else nats.std(0) / math.sqrt(options.probes) if options.probes > 1 else
               nats[0] * math.nan)

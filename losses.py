@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from absl import logging
 
-import distributed
 from configs.defaults import complete
-from errors import UserError
 from models.utils import get_model_fn, get_score_fn
+from runtime import distributed
+from runtime.errors import UserError
 from sde_lib import VESDE, VPSDE, expand
 
 

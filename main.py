@@ -18,7 +18,7 @@ import sys
 
 from absl import app, flags
 
-from cli import exit_with, log_to, parse_flags
+from commands.command_line import exit_with, log_to, parse_flags
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('config', None, 'Config file, or FILE:ARGUMENT. Default: the config stored in workdir. --config.section.key=value '
@@ -54,13 +54,15 @@ def main(argv):
     if len(argv) > 1:
         sys.exit(f'error: unexpected arguments: {" ".join(argv[1:])}')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    import control
-    import distributed
     import run_lib
-    import sample_metrics
+    from commands import control, sample_metrics
+    from commands.data import describe_data
+    from commands.sample import sample
+    from commands.stats import statistics
     from configs.defaults import complete
-    from errors import UserError
-    from interruption import Interrupted
+    from runtime import distributed
+    from runtime.errors import UserError
+    from runtime.interruption import Interrupted
     config, workdir, timeout = FLAGS.config, FLAGS.workdir, complete(FLAGS.config).timeout_minutes
     try:
         if FLAGS.mode in ('control', 'data') and int(os.environ.get('WORLD_SIZE', 1)) > 1:
@@ -75,15 +77,15 @@ def main(argv):
         elif FLAGS.mode == 'eval':
             run_lib.evaluate(config, workdir, FLAGS.eval_folder)
         elif FLAGS.mode == 'sample':
-            run_lib.sample(config, workdir, FLAGS.checkpoint, FLAGS.num_samples, FLAGS.output)
+            sample(config, workdir, FLAGS.checkpoint, FLAGS.num_samples, FLAGS.output)
         elif FLAGS.mode == 'stats':
-            run_lib.statistics(config, workdir)
+            statistics(config, workdir)
         elif FLAGS.mode == 'metrics':
             sample_metrics.measure(config, workdir, FLAGS.input, FLAGS.reference, FLAGS.output)
         elif FLAGS.mode == 'control':
             control.control(config, workdir, FLAGS.task, **{name: FLAGS[name].value for name in control.Request._fields})
         else:
-            run_lib.describe_data(config, workdir)
+            describe_data(config, workdir)
         several = distributed.size() > 1
         distributed.stop()
         if several:  # threads that PyTorch kept for the job can abort a process while the interpreter shuts down

@@ -5,7 +5,7 @@
 
 `Options` has the keys of a config's `sampling` section. 'pc' alternates a predictor, a step of the reverse SDE, and a corrector, steps of
 Langevin dynamics at a fixed time; 'ode' follows the probability flow, 'adaptive' the reverse SDE with error control; all other methods are
-the solvers of fast_sampling.py. The functions of the 2021 release (`get_pc_sampler`, `get_ode_sampler`, `get_sampling_fn`) are adapters of
+those of `solvers`. The functions of the 2021 release (`get_pc_sampler`, `get_ode_sampler`, `get_sampling_fn`) are adapters of
 `sample`. Noise comes from `randomness.normal_like`, so that each image can have its own stream of random numbers.
 """
 import abc
@@ -16,15 +16,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-import fast_sampling
-import ode_lib
+import solvers
 from configs.defaults import complete
-from errors import UserError
 from models.score import Score
 from models.utils import get_score_fn, times_like
-from randomness import batch_mean, normal_like, prior_sampling
-from registry import Registry
+from runtime.errors import UserError
+from runtime.randomness import batch_mean, normal_like, prior_sampling
+from runtime.registry import Registry
 from sde_lib import expand
+from solvers import ode
 
 PREDICTORS, CORRECTORS = Registry('predictor'), Registry('corrector')
 register_predictor, get_predictor = PREDICTORS.register, PREDICTORS.get
@@ -39,7 +39,7 @@ def transition(sde, s: float, t: float) -> tuple[float, float, float, float]:
     Returns:
         r and std of x_t = r x_s + std z, and the standard deviations of the noise in x_s and in x_t, computed in float64.
     """
-    (m_t, std_t), (m_s, std_s) = ([float(value) for value in fast_sampling.levels(sde, [time])] if time else (1.0, 0.0) for time in (t, s))
+    (m_t, std_t), (m_s, std_s) = ([float(value) for value in solvers.levels(sde, [time])] if time else (1.0, 0.0) for time in (t, s))
     r = m_t / m_s
     return r, math.sqrt(max(std_t ** 2 - (r * std_s) ** 2, 0.0)), std_s, std_t
 
@@ -164,7 +164,7 @@ class NonePredictor(Predictor):
 class LangevinCorrector(Corrector):
     """Langevin dynamics whose step keeps the ratio of noise to score, averaged over the batch, at `snr` (Algorithms 4 and 5).
 
-    Images with streams of their own (randomness.py) have steps of their own. On any grid alpha is r^2 of `transition`.
+    Images with streams of their own (runtime/randomness.py) have steps of their own. On any grid alpha is r^2 of `transition`.
     """
 
     @classmethod
@@ -318,8 +318,8 @@ class Options:
         return cls(**fields | more)
 
     def solver(self):
-        """The solver class of fast_sampling.py that `method` names, or None."""
-        return fast_sampling.SOLVERS.find(self.method)
+        """The solver class of `solvers` that `method` names, or None."""
+        return solvers.SOLVERS.find(self.method)
 
     def solver_settings(self) -> dict:
         """The settings that this solver takes."""
@@ -334,11 +334,11 @@ class Options:
         intervals = solver.intervals(steps, **{key: value for key, value in settings.items() if key != 'steps'})
         if intervals < 1:
             raise UserError(f'steps={steps} is too few for method={self.method!r}')
-        return fast_sampling.time_grid(sde, intervals, self.stop(sde), self.skip_type or solver.skip_type, self.rho)
+        return solvers.time_grid(sde, intervals, self.stop(sde), self.skip_type or solver.skip_type, self.rho)
 
     def correct(self) -> Callable | None:
         """The function that is applied to every estimate of an image, if any."""
-        return functools.partial(fast_sampling.threshold, centered=self.centered) if self.thresholding else None
+        return functools.partial(solvers.threshold, centered=self.centered) if self.thresholding else None
 
     def tolerances(self) -> tuple[float, float]:
         """rtol and atol of 'ode' and 'adaptive'; 0.0 stands for the method's default."""
@@ -360,7 +360,7 @@ def _class(registry, chosen, default):
 
 def methods() -> list[str]:
     """The values of `Options.method`."""
-    return ['pc', 'ode', 'adaptive', *fast_sampling.SOLVERS.names()]
+    return ['pc', 'ode', 'adaptive', *solvers.SOLVERS.names()]
 
 
 def check(model: Score, options: Options, loop: Loop = Loop()):
@@ -369,15 +369,15 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
     if method not in map(str.lower, methods()):
         raise UserError(f'method must be one of {", ".join(methods())}, got {options.method!r}')
     if options.thresholding and not options.solver():
-        raise UserError(f'thresholding=True is not supported by method={method!r}: use one of {", ".join(fast_sampling.SOLVERS.names())}')
+        raise UserError(f'thresholding=True is not supported by method={method!r}: use one of {", ".join(solvers.SOLVERS.names())}')
     if method not in ('pc', 'ode') and not model.continuous and sde.N < 100:
         raise UserError(f"method={method!r} needs a network trained in continuous time or on at least 100 noise levels, got "
                         f"num_scales={sde.N}: use method='pc'")
     if method == 'ode':
-        ode_lib.check_method(options.ode_method)
+        ode.check_method(options.ode_method)
         if loop.project:
             raise UserError("method='ode' does not support inpainting and other measurements: use 'pc', 'adaptive' or one of "
-                            + ', '.join(fast_sampling.SOLVERS.names()))
+                            + ', '.join(solvers.SOLVERS.names()))
     elif method == 'adaptive' and (loop.resample, loop.jump) != (1, 1):
         raise UserError("method='adaptive' does not support resample and jump: set both to 1")
     elif method == 'pc':
@@ -414,7 +414,7 @@ def times_of(sde, options: Options):
     if options.method.lower() != 'pc':
         return None
     steps, eps = options.steps or sde.N, options.stop(sde)
-    times = (fast_sampling.time_grid(sde, steps - 1, eps, options.skip_type, options.rho) if options.skip_type else
+    times = (solvers.time_grid(sde, steps - 1, eps, options.skip_type, options.rho) if options.skip_type else
              sde.with_steps(steps).timesteps(eps))
     return torch.cat([times, torch.zeros_like(times[:1])])
 
@@ -488,7 +488,7 @@ def _predictor_corrector(sde, score_fn, x, options, loop):
 
 
 def _solver(sde, score_fn, x, options, loop):
-    """The solvers of fast_sampling.py."""
+    """The solvers of `solvers`."""
     times = options.solver_times(sde)
     solver = options.solver()(sde, score_fn, times, correct=options.correct(), **options.solver_settings())
     x, _ = loop.walk(lambda x, i: (solver.step(x, i),) * 2, sde, x, times.to(x.device, x.dtype), solver.forget)
@@ -498,7 +498,7 @@ def _solver(sde, score_fn, x, options, loop):
 def _adaptive(sde, score_fn, x, options, loop):
     """The reverse SDE in steps of each image's own."""
     eps = options.stop(sde)
-    x = fast_sampling.adaptive(sde, score_fn, x, eps, *options.tolerances(), loop.callback, loop.project)
+    x = solvers.adaptive(sde, score_fn, x, eps, *options.tolerances(), loop.callback, loop.project)
     t = times_like(x, eps)
     return sde.denoise(x, t, score_fn(x, t)) if options.noise_removal else x
 
@@ -521,7 +521,7 @@ def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
 
     def drift(t, x):
         return (flow.sde(x, times_like(x, t))[0],)
-    return ode_lib.solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]
+    return ode.solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]
 
 
 # The functions of the 2021 release ---------------------------------------------------------------------------------------------------
@@ -545,7 +545,7 @@ def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1
     """Return `ode_sampler(model, z=None) -> (samples, nfe)`: the probability-flow ODE from T to `eps` (Eq. 13).
 
     It starts from the latent code `z` (`shape`) or a draw from the prior. `denoise`: add one noiseless predictor step. `rtol`, `atol`,
-    `method`: see `ode_lib.solve`. Everything else as for `get_pc_sampler`.
+    `method`: see `ode.solve`. Everything else as for `get_pc_sampler`.
     """
     options = Options(method='ode', noise_removal=denoise, rtol=rtol, atol=atol, ode_method=method, eps=eps)
     return _sampler(sde, shape, options, inverse_scaler, Loop(), device=device, continuous=continuous, guidance=guidance)

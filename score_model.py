@@ -24,20 +24,20 @@ from ml_collections import ConfigDict
 
 import checkpoints
 import datasets
-import dialects
-import latents
 import likelihood
 import losses
 import sampling
 import sde_lib
+from checkpoints import formats
 from configs import defaults, stored
+from control import latents
+from control.measurements import Mask, Measurement, named_mask
 from controllable_generation import classifier_free_guidance, classifier_guidance, sample_measured
-from errors import CheckpointError, UserError
-from measurements import Mask, Measurement, named_mask
 from models.ema import ExponentialMovingAverage
 from models.score import Score
 from models.utils import create_model
-from randomness import own_randomness, per_image
+from runtime.errors import CheckpointError, UserError
+from runtime.randomness import own_randomness, per_image
 
 PRETRAINED = pathlib.Path(__file__).parent / 'assets' / 'pretrained'
 OF_IMAGES = dict(round=False, seed_per_image=False, guidance=1.0)  # keys of config.sampling that are not `sampling.Options`
@@ -105,7 +105,7 @@ class ScoreModel(Score):
             raise UserError('only a model with a config can be saved: pass config= to ScoreModel, or use torch.save for the network')
         folder, network = pathlib.Path(folder), getattr(self.network, 'module', self.network)
         folder.mkdir(parents=True, exist_ok=True)
-        dialects.tensors.save(folder / 'model.safetensors', network.state_dict())
+        formats.safetensors.save(folder / 'model.safetensors', network.state_dict())
         stored.write(self.config, folder)
 
     # What the data are ---------------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class ScoreModel(Score):
     # Measurements --------------------------------------------------------------------------------------------------------------------
 
     def restore(self, measurement: Measurement, y, seed: int | None = None, **settings):
-        """Draw images that agree with y = A x (measurements.py).
+        """Draw images that agree with y = A x (control/measurements.py).
 
         Args:
             measurement: A.
@@ -334,7 +334,7 @@ def _located(path) -> pathlib.Path:
     if (place / 'model.safetensors').is_file():
         return place / 'model.safetensors'
     is_workdir = (place / 'checkpoints').is_dir() or (place / 'checkpoints-meta').is_dir()
-    return checkpoints.latest(place) if is_workdir or place.is_dir() and not dialects.hub.matches(place) else place
+    return checkpoints.latest(place) if is_workdir or place.is_dir() and not formats.diffusers.matches(place) else place
 
 
 def _by_name(name: str) -> pathlib.Path:

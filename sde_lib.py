@@ -16,9 +16,9 @@ import math
 
 import torch
 
-from errors import UserError
-from randomness import normal_like
-from registry import Registry
+from runtime.errors import UserError
+from runtime.randomness import normal_like
+from runtime.registry import Registry
 
 SDES = Registry('SDE')
 register_sde = SDES.register

@@ -21,11 +21,10 @@ from timing import parse_args, print_table, shrink
 
 import controllable_generation as control
 import datasets
-import latents
-import measurements
 import run_lib
 import sampling
 from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
+from control import latents, measurements
 from machine import machine
 from score_model import ScoreModel, load_classifier
 

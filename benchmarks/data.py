@@ -19,8 +19,8 @@ import numpy as np
 from timing import parse_args, print_table
 
 import datasets
-import image_sources
 from configs.vp import cifar10_ddpmpp_continuous as cifar10
+from data import image_sources
 from machine import machine
 
 

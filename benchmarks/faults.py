@@ -31,13 +31,12 @@ import torch
 from timing import parse_args, show
 
 import checkpoints
-import cli
-import distributed
-import plots
-import results
 import run_lib
+from commands import command_line
 from configs.vp import digits_ddpmpp_continuous
-from errors import CheckpointError
+from reports import plots, results
+from runtime import distributed
+from runtime.errors import CheckpointError
 
 
 def config_of(seed: int, args, folder):
@@ -93,7 +92,7 @@ def killed(work, longest: float, rng) -> bool:
 
 
 def train(config, workdir):
-    cli.log_to(workdir / 'stdout.txt')
+    command_line.log_to(workdir / 'stdout.txt')
     run_lib.train(config, workdir)
 
 
@@ -106,7 +105,7 @@ def train_by_two(config, workdir):
         os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
         distributed.start(config.device, 5.0)
         if rank == 0:
-            cli.log_to(workdir / 'stdout.txt')
+            command_line.log_to(workdir / 'stdout.txt')
         run_lib.train(config, workdir)
         distributed.stop()
     others = [in_child(functools.partial(join, rank)) for rank in range(2)]
@@ -115,7 +114,7 @@ def train_by_two(config, workdir):
 
 
 def evaluate(config, workdir):
-    cli.log_to(workdir / 'stdout.txt')
+    command_line.log_to(workdir / 'stdout.txt')
     run_lib.evaluate(config, workdir)
 
 

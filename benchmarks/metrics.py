@@ -22,9 +22,9 @@ import datasets
 import evaluation
 import metrics
 import reports
-import results
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
 from machine import machine
+from reports import results
 
 
 def blurred(images, rng):

@@ -18,6 +18,7 @@ import losses
 import run_lib
 import sde_lib
 from configs.vp import digits_ddpmpp_continuous
+from data.tensors import to_tensor
 
 
 def final_loss(config, seed: int, precision: str, steps: int) -> float:
@@ -29,7 +30,7 @@ def final_loss(config, seed: int, precision: str, steps: int) -> float:
     step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config), settings.reduce_mean, settings.continuous,
                               settings.likelihood_weighting)
     batches = datasets.get_dataset(config, config.data.uniform_dequantization)[0]
-    found = [step(state, run_lib.to_tensor(batch, config, scaler)) for batch in itertools.islice(batches, steps)]
+    found = [step(state, to_tensor(batch, config, scaler)) for batch in itertools.islice(batches, steps)]
     return torch.stack(found[-(steps // 3):]).mean().item()
 
 

@@ -26,13 +26,13 @@ from timing import parse_args, print_table, shrink
 sys.path.insert(1, str(pathlib.Path(__file__).parents[1] / 'tests'))
 import datasets
 import metrics
-import plots
 import run_lib
 import sampling
 import score_model
 import sde_lib
 from machine import machine
 from oracles import ExactNetwork, SubspaceMixture, planar_mixture
+from reports import plots
 
 CONFIGS = dict(ve='configs.ve.digits_ncsnpp_continuous', vp='configs.vp.digits_ddpmpp_continuous',
                subvp='configs.subvp.digits_ddpmpp_continuous')

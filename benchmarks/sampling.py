@@ -15,7 +15,7 @@ from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, pars
 import sampling
 import sde_lib
 from models.utils import create_model
-from randomness import per_image
+from runtime.randomness import per_image
 
 
 def main():

@@ -12,6 +12,8 @@ import time
 import torch
 from torch.utils import flop_counter
 
+from runtime.memory import keep_memory
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import reports
 from configs.ve import cifar10_ncsnpp_continuous
@@ -122,8 +124,7 @@ def ncsnpp(device: str, quick: bool = False, **training):
         quick: replace the network by a tiny one of the same kind.
         training: values of `config.training`.
     """
-    import run_lib  # late: the benchmarks without a network start faster
-    run_lib.keep_memory(device)
+    keep_memory(device)
     config = cifar10_ncsnpp_continuous.get_config()
     if quick:
         shrink(config)

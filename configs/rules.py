@@ -3,7 +3,7 @@
     faults(config) -> {'model.dropout': 'config.model.dropout must be a number in [0, 1), got 1.5', ...}
 
 Bounds that look arbitrary keep float32 from overflowing, or a typing error from filling the memory before any check can report it.
-Which values go together, and which names are registered, is checked by preflight.py.
+Which values go together, and which names are registered, is checked by commands/preflight.py.
 """
 import difflib
 import math

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import sde_lib
 from configs import defaults
-from errors import UserError
+from runtime.errors import UserError
 
 # Of the keys outside config.model those that define a trained model; of those in it the ones that do not.
 DEFINING = {'training.sde', 'training.continuous', 'data.image_size', 'data.num_channels', 'data.centered'}

@@ -126,7 +126,7 @@ def overview():
             arrow(axes, (left, loop + 0.65), (right, loop + 0.65))
         arrow(axes, (7.25, loop + 0.32), (6.75, loop + 0.32))
         axes.text(7.0, loop + 0.13, r'$\times N$', size=9, ha='center', va='center')
-        box(axes, 5.0, flow, 4.0, 0.85, RED, 'probability flow', 'ODE solver: samples, codes, likelihoods', 'ode_lib.solve')
+        box(axes, 5.0, flow, 4.0, 0.85, RED, 'probability flow', 'ODE solver: samples, codes, likelihoods', 'solvers.ode.solve')
         arrow(axes, (3.75, loop), (3.75, flow + 0.42), (5.0, flow + 0.42))
         arrow(axes, (9.0, flow + 0.42), (10.25, flow + 0.42), (10.25, loop))
 

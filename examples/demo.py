@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-import latents
+from control import latents
 from score_model import ScoreModel
 
 MODELS = {'mnist-vp': 'MNIST, VP', 'mnist-ve': 'MNIST, VE', 'fashion-mnist-subvp': 'Fashion-MNIST, sub-VP'}

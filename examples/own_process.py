@@ -18,7 +18,7 @@ from configs import defaults
 from datasets import register_dataset
 from models.layers import get_timestep_embedding
 from models.utils import register_model, times_like
-from randomness import normal_like
+from runtime.randomness import normal_like
 from sampling import Predictor, register_predictor
 from sde_lib import SDE, expand, register_sde
 

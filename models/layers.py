@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from errors import UserError
 from op import Conv3x3, Dropout
+from runtime.errors import UserError
 
 ACTIVATIONS = {'elu': F.elu, 'relu': F.relu, 'lrelu': lambda x: F.leaky_relu(x, 0.2), 'swish': F.silu}
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from errors import UserError
+from runtime.errors import UserError
 
 from .layers import get_act
 from .normalization import get_normalization

@@ -9,7 +9,7 @@ import functools
 import torch
 from torch import nn
 
-from errors import UserError
+from runtime.errors import UserError
 
 
 def _instance_norm_plus(x, gamma, alpha, beta):

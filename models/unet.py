@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from errors import UserError
+from runtime.errors import UserError
 
 from .layers import conv3x3, dense, get_timestep_embedding, group_norm, merge
 from .layerspp import Combine, Downsample, GaussianFourierProjection, Upsample

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-import distributed
 from configs import rules
 from configs.defaults import complete
-from errors import UserError
-from registry import Registry
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.registry import Registry
 
 MODELS = Registry('network')
 register_model = MODELS.register

@@ -9,7 +9,7 @@ of all noise levels together.
 import torch
 from torch import nn
 
-from errors import UserError
+from runtime.errors import UserError
 
 from .layers import conv3x3, dense, get_act, get_timestep_embedding, group_norm
 from .layerspp import GaussianFourierProjection, ResnetBlockBigGANpp

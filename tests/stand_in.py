@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-import randomness
+from runtime import randomness
 
 MOVES = ('aten::_to_copy', 'aten::copy_', 'aten::index.Tensor', 'aten::index_put_')  # may mix devices, in indices on the CPU
 

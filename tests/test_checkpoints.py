@@ -9,6 +9,7 @@ import run_lib
 import sde_lib
 import utils
 from configs.vp import digits_ddpmpp_continuous
+from runtime.errors import CheckpointError
 
 
 def tiny(nf=8, **model):
@@ -73,7 +74,7 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path):
         def __reduce__(self):
             return open, (str(tmp_path / 'sprung'), 'w')
     torch.save({'model': Trap()}, tmp_path / 'trap.pth')
-    with pytest.raises(checkpoints.CheckpointError):
+    with pytest.raises(CheckpointError):
         checkpoints.load(tmp_path / 'trap.pth')
     assert not (tmp_path / 'sprung').exists()
 
@@ -85,15 +86,15 @@ def test_truncated_file_is_refused_and_nothing_changes(state, tmp_path, part):
     (tmp_path / 'a.pth').write_bytes(content[:len(content) * part // 16])
     fresh = run_lib.create_state(tiny())
     before = {key: value.clone() for key, value in fresh['model'].state_dict().items()}
-    with pytest.raises(checkpoints.CheckpointError, match='a.pth') as caught:
+    with pytest.raises(CheckpointError, match='a.pth') as caught:
         checkpoints.restore(tmp_path / 'a.pth', fresh)
     assert '\n' not in str(caught.value) and equal(before, fresh['model'].state_dict())
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(checkpoints.CheckpointError, match='there is no checkpoint .*none.pth'):
+    with pytest.raises(CheckpointError, match='there is no checkpoint .*none.pth'):
         checkpoints.load(tmp_path / 'none.pth')
-    with pytest.raises(checkpoints.CheckpointError, match='train first'):
+    with pytest.raises(CheckpointError, match='train first'):
         checkpoints.latest(tmp_path)
 
 
@@ -113,7 +114,7 @@ def test_what_does_not_fit_is_named_and_nothing_changes(state, tmp_path, change,
     torch.save(content, tmp_path / 'a.pth')
     fresh = run_lib.create_state(tiny())
     before = {key: value.clone() for key, value in fresh['model'].state_dict().items()}
-    with pytest.raises(checkpoints.CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         checkpoints.restore(tmp_path / 'a.pth', fresh)
     assert equal(before, fresh['model'].state_dict())
 
@@ -126,7 +127,7 @@ def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
         file.write(b'half')
         raise OSError('disk full')
     monkeypatch.setattr(torch, 'save', broken)
-    with pytest.raises(checkpoints.CheckpointError, match='a.pth cannot be written: disk full. Earlier checkpoints are as they were'):
+    with pytest.raises(CheckpointError, match='a.pth cannot be written: disk full. Earlier checkpoints are as they were'):
         checkpoints.save(tmp_path / 'a.pth', state)
     assert (tmp_path / 'a.pth').read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 

@@ -12,13 +12,12 @@ from absl import flags
 from absl.testing import flagsaver
 
 import checkpoints
-import cli
-import preflight
 import reports
 import run_lib
+from commands import command_line, preflight
 from configs import rules
 from configs.vp import digits_ddpmpp_continuous
-from errors import UserError
+from runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = {sde: f'configs/{sde}/digits_{network}_continuous.py'
@@ -247,8 +246,8 @@ def parsed(*arguments):
     """The flags that the main program has after these arguments."""
     importlib.import_module('main')
     with flagsaver.flagsaver():
-        cli.parse_flags(['main.py', *arguments])
-        return {name: flags.FLAGS[name].value for name in (*cli.PATHS, 'config', 'mode', 'measured') if name in flags.FLAGS}
+        command_line.parse_flags(['main.py', *arguments])
+        return {name: flags.FLAGS[name].value for name in (*command_line.PATHS, 'config', 'mode', 'measured') if name in flags.FLAGS}
 
 
 def faults_of(*arguments) -> list[str]:

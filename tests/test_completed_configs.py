@@ -11,18 +11,18 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 import checkpoints
-import cli
-import control
 import main
-import preflight
 import run_lib
-import sample_metrics
 import sampling
 import score_model
+from commands import command_line, control, preflight, sample_metrics
+from commands.data import describe_data
+from commands.sample import sample
+from commands.stats import statistics
 from configs import defaults, rules
 from conftest import load_config
-from errors import UserError
 from models import utils as mutils
+from runtime.errors import UserError
 from validation import validate
 
 MODULES = ('ve.cifar10_ncsnpp_continuous', 'vp.cifar10_ddpmpp', 'vp.ddpm.cifar10', 've.ncsn.cifar10', 've.ncsnv2.cifar10',
@@ -113,9 +113,9 @@ def test_every_entry_point_takes_a_lean_config(tmp_path):
     for name, given in (('whole', config), ('lean', few)):
         run_lib.train(given, tmp_path / name)
         run_lib.evaluate(given, tmp_path / name)
-        run_lib.sample(given, tmp_path / name, num_samples=4)
-        run_lib.statistics(given)
-        run_lib.describe_data(given)
+        sample(given, tmp_path / name, num_samples=4)
+        statistics(given)
+        describe_data(given)
         control.control(given, tmp_path / name, 'inpaint', mask='right')
         sample_metrics.measure(given, tmp_path / name, str(tmp_path / name / 'generated' / 'samples.npz'))
     assert few.to_dict() == before
@@ -138,7 +138,7 @@ def test_a_config_of_the_2021_release_has_a_device_object(tmp_path):
 def test_a_needed_key_is_reported_and_nothing_is_written(tmp_path, key):
     config = without(small(), key)
     with pytest.raises(UserError, match=f'^the config is missing the key {key}: see configs/defaults.py$'):
-        (run_lib.sample if key.startswith('eval') else run_lib.train)(config, tmp_path / 'w')
+        (sample if key.startswith('eval') else run_lib.train)(config, tmp_path / 'w')
     assert not list((tmp_path / 'w').glob('*'))
 
 
@@ -201,7 +201,7 @@ def test_a_fault_without_a_sentence_is_reported(tmp_path, monkeypatch):
     config = small()
     config.sampling.update(method='pc', predictor='unfinished')
     with pytest.raises(UserError, match=r'^NotImplementedError\(\)$'):
-        run_lib.sample(config, tmp_path)
+        sample(config, tmp_path)
 
 
 def test_other_faults_are_reported_before_errors_of_an_own_network(tmp_path, own):
@@ -242,7 +242,8 @@ def checked(monkeypatch, *arguments) -> list[str]:
     monkeypatch.setattr(preflight, 'check', lambda config, workdir, mode: modes.append(mode) or check(config, workdir, mode))
     with flagsaver.flagsaver():
         flags.FLAGS.unparse_flags()
-        cli.parse_flags(['main.py', f'--config={cli.ROOT}/configs/vp/digits_ddpmpp_continuous.py', '--config.device=cpu', *arguments])
+        command_line.parse_flags(['main.py', f'--config={command_line.ROOT}/configs/vp/digits_ddpmpp_continuous.py',
+                                  '--config.device=cpu', *arguments])
         main.main(['main.py'])
     return modes
 

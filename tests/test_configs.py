@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 import datasets
-import fast_sampling
 import losses
-import preflight
 import run_lib
 import sampling
 import sde_lib
+import solvers
+from commands import preflight
 from configs import defaults, rules
 from conftest import ROOT, load_config
-from errors import UserError
 from models import utils as mutils
 from models.score import Score
+from runtime.errors import UserError
 
 MODULES = ('ve.digits_ncsnpp_continuous', 'vp.digits_ddpmpp_continuous', 'subvp.digits_ddpmpp_continuous', 'vp.digits_ddpmpp_classes',
            'vp.digits_wideresnet', 've.cifar10_ncsnpp', 'vp.ddpm.cifar10', 've.ncsn.cifar10', 've.ncsnv2.cifar10')
@@ -266,7 +266,7 @@ def reads_with_a_default() -> list[str]:
     """Every `section.get('key', ...)` of a key of the config, as 'file:line'."""
     found, keys = [], {name for section in rules.RULES.values() for name in section}
     sections = {'config', 'settings', 'chosen', *rules.RULES}  # what they are called where they are read
-    for path in sorted(path for folder in ('.', 'models', 'dialects', 'validation') for path in (ROOT / folder).glob('*.py')):
+    for path in [*ROOT.glob('*.py'), *(path for room in ROOT.glob('*/__init__.py') for path in room.parent.glob('**/*.py'))]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'get' and node.args:
                 receiver, key = ast.unparse(node.func.value).rpartition('.')[2], getattr(node.args[0], 'value', None)
@@ -279,7 +279,7 @@ def test_a_default_is_written_in_one_place():
     """Configs are completed before they are read; reports read protocols of results."""
     assert {place.partition(':')[0] for place in reads_with_a_default()} <= {'reports.py'}
     shared = defaults.base().sampling
-    for name in fast_sampling.SOLVERS.names():
-        for key, parameter in inspect.signature(fast_sampling.get_solver(name)).parameters.items():
+    for name in solvers.SOLVERS.names():
+        for key, parameter in inspect.signature(solvers.get_solver(name)).parameters.items():
             if key in shared and parameter.default is not None:
                 assert parameter.default == shared[key], f'{name}: {key}'

@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 
 import checkpoints
-import control
 import controllable_generation
 import datasets
-import measurements
 import run_lib
 import score_model
 import sde_lib
+from commands import control
+from commands.sample import sample
 from conftest import ROOT, load_config
-from errors import UserError
+from control import measurements
 from models import utils as mutils
 from oracles import ExactClassifier, ExactConditionalNetwork, ExactNetwork, GaussianMixture
+from runtime.errors import UserError
 
 SIZE, IMAGES, RESULTS = 8, 4, 2
 TASKS = ('inpaint', 'colorize', 'upscale2', 'upscale4', 'deblur', 'classes', 'reconstruct', 'interpolate', 'temper', 'mix')
@@ -572,7 +573,7 @@ def test_without_a_checkpoint_there_is_nothing_to_control(place, tmp_path):
 def test_each_mode_trains_what_it_is_for(place, tmp_path):
     for train, name, words in ((run_lib.train, 'classifier', ["'wideresnet'", '--mode classifier']),
                                (run_lib.train_classifier, 'plain', ["'ncsnpp'", '--mode classifier', 'wideresnet']),
-                               (run_lib.sample, 'classifier', ["'wideresnet'", '--mode classifier']),
+                               (sample, 'classifier', ["'wideresnet'", '--mode classifier']),
                                (run_lib.evaluate, 'classifier', ["'wideresnet'", '--mode classifier'])):
         with pytest.raises(UserError) as caught:
             train(CONFIGS[name](place), tmp_path / 'w')
@@ -657,11 +658,11 @@ def test_a_classifier_learns_digits(place, tmp_path, caplog):
 def test_samples_of_a_network_that_knows_classes_have_labels(place, tmp_path):
     """Drawn uniformly, with those that they were made for; in an evaluation too, whose losses and likelihoods run."""
     config = CONFIGS['classes'](place)
-    folder = run_lib.sample(config, place / 'classes', num_samples=12, output=str(tmp_path / 'out'))
+    folder = sample(config, place / 'classes', num_samples=12, output=str(tmp_path / 'out'))
     found = dict(np.load(folder / 'samples.npz'))
     assert found['samples'].shape == (12, SIZE, SIZE, 1) and found['labels'].shape == (12,) and found['labels'].dtype == np.int64
     assert set(found['labels']) <= set(range(10)) and len(set(found['labels'])) > 3
-    plain = run_lib.sample(CONFIGS['plain'](place), place / 'plain', num_samples=2, output=str(tmp_path / 'plain'))
+    plain = sample(CONFIGS['plain'](place), place / 'plain', num_samples=2, output=str(tmp_path / 'plain'))
     assert set(np.load(plain / 'samples.npz').keys()) == {'samples'}
 
     config.eval.update(stats_dir=str(tmp_path / 'stats'), bpd_rtol=1.0, bpd_atol=1.0)
@@ -677,7 +678,7 @@ def test_samples_are_those_of_their_labels(place, tmp_path, exact):
     config = exact_config(place)
     config.model.num_classes = 2
     exact(config, shades([-0.5, 0.5]), ExactConditionalNetwork)
-    found = np.load(run_lib.sample(config, place / 'colour', num_samples=12, output=str(tmp_path / 'out')) / 'samples.npz')
+    found = np.load(sample(config, place / 'colour', num_samples=12, output=str(tmp_path / 'out')) / 'samples.npz')
     assert 0 < found['labels'].sum() < 12
     assert ((found['samples'].mean((1, 2, 3)) > 127) == found['labels']).all()
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import sampling
+from control.measurements import Grey, Mask, blur, downsampling
 from controllable_generation import (
     classifier_free_guidance,
     classifier_guidance,
@@ -16,11 +17,10 @@ from controllable_generation import (
     measurement_guidance,
     sample_measured,
 )
-from errors import UserError
-from measurements import Grey, Mask, blur, downsampling
 from models.score import Score
 from models.utils import Undivided, get_score_fn
 from oracles import ExactClassifier, ExactConditionalNetwork, ExactNetwork, GaussianMixture, level, planar_mixture
+from runtime.errors import UserError
 from sampling import (
     CORRECTORS,
     PREDICTORS,

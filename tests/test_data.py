@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import datasets
-import image_sources
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
-from errors import UserError
+from data import image_sources
+from runtime.errors import UserError
 
 
 @pytest.fixture

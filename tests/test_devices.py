@@ -1,25 +1,25 @@
 """On a device without float64, such as MPS: training, every sampler, guidance, codes and likelihoods give what they give on the CPU."""
 import pytest
 import torch
-from stand_in import Held, without_float64
 from test_modes import CASES, SDES, SHAPE, network, sampled
 from test_networks import TINY
 
 import controllable_generation as control
-import distributed
-import latents
 import likelihood
 import losses
-import preflight
+from commands import preflight
 from conftest import load_config
-from errors import UserError
-from measurements import downsampling
+from control import latents
+from control.measurements import downsampling
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
 from models.score import Score
-from randomness import own_randomness
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.randomness import own_randomness
 from sampling import Options
 from sde_lib import get_sde
+from stand_in import Held, without_float64
 
 
 def on_both(run, model, monkeypatch):

@@ -15,18 +15,18 @@ import torch
 
 import checkpoints
 import convert
-import dialects
 import losses
 import run_lib
 import sampling
 import sde_lib
+from checkpoints import formats
+from checkpoints.formats import diffusers as diffusers_format
+from checkpoints.formats import jax, torch_zip
 from configs import stored
 from conftest import DATA, ROOT, load_config, parity, reference_config, relative_error
-from dialects import flax, hub
-from dialects import published as published_format
-from errors import CheckpointError, UserError
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
+from runtime.errors import CheckpointError, UserError
 from score_model import load_averaged_model
 
 SMALL = dict(nf=8, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0)
@@ -97,7 +97,7 @@ def test_through_every_dialect_that_holds_it(file, reference, tmp_path):
     for kind in ('raw', 'ema'):
         convert.convert(tmp_path / 'a.pth', tmp_path / f'{kind}.safetensors', config, kind)
         convert.convert(tmp_path / f'{kind}.safetensors', tmp_path / kind / 'b.pth')
-        model = load_averaged_model(dialects.config_of(tmp_path / f'{kind}.safetensors'), tmp_path / kind / 'b.pth')
+        model = load_averaged_model(formats.config_of(tmp_path / f'{kind}.safetensors'), tmp_path / kind / 'b.pth')
         assert relative_error(outputs(model, x, labels), reference[f'{kind}_out']) < 1e-5
 
 
@@ -163,7 +163,7 @@ def test_others_train_on_from_our_files(writer, tmp_path):
 
     network = mutils.get_model(config.model.name)(config).double()
     optimizer = torch.optim.Adam(network.parameters(), lr=1.0)
-    network.load_state_dict(published_format.bare(content['model']))
+    network.load_state_dict(torch_zip.bare(content['model']))
     optimizer.load_state_dict(content['optimizer'])
     assert all(value.is_contiguous() for value in network.parameters()) and not optimizer.param_groups[0].get('fused')
     if writer == 'convert':
@@ -178,14 +178,14 @@ def test_others_train_on_from_our_files(writer, tmp_path):
 def test_buffers_keep_their_dtype(tmp_path):
     """Noise levels are float64 in files of the 2021 release, and in what is made from them."""
     convert.convert(DATA / OFFICIAL[0], tmp_path / 'a.pth', small_ve())
-    ours, published = (published_format.load(path)['model']['module.sigmas'] for path in (tmp_path / 'a.pth', DATA / OFFICIAL[0]))
+    ours, published = (torch_zip.load(path)['model']['module.sigmas'] for path in (tmp_path / 'a.pth', DATA / OFFICIAL[0]))
     assert ours.dtype == torch.float64 and torch.equal(ours, published)
 
 
 def flax_tree(network, named: dict) -> dict:
     """The nested dict of the JAX release for tensors of ours."""
     tree = {}
-    for own, entry in flax.table(network).items():
+    for own, entry in jax.table(network).items():
         *path, leaf = entry.name.split('/')
         place = tree
         for part in path:
@@ -195,7 +195,7 @@ def flax_tree(network, named: dict) -> dict:
 
 
 def packed(value, chunk=10**9) -> bytes:
-    """As flax.serialization writes it; arrays of more than `chunk` values in pieces."""
+    """As jax.serialization writes it; arrays of more than `chunk` values in pieces."""
     def split(tree):
         if isinstance(tree, dict):
             return {key: split(part) for key, part in tree.items()}
@@ -245,7 +245,7 @@ def test_states_of_jax(name, chunk, tmp_path):
     config = load_config(module, dict(image_size=16), **SMALL | model)
     state = randomized(config)
     (tmp_path / 'checkpoint_3').write_bytes(flax_state(state, chunk))
-    assert dialects.guess(tmp_path / 'checkpoint_3') == 'flax'
+    assert formats.guess(tmp_path / 'checkpoint_3') == 'flax'
     found = checkpoints.restore(tmp_path / 'checkpoint_3', run_lib.create_state(config))
     for averaged in (False, True):
         same(weights(found, averaged), weights(state, averaged))
@@ -259,10 +259,10 @@ def test_states_of_jax(name, chunk, tmp_path):
 def test_the_table_of_jax_has_every_name_of_the_release():
     """And no other; the numbering counts resamplings without parameters."""
     network = mutils.create_model(small_ve()).module
-    release = flax.flat(flax.load(DATA / JAX[0])['params_ema'])
-    assert {entry.name for entry in flax.table(network).values()} == release.keys()
+    release = jax.flat(jax.load(DATA / JAX[0])['params_ema'])
+    assert {entry.name for entry in jax.table(network).values()} == release.keys()
     network = mutils.create_model(small_ve(resblock_type='ddpm', progressive='output_skip', progressive_input='input_skip')).module
-    names = {entry.name.partition('/')[0] for entry in flax.table(network).values()}
+    names = {entry.name.partition('/')[0] for entry in jax.table(network).values()}
     assert {name for name in names if 'sample' in name} == {'Downsample_0', 'Downsample_2', 'Upsample_0', 'Upsample_2'}
 
 
@@ -277,7 +277,7 @@ def test_the_table_of_jax_has_every_name_of_the_release():
     (lambda tree: tree.pop('optimizer'), 'no training state of the JAX release', '')])
 def test_states_of_jax_that_do_not_fit(change, message, detail, tmp_path):
     state = randomized(small_ve())
-    tree = flax.load_bytes(flax_state(state))
+    tree = jax.load_bytes(flax_state(state))
     change(tree)
     (tmp_path / 'a').write_bytes(packed(tree))
     fresh = run_lib.create_state(small_ve())
@@ -407,7 +407,7 @@ def test_folders_of_diffusers(name, form, tmp_path):
         for file in [*(tmp_path / 'unet').iterdir(), *(tmp_path / 'scheduler').iterdir()]:
             file.rename(tmp_path / file.name)
         (tmp_path / 'unet').rmdir()
-    config = dialects.config_of(tmp_path)
+    config = formats.config_of(tmp_path)
     config.device = 'cpu'
     model = load_averaged_model(config, tmp_path)
     x = torch.rand(3, unet.config.in_channels, 16, 16)
@@ -443,13 +443,13 @@ def test_diffusers_there_and_back(name, tmp_path):
     assert relative_error(pipeline.unet(x, labels).sample, ours) < 1e-5
 
     def read_again():
-        again = dialects.config_of(tmp_path / 'folder')
+        again = formats.config_of(tmp_path / 'folder')
         again.device = 'cpu'
         assert again.model.up_attention == config.model.up_attention
         same(load_averaged_model(again, tmp_path / 'folder').module.state_dict(), weights(state, True))
     read_again()
     convert.convert(tmp_path / 'folder', tmp_path / 'b.pth')
-    (tmp_path / 'folder' / hub.OUR_CONFIG).unlink()  # as if diffusers had saved it
+    (tmp_path / 'folder' / diffusers_format.OUR_CONFIG).unlink()  # as if diffusers had saved it
     read_again()
 
 
@@ -491,10 +491,10 @@ def test_images_of_the_ddpm_pipeline_are_ours(tmp_path):
 def test_a_network_without_its_scheduler(tmp_path):
     """Does not tell the noise levels of its training: they are asked for, and with a config it is read."""
     unet = saved(skip_unet(), tmp_path)
-    config = dialects.config_of(tmp_path)
+    config = formats.config_of(tmp_path)
     (tmp_path / 'scheduler' / 'scheduler_config.json').unlink()
     with pytest.raises(CheckpointError, match='has no scheduler, .* give --config'):
-        dialects.config_of(tmp_path)
+        formats.config_of(tmp_path)
     for folder in (tmp_path, tmp_path / 'unet'):
         convert.convert(folder, tmp_path / 'a.safetensors', config, overwrite=True)
         model = load_averaged_model(config, tmp_path / 'a.safetensors')
@@ -506,9 +506,9 @@ def test_groups_of_the_middle_and_the_end(tmp_path):
     """Skip networks with norm_num_groups take it there, where ours follow the channels: refused, unless both are the same."""
     saved(skip_unet(norm_num_groups=32), tmp_path / 'a')
     with pytest.raises(CheckpointError, match='norm_num_groups=32'):
-        dialects.config_of(tmp_path / 'a')
+        formats.config_of(tmp_path / 'a')
     unet = saved(skip_unet(norm_num_groups=32, block_out_channels=(128, 128, 128)), tmp_path / 'b')
-    config = dialects.config_of(tmp_path / 'b')
+    config = formats.config_of(tmp_path / 'b')
     config.device = 'cpu'
     x, labels = torch.rand(1, 3, 16, 16), torch.ones(1)
     assert relative_error(outputs(load_averaged_model(config, tmp_path / 'b'), x, labels), unet(x, labels).sample) < 1e-5
@@ -519,7 +519,7 @@ def test_frequencies_under_two_names(tmp_path):
     unet = saved(skip_unet(), tmp_path)
     file = tmp_path / 'unet' / 'diffusion_pytorch_model.safetensors'
     named = safetensors.torch.load_file(file)
-    config = dialects.config_of(tmp_path)
+    config = formats.config_of(tmp_path)
     config.device = 'cpu'
     x, labels = torch.rand(1, 3, 16, 16), torch.ones(1)
     for also in (True, False):
@@ -534,7 +534,7 @@ def test_schedulers_of_other_noise_levels(name, tmp_path):
     saved(plain_unet(), tmp_path)
     (tmp_path / 'scheduler' / 'scheduler_config.json').write_text(json.dumps({'_class_name': name}))
     with pytest.raises(CheckpointError, match='which does not go with the network'):
-        dialects.config_of(tmp_path)
+        formats.config_of(tmp_path)
 
 
 @pytest.mark.parametrize('change', [
@@ -545,11 +545,11 @@ def test_settings_that_make_no_sense_are_one_sentence(change, tmp_path):
     file = tmp_path / 'unet' / 'config.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(CheckpointError, match='is no network of ours'):
-        dialects.config_of(tmp_path)
+        formats.config_of(tmp_path)
     for content in ('[]', '{"a"', '[' * 100000):
         file.write_text(content)
         with pytest.raises(CheckpointError, match='cannot be read'):
-            dialects.config_of(tmp_path)
+            formats.config_of(tmp_path)
 
 
 @pytest.mark.parametrize('settings, message', [
@@ -561,7 +561,7 @@ def test_settings_that_make_no_sense_are_one_sentence(change, tmp_path):
 def test_networks_of_diffusers_that_are_none_of_ours(settings, message, tmp_path):
     saved(plain_unet(**settings), tmp_path)
     with pytest.raises(CheckpointError, match=message):
-        dialects.config_of(tmp_path)
+        formats.config_of(tmp_path)
 
 
 def test_a_config_that_is_not_of_the_folder(tmp_path):
@@ -569,7 +569,7 @@ def test_a_config_that_is_not_of_the_folder(tmp_path):
     saved(skip_unet(), tmp_path)
     for key, value, message in (('attn_groups', 0, 'GroupNorm'), ('attn_head_dim', 8, '1 heads'), ('center_input', True, 'centers'),
                                 ('progressive', 'none', 'progressive: output_skip in the folder, none by'), ('num_res_blocks', 2, 'lacks')):
-        config = dialects.config_of(tmp_path)
+        config = formats.config_of(tmp_path)
         config.device = 'cpu'
         config.model[key] = value
         with pytest.raises(CheckpointError, match=message):
@@ -594,11 +594,11 @@ def test_networks_that_diffusers_cannot_express(module, model, message, tmp_path
 def test_published_networks_that_diffusers_can_express(module):
     """Every name of its network, and shape, is that of the network built by diffusers from the config that we write."""
     config = load_config(module)
-    assert hub.unfit(config) == []
+    assert diffusers_format.unfit(config) == []
     with torch.device('meta'):
         ours = mutils.get_model(config.model.name)(config)
-        theirs = diffusers.UNet2DModel.from_config(hub.unet_config(config))
-    names, spare = hub.table(ours)
+        theirs = diffusers.UNet2DModel.from_config(diffusers_format.unet_config(config))
+    names, spare = diffusers_format.table(ours)
     shapes = {name: tuple(value.shape) for name, value in theirs.state_dict().items()}
     own = ours.state_dict()
     assert {entry.name: tuple(entry.layout.write(own[name]).shape) for name, entry in names.items()} == {
@@ -660,7 +660,7 @@ def test_places_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr(pathlib.Path, 'is_dir', denied)
     with pytest.raises(CheckpointError, match='cannot be read: Permission denied'):
-        dialects.guess(DATA / OFFICIAL[0])
+        formats.guess(DATA / OFFICIAL[0])
 
 
 def test_training_goes_on_from_a_folder_of_diffusers(tmp_path):

@@ -14,11 +14,10 @@ import torch
 import torch.multiprocessing
 
 import datasets
-import distributed
-import interruption
-import preflight
+from commands import preflight
 from configs.vp import digits_ddpmpp_continuous
-from errors import UserError
+from runtime import distributed, interruption
+from runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'configs/vp/digits_ddpmpp_continuous.py'

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-import cli
+from commands import command_line
 from conftest import ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), *sorted((ROOT / 'docs').glob('models/*.md'))]
@@ -43,7 +43,7 @@ def test_commands_are_understood(path, tmp_path):
     digits = f'--config={ROOT / "configs/vp/digits_ddpmpp_continuous.py"}'
     for words in commands(path):
         for i, word in enumerate(words):
-            if word.startswith('--') and word[2:] in cli.INPUTS:
+            if word.startswith('--') and word[2:] in command_line.INPUTS:
                 words[i + 1] = str(tmp_path)
             if word == 'mine.py':
                 words[i] = str(ROOT / 'examples' / 'own_process.py')
@@ -53,7 +53,7 @@ def test_commands_are_understood(path, tmp_path):
             words.insert(1, digits)
         words = [f'{ROOT}/{word}' if word.startswith('configs/') else word for word in words]
         with flagsaver.flagsaver():
-            assert cli.parse_flags(words) == ['main.py'], words
+            assert command_line.parse_flags(words) == ['main.py'], words
             assert flags.FLAGS.mode and flags.FLAGS.config
 
 

@@ -15,11 +15,12 @@ import checkpoints
 import datasets
 import evaluation
 import metrics
-import results
 import run_lib
+from commands.stats import statistics
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
 from conftest import ROOT
-from errors import UserError
+from reports import results
+from runtime.errors import CheckpointError, UserError
 
 
 @pytest.fixture
@@ -398,7 +399,7 @@ def test_only_what_was_asked_for_is_loaded(config, tmp_path, monkeypatch):
 def test_waiting_has_a_limit(config, tmp_path):
     path = tmp_path / 'checkpoint_1.pth'
     started = time.monotonic()
-    with pytest.raises(checkpoints.CheckpointError, match='checkpoint_1.pth after 0.01 minutes'):
+    with pytest.raises(CheckpointError, match='checkpoint_1.pth after 0.01 minutes'):
         checkpoints.wait_for(path, 0.01, poll_seconds=0.1)
     assert 0.6 <= time.monotonic() - started < 5
     path.touch()
@@ -420,9 +421,9 @@ def test_fewer_repeats_than_before_are_complete(config, tmp_path):
 
 
 def test_statistics_mode_computes_once(config, monkeypatch):
-    path = run_lib.statistics(config)
+    path = statistics(config)
     monkeypatch.setattr(evaluation, 'compute_statistics', lambda *_: pytest.fail('computed again'))
-    assert run_lib.statistics(config) == path
+    assert statistics(config) == path
 
 
 @pytest.mark.parametrize('changes, words', [

@@ -10,25 +10,24 @@ import torch
 from scipy.integrate import solve_ivp
 
 import checkpoints
-import cli
-import control
 import datasets
-import fast_sampling
-import measurements
-import preflight
 import run_lib
 import sampling
 import score_model
 import sde_lib
+import solvers
+from commands import command_line, control, preflight
+from commands.sample import sample
 from configs import stored
 from conftest import ROOT, load_config
-from errors import UserError
+from control import measurements
 from models import utils as mutils
 from oracles import MEAN, STD, ExactNoise, marginal
+from runtime.errors import UserError
 from score_model import ScoreModel
 
 EXAMPLE = ROOT / 'examples' / 'own_process.py'
-REGISTRIES = sde_lib.SDES, mutils.MODELS, sampling.PREDICTORS, sampling.CORRECTORS, fast_sampling.SOLVERS
+REGISTRIES = sde_lib.SDES, mutils.MODELS, sampling.PREDICTORS, sampling.CORRECTORS, solvers.SOLVERS
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def unregistered(monkeypatch):
 @pytest.fixture
 def example(unregistered):
     """The config of the example, on the CPU; its classes are registered during the test."""
-    config = cli.load_config(str(EXAMPLE))
+    config = command_line.load_config(str(EXAMPLE))
     config.device = 'cpu'
     return config
 
@@ -152,7 +151,7 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
 def test_a_config_file_may_be_loaded_again(unregistered):
     """As in a notebook: its classes take the places of the earlier ones."""
     for _ in range(3):
-        config = cli.load_config(str(EXAMPLE))
+        config = command_line.load_config(str(EXAMPLE))
     assert type(sde_lib.get_sde(config)) is sys.modules['own_process'].CosineVPSDE
 
 
@@ -277,7 +276,7 @@ def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
     assert datasets.register_dataset(flat, levels=4) is flat  # once more, as in a notebook
     with pytest.raises(UserError, match="the data set name 'FLAT' is taken by .*flat: choose another"):
         datasets.register_dataset(lambda config, split: None, name='flat')
-    with pytest.raises(UserError, match="the data set name 'DIGITS' is taken by image_sources.digits: choose another"):
+    with pytest.raises(UserError, match="the data set name 'DIGITS' is taken by data.image_sources.digits: choose another"):
         datasets.register_dataset(flat, name='digits')
 
 
@@ -323,7 +322,7 @@ def page_file(tmp_path_factory):
 
 
 def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path):
-    config = cli.load_config(str(page_file))
+    config = command_line.load_config(str(page_file))
     config.device, config.model.num_scales = 'cpu', 10
     config.training.update(n_iters=3, snapshot_freq=2)  # with samples by the predictor and the corrector
     config.eval.update(enable_bpd=True, bpd_repeats=1, bpd_rtol=0.1, bpd_atol=0.1)
@@ -334,7 +333,7 @@ def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path)
     found = np.load(tmp_path / 'control_odd_rows' / 'results.npz')
     assert (found['samples'][:, :, ::2] == found['inputs'][:, None, ::2]).all()
     config.sampling.update(method='euler', steps=5)
-    folder = run_lib.sample(config, tmp_path, num_samples=3)
+    folder = sample(config, tmp_path, num_samples=3)
     assert np.load(folder / 'samples.npz')['samples'].shape == (3, 8, 8, 1)
     assert ScoreModel.load(tmp_path, device='cpu').sample(2, steps=2).shape == (2, 1, 8, 8)
     images, labels = datasets.get_split(config, 'test').read(np.arange(100))
@@ -343,7 +342,7 @@ def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path)
 
 def test_the_solver_of_the_page_has_order_one(page_file, unregistered):
     """On Gaussian data, whose flow is known: half the steps, twice the error."""
-    cli.load_config(str(page_file))
+    command_line.load_config(str(page_file))
     sde, z = sde_lib.SDES.get('ou')(rate=12.0), torch.randn(50, 1, 2, 2, dtype=torch.float64)
     (start, start_std), (end, end_std) = marginal(sde, 1), marginal(sde, 1e-3)
     errors = []
@@ -357,7 +356,7 @@ def test_the_solver_of_the_page_has_order_one(page_file, unregistered):
 def test_the_page_names_what_there_is():
     """Its table has all registries, and its members of an SDE exist."""
     for function in ('sde_lib.register_sde', 'models.utils.register_model', 'sampling.register_predictor', 'sampling.register_corrector',
-                     'fast_sampling.register_solver', 'datasets.register_dataset', 'control.register_measurement'):
+                     'solvers.register_solver', 'datasets.register_dataset', 'commands.control.register_measurement'):
         module, _, name = function.rpartition('.')
         assert f'`{function}`' in PAGE and callable(getattr(sys.modules[module], name))
     for names in re.findall(r'^\| (`[a-z_]+`(?:, `[a-z_]+`)*) \|', PAGE, re.MULTILINE):

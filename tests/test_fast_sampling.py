@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-import fast_sampling
-import latents
-import preflight
 import sampling
+import solvers
+from commands import preflight
 from conftest import ROOT, load_config
+from control import latents
+from control.measurements import Mask
 from controllable_generation import classifier_free_guidance, sample_measured
-from errors import UserError
-from fast_sampling import SKIP_TYPES, SOLVERS, get_solver, half_log_snr, levels, time_grid, time_of
-from measurements import Mask
 from models.score import Score
 from models.utils import get_score_fn
 from oracles import ExactConditionalNetwork, ExactNetwork, GaussianMixture, SubspaceMixture, gaussian, planar_mixture
-from randomness import per_image
+from runtime.errors import UserError
+from runtime.randomness import per_image
 from sampling import Loop, Options, Predictor, get_corrector, get_predictor, get_sampling_fn, sample, transition
 from sde_lib import SDE, VESDE, VPSDE, get_sde, subVPSDE
+from solvers import SKIP_TYPES, SOLVERS, get_solver, half_log_snr, levels, time_grid, time_of
 
 SDES = dict(ve=lambda: VESDE(0.01, 10), vp=VPSDE, subvp=subVPSDE)
 STARTS = dict(ve=0.2, vp=0.02, subvp=0.02)  # times at which the score of the mixture is smooth
@@ -487,8 +487,8 @@ def test_prior_mean_and_rounding(method):
 
 def test_thresholding_keeps_images_within_their_range():
     x = torch.tensor([[0.5, -1.0], [4.0, -2.0]])
-    assert torch.equal(fast_sampling.threshold(x, share=1.0), torch.tensor([[0.5, -1.0], [1.0, -0.5]]))
-    assert torch.equal(fast_sampling.threshold((x + 1) / 2, centered=False, share=1.0), torch.tensor([[0.75, 0.0], [1.0, 0.25]]))
+    assert torch.equal(solvers.threshold(x, share=1.0), torch.tensor([[0.5, -1.0], [1.0, -0.5]]))
+    assert torch.equal(solvers.threshold((x + 1) / 2, centered=False, share=1.0), torch.tensor([[0.75, 0.0], [1.0, 0.25]]))
     config = config_for('vp', 'dpmpp_2m', thresholding=True)
     sde, labels, target = VPSDE(), torch.zeros(500, dtype=torch.long), gaussian([0.5, 0.5], [0.1, 0.1])
     guidance = classifier_free_guidance(labels, 30.0)
@@ -549,8 +549,8 @@ def test_dpm_solver_spends_what_it_is_given(steps, order, expected):
 def test_a_solver_of_ones_own(monkeypatch, tmp_path, name, method):
     monkeypatch.setattr(SOLVERS, '_classes', dict(SOLVERS._classes))
 
-    @fast_sampling.register_solver(name=name)
-    class Mine(fast_sampling.Solver):
+    @solvers.register_solver(name=name)
+    class Mine(solvers.Solver):
         def step(self, x, i):
             return x
     config = config_for('vp', method)
@@ -558,7 +558,7 @@ def test_a_solver_of_ones_own(monkeypatch, tmp_path, name, method):
     x, nfe = get_sampling_fn(config, VPSDE(), (4, 2), identity, 1e-3)(ExactNetwork(VPSDE(), planar_mixture()))
     assert nfe == 1 and x.shape == (4, 2)
     with pytest.raises(ValueError, match="'MINE' is taken"):
-        fast_sampling.register_solver(name='MINE')(fast_sampling.DDIM)
+        solvers.register_solver(name='MINE')(solvers.DDIM)
 
 
 @pytest.mark.parametrize('method, settings, message', [

@@ -19,15 +19,21 @@ import pytest
 import torch
 
 import checkpoints
-import cli
-import control
-import image_sources
-import interruption
+import datasets
+import evaluation
+import losses
 import run_lib
+from checkpoints import files
+from checkpoints.formats import torch_zip
+from commands import command_line, control, training_log
+from commands.data import describe_data
+from commands.stats import statistics
 from configs.vp import digits_ddpmpp_continuous
 from conftest import ROOT, load_config
-from dialects import published
-from errors import UserError
+from data import image_sources
+from models import utils as mutils
+from runtime import interruption
+from runtime.errors import CheckpointError, UserError
 
 KEYS = dict(model={'module.w': torch.arange(300.0)}, ema=dict(decay=0.9, num_updates=3, shadow_params=[torch.arange(300.0)]), step=7)
 
@@ -75,14 +81,14 @@ def test_every_flipped_byte_is_noticed(whole, tmp_path):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(place % 8)
         (tmp_path / 'a.pth').write_bytes(damaged)
-        with pytest.raises(checkpoints.CheckpointError, match='a.pth'):
+        with pytest.raises(CheckpointError, match='a.pth'):
             checkpoints.load(tmp_path / 'a.pth')
 
 
 def test_every_truncation_is_noticed(whole, tmp_path):
     for size in [*(len(whole) * i // 16 for i in range(16)), *range(len(whole) - 100, len(whole))]:
         (tmp_path / 'a.pth').write_bytes(whole[:size])
-        with pytest.raises(checkpoints.CheckpointError, match='a.pth'):
+        with pytest.raises(CheckpointError, match='a.pth'):
             checkpoints.load(tmp_path / 'a.pth')
 
 
@@ -93,7 +99,7 @@ def test_flipped_bytes_of_data_in_files_of_others(tmp_path):
     assert checkpoints.load(tmp_path / 'a.pth')['step'] == 7
     place = content.index(struct.pack('<3f', 100, 101, 102))
     (tmp_path / 'a.pth').write_bytes(content[:place] + b'\x01' + content[place + 1:])
-    with pytest.raises(checkpoints.CheckpointError, match='is damaged: the sum of'):
+    with pytest.raises(CheckpointError, match='is damaged: the sum of'):
         checkpoints.load(tmp_path / 'a.pth')
 
 
@@ -116,10 +122,10 @@ def test_a_disk_that_fails(whole, tmp_path, monkeypatch, fault, bytes_left):
 
     def limited(name, mode='r', **settings):
         return Limited(name, mode) if '.partial' in str(name) and 'w' in mode else builtins.open(name, mode, **settings)
-    monkeypatch.setattr(checkpoints, 'open', limited, raising=False)
+    monkeypatch.setattr(files, 'open', limited, raising=False)
     monkeypatch.setattr(Limited, 'left', bytes_left)
     monkeypatch.setattr(Limited, 'fault', fault)
-    with pytest.raises(checkpoints.CheckpointError, match='cannot be written.*Earlier checkpoints are as they were') as caught:
+    with pytest.raises(CheckpointError, match='cannot be written.*Earlier checkpoints are as they were') as caught:
         checkpoints.save(path, KEYS, keep_previous=True)
     assert os.strerror(fault) in str(caught.value) and '\n' not in str(caught.value)
     assert path.read_bytes() == whole and [file.name for file in tmp_path.iterdir()] == ['a.pth']
@@ -138,7 +144,7 @@ def test_a_call_that_fails(whole, tmp_path, monkeypatch, name):
         checkpoints.save(path, KEYS | dict(step=8), keep_previous=True)
         assert checkpoints.load(path)['step'] == 8 and checkpoints.load(checkpoints.previous(path))['step'] == 7
         return
-    with pytest.raises(checkpoints.CheckpointError, match=os.strerror(errno.EIO)):
+    with pytest.raises(CheckpointError, match=os.strerror(errno.EIO)):
         checkpoints.save(path, KEYS)
     assert path.read_bytes() == whole and [file.name for file in tmp_path.iterdir()] == ['a.pth']
 
@@ -150,7 +156,7 @@ def test_a_full_disk_stops_training_with_a_sentence(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(checkpoints.CheckpointError, match='No space left on device. Earlier checkpoints'):
+    with pytest.raises(CheckpointError, match='No space left on device. Earlier checkpoints'):
         run_lib.train(config_for(6), tmp_path)
     monkeypatch.undo()
     assert all(map(torch.equal, before, final_state(tmp_path)))
@@ -187,7 +193,7 @@ def test_a_damaged_one_never_takes_the_place_of_the_one_before(tmp_path, monkeyp
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         replace(source, target)
     monkeypatch.setattr(os, 'replace', broken)
-    with pytest.raises(checkpoints.CheckpointError, match='cannot be written'):
+    with pytest.raises(CheckpointError, match='cannot be written'):
         run_lib.train(config_for(7), tmp_path)
     monkeypatch.undo()
     assert checkpoints.load(checkpoints.find_resumable(tmp_path))['step'] == 4
@@ -208,7 +214,7 @@ def test_without_links_one_of_the_two_is_always_there(whole, tmp_path, monkeypat
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     monkeypatch.setattr(os, 'replace', broken)
     monkeypatch.setattr(os, 'link', unsupported)
-    with pytest.raises(checkpoints.CheckpointError, match='cannot be written'):
+    with pytest.raises(CheckpointError, match='cannot be written'):
         checkpoints.save(path, KEYS, keep_previous=True)
     assert checkpoints.load(checkpoints.previous(path))['step'] == 7
 
@@ -224,7 +230,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
 def test_a_file_system_without_locks_is_no_conflict(tmp_path, monkeypatch, caplog):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    monkeypatch.setattr(checkpoints.fcntl, 'flock', unsupported)
+    monkeypatch.setattr(files.fcntl, 'flock', unsupported)
     with caplog.at_level('WARNING'):
         run_lib.train(config_for(2), tmp_path)
     assert 'a second training there is not prevented' in caplog.text
@@ -240,7 +246,7 @@ def test_samples_that_a_signal_kept_from_being_drawn_come_after_the_resume(tmp_p
         (workdir / 'samples' / f'iter_{step}').mkdir(parents=True)
         (workdir / 'samples' / f'iter_{step}' / 'sample.png').write_bytes(b'')
     monkeypatch.setattr(run_lib, '_save_training_samples', drawing)
-    step_fn = run_lib.losses.get_step_fn
+    step_fn = losses.get_step_fn
 
     def signalling(*arguments, **settings):
         inner = step_fn(*arguments, **settings)
@@ -251,11 +257,11 @@ def test_samples_that_a_signal_kept_from_being_drawn_come_after_the_resume(tmp_p
             return inner(state, batch, *rest, **known)
         return step
     config = config_for(8, snapshot_sampling=True, snapshot_freq=4)
-    monkeypatch.setattr(run_lib.losses, 'get_step_fn', signalling)
+    monkeypatch.setattr(losses, 'get_step_fn', signalling)
     with pytest.raises(SystemExit) as caught:
         run_lib.train(config, tmp_path)
     assert caught.value.code == 143 and drawn == []
-    monkeypatch.setattr(run_lib.losses, 'get_step_fn', step_fn)
+    monkeypatch.setattr(losses, 'get_step_fn', step_fn)
     run_lib.train(config, tmp_path)
     assert drawn == [4, 7]
 
@@ -265,7 +271,7 @@ def test_two_damaged_ones_are_an_error_and_stay_as_they_are(tmp_path):
     path = checkpoints.resume_path(tmp_path)
     for file in (path, checkpoints.previous(path)):
         file.write_bytes(b'PK nothing')
-    with pytest.raises(checkpoints.CheckpointError, match='previous'):
+    with pytest.raises(CheckpointError, match='previous'):
         run_lib.train(config_for(5), tmp_path)
     assert path.read_bytes() == b'PK nothing'
 
@@ -276,12 +282,12 @@ def test_two_damaged_ones_are_an_error_and_stay_as_they_are(tmp_path):
 def test_saving_takes_no_longer_than_the_copy(tmp_path, monkeypatch):
     """The writer is slow; training goes on, what is written is the state as it was, and a failure is told."""
     state = dict(model={'w': torch.zeros(3)})
-    write = checkpoints._write
+    write = files._write
 
     def slow(*arguments):
         time.sleep(0.3)
         write(*arguments)
-    monkeypatch.setattr(checkpoints, '_write', slow)
+    monkeypatch.setattr(files, '_write', slow)
     with checkpoints.Saver() as saver:
         for i in range(2):
             started = time.monotonic()
@@ -292,9 +298,9 @@ def test_saving_takes_no_longer_than_the_copy(tmp_path, monkeypatch):
         assert [checkpoints.load(tmp_path / f'checkpoint_{i}.pth')['model']['w'][0].item() for i in range(2)] == [0, 1]
 
     def broken(*_):
-        raise checkpoints.CheckpointError('cannot be written')
-    monkeypatch.setattr(checkpoints, '_write', broken)
-    with pytest.raises(checkpoints.CheckpointError, match='cannot be written'), checkpoints.Saver() as saver:
+        raise CheckpointError('cannot be written')
+    monkeypatch.setattr(files, '_write', broken)
+    with pytest.raises(CheckpointError, match='cannot be written'), checkpoints.Saver() as saver:
         saver.save(tmp_path / 'checkpoint_9.pth', state)
 
 
@@ -404,7 +410,7 @@ def test_a_signal_while_a_classifier_is_tested(tmp_path, monkeypatch):
     """Its accuracy is logged on resume."""
     config = load_config('configs.vp.digits_wideresnet', widen=1)
     config.training.update(batch_size=8, n_iters=3, snapshot_freq=2, log_freq=1)
-    cli.log_to(tmp_path / 'stdout.txt')
+    command_line.log_to(tmp_path / 'stdout.txt')
     log_accuracy = run_lib._log_accuracy
 
     def signalled(*arguments):
@@ -477,14 +483,14 @@ def test_a_signal_while_other_work_is_done(tmp_path, monkeypatch, place):
     if place == 'decoding':
         decode = signalling(lambda i: (np.zeros((8, 8, 1), np.uint8), 0))
         source = image_sources.Streamed(decode, 100_000, (8, 8, 1), str, parallel=False)
-        monkeypatch.setattr(run_lib.datasets, 'get_split', lambda *_, **__: image_sources.in_memory(source, 4.0))
+        monkeypatch.setattr(datasets, 'get_split', lambda *_, **__: image_sources.in_memory(source, 4.0))
     elif place == 'features':
-        extractor = run_lib.evaluation.Extractor(dict(backend='pixels', extractor='none', feature='pixels', input='x'), signalling(
+        extractor = evaluation.Extractor(dict(backend='pixels', extractor='none', feature='pixels', input='x'), signalling(
             lambda images: {'pool_3': images.reshape(len(images), -1).astype(np.float32)}))
-        monkeypatch.setattr(run_lib.evaluation, 'get_extractor', lambda config: extractor)
+        monkeypatch.setattr(evaluation, 'get_extractor', lambda config: extractor)
     else:
-        monkeypatch.setattr(run_lib.mutils.get_model('ddpmpp'), 'forward', signalling(run_lib.mutils.get_model('ddpmpp').forward))
-    work = {'decoding': lambda: run_lib.describe_data(config), 'features': lambda: run_lib.statistics(config),
+        monkeypatch.setattr(mutils.get_model('ddpmpp'), 'forward', signalling(mutils.get_model('ddpmpp').forward))
+    work = {'decoding': lambda: describe_data(config), 'features': lambda: statistics(config),
             'likelihood': lambda: run_lib.evaluate(config, tmp_path),
             'encoding': lambda: control.control(config, tmp_path, 'reconstruct')}[place]
     with pytest.raises(SystemExit) as caught:
@@ -538,7 +544,8 @@ def test_a_signal_while_the_network_is_compiled(tmp_path):
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    process = subprocess.Popen([sys.executable, '-c', 'import time, interruption\nwith interruption.interruptible(), interruption.held():\n'
+    process = subprocess.Popen([sys.executable, '-c', 'import time\nfrom runtime import interruption\n'
+                                'with interruption.interruptible(), interruption.held():\n'
                                 ' print("go", flush=True)\n time.sleep(60)'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                text=True)
     assert process.stdout.readline() == 'go\n'
@@ -588,12 +595,12 @@ def test_bad_steps_in_a_row_stop_training(tmp_path, monkeypatch):
 
 def test_the_log_forgets_what_comes_again(tmp_path):
     path = tmp_path / 'stdout.txt'
-    cli.log_to(path)
+    command_line.log_to(path)
     from absl import logging
     for step in range(4):
         logging.info('step: %d, training_loss: 1.0', step)
     logging.warning('something went wrong behind step 3')
-    run_lib._forget_steps(path, 2)
+    training_log.forget_steps(path, 2)
     logging.info('step: 2, training_loss: 1.0')
     told = [line.split('INFO ')[-1].split('WARNING ')[-1] for line in path.read_text().splitlines()]
     assert told == ['step: 0, training_loss: 1.0', 'step: 1, training_loss: 1.0', 'something went wrong behind step 3',
@@ -668,7 +675,7 @@ def test_hostile_files_are_refused(tmp_path):
     assert len(files) >= 50
     for name, (make, words) in files.items():
         make(tmp_path / name)
-        with pytest.raises(checkpoints.CheckpointError, match=words) as caught:
+        with pytest.raises(CheckpointError, match=words) as caught:
             checkpoints.load(tmp_path / name)
         assert name in str(caught.value) and '\n' not in str(caught.value), name
     assert not (tmp_path / 'sprung').exists()
@@ -688,10 +695,10 @@ def test_memory_stays_bounded(tmp_path, kind):
                 file.write(bytes(2**24))
         if kind == 'sealed':
             with open(path, 'r+b') as file:
-                published.seal(file)
+                torch_zip.seal(file)
     assert path.stat().st_size < 2_000_000
     code = ('import resource, torch, checkpoints\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n'
-            f'try: checkpoints.load({str(path)!r})\nexcept checkpoints.CheckpointError as error: print(error)\n'
+            f'try: checkpoints.load({str(path)!r})\nexcept CheckpointError as error: print(error)\n'
             'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     message, grown = done.stdout.splitlines()
@@ -705,13 +712,13 @@ def test_a_huge_claim_is_no_memory(tmp_path):
     claims = content.replace(b'K\n', b'\x8a\x05\x00\x00\x00\x00\x10')  # 10 -> 2^36
     assert claims != content
     (tmp_path / 'a.pth').write_bytes(claims)
-    with pytest.raises(checkpoints.CheckpointError):
+    with pytest.raises(CheckpointError):
         checkpoints.load(tmp_path / 'a.pth')
 
 
 def test_published_scalars_are_still_read(tmp_path):
     torch.save({'model': {}, 'lr': np.float64(0.5), 'n': np.int64(3), 'x': np.float32(2)}, tmp_path / 'a.pth')
-    assert published.load(tmp_path / 'a.pth')['lr'] == 0.5
+    assert torch_zip.load(tmp_path / 'a.pth')['lr'] == 0.5
 
 
 @pytest.mark.parametrize('work, kills', [('training', 5), ('two', 3)])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from errors import UserError
+from runtime.errors import UserError
 from validation import fetch as fetching
 from validation import published as table
 from validation.fetch import fetch, fetch_published, fetch_statistics, verify

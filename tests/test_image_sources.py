@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-import cli
 import datasets
-import image_sources
-import preflight
-import results
 import run_lib
+from commands import command_line, preflight
+from commands.data import describe_data
+from commands.stats import statistics
 from conftest import load_config
-from errors import UserError
+from data import image_sources
+from reports import results
+from runtime.errors import UserError
 
 
 @functools.cache
@@ -625,7 +626,7 @@ def test_names_need_not_be_utf8(tmp_path, caplog):
     log = tmp_path / 'log.txt'
     handlers = logging.getLogger().handlers[:]
     try:
-        cli.log_to(log)
+        command_line.log_to(log)
         everything(config_of('FOLDER', 16, path=str(tmp_path / 'set'), test_fraction=0.0, on_error='skip', memory_gib=4.0))
     finally:
         logging.getLogger().handlers[:] = handlers
@@ -908,9 +909,9 @@ def test_the_names_of_classes_are_kept_with_the_statistics_and_the_model(tmp_pat
         save(tmp_path / 'set' / ('dogs', 'cats')[k % 2] / f'{k}.png', image)
     config = config_of('FOLDER', 8, path=str(tmp_path / 'set'), test_fraction=0.0)
     config.eval.update(metrics_backend='pixels', stats_dir=str(tmp_path / 'stats'))
-    path = run_lib.statistics(config)
+    path = statistics(config)
     assert json.loads(path.with_suffix('.json').read_text())['classes'] == ['cats', 'dogs']
-    assert run_lib.statistics(config) == path  # which are used again
+    assert statistics(config) == path  # which are used again
     config.model.num_classes = 2
     train = datasets.get_dataset(config)[0].data
     datasets.record(config, train, tmp_path)
@@ -920,7 +921,7 @@ def test_the_names_of_classes_are_kept_with_the_statistics_and_the_model(tmp_pat
     config.model.num_classes = 3
     with pytest.raises(UserError, match='data.json has the classes cats, dogs, but the data set has ants, cats, dogs: labels would change'):
         datasets.record(config, datasets.get_dataset(config)[0].data, tmp_path)
-    rows = dict(row[:2] for row in run_lib.describe_data(config))
+    rows = dict(row[:2] for row in describe_data(config))
     assert rows['  labels'] == '0: ants, 1: cats, 2: dogs'
 
 

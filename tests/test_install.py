@@ -36,3 +36,10 @@ def test_another_package_with_one_of_our_names(name, tmp_path):
     assert result.returncode == 1 and re.search(
         rf'ImportError: expected the package {name} of this library, got {re.escape(str(tmp_path))}/{name}\.py: put \S+ first on sys\.path',
         result.stderr), result.stderr
+
+
+def test_folders_with_our_names_in_the_project_of_a_user(tmp_path):
+    for name in ('data', 'checkpoints', 'reports', 'metrics'):
+        (tmp_path / name).mkdir()
+    code = f'import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import score_model'
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=tmp_path)

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from errors import UserError
-from latents import decode, encode, interpolate, mix, reconstruction_error, temper
+from control.latents import decode, encode, interpolate, mix, reconstruction_error, temper
 from models.score import Score
 from oracles import ExactNetwork, gaussian, level
+from runtime.errors import UserError
 from sampling import Options
 from sde_lib import VESDE, VPSDE, subVPSDE
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from errors import UserError
-from measurements import MASKS, Grey, Mask, Measurement, Separable, blur, downsampling, named_mask
+from control.measurements import MASKS, Grey, Mask, Measurement, Separable, blur, downsampling, named_mask
+from runtime.errors import UserError
 
 CHANNELS = 3
 SIZES = [(8, 8), (6, 10), (5, 7)]

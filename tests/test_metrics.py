@@ -7,7 +7,7 @@ import pytest
 
 import metrics
 from conftest import parity
-from errors import UserError
+from runtime.errors import UserError
 
 REFERENCE = parity('metrics')
 
@@ -64,7 +64,7 @@ def test_frechet_distance_of_fewer_features_than_dimensions_is_exact(rng):
 def test_both_ways_to_the_frechet_distance_agree_on_digits(rng, monkeypatch, n, m):
     """8x8 digits have 64 values, some of them always 0; the larger set is read in several blocks."""
     from sklearn.datasets import load_digits
-    monkeypatch.setattr(metrics, 'BLOCK_VALUES', 64 * 100)
+    monkeypatch.setattr(metrics.distances, 'BLOCK_VALUES', 64 * 100)
     digits = rng.permutation(load_digits().data / 16).astype(np.float32)
     a, b = digits[:n], digits[-m:]
     found = metrics.frechet_distance(metrics.statistics(a), metrics.statistics(b))

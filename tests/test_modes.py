@@ -6,13 +6,13 @@ import torch
 from test_networks import build, tiny_config
 
 import controllable_generation as control
-import fast_sampling
-import latents
 import likelihood
 import losses
 import sampling
+import solvers
 from conftest import relative_error
-from measurements import Mask, downsampling
+from control import latents
+from control.measurements import Mask, downsampling
 from models import utils as mutils
 from models.score import Score
 from sampling import Options
@@ -33,7 +33,7 @@ def samplers() -> dict:
     made = {name: PC(predictor=name) for name in predictors if name != 'none'}
     made |= {name: PC(predictor='reverse_diffusion', corrector=name) for name in sampling.CORRECTORS.names() if name != 'none'}
     made |= {f'{name} on a grid': PC(predictor=name, corrector='langevin', skip_type='logSNR') for name in predictors}
-    made |= {name: Options(method=name, steps=4, eps=1e-2, eta=0.5, churn=2.0) for name in fast_sampling.SOLVERS.names()}
+    made |= {name: Options(method=name, steps=4, eps=1e-2, eta=0.5, churn=2.0) for name in solvers.SOLVERS.names()}
     made |= {method: Options(method='ode', ode_method=method, rtol=1.0, atol=1.0, eps=1e-2) for method in ('RK45', 'dopri5')}
     return made | {'adaptive': Options(method='adaptive', rtol=0.2, atol=0.05, eps=1e-2)}
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-import run_lib
+from commands.sample import sample
 from configs import stored
 from conftest import ROOT
 
@@ -14,7 +14,7 @@ def test_samples_are_pictures_on_black(name, tmp_path):
     """Digits and clothes on a black ground: noise, or a network of another SDE, has no such corners."""
     config = stored.get_config(FOLDER / f'{name}.json')
     config.device = 'cpu'
-    run_lib.sample(config, tmp_path, FOLDER / f'{name}.safetensors', 8)
+    sample(config, tmp_path, FOLDER / f'{name}.safetensors', 8)
     images = np.load(tmp_path / 'generated' / 'samples.npz')['samples']
     assert images.shape == (8, 28, 28, 1) and np.median(images[:, :3, :3]) < 3
     assert 20 < images.mean() < 120 and images.max(axis=(1, 2, 3)).min() > 150

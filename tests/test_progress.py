@@ -2,20 +2,21 @@
 import io
 import re
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 
-import control
-import plots
-import progress
 import run_lib
 import sampling
 import sde_lib
+from commands import control, drawing, training_log
 from conftest import load_config
 from models.score import Score
-from progress import duration
+from reports import plots
+from runtime import progress
+from runtime.progress import duration
 from score_model import ScoreModel
 
 
@@ -61,7 +62,7 @@ def test_a_bar_on_a_terminal(monkeypatch, caplog):
     config = config_for()
     config.sampling.method = 'pc'
     with caplog.at_level('INFO', logger='absl'):
-        run_lib._draw(ScoreModel.from_config(config), ('x',), 0, 2)
+        drawing.draw(ScoreModel.from_config(config), ('x',), 0, 2)
     shown = sys.stderr.getvalue()
     assert all(text in shown for text in ('drawing samples 1 to 2', ' 0/25', ' 12/25', ' 24/25')) and 'Reached' not in caplog.text
 
@@ -78,7 +79,7 @@ def test_sampling_is_logged(monkeypatch, caplog, method, module):
     config.sampling.method = method
     model = ScoreModel.from_config(config)
     with caplog.at_level('INFO', logger='absl'):
-        nfe = run_lib._draw(model, ('x',), 0, 2)['nfe']
+        nfe = drawing.draw(model, ('x',), 0, 2)['nfe']
     lines = [re.fullmatch(r'Reached (.+) (\d+) of (about )?(.+) in drawing samples 1 to 2, (.+)\.', line)
              for line in caplog.messages if line.startswith('Reached')]
     assert all(lines) and len(lines) == nfe
@@ -97,7 +98,7 @@ def test_discrete_labels_count_too(monkeypatch, caplog):
     network = torch.nn.Module()
     network.sigmas, network.forward = torch.linspace(50, 0.01, 100), lambda x, labels: -x
     model, options = Score(network, sde_lib.VESDE(N=10), continuous=False), sampling.Options(method='pc', predictor='reverse_diffusion')
-    with caplog.at_level('INFO', logger='absl'), run_lib.shown_evaluations(model, 'drawing', sampling.times_of(model.sde, options)):
+    with caplog.at_level('INFO', logger='absl'), drawing.shown_evaluations(model, 'drawing', sampling.times_of(model.sde, options)):
         sampling.sample(model, (2, 1), options)
     assert [int(line.split()[2]) for line in caplog.messages] == pytest.approx([*range(10)], abs=1)
 
@@ -154,11 +155,11 @@ def test_the_mean_per_value_is_drawn(tmp_path, monkeypatch):
     axes = []
     secondary = Axes.secondary_yaxis
     monkeypatch.setattr(Axes, 'secondary_yaxis', lambda *arguments, **settings: axes.append(secondary(*arguments, **settings)) or axes[-1])
-    for name, meaning in (('sum', run_lib.LossMeaning('half', 2 / 64)), ('mean', run_lib.LossMeaning('mean', 1.0))):
-        with run_lib.tensorboard(tmp_path / name, 0) as writer:
+    for name, meaning in (('sum', training_log.LossMeaning('half', 2 / 64)), ('mean', training_log.LossMeaning('mean', 1.0))):
+        with training_log.tensorboard(tmp_path / name, 0) as writer:
             for step in range(5):
-                run_lib.write(writer, step, **meaning.scalars('training_loss', 32.0 - step))
-    runs = [run_lib.types.SimpleNamespace(workdir=tmp_path / name, label=name) for name in ('sum', 'mean')]
+                training_log.write(writer, step, **meaning.scalars('training_loss', 32.0 - step))
+    runs = [types.SimpleNamespace(workdir=tmp_path / name, label=name) for name in ('sum', 'mean')]
     for chosen, number in ((runs[:1], 1), (runs[1:], 0), (runs, 0)):
         axes.clear()
         assert plots._losses(chosen, [(run.label,) for run in chosen], tmp_path)

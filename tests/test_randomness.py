@@ -3,9 +3,10 @@ import pytest
 import torch
 
 import sampling
+from commands import drawing
 from conftest import load_config
 from oracles import ExactNetwork, planar_mixture
-from randomness import batch_mean, is_per_image, normal_like, own_randomness, per_image, prior_sampling, seed_of
+from runtime.randomness import batch_mean, is_per_image, normal_like, own_randomness, per_image, prior_sampling, seed_of
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = {'ve': VESDE(0.01, 10, N=25), 'vp': VPSDE(N=25), 'subvp': subVPSDE(N=25)}
@@ -109,13 +110,12 @@ def test_the_ode_agrees_to_its_tolerance():
 @pytest.mark.parametrize('module', ['configs.vp.digits_ddpmpp_classes', 'configs.ve.digits_ncsnpp_continuous'])
 def test_samples_of_a_config_do_not_depend_on_the_batch(module):
     """Labels included, up to a grey level where the network rounds otherwise."""
-    import run_lib
     from score_model import ScoreModel
     config = load_config(module)
     config.sampling.update(steps=25, seed_per_image=True)
     model = ScoreModel.from_config(config)
-    whole = run_lib._draw(model, ('x',), 0, 5)
-    parts = [run_lib._draw(model, ('x',), *batch) for batch in ((0, 2), (2, 3))]
+    whole = drawing.draw(model, ('x',), 0, 5)
+    parts = [drawing.draw(model, ('x',), *batch) for batch in ((0, 2), (2, 3))]
     for key in whole.keys() - {'nfe', 'seconds'}:
         a, b = whole[key].astype(int), torch.cat([torch.from_numpy(part[key]) for part in parts]).numpy().astype(int)
         assert abs(a - b).max() <= (15 if key == 'samples' else 0) and (a != b).mean() < 0.01

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import reports
-import results
 from conftest import ROOT
+from reports import results
+from reports.__main__ import main
 
 BASE = dict(checkpoint='checkpoint_1.pth', weights='0123456789abcdef', seed=7, device='cpu', training=dict(sde='vpsde', continuous=True),
             model=dict(name='ncsnpp', ema_rate=0.999, num_scales=25), data=dict(dataset='CIFAR10', image_size=8, num_channels=3))
@@ -146,12 +147,12 @@ def test_several_runs_stand_side_by_side_and_the_same_files_give_the_same_bytes(
 
 
 def test_curves_are_read_without_tensorflow(tmp_path):
-    from run_lib import tensorboard, write
+    from commands.training_log import tensorboard, write
     with tensorboard(tmp_path, 0) as writer:
         [write(writer, step, training_loss=1 / (step + 1)) for step in range(0, 40, 4)]
     write_loss(tmp_path / 'eval')
-    code = ('import sys, plots, reports; (steps, values), = plots.curves(sys.argv[1]).values(); print(*steps, values[2]); '
-            'assert not {"tensorflow", "matplotlib"} & {*sys.modules}')
+    code = ('import sys, reports; from reports import plots; (steps, values), = plots.curves(sys.argv[1]).values(); '
+            'print(*steps, values[2]); assert not {"tensorflow", "matplotlib"} & {*sys.modules}')
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == [*map(str, range(0, 40, 4)), str(float(np.float32(1 / 9)))], done.stderr
     assert '](loss.png)' in reports.write([tmp_path], tmp_path / 'out').read_text()
@@ -159,4 +160,4 @@ def test_curves_are_read_without_tensorflow(tmp_path):
 
 def test_the_command_says_what_is_missing_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match='^error: [^\n]*no results[^\n]*$'):
-        reports.main([str(tmp_path), '--output', str(tmp_path / 'out')])
+        main([str(tmp_path), '--output', str(tmp_path / 'out')])

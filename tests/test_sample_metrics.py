@@ -11,12 +11,12 @@ import pytest
 import checkpoints
 import evaluation
 import reports
-import results
 import run_lib
-import sample_metrics
+from commands import sample_metrics
 from configs.vp import digits_ddpmpp_continuous
 from conftest import ROOT
-from errors import UserError
+from reports import results
+from runtime.errors import UserError
 
 VALUES = ('fid', 'kid', 'kid_error', 'precision', 'recall')
 

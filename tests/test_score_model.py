@@ -11,13 +11,15 @@ import convert
 import run_lib
 import sampling
 import score_model
+from commands import drawing
+from commands.sample import sample
 from configs import stored
 from conftest import load_config
-from errors import CheckpointError, UserError
-from measurements import downsampling, named_mask
+from control.measurements import downsampling, named_mask
 from models.score import Score
 from oracles import ExactConditionalNetwork, ExactNetwork, gaussian, planar_mixture
-from randomness import own_randomness
+from runtime.errors import CheckpointError, UserError
+from runtime.randomness import own_randomness
 from score_model import ScoreModel
 from sde_lib import VESDE, VPSDE, subVPSDE
 
@@ -285,11 +287,11 @@ def test_the_command_line_draws_with_the_same_model(workdir, tmp_path):
     """`--mode sample` draws what the model draws in its place of the random numbers, by the same sampler."""
     config = small()
     config.eval.batch_size = 4
-    run_lib.sample(config, workdir, num_samples=4, output=str(tmp_path))
+    sample(config, workdir, num_samples=4, output=str(tmp_path))
     model = ScoreModel.load(workdir, config)
     with own_randomness(config.seed, 'sample', 0):
         images = model.sample(4)
-    assert np.array_equal(np.load(tmp_path / 'samples.npz')['samples'], run_lib.to_images(images, config))
+    assert np.array_equal(np.load(tmp_path / 'samples.npz')['samples'], drawing.to_images(images, config))
     assert json.loads((workdir / 'config.json').read_text())['seed'] == config.seed
 
 

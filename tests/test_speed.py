@@ -7,14 +7,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
-import preflight
 import run_lib
 import sde_lib
+from commands import preflight
 from configs import defaults
 from configs.ve import cifar10_ncsnpp_continuous, digits_ncsnpp_continuous, ffhq_256_ncsnpp_continuous
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
-from errors import UserError
 from models import utils as mutils
+from runtime.errors import UserError
 
 
 def tiny(config, **model):

@@ -12,10 +12,9 @@ from PIL import Image
 from scipy.io import savemat
 
 import datasets
-import image_sources
-import standard_sets
 from conftest import ROOT, load_config
-from errors import UserError
+from data import image_sources, torchvision_sets
+from runtime.errors import UserError
 
 UNCHECKED = """
 import torchvision.datasets as vision
@@ -147,7 +146,7 @@ config.model.update(nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
 config.training.update(batch_size=4, n_iters=2, snapshot_sampling=False)
 config.sampling.steps = 2
 run_lib.train(config, {str(tmp_path / 'w')!r})
-print(len([*run_lib.sample(config, {str(tmp_path / 'w')!r}, num_samples=2).glob('*.png')]))
+print(len([*sample(config, {str(tmp_path / 'w')!r}, num_samples=2).glob('*.png')]))
 """
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -193,7 +192,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / 'mnist.npz').write_bytes(b'')
     with pytest.raises(UserError, match=r'mnist\.npz. is a file, but MNIST needs the folder that contains MNIST/raw\. .*dataset=NPZ$'):
         datasets.get_split(config_of('MNIST', 28, 1, path=str(tmp_path / 'mnist.npz')), 'train')
-    assert standard_sets.root(config_of('MNIST', 28, 1, path='~/x').data).is_absolute()
+    assert torchvision_sets.root(config_of('MNIST', 28, 1, path='~/x').data).is_absolute()
 
 
 # Any data set of TFDS ----------------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import checkpoints
-import control
 import run_lib
+from commands import control
+from commands.sample import sample
 from configs import stored
 from conftest import ROOT, load_config
-from errors import UserError
+from runtime.errors import UserError
 from score_model import load_averaged_model
 
 
@@ -56,7 +57,7 @@ def test_the_config_lies_beside_and_within_the_checkpoints(workdir):
         assert json.loads(checkpoints.load(path)['config']) == json.loads(stored.as_json(config))
 
 
-WORK = {'train': run_lib.train, 'eval': run_lib.evaluate, 'sample': run_lib.sample,
+WORK = {'train': run_lib.train, 'eval': run_lib.evaluate, 'sample': sample,
         'control': lambda *args: control.control(*args, task='inpaint', mask='right')}
 OTHERS = {'model.beta_max': (8.0, '20.0'), 'training.sde': ('subvpsde', "'vpsde'"), 'data.centered': (False, 'True'), 'model.nf': (16, '8')}
 
@@ -114,7 +115,7 @@ def test_a_checkpoint_that_is_named_is_compared_and_the_work_directory_is_not(wo
     config = changed('model.nf')
     run_lib.train(config, tmp_path / 'other')
     checkpoint = str(checkpoints.latest(tmp_path / 'other'))
-    assert run_lib.sample(config, str(copied(workdir, tmp_path)), checkpoint, 2).is_dir()
+    assert sample(config, str(copied(workdir, tmp_path)), checkpoint, 2).is_dir()
 
 
 def test_all_keys_that_differ_are_named_and_unused_ones_pass(tmp_path):

@@ -11,12 +11,12 @@ import torch
 
 import checkpoints
 import convert
-import image_sources
 import run_lib
 import sde_lib
 from conftest import DATA, ROOT, load_config
-from errors import CheckpointError, UserError
+from data import image_sources
 from models.utils import create_model
+from runtime.errors import CheckpointError, UserError
 from score_model import ScoreModel
 from validation import checks, report, validate
 from validation.__main__ import main, setting

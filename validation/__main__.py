@@ -19,9 +19,9 @@ import sys
 
 from absl import logging as absl_logging
 
-from cli import log_to
+from commands.command_line import log_to
 from configs import rules
-from errors import UserError
+from runtime.errors import UserError
 
 DIGITS = {'configs/ve/digits_ncsnpp_continuous.py': 'runs/digits_ve', 'configs/vp/digits_ddpmpp_continuous.py': 'runs/digits_vp'}
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 import datasets
-import run_lib
-from randomness import own_randomness
+from data.tensors import to_tensor
+from runtime.randomness import own_randomness
 from score_model import ScoreModel
 
 TIMES = (0.0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0)  # fractions of the way to noise
@@ -51,7 +51,7 @@ def denoising(model: ScoreModel, split, seed: int, most: int = 256) -> Denoising
     """The errors on images of a split (`datasets.Images` and the like), each with noise from the seed."""
     config, sde, images = model.config, model.sde, datasets.at_most(split, most, seed)
     batches = datasets.Batches(images, 64, seed, dequantize=config.data.uniform_dequantization)
-    x = torch.cat([run_lib.to_tensor(batches.part(i), config, datasets.get_data_scaler(config)) for i in range(len(batches))])
+    x = torch.cat([to_tensor(batches.part(i), config, datasets.get_data_scaler(config)) for i in range(len(batches))])
     mean, variance = x.mean(), x.var()
     rows = []
     with own_randomness(seed, 'denoising'):

@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-import image_sources
+from data import image_sources
 
 ROOT = pathlib.Path(__file__).parents[1]
 

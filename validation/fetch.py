@@ -31,7 +31,7 @@ import urllib.request
 from absl import logging
 from tqdm import tqdm
 
-from errors import UserError
+from runtime.errors import UserError
 
 from .published import CIFAR10_STATISTICS, published
 

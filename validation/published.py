@@ -9,7 +9,7 @@ sampler, bits/dim).
 """
 from typing import NamedTuple
 
-from errors import UserError
+from runtime.errors import UserError
 
 FOLDER_OF_ALL = '1tFmF_uh57O6lx9ggtZT_5LdonVK2cV-e'
 FOLDER_ADDRESS = 'https://drive.google.com/drive/folders/{}'

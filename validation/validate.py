@@ -14,16 +14,16 @@ import numpy as np
 from absl import logging
 
 import checkpoints
-import cli
 import convert
 import datasets
-import dialects
 import reports
-import results
 import run_lib
+from checkpoints import formats
+from commands import command_line
 from configs import rules
 from configs.defaults import complete
-from errors import CheckpointError, UserError
+from reports import results
+from runtime.errors import CheckpointError, UserError
 from score_model import ScoreModel
 
 from . import checks, environment, report
@@ -64,7 +64,7 @@ def load_config(path: str, settings: dict):
     file = rules.expanded(str(path).partition(':')[0])
     if not pathlib.Path(file).is_file():
         raise UserError(f'there is no config {file}')
-    config = cli.load_config(str(path))
+    config = command_line.load_config(str(path))
     if faults := rules.faults(config, own=('',)) or rules.missing(config, config.model.name, config.training.sde):
         raise UserError('\n'.join(faults.values()))
     for key, value in settings.items():
@@ -138,7 +138,7 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
         file = results.load(path)
         if file is None or file['protocol'].get('weights') != results.digest(snapshot):
             path.unlink()
-    about = dict(source=model.source.name, dialect=dialects.guess(model.source), digest=results.digest(model.source), step=state['step'],
+    about = dict(source=model.source.name, dialect=formats.guess(model.source), digest=results.digest(model.source), step=state['step'],
                  parameters=sum(p.numel() for p in state['model'].parameters()))
     found = [checks.Check('is read, every name and shape', True, f'{about["dialect"]}, step {about["step"]}, '
                           f'{about["parameters"]:,} parameters'), *checks.weights(state)]

@@ -1,0 +1,78 @@
+"""Samples as commands draw them: in batches that several processes share, with progress, as 8-bit images."""
+import contextlib
+import math
+import time
+
+import numpy as np
+import torch
+from absl import logging
+
+import datasets
+import sampling
+import solvers
+from models.score import Score
+from runtime import distributed
+from runtime.progress import progress, watched
+from runtime.randomness import own_randomness, per_image, seed_of
+from score_model import ScoreModel
+
+
+def to_images(samples: torch.Tensor, config) -> np.ndarray:
+    """Samples (B, C, H, W) in [0, 1] as 8-bit images (B, H, W, C)."""
+    images = samples.permute(0, 2, 3, 1).cpu().numpy()
+    if not np.isfinite(images).all():
+        logging.warning('%d of %d samples are not finite.', (~np.isfinite(images).all((1, 2, 3))).sum(), len(images))
+    return datasets.to_uint8(images, datasets.get_levels(config), config.data.uniform_dequantization)
+
+
+def shown_evaluations(model: Score, what: str, times=None, forward: bool = False):
+    """A block in which each network evaluation counts as progress of `what` and looks for signals, see `progress.watched`.
+
+    Args:
+        model: the score model.
+        what: the task, such as 'encoding 8 images'.
+        times: the times of a solver's steps. None: the solver chooses its steps, which are taken to be even in lambda_t.
+        forward: whether the latter go from images to codes.
+    """
+    steps = times is not None
+    if not steps:
+        times = solvers.time_grid(model.sde, 100, 1e-5 if forward else model.sde.sampling_eps)
+        times = times.flip(0) if forward else times
+    return watched(model.network, what, times, lambda t: model.label(t.float()), steps)
+
+
+def draw(model: ScoreModel, what: tuple, first: int, count: int) -> dict:
+    """Draw samples by the config's sampler: `samples`, 8-bit images (count, H, W, C), their `nfe`, the seconds it took, and for a network
+    that is conditioned on classes the `labels`, which are drawn uniformly.
+
+    They are those from the number `first` on of the samples called `what`: their random numbers follow from it and `config.seed`. With
+    `sampling.seed_per_image` each image has its own.
+    """
+    config, number, started = model.config, model.num_classes, time.monotonic()
+    seeds = [seed_of(config.seed, *what) + i for i in range(first, first + count)]
+    alone, labels = config.sampling.seed_per_image, None
+    with own_randomness(config.seed, *what, first), per_image(seeds) if alone else contextlib.nullcontext():
+        if number:
+            labels = torch.tensor([seed % number for seed in seeds]) if alone else torch.randint(number, (count,))
+        times = sampling.times_of(model.sde, model.options())
+        with shown_evaluations(model, f'drawing samples {first + 1} to {first + count}', times):
+            samples, nfe = (model.guided(labels) if number else model).draw(count)
+            samples = to_images(samples, config)
+    seconds = time.monotonic() - started
+    logging.info('Drew %d samples with %d network evaluations.', count, nfe)
+    return dict(samples=samples, nfe=nfe, seconds=seconds) | (dict(labels=labels.numpy()) if number else {})
+
+
+def batches(total: int, largest: int) -> list[tuple[int, int]]:
+    """(first, count) of batches of at most `largest` among `total` images."""
+    return [(first, min(largest, total - first)) for first in range(0, total, largest)]
+
+
+def draw_all(model: ScoreModel, what: tuple, total: int, largest: int) -> list[dict]:
+    """`total` samples in batches of at most `largest`, which the processes share, for process 0. Images with random numbers of their own
+    are shared out evenly, batches only as a whole."""
+    if model.config.sampling.seed_per_image:
+        largest = min(largest, math.ceil(total / distributed.size()))
+    parts = batches(total, largest)
+    return [part for _, part in progress(distributed.in_turns(parts, lambda batch: draw(model, what, *batch)), 'sampling',
+                                         len(parts), 'batch')]

@@ -1,0 +1,1 @@
+"""What samples are conditioned on: measurements, guidance, latent codes."""

@@ -1,0 +1,15 @@
+"""How far sets of images are apart."""
+from metrics.distances import (
+    BLOCK_VALUES,
+    LARGEST,
+    KernelDistance,
+    Statistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    statistics,
+)
+
+__all__ = ['BLOCK_VALUES', 'LARGEST', 'KernelDistance', 'Statistics', 'frechet_distance', 'inception_score', 'kernel_distance',
+           'precision_recall', 'statistics']

@@ -1,0 +1,120 @@
+"""Signals that ask the process to stop (SIGTERM, SIGINT): leave within seconds and lose nothing.
+
+A command is decorated with `interruptible()`. Within it a signal raises `Interrupted`, as Ctrl-C raises KeyboardInterrupt; the process then
+ends with status 143 or 130. Work that must not be cut, such as a training step, runs in a `held()` block: there a signal is only noted, and
+the loop asks for it by `signal_noted()`. What may be cut although it is called from there, such as the sampling of a snapshot after its
+checkpoint was saved, runs in a `released()` block.
+
+Of several processes that share one job, each learns of a signal that another one received when it calls `look()`: see `share`.
+"""
+import contextlib
+import os
+import signal
+import threading
+import time
+import types
+
+from absl import logging
+
+from runtime.errors import UserError
+
+
+class Interrupted(SystemExit):
+    """Ends the process with status 128 + signal number. `after`: what was done, for the log line."""
+
+    def __init__(self, number: int, after: str = ''):
+        super().__init__(128 + number)
+        self.signal, self.after = number, after
+
+
+_noted = types.SimpleNamespace(signal=0, time=0.0, while_held=False, held=False, active=False)
+_shared = types.SimpleNamespace(store=None, asked=0.0)
+_KEY, _SECONDS = 'signal', 0.5
+
+
+def signal_noted() -> int:
+    """The number of the signal that asked this process to stop, 0 if none has."""
+    return _noted.signal
+
+
+def share(store):
+    """Have the processes of a job learn of each other's signals. `store`: a `torch.distributed.Store` that all of them see, or None."""
+    _shared.store = store
+
+
+def look():
+    """Raise Interrupted if a signal was noted here, or within the last half second in another process, unless the work is `held`."""
+    if not _noted.signal and _shared.store and time.monotonic() > _shared.asked + _SECONDS:
+        _shared.asked = time.monotonic()
+        if _shared.store.check([_KEY]):
+            _noted.signal = int(_shared.store.get(_KEY))
+    if _noted.signal and not _noted.held:
+        raise Interrupted(_noted.signal)
+
+
+def _note(number, _):
+    """The handler of a signal. A second one ends the process at once, unless it comes within two seconds: launchers and process groups
+    deliver one signal twice."""
+    if _noted.signal:
+        if time.monotonic() > _noted.time + 2:
+            os._exit(128 + number)
+        return
+    _noted.signal, _noted.time, _noted.while_held = number, time.monotonic(), _noted.held
+    if _shared.store:
+        _shared.store.set(_KEY, str(number))
+    if not _noted.held:
+        raise Interrupted(number)
+    logging.info('Received signal %d: stopping after this step. A second one stops at once.', number)
+
+
+@contextlib.contextmanager
+def interruptible(advice: str = 'Run the same command to resume.'):
+    """Within the block, or the decorated function, SIGTERM and SIGINT raise Interrupted; one log line says so, and gives the `advice`.
+
+    A signal to a whole process group also breaks what this process waits for, such as compilers or other processes of the job: an error
+    that follows a signal becomes Interrupted too. (Not so in work that several processes hold: they agree on when to leave it.) Within
+    another such block, and outside the main thread, this one does nothing.
+    """
+    if _noted.active or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _noted.signal, _noted.while_held, _noted.held, _noted.active = 0, False, False, True
+    before = {number: signal.signal(number, _note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except Interrupted as error:
+        logging.info('Stopped by signal %d%s. %s', error.signal, error.after, advice)
+        raise
+    except UserError:
+        raise
+    except Exception as error:
+        if not _noted.signal or _noted.while_held and _shared.store:
+            raise
+        logging.info('Stopped by signal %d (%s). %s', _noted.signal, type(error).__name__, advice)
+        raise Interrupted(_noted.signal) from error
+    finally:
+        _noted.signal, _noted.active = 0, False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _set_held(held: bool):
+    before, _noted.held = _noted.held, held
+    try:
+        yield
+    finally:
+        _noted.held = before
+
+
+def held():
+    """A block in which a signal is only noted: the caller asks `signal_noted()`."""
+    return _set_held(True)
+
+
+@contextlib.contextmanager
+def released():
+    """A block that a signal may interrupt although a surrounding one is `held`."""
+    with _set_held(False):
+        look()
+        yield
