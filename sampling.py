@@ -1,13 +1,17 @@
-"""Samplers of the reverse-time SDE and of the probability-flow ODE (Song et al. 2021, Secs. 3.3 and 4, Appendices E to G).
+"""Samplers of the reverse-time SDE and of the probability-flow ODE (Song et al. 2021, Secs. 3.3 and
+4, Appendices E to G).
 
-    model = Score(network, sde)                                          # models/score.py; guidance is part of it
+    model = Score(network, sde)  # models/score.py; guidance is part of it
     x, nfe = sample(model, (16, 3, 32, 32), Options(method='heun', steps=18))
 
-`Options` has the keys of a config's `sampling` section. 'pc' alternates a predictor, a step of the reverse SDE, and a corrector, steps of
-Langevin dynamics at a fixed time; 'ode' follows the probability flow, 'adaptive' the reverse SDE with error control; all other methods are
-those of `solvers`. The functions of the 2021 release (`get_pc_sampler`, `get_ode_sampler`, `get_sampling_fn`) are adapters of
-`sample`. Noise comes from `randomness.normal_like`, so that each image can have its own stream of random numbers.
+`Options` has the keys of a config's `sampling` section. 'pc' alternates a predictor, a step of the
+reverse SDE, and a corrector, steps of Langevin dynamics at a fixed time; 'ode' follows the
+probability flow, 'adaptive' the reverse SDE with error control; all other methods are those of
+`solvers`. The functions of the 2021 release (`get_pc_sampler`, `get_ode_sampler`,
+`get_sampling_fn`) are adapters of `sample`. Noise comes from `randomness.normal_like`, so that each
+image can have its own stream of random numbers.
 """
+
 import abc
 import dataclasses
 import functools
@@ -30,25 +34,30 @@ PREDICTORS, CORRECTORS = Registry('predictor'), Registry('corrector')
 register_predictor, get_predictor = PREDICTORS.register, PREDICTORS.get
 register_corrector, get_corrector = CORRECTORS.register, CORRECTORS.get
 
-# Predictors and correctors -----------------------------------------------------------------------------------------------------------
+# Predictors and correctors ------------------------------------------------------------------------
 
 
 def transition(sde, s: float, t: float) -> tuple[float, float, float, float]:
-    """The process between two times s < t, where s = 0 stands for the data themselves, without noise.
+    """The process between two times s < t, where s = 0 stands for the data themselves, without
+    noise.
 
     Returns:
-        r and std of x_t = r x_s + std z, and the standard deviations of the noise in x_s and in x_t, computed in float64.
+        r and std of x_t = r x_s + std z, and the standard deviations of the noise in x_s and in
+        x_t, computed in float64.
     """
-    (m_t, std_t), (m_s, std_s) = ([float(value) for value in solvers.levels(sde, [time])] if time else (1.0, 0.0) for time in (t, s))
+    (m_t, std_t), (m_s, std_s) = (
+        [float(value) for value in solvers.levels(sde, [time])] if time else (1.0, 0.0)
+        for time in (t, s)
+    )
     r = m_t / m_s
-    return r, math.sqrt(max(std_t ** 2 - (r * std_s) ** 2, 0.0)), std_s, std_t
+    return r, math.sqrt(max(std_t**2 - (r * std_s) ** 2, 0.0)), std_s, std_t
 
 
 class Predictor(abc.ABC):
     """A step towards the data, for an SDE and a score function (x, t) -> shape of x.
 
-    `update_fn` takes the steps of the SDE's own N times, as in the 2021 release. A predictor that also has `step` can be used on any grid
-    of times (`skip_type`).
+    `update_fn` takes the steps of the SDE's own N times, as in the 2021 release. A predictor that
+    also has `step` can be used on any grid of times (`skip_type`).
     """
 
     def __init__(self, sde, score_fn, probability_flow=False):
@@ -57,11 +66,15 @@ class Predictor(abc.ABC):
 
     @classmethod  # noqa: B027  (by default steps are defined for every SDE)
     def check(cls, sde):
-        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for this SDE and its N."""
+        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for
+        this SDE and its N.
+        """
 
     @abc.abstractmethod
     def update_fn(self, x, t):
-        """x (B, ...) at times t (B,) -> (x, x_mean) at t - T/N, where x_mean lacks the noise of the step."""
+        """x (B, ...) at times t (B,) -> (x, x_mean) at t - T/N, where x_mean lacks the noise of the
+        step.
+        """
 
     def step(self, x, t: float, s: float):
         """x (B, ...) at time t -> (x, x_mean) at time s < t; s = 0 leads to the data."""
@@ -69,14 +82,18 @@ class Predictor(abc.ABC):
 
 
 class Corrector(abc.ABC):
-    """Steps that bring x closer to p_t without changing t; `snr` sets their size, `n_steps` their number."""
+    """Steps that bring x closer to p_t without changing t; `snr` sets their size, `n_steps` their
+    number.
+    """
 
     def __init__(self, sde, score_fn, snr, n_steps):
         self.sde, self.score_fn, self.snr, self.n_steps = sde, score_fn, snr, n_steps
 
     @classmethod  # noqa: B027  (by default steps are defined for every SDE)
     def check(cls, sde):
-        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for this SDE and its N."""
+        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for
+        this SDE and its N.
+        """
 
     @abc.abstractmethod
     def update_fn(self, x, t):
@@ -101,12 +118,14 @@ class EulerMaruyamaPredictor(Predictor):
         z = normal_like(x)
         drift, diffusion = self.rsde.sde(x, t)
         x_mean = x - drift * dt
-        return x_mean + expand(diffusion, x) * dt ** 0.5 * z, x_mean
+        return x_mean + expand(diffusion, x) * dt**0.5 * z, x_mean
 
 
 @register_predictor(name='reverse_diffusion')
 class ReverseDiffusionPredictor(Predictor):
-    """x - f + G z, with f and G of the forward chain reversed (Appendix E); on any grid the chain is the process at its times."""
+    """x - f + G z, with f and G of the forward chain reversed (Appendix E); on any grid the chain
+    is the process at its times.
+    """
 
     @classmethod
     def check(cls, sde):
@@ -126,13 +145,17 @@ class ReverseDiffusionPredictor(Predictor):
 
 @register_predictor(name='ancestral_sampling')
 class AncestralSamplingPredictor(Predictor):
-    """The reverse step of the SDE's own Markov chain (Eq. 4; Appendix F), for VPSDE and VESDE; on any grid a draw from
-    p(x_s | x_t, x_0) with the denoised x_0, for any SDE."""
+    """The reverse step of the SDE's own Markov chain (Eq. 4; Appendix F), for VPSDE and VESDE; on
+    any grid a draw from p(x_s | x_t, x_0) with the denoised x_0, for any SDE.
+    """
 
     def __init__(self, sde, score_fn, probability_flow=False):
         if probability_flow:
-            raise NotImplementedError('probability_flow=True is not defined for ancestral_sampling: use reverse_diffusion or '
-                                      'euler_maruyama')
+            raise NotImplementedError(
+                'probability_flow=True is not defined for '
+                'ancestral_sampling: use reverse_diffusion or '
+                'euler_maruyama'
+            )
         super().__init__(sde, score_fn)
 
     @classmethod
@@ -145,7 +168,7 @@ class AncestralSamplingPredictor(Predictor):
 
     def step(self, x, t, s):
         r, std, std_s, std_t = transition(self.sde, s, t)
-        x_mean = (x + std ** 2 * self.score_fn(x, times_like(x, t))) / r
+        x_mean = (x + std**2 * self.score_fn(x, times_like(x, t))) / r
         return x_mean + std_s * std / std_t * normal_like(x), x_mean
 
 
@@ -162,9 +185,11 @@ class NonePredictor(Predictor):
 
 @register_corrector(name='langevin')
 class LangevinCorrector(Corrector):
-    """Langevin dynamics whose step keeps the ratio of noise to score, averaged over the batch, at `snr` (Algorithms 4 and 5).
+    """Langevin dynamics whose step keeps the ratio of noise to score, averaged over the batch, at
+    `snr` (Algorithms 4 and 5).
 
-    Images with streams of their own (runtime/randomness.py) have steps of their own. On any grid alpha is r^2 of `transition`.
+    Images with streams of their own (runtime/randomness.py) have steps of their own. On any grid
+    alpha is r^2 of `transition`.
     """
 
     @classmethod
@@ -182,7 +207,10 @@ class LangevinCorrector(Corrector):
         x_mean = x
         for _ in range(self.n_steps):
             score, noise = self.score_fn(x, t), normal_like(x)
-            score_norm, noise_norm = batch_mean(score.flatten(1).norm(dim=1)), batch_mean(noise.flatten(1).norm(dim=1))
+            score_norm, noise_norm = (
+                batch_mean(score.flatten(1).norm(dim=1)),
+                batch_mean(noise.flatten(1).norm(dim=1)),
+            )
             step = expand((self.snr * noise_norm / score_norm) ** 2 * 2 * alpha, x)
             x_mean = x + step * score
             x = x_mean + (2 * step).sqrt() * noise
@@ -191,7 +219,9 @@ class LangevinCorrector(Corrector):
 
 @register_corrector(name='ald')
 class AnnealedLangevinDynamics(LangevinCorrector):
-    """Langevin dynamics with steps of 2 alpha (snr std(t))^2, as NCSN takes them (Song & Ermon 2019, Algorithm 1)."""
+    """Langevin dynamics with steps of 2 alpha (snr std(t))^2, as NCSN takes them (Song & Ermon
+    2019, Algorithm 1).
+    """
 
     def _steps(self, x, t, alpha):
         std, x_mean = self.sde.mean_and_std(t)[1], x
@@ -211,18 +241,22 @@ class NoneCorrector(Corrector):
 
 
 def shared_predictor_update_fn(x, t, sde, model, predictor, probability_flow, continuous):
-    """One step of a predictor class (None: no step) with a network: (x, x_mean). A loop builds its predictor once instead."""
+    """One step of a predictor class (None: no step) with a network: (x, x_mean). A loop builds its
+    predictor once instead.
+    """
     score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
     return (predictor or NonePredictor)(sde, score_fn, probability_flow).update_fn(x, t)
 
 
 def shared_corrector_update_fn(x, t, sde, model, corrector, continuous, snr, n_steps):
-    """The steps of a corrector class (None: no step) with a network: (x, x_mean). A loop builds its corrector once instead."""
+    """The steps of a corrector class (None: no step) with a network: (x, x_mean). A loop builds its
+    corrector once instead.
+    """
     score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
     return (corrector or NoneCorrector)(sde, score_fn, snr, n_steps).update_fn(x, t)
 
 
-# The loop ----------------------------------------------------------------------------------------------------------------------------
+# The loop -----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,12 +264,16 @@ class Loop:
     """What happens between the steps of a sampler.
 
     Args:
-        callback: `callback(i, t, x)` is called after the i-th step, which began at time t, with the state x that it led to.
-        project: `project(x, t (B,)) -> x` imposes on x what is known of it: at the start and after every step.
-        resample: how many times each stretch of `jump` steps is taken; in between, the forward process carries x back to its start (Lugmayr
-            et al. 2022, Algorithm 1 and Appendix B). A last stretch of one step is taken once.
+        callback: `callback(i, t, x)` is called after the i-th step, which began at time t, with the
+            state x that it led to.
+        project: `project(x, t (B,)) -> x` imposes on x what is known of it: at the start and after
+        every step.
+        resample: how many times each stretch of `jump` steps is taken; in between, the forward
+            process carries x back to its start (Lugmayr et al. 2022, Algorithm 1 and Appendix B). A
+            last stretch of one step is taken once.
         jump: the length of a stretch.
     """
+
     callback: Callable | None = None
     project: Callable | None = None
     resample: int = 1
@@ -251,7 +289,8 @@ class Loop:
         return self.project(x, t) if self.project else x
 
     def walk(self, step, sde, x, times, begin=lambda: None):
-        """Carry x (B, ...) at times[0] along `times` (n + 1,) by `step(x, i) -> (x, x_mean)`, from the i-th time to the next.
+        """Carry x (B, ...) at times[0] along `times` (n + 1,) by `step(x, i) -> (x, x_mean)`, from
+        the i-th time to the next.
 
         `begin()` is called before a stretch is taken again. Returns (x, x_mean) at the last time.
         """
@@ -261,7 +300,9 @@ class Loop:
             stretch = range(start, min(start + self.jump, last + 1))
             for again in range(1 if start == last else self.resample):
                 if again:
-                    mean, std = sde.transition_prob(x, times_of_x[stretch[-1] + 1], times_of_x[start])
+                    mean, std = sde.transition_prob(
+                        x, times_of_x[stretch[-1] + 1], times_of_x[start]
+                    )
                     x = mean + expand(std, x) * normal_like(x)
                     begin()
                 for i in stretch:
@@ -272,7 +313,7 @@ class Loop:
         return x, x_mean
 
 
-# Sampling ----------------------------------------------------------------------------------------------------------------------------
+# Sampling -----------------------------------------------------------------------------------------
 
 ORDERS = ('corrector_predictor', 'predictor_corrector')
 DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol, atol
@@ -280,12 +321,15 @@ DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How samples are drawn: the keys of a config's `sampling` section, explained in configs/defaults.py, and three more.
+    """How samples are drawn: the keys of a config's `sampling` section, explained in
+    configs/defaults.py, and three more.
 
-    `eps`: the time at which sampling stops; None: `sde.sampling_eps`. `centered`: whether the network sees images in [-1, 1] rather than in
-    [0, 1], for `thresholding`. `own`: settings of solvers that are not in this library, by name. `predictor` and `corrector` may be classes
-    as well as names.
+    `eps`: the time at which sampling stops; None: `sde.sampling_eps`. `centered`: whether the
+    network sees images in [-1, 1] rather than in [0, 1], for `thresholding`. `own`: settings of
+    solvers that are not in this library, by name. `predictor` and `corrector` may be classes as
+    well as names.
     """
+
     method: str = 'unipc'
     predictor: type | str | None = 'none'
     corrector: type | str | None = 'none'
@@ -311,10 +355,13 @@ class Options:
 
     @classmethod
     def of(cls, settings: Mapping, **more) -> 'Options':
-        """The options that `settings` describes, a config's `sampling` section or another mapping with its keys; `more`: further fields."""
+        """The options that `settings` describes, a config's `sampling` section or another mapping
+        with its keys; `more`: further fields.
+        """
         names = {field.name for field in dataclasses.fields(cls)}
         fields = {key: value for key, value in settings.items() if key in names} | dict(
-            own={key: value for key, value in settings.items() if key not in names})
+            own={key: value for key, value in settings.items() if key not in names}
+        )
         return cls(**fields | more)
 
     def solver(self):
@@ -325,20 +372,31 @@ class Options:
         """The settings that this solver takes."""
         solver, given = self.solver(), vars(self) | dict(self.own)
         return {key: given[key] for key in solver.settings if key in given} | (
-            dict(steps=self.steps or solver.default_steps) if 'steps' in solver.settings else {})
+            dict(steps=self.steps or solver.default_steps) if 'steps' in solver.settings else {}
+        )
 
     def solver_times(self, sde, denoise: bool | None = None):
         """The times (n + 1,) of this solver's grid, from T down, in float64."""
         solver, steps = self.solver(), self.steps or self.solver().default_steps
-        settings = self.solver_settings() | dict(denoise=self.noise_removal if denoise is None else denoise)
-        intervals = solver.intervals(steps, **{key: value for key, value in settings.items() if key != 'steps'})
+        settings = self.solver_settings() | dict(
+            denoise=self.noise_removal if denoise is None else denoise
+        )
+        intervals = solver.intervals(
+            steps, **{key: value for key, value in settings.items() if key != 'steps'}
+        )
         if intervals < 1:
             raise UserError(f'steps={steps} is too few for method={self.method!r}')
-        return solvers.time_grid(sde, intervals, self.stop(sde), self.skip_type or solver.skip_type, self.rho)
+        return solvers.time_grid(
+            sde, intervals, self.stop(sde), self.skip_type or solver.skip_type, self.rho
+        )
 
     def correct(self) -> Callable | None:
         """The function that is applied to every estimate of an image, if any."""
-        return functools.partial(solvers.threshold, centered=self.centered) if self.thresholding else None
+        return (
+            functools.partial(solvers.threshold, centered=self.centered)
+            if self.thresholding
+            else None
+        )
 
     def tolerances(self) -> tuple[float, float]:
         """rtol and atol of 'ode' and 'adaptive'; 0.0 stands for the method's default."""
@@ -351,7 +409,10 @@ class Options:
 
     def pair(self):
         """The classes of predictor and corrector."""
-        return (_class(PREDICTORS, self.predictor, NonePredictor), _class(CORRECTORS, self.corrector, NoneCorrector))
+        return (
+            _class(PREDICTORS, self.predictor, NonePredictor),
+            _class(CORRECTORS, self.corrector, NoneCorrector),
+        )
 
 
 def _class(registry, chosen, default):
@@ -364,43 +425,71 @@ def methods() -> list[str]:
 
 
 def check(model: Score, options: Options, loop: Loop = Loop()):
-    """Raise NotImplementedError or ValueError, naming the option, if samples cannot be drawn so; the network may be None."""
+    """Raise NotImplementedError or ValueError, naming the option, if samples cannot be drawn so;
+    the network may be None.
+    """
     sde, method = model.sde, options.method.lower()
     if method not in map(str.lower, methods()):
         raise UserError(f'method must be one of {", ".join(methods())}, got {options.method!r}')
     if options.thresholding and not options.solver():
-        raise UserError(f'thresholding=True is not supported by method={method!r}: use one of {", ".join(solvers.SOLVERS.names())}')
+        raise UserError(
+            f'thresholding=True is not supported by method={method!r}: use one of '
+            f'{", ".join(solvers.SOLVERS.names())}'
+        )
     if method not in ('pc', 'ode') and not model.continuous and sde.N < 100:
-        raise UserError(f"method={method!r} needs a network trained in continuous time or on at least 100 noise levels, got "
-                        f"num_scales={sde.N}: use method='pc'")
+        raise UserError(
+            f'method={method!r} needs a network trained in continuous time or on at '
+            'least 100 noise levels, got '
+            f"num_scales={sde.N}: use method='pc'"
+        )
     if method == 'ode':
         ode.check_method(options.ode_method)
         if loop.project:
-            raise UserError("method='ode' does not support inpainting and other measurements: use 'pc', 'adaptive' or one of "
-                            + ', '.join(solvers.SOLVERS.names()))
+            raise UserError(
+                "method='ode' does not support inpainting and other measurements: use "
+                "'pc', 'adaptive' or one of " + ', '.join(solvers.SOLVERS.names())
+            )
     elif method == 'adaptive' and (loop.resample, loop.jump) != (1, 1):
         raise UserError("method='adaptive' does not support resample and jump: set both to 1")
     elif method == 'pc':
         _check_pc(sde, options, loop)
     elif options.solver():
-        options.solver()(sde, None, options.solver_times(sde), correct=options.correct(), **options.solver_settings())
+        options.solver()(
+            sde,
+            None,
+            options.solver_times(sde),
+            correct=options.correct(),
+            **options.solver_settings(),
+        )
 
 
 def _check_pc(sde, options, loop):
     predictor, corrector = options.pair()
     if predictor is NonePredictor and corrector is NoneCorrector:
-        raise UserError("predictor='none' and corrector='none' would return the prior noise unchanged: choose a predictor or a corrector")
+        raise UserError(
+            "predictor='none' and corrector='none' would return the prior noise "
+            'unchanged: choose a predictor or a corrector'
+        )
     if options.n_steps_each < 1 and corrector is not NoneCorrector:
         raise UserError(f'n_steps_each must be at least 1, got {options.n_steps_each}')
     if options.order not in ORDERS:
         raise UserError(f'order must be one of {", ".join(ORDERS)}, got {options.order!r}')
     if loop.resample > 1 and predictor is NonePredictor:
-        raise UserError(f"resample={loop.resample} needs a predictor: with predictor='none' there is no step to repeat")
+        raise UserError(
+            f"resample={loop.resample} needs a predictor: with predictor='none' there "
+            'is no step to repeat'
+        )
     if options.skip_type and predictor.step is Predictor.step:
-        raise UserError(f'predictor {predictor.__name__} has no method `step`, which skip_type={options.skip_type!r} needs')
+        raise UserError(
+            f'predictor {predictor.__name__} has no method `step`, which '
+            f'skip_type={options.skip_type!r} needs'
+        )
     chain = sde.with_steps(options.steps or sde.N)
     times_of(sde, options)  # the grid and the classes raise errors of their own
-    predictor(chain, None, options.probability_flow), corrector(chain, None, options.snr, options.n_steps_each)
+    (
+        predictor(chain, None, options.probability_flow),
+        corrector(chain, None, options.snr, options.n_steps_each),
+    )
     if not options.skip_type:
         predictor.check(chain)
         if corrector is not NoneCorrector:
@@ -408,19 +497,26 @@ def _check_pc(sde, options, loop):
 
 
 def times_of(sde, options: Options):
-    """The times (n + 1,) between which a sampler takes its steps, or None if it chooses them itself."""
+    """The times (n + 1,) between which a sampler takes its steps, or None if it chooses them
+    itself.
+    """
     if options.solver():
         return options.solver_times(sde)
     if options.method.lower() != 'pc':
         return None
     steps, eps = options.steps or sde.N, options.stop(sde)
-    times = (solvers.time_grid(sde, steps - 1, eps, options.skip_type, options.rho) if options.skip_type else
-             sde.with_steps(steps).timesteps(eps))
+    times = (
+        solvers.time_grid(sde, steps - 1, eps, options.skip_type, options.rho)
+        if options.skip_type
+        else sde.with_steps(steps).timesteps(eps)
+    )
     return torch.cat([times, torch.zeros_like(times[:1])])
 
 
 @torch.no_grad()
-def sample(model: Score, shape, options: Options = Options(), *, z=None, loop: Loop = Loop(), device=None):
+def sample(
+    model: Score, shape, options: Options = Options(), *, z=None, loop: Loop = Loop(), device=None
+):
     """Draw samples of a model.
 
     Args:
@@ -446,7 +542,9 @@ def sample(model: Score, shape, options: Options = Options(), *, z=None, loop: L
 
 
 def _start(model, shape, device, prior_mean):
-    """A draw from the prior, made on the CPU so that a seed means the same everywhere, on the sampler's device in the network's dtype."""
+    """A draw from the prior, made on the CPU so that a seed means the same everywhere, on the
+    sampler's device in the network's dtype.
+    """
     parameter, x = model.parameter(), prior_sampling(model.sde, shape)
     x = x + (prior_mean.to(x) if torch.is_tensor(prior_mean) else prior_mean)
     if parameter is not None:
@@ -455,10 +553,12 @@ def _start(model, shape, device, prior_mean):
 
 
 def _predictor_corrector(sde, score_fn, x, options, loop):
-    """Algorithm 1, along the SDE's N times or along the grid `skip_type`. The last step goes from the last time to the data.
+    """Algorithm 1, along the SDE's N times or along the grid `skip_type`. The last step goes from
+    the last time to the data.
 
-    Order 'corrector_predictor' corrects at each time before the step from it, as the 2021 release does; 'predictor_corrector' corrects
-    after each step, as Algorithm 1 does, except after the last one, which leaves no noise.
+    Order 'corrector_predictor' corrects at each time before the step from it, as the 2021 release
+    does; 'predictor_corrector' corrects after each step, as Algorithm 1 does, except after the last
+    one, which leaves no noise.
     """
     chain, (predictor, corrector) = sde.with_steps(options.steps or sde.N), options.pair()
     predictor = predictor(chain, score_fn, options.probability_flow)
@@ -467,11 +567,17 @@ def _predictor_corrector(sde, score_fn, x, options, loop):
         grid = times_of(sde, options)
         at = grid.tolist()
         times = torch.cat([grid[:-1], grid[-2:-1]]).to(x.device, x.dtype)
-        predict, correct = (lambda x, i, t: predictor.step(x, at[i], at[i + 1])), lambda x, i, t: corrector.step(x, at[i], at[i + 1])
+        predict, correct = (
+            (lambda x, i, t: predictor.step(x, at[i], at[i + 1])),
+            lambda x, i, t: corrector.step(x, at[i], at[i + 1]),
+        )
     else:
         times = chain.timesteps(options.stop(sde), x.device, x.dtype)
         times = torch.cat([times, times[-1:]])
-        predict, correct = (lambda x, i, t: predictor.update_fn(x, t)), lambda x, i, t: corrector.update_fn(x, t)
+        predict, correct = (
+            (lambda x, i, t: predictor.update_fn(x, t)),
+            lambda x, i, t: corrector.update_fn(x, t),
+        )
     corrects_first = options.order == ORDERS[0] or isinstance(corrector, NoneCorrector)
     times_of_x, last = [t.expand(len(x)) for t in times], len(times) - 2
 
@@ -490,8 +596,12 @@ def _predictor_corrector(sde, score_fn, x, options, loop):
 def _solver(sde, score_fn, x, options, loop):
     """The solvers of `solvers`."""
     times = options.solver_times(sde)
-    solver = options.solver()(sde, score_fn, times, correct=options.correct(), **options.solver_settings())
-    x, _ = loop.walk(lambda x, i: (solver.step(x, i),) * 2, sde, x, times.to(x.device, x.dtype), solver.forget)
+    solver = options.solver()(
+        sde, score_fn, times, correct=options.correct(), **options.solver_settings()
+    )
+    x, _ = loop.walk(
+        lambda x, i: (solver.step(x, i),) * 2, sde, x, times.to(x.device, x.dtype), solver.forget
+    )
     return solver.denoised(x) if options.noise_removal else x
 
 
@@ -507,7 +617,11 @@ def _ode(sde, score_fn, x, options, loop):
     """The probability flow; noise is removed by one predictor step without noise."""
     eps = options.stop(sde)
     x = follow_flow(sde, score_fn, x, sde.T, eps, *options.tolerances(), options.ode_method)
-    return ReverseDiffusionPredictor(sde, score_fn).update_fn(x, times_like(x, eps))[1] if options.noise_removal else x
+    return (
+        ReverseDiffusionPredictor(sde, score_fn).update_fn(x, times_like(x, eps))[1]
+        if options.noise_removal
+        else x
+    )
 
 
 def round_to_8_bits(x):
@@ -516,50 +630,126 @@ def round_to_8_bits(x):
 
 
 def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
-    """x (B, ...) at time t0, carried to time t1 by the probability-flow ODE (Eq. 13), either way."""
+    """x (B, ...) at time t0, carried to time t1 by the probability-flow ODE (Eq. 13), either
+    way.
+    """
     flow = sde.reverse(score_fn, probability_flow=True)
 
     def drift(t, x):
         return (flow.sde(x, times_like(x, t))[0],)
+
     return ode.solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]
 
 
-# The functions of the 2021 release ---------------------------------------------------------------------------------------------------
+# The functions of the 2021 release ----------------------------------------------------------------
 
 
-def get_pc_sampler(sde, shape, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False, continuous=False, denoise=True,
-                   eps=1e-3, device=None, *, guidance=None):
-    """Return `pc_sampler(model) -> (samples, nfe)`: predictor-corrector sampling over `sde.N` times from T to `eps` (Algorithm 1).
+def get_pc_sampler(
+    sde,
+    shape,
+    predictor,
+    corrector,
+    inverse_scaler,
+    snr,
+    n_steps=1,
+    probability_flow=False,
+    continuous=False,
+    denoise=True,
+    eps=1e-3,
+    device=None,
+    *,
+    guidance=None,
+):
+    """Return `pc_sampler(model) -> (samples, nfe)`: predictor-corrector sampling over `sde.N` times
+    from T to `eps` (Algorithm 1).
 
-    `predictor`, `corrector`: classes, or None. `snr`, `n_steps`: of the corrector. `probability_flow`: the predictor follows the ODE.
-    `continuous`: how the network was trained. `denoise`: leave out the noise of the last step. `device`: None is the network's.
-    `guidance`: from the network's score function to the one that is followed.
+    `predictor`, `corrector`: classes, or None. `snr`, `n_steps`: of the corrector.
+    `probability_flow`: the predictor follows the ODE. `continuous`: how the network was trained.
+    `denoise`: leave out the noise of the last step. `device`: None is the network's. `guidance`:
+    from the network's score function to the one that is followed.
     """
-    options = Options(method='pc', predictor=predictor, corrector=corrector, snr=snr, n_steps_each=n_steps,
-                      probability_flow=probability_flow, noise_removal=denoise, eps=eps)
-    return _sampler(sde, shape, options, inverse_scaler, Loop(), device=device, continuous=continuous, guidance=guidance)
+    options = Options(
+        method='pc',
+        predictor=predictor,
+        corrector=corrector,
+        snr=snr,
+        n_steps_each=n_steps,
+        probability_flow=probability_flow,
+        noise_removal=denoise,
+        eps=eps,
+    )
+    return _sampler(
+        sde,
+        shape,
+        options,
+        inverse_scaler,
+        Loop(),
+        device=device,
+        continuous=continuous,
+        guidance=guidance,
+    )
 
 
-def get_ode_sampler(sde, shape, inverse_scaler, denoise=False, rtol=1e-5, atol=1e-5, method='RK45', eps=1e-3, device=None, *,
-                    continuous=True, guidance=None):
-    """Return `ode_sampler(model, z=None) -> (samples, nfe)`: the probability-flow ODE from T to `eps` (Eq. 13).
+def get_ode_sampler(
+    sde,
+    shape,
+    inverse_scaler,
+    denoise=False,
+    rtol=1e-5,
+    atol=1e-5,
+    method='RK45',
+    eps=1e-3,
+    device=None,
+    *,
+    continuous=True,
+    guidance=None,
+):
+    """Return `ode_sampler(model, z=None) -> (samples, nfe)`: the probability-flow ODE from T to
+    `eps` (Eq. 13).
 
-    It starts from the latent code `z` (`shape`) or a draw from the prior. `denoise`: add one noiseless predictor step. `rtol`, `atol`,
-    `method`: see `ode.solve`. Everything else as for `get_pc_sampler`.
+    It starts from the latent code `z` (`shape`) or a draw from the prior. `denoise`: add one
+    noiseless predictor step. `rtol`, `atol`, `method`: see `ode.solve`. Everything else as for
+    `get_pc_sampler`.
     """
-    options = Options(method='ode', noise_removal=denoise, rtol=rtol, atol=atol, ode_method=method, eps=eps)
-    return _sampler(sde, shape, options, inverse_scaler, Loop(), device=device, continuous=continuous, guidance=guidance)
+    options = Options(
+        method='ode', noise_removal=denoise, rtol=rtol, atol=atol, ode_method=method, eps=eps
+    )
+    return _sampler(
+        sde,
+        shape,
+        options,
+        inverse_scaler,
+        Loop(),
+        device=device,
+        continuous=continuous,
+        guidance=guidance,
+    )
 
 
 def get_sampling_fn(config, sde, shape, inverse_scaler, eps, guidance=None, loop: Loop = Loop()):
-    """Return the sampler `fn(model) -> (samples, nfe)` that `config.sampling` describes, for samples of `shape`, stopping at `eps`."""
+    """Return the sampler `fn(model) -> (samples, nfe)` that `config.sampling` describes, for
+    samples of `shape`, stopping at `eps`.
+    """
     config = complete(config)
-    options = Options.of(config.sampling, eps=eps, **{'centered': config.data.centered} if 'centered' in config.data else {})
+    options = Options.of(
+        config.sampling,
+        eps=eps,
+        **{'centered': config.data.centered} if 'centered' in config.data else {},
+    )
 
     def images(x):
         return round_to_8_bits(inverse_scaler(x)) if config.sampling.round else inverse_scaler(x)
-    return _sampler(sde, shape, options, images, loop, device=config.device, continuous=config.training.continuous,
-                    guidance=guidance)
+
+    return _sampler(
+        sde,
+        shape,
+        options,
+        images,
+        loop,
+        device=config.device,
+        continuous=config.training.continuous,
+        guidance=guidance,
+    )
 
 
 def _sampler(sde, shape, options, inverse_scaler, loop, *, device, continuous, guidance):

@@ -1,9 +1,12 @@
 """Two names that notebooks know; see `checkpoints`."""
+
 import checkpoints
 
 
 def restore_checkpoint(ckpt_dir, state, device):
-    """Loads the checkpoint file `ckpt_dir` (a file, whatever the name says) into `state` and returns it; strict."""
+    """Loads the checkpoint file `ckpt_dir` (a file, whatever the name says) into `state` and
+    returns it; strict.
+    """
     return checkpoints.restore(ckpt_dir, state, device)
 
 

@@ -1,7 +1,9 @@
-"""Draw assets/digits.png, the picture of the README: real digits, then samples of the evaluated work directories on the command line.
+"""Draw assets/digits.png, the picture of the README: real digits, then samples of the evaluated
+work directories on the command line.
 
     python assets/make_pictures.py runs/quickstart runs/subvp runs/ve
 """
+
 import pathlib
 import sys
 
@@ -21,9 +23,19 @@ def main(workdirs, path=PATH):
     config = get_config()
     test = datasets.get_split(config, 'test')
     real = datasets.to_8_bits(test.images, test.levels)
-    panels = [real, *(np.load(pathlib.Path(workdir, 'eval', 'ckpt_1', 'samples_0.npz'))['samples'] for workdir in workdirs)]
+    panels = [
+        real,
+        *(
+            np.load(pathlib.Path(workdir, 'eval', 'ckpt_1', 'samples_0.npz'))['samples']
+            for workdir in workdirs
+        ),
+    ]
     blank = np.full((ROWS, GAP, 8, 8, 1), 255, np.uint8)
-    rows = [part for panel in panels for part in (panel[:ROWS * COLUMNS].reshape(ROWS, COLUMNS, 8, 8, 1), blank)][:-1]
+    rows = [
+        part
+        for panel in panels
+        for part in (panel[: ROWS * COLUMNS].reshape(ROWS, COLUMNS, 8, 8, 1), blank)
+    ][:-1]
     grid = np.concatenate(rows, 1)
     reports.save_grid(path, grid.reshape(-1, 8, 8, 1), columns=grid.shape[1])
 

@@ -1,4 +1,7 @@
-"""Results of network, loss, samplers and likelihood from the same weights and random numbers, on any device and in any precision."""
+"""Results of network, loss, samplers and likelihood from the same weights and random numbers, on
+any device and in any precision.
+"""
+
 import contextlib
 
 import torch
@@ -16,13 +19,25 @@ def small_config(device: str, precision: str = 'float32'):
     """NCSN++ with every kind of layer and VP, small enough for float64 on a CPU."""
     config = ncsnpp(device, precision=precision, sde='vpsde', reduce_mean=True)
     config.data.update(image_size=16, centered=True)
-    config.model.update(nf=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0, init_scale=1.0,
-                        embedding_type='positional', scale_by_sigma=False)
+    config.model.update(
+        nf=32,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        attn_resolutions=(8,),
+        dropout=0.0,
+        init_scale=1.0,
+        embedding_type='positional',
+        scale_by_sigma=False,
+    )
     return config
 
 
-def quantities(device: str, precision: str, dtype=torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
-    """What a small network answers and what is made with it, from the same weights and random numbers everywhere."""
+def quantities(
+    device: str, precision: str, dtype=torch.float32, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """What a small network answers and what is made with it, from the same weights and random
+    numbers everywhere.
+    """
     config = small_config(device, precision)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -43,24 +58,41 @@ def quantities(device: str, precision: str, dtype=torch.float32, seed: int = 0) 
     model.eval().requires_grad_(False)
     score, tolerances = Score(model, sde), dict(rtol=1e-3, atol=1e-3)
     for name in ('ddim', 'heun', 'dpmpp_2m', 'unipc'):
-        found[name] = sampling.sample(score, x.shape, sampling.Options(method=name, steps=9, eps=1e-3), z=latent)[0]
+        found[name] = sampling.sample(
+            score, x.shape, sampling.Options(method=name, steps=9, eps=1e-3), z=latent
+        )[0]
     options = sampling.Options(method='ode', noise_removal=False, eps=1e-3, **tolerances)
     found['ode sampler, dopri5'] = sampling.sample(score, x.shape, options, z=latent)[0]
     likelihood.PROBES['fixed'] = lambda data: probe.to(data)
     options = likelihood.Options(hutchinson_type='fixed', method='dopri5', **tolerances)
-    found['log-likelihood, dopri5'] = likelihood.log_likelihood(score, x, lambda x: (x + 1) / 2, options=options).nats
+    found['log-likelihood, dopri5'] = likelihood.log_likelihood(
+        score, x, lambda x: (x + 1) / 2, options=options
+    ).nats
     return {name: value.detach().double().cpu() for name, value in found.items()}
 
 
 def gaussian_samples(device: str, steps: int, seed: int = 0) -> torch.Tensor:
     """Predictor-corrector samples with the exact score of pixels from N(0.3, 0.5^2), VE."""
     sde = sde_lib.VESDE(0.01, 50, N=steps)
-    predictor, corrector = sampling.get_predictor('reverse_diffusion'), sampling.get_corrector('langevin')
-    sampler = sampling.get_pc_sampler(sde, (64, 3, 8, 8), predictor, corrector, lambda x: x, 0.16, continuous=True,
-                                      eps=1e-5, device=device)
+    predictor, corrector = (
+        sampling.get_predictor('reverse_diffusion'),
+        sampling.get_corrector('langevin'),
+    )
+    sampler = sampling.get_pc_sampler(
+        sde,
+        (64, 3, 8, 8),
+        predictor,
+        corrector,
+        lambda x: x,
+        0.16,
+        continuous=True,
+        eps=1e-5,
+        device=device,
+    )
 
     def network(x, sigma):
         return -(x - 0.3) / (0.25 + sigma[:, None, None, None] ** 2)
+
     torch.manual_seed(seed)
     return sampler(network)[0].double().cpu()
 

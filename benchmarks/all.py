@@ -1,9 +1,12 @@
-"""All benchmarks of speed, one after the other, on whatever device there is: their tables on the screen, their rows as JSON in a folder.
+"""All benchmarks of speed, one after the other, on whatever device there is: their tables on the
+screen, their rows as JSON in a folder.
 
     python benchmarks/all.py --folder benchmarks/results     # under eight minutes on two cores
 
-On a busy machine the times mean little, and two busy processes on two cores slow each other far more than twofold.
+On a busy machine the times mean little, and two busy processes on two cores slow each other far
+more than twofold.
 """
+
 import argparse
 import pathlib
 import subprocess
@@ -14,17 +17,39 @@ BENCHMARKS = ('ops', 'forward', 'train_step', 'sampling', 'likelihood', 'data')
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', help='where the JSON files go (default: runs/benchmarks, and runs/benchmarks_quick with --quick)')
-    parser.add_argument('--only', nargs='+', default=BENCHMARKS, choices=BENCHMARKS, help='run these alone')
-    parser.add_argument('--quick', action='store_true', help='run the same code on tiny sizes, in seconds; the figures mean nothing')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--folder',
+        help='where the JSON files go (default: runs/benchmarks, and '
+        'runs/benchmarks_quick with --quick)',
+    )
+    parser.add_argument(
+        '--only', nargs='+', default=BENCHMARKS, choices=BENCHMARKS, help='run these alone'
+    )
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='run the same code on tiny sizes, in seconds; the figures mean nothing',
+    )
     args = parser.parse_args()
-    here, folder, failed = pathlib.Path(__file__).parent, pathlib.Path(args.folder or f'runs/benchmarks{"_quick" * args.quick}'), []
+    here, folder, failed = (
+        pathlib.Path(__file__).parent,
+        pathlib.Path(args.folder or f'runs/benchmarks{"_quick" * args.quick}'),
+        [],
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for name in args.only:
         print(f'\n== {name}\n', flush=True)
         start = time.monotonic()
-        command = [sys.executable, here / f'{name}.py', '--json', folder / f'{name}.json', *['--quick'] * args.quick]
+        command = [
+            sys.executable,
+            here / f'{name}.py',
+            '--json',
+            folder / f'{name}.json',
+            *['--quick'] * args.quick,
+        ]
         failed += [name] if subprocess.run(command).returncode else []
         print(f'\n{time.monotonic() - start:.0f} s', flush=True)
     sys.exit(f'failed: {", ".join(failed)}' if failed else 0)

@@ -1,16 +1,23 @@
-"""What the options of NCSN++ cost, how its parameters and operations spread over its levels, and how large the network of every config is.
+"""What the options of NCSN++ cost, how its parameters and operations spread over its levels, and
+how large the network of every config is.
 
-    python benchmarks/architecture.py --json docs/architecture.json     # five minutes on one core, fewer on two
-    python benchmarks/architecture.py --tables                          # no times: counts anew, and brings docs/architecture.md up to date
+    # five minutes on one core, fewer on two
+    python benchmarks/architecture.py --json docs/architecture.json
+    # no times: counts anew, and brings docs/architecture.md up to date
+    python benchmarks/architecture.py --tables
 
-The baseline is `configs/ve/cifar10_ncsnpp_continuous.py` with nf=64; each row changes what it names and nothing else. Times are the least
-of interleaved rounds, over the baseline's in the same rounds: --repeats passes over all networks with four forward passes and two steps in
-each. The second row, the baseline against itself, shows the noise. 'forward' is without gradients, 'step' is loss and gradients with
-dropout, without the optimizer. 'kept' is the memory that the forward pass of a step leaves for the backward one.
+The baseline is `configs/ve/cifar10_ncsnpp_continuous.py` with nf=64; each row changes what it names
+and nothing else. Times are the least of interleaved rounds, over the baseline's in the same rounds:
+--repeats passes over all networks with four forward passes and two steps in each. The second row,
+the baseline against itself, shows the noise. 'forward' is without gradients, 'step' is loss and
+gradients with dropout, without the optimizer. 'kept' is the memory that the forward pass of a step
+leaves for the backward one.
 
-Operations are those of convolutions and products, two for a multiplication with its addition, of one image; they are counted without being
-done, on PyTorch's device 'meta'. Parameters include the frequencies of Fourier features, which are not trained.
+Operations are those of convolutions and products, two for a multiplication with its addition, of
+one image; they are counted without being done, on PyTorch's device 'meta'. Parameters include the
+frequencies of Fourier features, which are not trained.
 """
+
 import importlib
 import json
 import pathlib
@@ -43,14 +50,22 @@ OPTIONS = (
     {'model.attn_resolutions': (16, 8)},
     {'model.attn_resolutions': (32, 16)},
     {'model.up_attention': 'block'},
-    {'model.embedding_type': 'positional', 'training.continuous': False},  # Fourier features have no discrete labels
+    # Fourier features have no discrete labels
+    {'model.embedding_type': 'positional', 'training.continuous': False},
     {'model.scale_by_sigma': False},
     {'model.nf': 32},
     {'model.nf': 128},
 )
-WHOLE = ('vp.cifar10_ddpmpp_continuous', 'vp.ddpm.cifar10_continuous')  # other networks of as many channels
+# other networks of as many channels
+WHOLE = ('vp.cifar10_ddpmpp_continuous', 'vp.ddpm.cifar10_continuous')
 ROUNDS = {'forward': 4, 'step': 2}  # in each pass over all networks
-MEASURES = {'parameters': 'parameters', 'operations': 'flops', 'forward': 'forward', 'step': 'step', 'kept': 'kept'}
+MEASURES = {
+    'parameters': 'parameters',
+    'operations': 'flops',
+    'forward': 'forward',
+    'step': 'step',
+    'kept': 'kept',
+}
 
 
 def load(name: str, changes=(), device: str = 'meta'):
@@ -66,12 +81,18 @@ def load(name: str, changes=(), device: str = 'meta'):
 def all_configs() -> list[str]:
     """The names of all configs that build a network, such as 've.ncsn.cifar10'."""
     files = sorted(ROOT.glob('configs/*/**/*.py'))
-    return ['.'.join(file.relative_to(ROOT / 'configs').with_suffix('').parts) for file in files if file.stem != '__init__']
+    return [
+        '.'.join(file.relative_to(ROOT / 'configs').with_suffix('').parts)
+        for file in files
+        if file.stem != '__init__'
+    ]
 
 
 @torch.no_grad()
 def counted(config):
-    """The network of a config without its numbers; its parameters; the operations of a forward pass of one image, {module name: count}."""
+    """The network of a config without its numbers; its parameters; the operations of a forward pass
+    of one image, {module name: count}.
+    """
     data = config.data
     with torch.device('meta'):
         model = create_model(config).eval().module
@@ -97,24 +118,46 @@ def levels(name: str) -> list[dict]:
 
     def add(part, level, positions, n_blocks=None, attentions=None):
         positions = [i for i in positions if i is not None]
-        rows.append(dict(
-            part=part, pixels=None if level is None else config.data.image_size // 2**level,
-            channels=None if level is None else config.model.nf * config.model.ch_mult[level], blocks=n_blocks, attentions=attentions,
-            parameters=sum(p.numel() for i in positions for p in blocks[i].parameters()),
-            flops=sum(operations.get(f'{type(model).__name__}.all_modules.{i}', 0) for i in positions)))
+        rows.append(
+            dict(
+                part=part,
+                pixels=None if level is None else config.data.image_size // 2**level,
+                channels=None if level is None else config.model.nf * config.model.ch_mult[level],
+                blocks=n_blocks,
+                attentions=attentions,
+                parameters=sum(p.numel() for i in positions for p in blocks[i].parameters()),
+                flops=sum(
+                    operations.get(f'{type(model).__name__}.all_modules.{i}', 0) for i in positions
+                ),
+            )
+        )
 
     add('embedding', None, [model.fourier, *model.embedding_layers])
     add('stem', 0, [model.stem])
     for i, level in enumerate(model.down_levels):
         inside, behind = zip(*level.blocks)
-        add(f'down {i}', i, [*inside, *behind, level.resample, level.pyramid], len(inside), len(behind) - behind.count(None))
+        add(
+            f'down {i}',
+            i,
+            [*inside, *behind, level.resample, level.pyramid],
+            len(inside),
+            len(behind) - behind.count(None),
+        )
     add('bottom', deepest, model.bottom, 2, 1)
     for i, level in zip(range(deepest, -1, -1), model.up_levels):
         inside, behind = zip(*level.blocks)
-        add(f'up {i}', i, [*inside, *behind, *level.pyramid, level.resample], len(inside), len(behind) - behind.count(None))
+        add(
+            f'up {i}',
+            i,
+            [*inside, *behind, *level.pyramid, level.resample],
+            len(inside),
+            len(behind) - behind.count(None),
+        )
     add('head', 0, getattr(model, 'head', []))
     assert sum(row['parameters'] for row in rows) == parameters, 'every parameter belongs to a part'
-    assert sum(row['flops'] for row in rows) == operations['Global'], 'every operation belongs to a part'
+    assert sum(row['flops'] for row in rows) == operations['Global'], (
+        'every operation belongs to a part'
+    )
     return rows
 
 
@@ -132,11 +175,15 @@ def kept(model, loss) -> int:
 
 
 def prepare(name: str, changes, args):
-    """A forward pass and a training step of the network, functions without arguments, and the bytes an image that the latter keeps."""
+    """A forward pass and a training step of the network, functions without arguments, and the bytes
+    an image that the latter keeps.
+    """
     torch.manual_seed(args.seed)
     config = load(name, changes, args.device)
     model, (x, labels) = create_model(config), inputs(config, args.batch)
-    loss_fn = losses.get_loss_fn(sde_lib.get_sde(config), True, config.training.reduce_mean, config.training.continuous)
+    loss_fn = losses.get_loss_fn(
+        sde_lib.get_sde(config), True, config.training.reduce_mean, config.training.continuous
+    )
 
     @torch.no_grad()
     def forward():
@@ -157,26 +204,37 @@ def label(changes) -> str:
 def measure(args) -> list[dict]:
     """A row for the baseline, the baseline once more, each option and each other network.
 
-    They are measured beside the baseline, two networks at a time: of two dozen in memory, those that did not run for a while are slow. Each
-    pass builds them anew: where a network lies in memory makes some per cent, and what else the machine does changes within a minute.
+    They are measured beside the baseline, two networks at a time: of two dozen in memory, those
+    that did not run for a while are slow. Each pass builds them anew: where a network lies in
+    memory makes some per cent, and what else the machine does changes within a minute.
     """
-    variants = [('baseline, once more', BASELINE, args.baseline),
-                *((label(changes), BASELINE, args.baseline | changes) for changes in args.options),
-                *((f'configs.{name}', name, args.baseline) for name in WHOLE)]
+    variants = [
+        ('baseline, once more', BASELINE, args.baseline),
+        *((label(changes), BASELINE, args.baseline | changes) for changes in args.options),
+        *((f'configs.{name}', name, args.baseline) for name in WHOLE),
+    ]
     baseline, baseline_kept = prepare(BASELINE, args.baseline, args)
-    rows = {'baseline': dict(option='baseline', config=BASELINE, changes=args.baseline, kept=baseline_kept)}
+    rows = {
+        'baseline': dict(
+            option='baseline', config=BASELINE, changes=args.baseline, kept=baseline_kept
+        )
+    }
     times = {}
     for _ in range(args.repeats):
         for option, name, changes in variants:
             ways, kept_bytes = prepare(name, changes, args)
             rows[option] = dict(option=option, config=name, changes=changes, kept=kept_bytes)
             for kind, rounds in ROUNDS.items():
-                pair = interleaved({'baseline': baseline[kind], 'this': ways[kind]}, args.device, rounds, warmup=0)
+                pair = interleaved(
+                    {'baseline': baseline[kind], 'this': ways[kind]}, args.device, rounds, warmup=0
+                )
                 for which in pair:
                     times.setdefault((option, kind, which), []).extend(pair[which])
     first = rows['baseline']
     for kind in ROUNDS:
-        best = min(min(found) for (_, k, which), found in times.items() if (k, which) == (kind, 'baseline'))
+        best = min(
+            min(found) for (_, k, which), found in times.items() if (k, which) == (kind, 'baseline')
+        )
         times['baseline', kind, 'this'] = times['baseline', kind, 'baseline'] = [best]
     for row in rows.values():
         row |= size(row['config'], row['changes'])
@@ -184,12 +242,14 @@ def measure(args) -> list[dict]:
         row |= {kind: min(times[option, kind, 'this']) for kind in ROUNDS}
         row |= {f'baseline {kind}': min(times[option, kind, 'baseline']) for kind in ROUNDS}
         row['forwards'] = row['step'] / row['forward']
-        row['relative'] = {measure: row[key] / (row[f'baseline {key}'] if key in ROUNDS else first[key])
-                           for measure, key in MEASURES.items()}
+        row['relative'] = {
+            measure: row[key] / (row[f'baseline {key}'] if key in ROUNDS else first[key])
+            for measure, key in MEASURES.items()
+        }
     return list(rows.values())
 
 
-# The tables of docs/architecture.md ------------------------------------------------------------------------------------------------------
+# The tables of docs/architecture.md ---------------------------------------------------------------
 
 
 def markdown(heads, rows) -> str:
@@ -199,41 +259,81 @@ def markdown(heads, rows) -> str:
 
 def options_table(report) -> str:
     first = report['rows'][0]
-    absolute = {'parameters': f'{first["parameters"] / 1e6:.1f} million', 'operations': f'{first["flops"] / 1e9:.2f} GFLOP',
-                'kept': f'{first["kept"] / 2**20:.0f} MiB'}
+    absolute = {
+        'parameters': f'{first["parameters"] / 1e6:.1f} million',
+        'operations': f'{first["flops"] / 1e9:.2f} GFLOP',
+        'kept': f'{first["kept"] / 2**20:.0f} MiB',
+    }
     rows = [['baseline', *(absolute.get(measure, '1') for measure in MEASURES)]]
     for row in report['rows'][1:]:
-        rows.append([f'`{row["option"]}`' if '=' in row['option'] or '.' in row['option'] else row['option'],
-                     *(f'{row["relative"][measure]:.2f}' for measure in MEASURES)])
+        rows.append(
+            [
+                f'`{row["option"]}`'
+                if '=' in row['option'] or '.' in row['option']
+                else row['option'],
+                *(f'{row["relative"][measure]:.2f}' for measure in MEASURES),
+            ]
+        )
     return markdown(['changed', *MEASURES], rows)
 
 
 def levels_table(report) -> str:
     total = {key: sum(row[key] for row in report['levels']) for key in ('parameters', 'flops')}
-    return markdown(['part', 'pixels', 'channels', 'residual blocks', 'attention', 'parameters', 'operations'], [
-        [row['part'], *('' if row[key] is None else f'{row[key]}' for key in ('pixels', 'channels', 'blocks', 'attentions')),
-         *(f'{100 * row[key] / total[key]:.1f} %' for key in total)] for row in report['levels']])
+    return markdown(
+        ['part', 'pixels', 'channels', 'residual blocks', 'attention', 'parameters', 'operations'],
+        [
+            [
+                row['part'],
+                *(
+                    '' if row[key] is None else f'{row[key]}'
+                    for key in ('pixels', 'channels', 'blocks', 'attentions')
+                ),
+                *(f'{100 * row[key] / total[key]:.1f} %' for key in total),
+            ]
+            for row in report['levels']
+        ],
+    )
 
 
 def configs_table(report) -> str:
     """One row for each network, with all configs that have it."""
     networks = {}
     for row in report['configs']:
-        networks.setdefault((row['network'], row['pixels'], row['parameters'], row['flops']), []).append(row['config'].replace('.', '/'))
-    return markdown(['`model.name`', 'configs', 'pixels', 'parameters, millions', 'GFLOP an image'], [
-        [network, ', '.join(f'`{name}`' for name in names), f'{pixels}', f'{parameters / 1e6:.2f}', f'{flops / 1e9:#.3g}'.rstrip('.')]
-        for (network, pixels, parameters, flops), names in sorted(networks.items(), key=lambda item: (item[0][0], item[0][1], item[0][2]))])
+        networks.setdefault(
+            (row['network'], row['pixels'], row['parameters'], row['flops']), []
+        ).append(row['config'].replace('.', '/'))
+    return markdown(
+        ['`model.name`', 'configs', 'pixels', 'parameters, millions', 'GFLOP an image'],
+        [
+            [
+                network,
+                ', '.join(f'`{name}`' for name in names),
+                f'{pixels}',
+                f'{parameters / 1e6:.2f}',
+                f'{flops / 1e9:#.3g}'.rstrip('.'),
+            ]
+            for (network, pixels, parameters, flops), names in sorted(
+                networks.items(), key=lambda item: (item[0][0], item[0][1], item[0][2])
+            )
+        ],
+    )
 
 
 TABLES = {'options': options_table, 'levels': levels_table, 'configs': configs_table}
 
 
 def with_tables(text: str, report: dict) -> str:
-    """A text with each table of the report between its two marks, `<!-- table: options -->` and `<!-- end -->`."""
+    """A text with each table of the report between its two marks, `<!-- table: options -->` and
+    `<!-- end -->`.
+    """
     for name, table in TABLES.items():
         mark = f'<!-- table: {name} -->'
-        text, found = re.subn(f'{mark}\n.*?<!-- end -->', lambda _, mark=mark, table=table: f'{mark}\n{table(report)}\n<!-- end -->', text,
-                              flags=re.DOTALL)
+        text, found = re.subn(
+            f'{mark}\n.*?<!-- end -->',
+            lambda _, mark=mark, table=table: f'{mark}\n{table(report)}\n<!-- end -->',
+            text,
+            flags=re.DOTALL,
+        )
         assert found == 1, f'{mark} stands {found} times in the text'
     return text
 
@@ -241,14 +341,34 @@ def with_tables(text: str, report: dict) -> str:
 def main():
     parser = arguments(__doc__, repeats=2)
     parser.add_argument('--batch', type=int, default=2, help='images (default: %(default)s)')
-    parser.add_argument('--tables', action='store_true', help='measure no times: count the levels and configs of docs/architecture.json '
-                        'anew, and put its tables into docs/architecture.md')
+    parser.add_argument(
+        '--tables',
+        action='store_true',
+        help='measure no times: count the levels '
+        'and configs of '
+        'docs/architecture.json '
+        'anew, and put its tables into docs/architecture.md',
+    )
     parser.set_defaults(baseline={'model.nf': NF}, options=OPTIONS, configs=all_configs())
-    args = parse_args(parser, repeats=1, batch=1, baseline={'model.nf': 32, 'model.num_res_blocks': 1}, options=OPTIONS[:1],
-                      configs=[BASELINE])
+    args = parse_args(
+        parser,
+        repeats=1,
+        batch=1,
+        baseline={'model.nf': 32, 'model.num_res_blocks': 1},
+        options=OPTIONS[:1],
+        configs=[BASELINE],
+    )
     if args.quick and args.tables:
         parser.error('--tables writes docs/architecture.md: run it without --quick')
-    configs = [dict(config=name, network=load(name).model.name, pixels=load(name).data.image_size, **size(name)) for name in args.configs]
+    configs = [
+        dict(
+            config=name,
+            network=load(name).model.name,
+            pixels=load(name).data.image_size,
+            **size(name),
+        )
+        for name in args.configs
+    ]
     if args.tables:
         numbers, document = (ROOT / 'docs' / f'architecture.{kind}' for kind in ('json', 'md'))
         report = json.loads(numbers.read_text()) | dict(configs=configs, levels=levels(BASELINE))
@@ -256,12 +376,28 @@ def main():
         document.write_text(with_tables(document.read_text(), report))
         return
     rows = measure(args)
-    show(args, f'NCSN++ with {label(args.baseline)}, 32 pixels, batch {args.batch}; all in units of the first row', [
-        row | {f'relative {name}': value for name, value in row['relative'].items()} for row in rows],
-        {'changed': ('option', '{}'), 'parameters': ('relative parameters', '{:.3f}'), 'operations': ('relative operations', '{:.3f}'),
-         'forward': ('relative forward', '{:.3f}'), 'step': ('relative step', '{:.3f}'), 'kept': ('relative kept', '{:.3f}'),
-         'step, in forwards': ('forwards', '{:.2f}')}, batch=args.batch, baseline=load(BASELINE, args.baseline).model.to_dict(),
-        levels=levels(BASELINE), configs=configs)
+    show(
+        args,
+        f'NCSN++ with {label(args.baseline)}, 32 pixels, batch {args.batch}; all in units '
+        'of the first row',
+        [
+            row | {f'relative {name}': value for name, value in row['relative'].items()}
+            for row in rows
+        ],
+        {
+            'changed': ('option', '{}'),
+            'parameters': ('relative parameters', '{:.3f}'),
+            'operations': ('relative operations', '{:.3f}'),
+            'forward': ('relative forward', '{:.3f}'),
+            'step': ('relative step', '{:.3f}'),
+            'kept': ('relative kept', '{:.3f}'),
+            'step, in forwards': ('forwards', '{:.2f}'),
+        },
+        batch=args.batch,
+        baseline=load(BASELINE, args.baseline).model.to_dict(),
+        levels=levels(BASELINE),
+        configs=configs,
+    )
 
 
 if __name__ == '__main__':

@@ -1,12 +1,15 @@
-"""How fast batches reach torch: images in memory, pictures that are decoded as they are used, and records of raw bytes.
+"""How fast batches reach torch: images in memory, pictures that are decoded as they are used, and
+records of raw bytes.
 
-    python benchmarks/data.py                                 # about a minute on two cores, in a temporary folder
+    python benchmarks/data.py  # about a minute on two cores, in a temporary folder
     python benchmarks/data.py --tfds_dir ~/tensorflow_datasets --json data.json
 
-Every row is the best of `--repeats` rounds over all ways, one after another in each round, so that a busy machine slows all of them
-alike. Cores busy: processor time of the process over time on the clock. How many there are to be had on a machine that others use is
-what the last row tells: SHA-256 of 1 MiB blocks, in the same rounds and by the same threads, which never wait for one another.
+Every row is the best of `--repeats` rounds over all ways, one after another in each round, so that
+a busy machine slows all of them alike. Cores busy: processor time of the process over time on the
+clock. How many there are to be had on a machine that others use is what the last row tells: SHA-256
+of 1 MiB blocks, in the same rounds and by the same threads, which never wait for one another.
 """
+
 import argparse
 import hashlib
 import json
@@ -32,7 +35,9 @@ def clocked(work) -> tuple[float, float]:
 
 
 def best_of(ways: dict, repeats: int) -> dict:
-    """The row of each way, a function that serves and returns a number of images: that of the fastest of its `repeats` runs."""
+    """The row of each way, a function that serves and returns a number of images: that of the
+    fastest of its `repeats` runs.
+    """
     for way in ways.values():
         way()  # warm: files in the page cache, threads started
     rows = {}
@@ -41,14 +46,25 @@ def best_of(ways: dict, repeats: int) -> dict:
             n = []
             seconds, processor = clocked(lambda way=way, n=n: n.append(way()))
             if name not in rows or seconds < rows[name]['seconds']:
-                rows[name] = dict(name=name, images=n[0], seconds=seconds, images_per_second=n[0] / seconds, cores_busy=processor / seconds)
+                rows[name] = dict(
+                    name=name,
+                    images=n[0],
+                    seconds=seconds,
+                    images_per_second=n[0] / seconds,
+                    cores_busy=processor / seconds,
+                )
     return rows
 
 
 def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
-    """Serves batches as training does, as contiguous tensors (B, C, H, W) on the CPU; returns the number of images."""
+    """Serves batches as training does, as contiguous tensors (B, C, H, W) on the CPU; returns the
+    number of images.
+    """
     import torch
-    batches = datasets.Batches(source, batch_size, seed=seed, start=0, shuffle=True, random_flip=True, **how)
+
+    batches = datasets.Batches(
+        source, batch_size, seed=seed, start=0, shuffle=True, random_flip=True, **how
+    )
     total = 0
     for _, batch in zip(range(n_batches), batches):
         total += len(torch.from_numpy(batch['image']).permute(0, 3, 1, 2).contiguous())
@@ -56,26 +72,40 @@ def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
 
 
 def in_memory(args) -> dict:
-    """Batches of 128 of images of the shape of CIFAR-10: its own with --tfds_dir, else random ones."""
+    """Batches of 128 of images of the shape of CIFAR-10: its own with --tfds_dir, else random
+    ones.
+    """
     if args.tfds_dir:
         config = cifar10.get_config()
         config.data.tfds_dir = args.tfds_dir
         images, name = datasets.get_split(config, 'train'), 'CIFAR-10'
     else:
-        pixels = np.random.default_rng(args.seed).integers(0, 256, (args.in_memory, 32, 32, 3), np.uint8)
+        pixels = np.random.default_rng(args.seed).integers(
+            0, 256, (args.in_memory, 32, 32, 3), np.uint8
+        )
         images, name = datasets.Images(pixels, np.zeros(len(pixels), np.int64)), 'random 32x32'
     n = len(images) // 128
-    return {f'{name}, in memory': lambda: to_torch(images, 128, n, args.seed),
-            f'{name}, in memory, dequantised': lambda: to_torch(images, 128, n, args.seed, dequantize=True)}
+    return {
+        f'{name}, in memory': lambda: to_torch(images, 128, n, args.seed),
+        f'{name}, in memory, dequantised': lambda: to_torch(
+            images, 128, n, args.seed, dequantize=True
+        ),
+    }
 
 
 def crops(n: int, size: int, seed: int):
-    """n random crops of two photographs, china.jpg and flower.jpg of scikit-learn; above 427 pixels, their height, enlarged."""
+    """n random crops of two photographs, china.jpg and flower.jpg of scikit-learn; above 427
+    pixels, their height, enlarged.
+    """
     from PIL import Image
     from sklearn.datasets import load_sample_images
+
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
     scale = max(1, 1.2 * size / min(photographs[0].size))
-    photographs = [image.resize((round(image.width * scale), round(image.height * scale)), Image.BICUBIC) for image in photographs]
+    photographs = [
+        image.resize((round(image.width * scale), round(image.height * scale)), Image.BICUBIC)
+        for image in photographs
+    ]
     rng = np.random.default_rng(seed)
     for k in range(n):
         image = photographs[k % 2]
@@ -85,13 +115,23 @@ def crops(n: int, size: int, seed: int):
 
 def with_one_thread(source):
     """The same source, decoded by a single thread (beside the one that collects batches)."""
-    return image_sources.Streamed(source.decode, source.n, source.shape, source.name, source.on_error, source.levels, parallel=False)
+    return image_sources.Streamed(
+        source.decode,
+        source.n,
+        source.shape,
+        source.name,
+        source.on_error,
+        source.levels,
+        parallel=False,
+    )
 
 
 def streamed(folder: pathlib.Path, args) -> dict:
-    """256-pixel images that are read anew for each batch of 32: JPEGs of 256 and 512 pixels, and raw bytes as in the files of FFHQ.
+    """256-pixel images that are read anew for each batch of 32: JPEGs of 256 and 512 pixels, and
+    raw bytes as in the files of FFHQ.
 
-    Each by all threads and by one, and the hashes to compare with."""
+    Each by all threads and by one, and the hashes to compare with.
+    """
     config = cifar10.get_config()
     config.data.update(dataset='FOLDER', image_size=256, test_fraction=0.0, memory_gib=0.0)
     sources = {}
@@ -101,7 +141,9 @@ def streamed(folder: pathlib.Path, args) -> dict:
         for k, image in enumerate(crops(n, size, args.seed)):
             image.save(path / f'{k:05d}.jpg', quality=90)
         config.data.path = str(path)
-        sources[f'JPEG, {size} px' + (' to 256' if size != 256 else '')] = datasets.get_split(config, 'train')
+        sources[f'JPEG, {size} px' + (' to 256' if size != 256 else '')] = datasets.get_split(
+            config, 'train'
+        )
     with open(folder / 'r08.tfrecords', 'wb') as file:
         for image in crops(args.n, 256, args.seed):
             write_record(file, np.asarray(image).transpose(2, 0, 1))
@@ -110,11 +152,17 @@ def streamed(folder: pathlib.Path, args) -> dict:
     sources['raw TFRecord, 256 px'] = datasets.get_split(config, 'train')
     ways = {}
     for name, source in sources.items():
-        for threads, one in ((f'{image_sources.cores()} threads', source), ('1 thread', with_one_thread(source))):
-            ways[f'{name}, {threads}'] = lambda one=one: to_torch(one, args.batch, len(one) // args.batch, args.seed)
+        for threads, one in (
+            (f'{image_sources.cores()} threads', source),
+            ('1 thread', with_one_thread(source)),
+        ):
+            ways[f'{name}, {threads}'] = lambda one=one: to_torch(
+                one, args.batch, len(one) // args.batch, args.seed
+            )
     block = bytes(2**20)
-    ways[f'SHA-256 of 1 MiB, {image_sources.cores()} threads'] = lambda: len(list(
-        image_sources._pool().map(lambda _: hashlib.sha256(block).digest(), range(args.n))))
+    ways[f'SHA-256 of 1 MiB, {image_sources.cores()} threads'] = lambda: len(
+        list(image_sources._pool().map(lambda _: hashlib.sha256(block).digest(), range(args.n)))
+    )
     return ways
 
 
@@ -122,32 +170,80 @@ def write_record(file, image: np.ndarray):
     """Appends an image (C, H, W) to a TFRecord file, as the tools of StyleGAN write them."""
     image_sources.tensorflow()
     from tensorflow.core.example.example_pb2 import Example
+
     example = Example()
     example.features.feature['shape'].int64_list.value.extend(image.shape)
     example.features.feature['data'].bytes_list.value.append(image.tobytes())
     content = example.SerializeToString()
     length = struct.pack('<Q', len(content))
-    file.write(length + image_sources._checksum(length) + content + image_sources._checksum(content))
+    file.write(
+        length + image_sources._checksum(length) + content + image_sources._checksum(content)
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--tfds_dir', default='', help='folder of TensorFlow Datasets with CIFAR-10; without, random images of its shape')
-    parser.add_argument('--n', type=int, default=416, help='streamed images of each kind, of 512 px half as many (default: %(default)s)')
-    parser.add_argument('--repeats', type=int, default=3, help='rounds, of which the best counts (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of the images and of their order (default: %(default)s)')
-    parser.add_argument('--json', metavar='PATH', help='write the rows, the machine and the arguments to this file')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--tfds_dir',
+        default='',
+        help='folder of TensorFlow Datasets with CIFAR-10; without, random images of its shape',
+    )
+    parser.add_argument(
+        '--n',
+        type=int,
+        default=416,
+        help='streamed images of each kind, of 512 px half as many (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--repeats',
+        type=int,
+        default=3,
+        help='rounds, of which the best counts (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        help='of the images and of their order (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--json', metavar='PATH', help='write the rows, the machine and the arguments to this file'
+    )
     parser.set_defaults(in_memory=50000, batch=32)
     args = parse_args(parser, n=8, repeats=1, in_memory=1280, batch=4)
     if args.n < 2 * args.batch:
-        parser.error(f'--n must be at least {2 * args.batch}: two batches of {args.batch}, of 512-px images one')
+        parser.error(
+            f'--n must be at least {2 * args.batch}: two batches of {args.batch}, of '
+            '512-px images one'
+        )
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row for ways in (in_memory(args), streamed(pathlib.Path(folder), args)) for row in best_of(ways, args.repeats).values()]
-    report = dict(machine=machine(), seed=args.seed, repeats=args.repeats, quick=args.quick, rows=rows)
+        rows = [
+            row
+            for ways in (in_memory(args), streamed(pathlib.Path(folder), args))
+            for row in best_of(ways, args.repeats).values()
+        ]
+    report = dict(
+        machine=machine(), seed=args.seed, repeats=args.repeats, quick=args.quick, rows=rows
+    )
     print(report['machine'])
     print(f'seed {args.seed}, best of {args.repeats} interleaved repeats; n: images in each\n')
-    print_table(args, [('source', 'n', 'images/s', 'cores busy'), *(
-        (row['name'], str(row['images']), f'{row["images_per_second"]:.0f}', f'{row["cores_busy"]:.2f}') for row in rows)])
+    print_table(
+        args,
+        [
+            ('source', 'n', 'images/s', 'cores busy'),
+            *(
+                (
+                    row['name'],
+                    str(row['images']),
+                    f'{row["images_per_second"]:.0f}',
+                    f'{row["cores_busy"]:.2f}',
+                )
+                for row in rows
+            ),
+        ],
+    )
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
 

@@ -1,15 +1,19 @@
 """Whether anything is lost when a training, or an evaluation, is killed at random moments.
 
     python benchmarks/faults.py --kills 100 --json faults.json      # some minutes on one core
-    python benchmarks/faults.py --kills 5 --work evaluation     # or training, or two: processes that train together
+    # or training, or two: processes that train together
+    python benchmarks/faults.py --kills 5 --work evaluation
 
-A small network of digits is trained with a checkpoint every two steps. Its process is killed (SIGKILL) after a random time, during saves
-too, and started again, until the training is done; then all over again with another seed, until there have been so many kills. Behind
-every kill a checkpoint must be there that can be read and is not older than the one before. In the end parameters, moments, averages,
-random states and snapshots must be those of a training that was never stopped, bit for bit, and log and TensorBoard file must have every
-step once. So are two processes that train together, killed at the same moment and compared with two that were not; and the evaluation,
-whose files must hold the same arrays.
+A small network of digits is trained with a checkpoint every two steps. Its process is killed
+(SIGKILL) after a random time, during saves too, and started again, until the training is done; then
+all over again with another seed, until there have been so many kills. Behind every kill a
+checkpoint must be there that can be read and is not older than the one before. In the end
+parameters, moments, averages, random states and snapshots must be those of a training that was
+never stopped, bit for bit, and log and TensorBoard file must have every step once. So are two
+processes that train together, killed at the same moment and compared with two that were not; and
+the evaluation, whose files must hold the same arrays.
 """
+
 import argparse
 import contextlib
 import functools
@@ -40,14 +44,30 @@ from runtime.errors import CheckpointError
 
 
 def config_of(seed: int, args, folder):
-    """The training and evaluation of a tiny network with another seed; their statistics go into `folder`."""
+    """The training and evaluation of a tiny network with another seed; their statistics go into
+    `folder`.
+    """
     config = digits_ddpmpp_continuous.get_config()
     config.seed, config.device = seed, 'cpu'
     config.model.update(nf=8, num_scales=25, ema_rate=0.9)
-    config.training.update(batch_size=8, n_iters=args.steps, snapshot_freq=args.steps // 3, snapshot_freq_for_preemption=2, log_freq=1,
-                           eval_freq=7, snapshot_sampling=False)
-    config.eval.update(begin_ckpt=1, end_ckpt=2, batch_size=60, num_samples=120, stats_dir=str(folder / 'stats'), bpd_rtol=0.1,
-                       bpd_atol=0.1)
+    config.training.update(
+        batch_size=8,
+        n_iters=args.steps,
+        snapshot_freq=args.steps // 3,
+        snapshot_freq_for_preemption=2,
+        log_freq=1,
+        eval_freq=7,
+        snapshot_sampling=False,
+    )
+    config.eval.update(
+        begin_ckpt=1,
+        end_ckpt=2,
+        batch_size=60,
+        num_samples=120,
+        stats_dir=str(folder / 'stats'),
+        bpd_rtol=0.1,
+        bpd_atol=0.1,
+    )
     if args.quick:
         config.eval.update(batch_size=8, num_samples=8, most_images=8)
     return config
@@ -70,16 +90,24 @@ def in_child(work, *at_first) -> int:
 
 
 def killed(work, longest: float, rng) -> bool:
-    """Starts `work` and kills it, with all processes that it started, after at most so many seconds; False where it was done before."""
+    """Starts `work` and kills it, with all processes that it started, after at most so many
+    seconds; False where it was done before.
+    """
     alive, held = os.pipe()
-    process, deadline = in_child(work, os.setsid, functools.partial(os.close, alive)), time.monotonic() + rng.uniform(0, longest)
+    process, deadline = (
+        in_child(work, os.setsid, functools.partial(os.close, alive)),
+        time.monotonic() + rng.uniform(0, longest),
+    )
     os.close(held)
     try:
         while time.monotonic() < deadline:
             done, status = os.waitpid(process, os.WNOHANG)
             if done:
                 if status:
-                    raise SystemExit(f'the process ended by itself, with status {os.waitstatus_to_exitcode(status)}')
+                    raise SystemExit(
+                        'the process ended by itself, with status '
+                        f'{os.waitstatus_to_exitcode(status)}'
+                    )
                 return False
             time.sleep(0.001)
         for kill in (os.killpg, os.kill):  # the first moment it has no group yet
@@ -99,7 +127,9 @@ def train(config, workdir):
 def train_by_two(config, workdir):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        place = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE='2')
+        place = dict(
+            MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE='2'
+        )
 
     def join(rank):
         os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
@@ -108,6 +138,7 @@ def train_by_two(config, workdir):
             command_line.log_to(workdir / 'stdout.txt')
         run_lib.train(config, workdir)
         distributed.stop()
+
     others = [in_child(functools.partial(join, rank)) for rank in range(2)]
     if any([os.waitpid(process, 0)[1] for process in others]):
         raise SystemExit('one of the two processes ended by itself')
@@ -134,8 +165,13 @@ def state_of(workdir) -> list:
 
 def steps_of(workdir) -> dict:
     """The steps, in their order, that the log and every curve of TensorBoard tell."""
-    log = [int(step) for step in re.findall(r' step: (\d+), training_loss', (workdir / 'stdout.txt').read_text())]
-    return dict(log=log) | {tag: [*map(int, steps)] for tag, (steps, _) in plots.curves(workdir).items()}
+    log = [
+        int(step)
+        for step in re.findall(r' step: (\d+), training_loss', (workdir / 'stdout.txt').read_text())
+    ]
+    return dict(log=log) | {
+        tag: [*map(int, steps)] for tag, (steps, _) in plots.curves(workdir).items()
+    }
 
 
 def loadable_step(workdir) -> int:
@@ -154,62 +190,106 @@ def trainings(args, folder, rng, train=train, what='training') -> dict:
     done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
     while done < args.kills:
         config = config_of(finished, args, folder)
-        whole, parts = folder / f'{train.__name__}_whole_{finished}', folder / f'{train.__name__}_parts_{finished}'
+        whole, parts = (
+            folder / f'{train.__name__}_whole_{finished}',
+            folder / f'{train.__name__}_parts_{finished}',
+        )
         for workdir in (whole, parts):
             workdir.mkdir()
         started = time.monotonic()
-        assert not killed(functools.partial(train, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
+        assert not killed(functools.partial(train, config, whole), 1e4, random.Random(1)), (
+            'the undisturbed one'
+        )
         longest, newest, here = 0.3 * (time.monotonic() - started), -1, 0
-        while killed(functools.partial(train, config, parts), longest * (10 if here >= min(args.kills, 30) else 1), rng):
+        while killed(
+            functools.partial(train, config, parts),
+            longest * (10 if here >= min(args.kills, 30) else 1),
+            rng,
+        ):
             done, here, step = done + 1, here + 1, loadable_step(parts)
             faults['lost'] += step < newest
             newest = max(newest, step)
         faults['state'] += state_of(whole) != state_of(parts)
-        faults['steps'] += steps_of(whole) != steps_of(parts) or steps_of(parts)['log'] != list(range(args.steps))
+        faults['steps'] += steps_of(whole) != steps_of(parts) or steps_of(parts)['log'] != list(
+            range(args.steps)
+        )
         finished += 1
-        print(f'{what} {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True)
+        print(
+            f'{what} {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True
+        )
     return dict(what=what, kills=done, finished=finished) | faults
 
 
 def arrays_of(workdir) -> dict:
-    found = {path.relative_to(workdir).as_posix(): results.load(path) for path in workdir.glob('eval/**/*.npz')}
-    return {name: [(key, np.asarray(value).tobytes()) for key, value in sorted(file.items()) if key not in ('seconds', 'protocol')]
-            for name, file in found.items()}
+    found = {
+        path.relative_to(workdir).as_posix(): results.load(path)
+        for path in workdir.glob('eval/**/*.npz')
+    }
+    return {
+        name: [
+            (key, np.asarray(value).tobytes())
+            for key, value in sorted(file.items())
+            if key not in ('seconds', 'protocol')
+        ]
+        for name, file in found.items()
+    }
 
 
 def evaluations(args, folder, rng) -> dict:
     done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
     trained = folder / 'trained'
     trained.mkdir()
-    assert not killed(functools.partial(train, config_of(0, args, folder), trained), 1e4, random.Random(1)), 'the training'
+    assert not killed(
+        functools.partial(train, config_of(0, args, folder), trained), 1e4, random.Random(1)
+    ), 'the training'
     while done < args.kills:
         config = config_of(finished, args, folder)
         whole, parts = folder / f'eval_whole_{finished}', folder / f'eval_parts_{finished}'
         for workdir in (whole, parts):
             shutil.copytree(trained, workdir)
         started = time.monotonic()
-        assert not killed(functools.partial(evaluate, config, whole), 1e4, random.Random(1)), 'the undisturbed one'
+        assert not killed(functools.partial(evaluate, config, whole), 1e4, random.Random(1)), (
+            'the undisturbed one'
+        )
         longest, files, here = 0.3 * (time.monotonic() - started), 0, 0
-        while killed(functools.partial(evaluate, config, parts), longest * (10 if here >= min(args.kills, 30) else 1), rng):
+        while killed(
+            functools.partial(evaluate, config, parts),
+            longest * (10 if here >= min(args.kills, 30) else 1),
+            rng,
+        ):
             now = len(arrays_of(parts))
             faults['lost'] += now < files
             files, done, here = now, done + 1, here + 1
         faults['state'] += arrays_of(whole) != arrays_of(parts)
         finished += 1
-        print(f'evaluation {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True)
+        print(
+            f'evaluation {finished}: {here} kills, {done} in all; faults so far: {faults}',
+            flush=True,
+        )
     return dict(what='evaluation', kills=done, finished=finished) | faults
 
 
-WORK = {'training': trainings, 'two': functools.partial(trainings, train=train_by_two, what='training by two processes'),
-        'evaluation': evaluations}
+WORK = {
+    'training': trainings,
+    'two': functools.partial(trainings, train=train_by_two, what='training by two processes'),
+    'evaluation': evaluations,
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--kills', type=int, default=100, help='at least so many of each kind (%(default)s)')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--kills', type=int, default=100, help='at least so many of each kind (%(default)s)'
+    )
     parser.add_argument('--work', choices=(*WORK, 'all'), default='all')
-    parser.add_argument('--seed', type=int, default=0, help='of the moments of the kills (%(default)s)')
-    parser.add_argument('--json', metavar='PATH', help='write the rows and the machine to this file')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of the moments of the kills (%(default)s)'
+    )
+    parser.add_argument(
+        '--json', metavar='PATH', help='write the rows and the machine to this file'
+    )
     parser.set_defaults(repeats=1, steps=60)
     args = parse_args(parser, kills=1, steps=6)
     torch.set_num_threads(1)  # before the first fork: threads would not survive it
@@ -219,9 +299,19 @@ def main() -> int:
         for what, work in WORK.items():
             if args.work in (what, 'all'):
                 rows.append(work(args, pathlib.Path(folder), rng))
-    show(args, 'Killed at random moments', rows, {
-        'what': ('what', '{}'), 'kills': ('kills', '{}'), 'runs to the end': ('finished', '{}'),
-        'checkpoints or files lost': ('lost', '{}'), 'other end states': ('state', '{}'), 'steps missing or doubled': ('steps', '{}')})
+    show(
+        args,
+        'Killed at random moments',
+        rows,
+        {
+            'what': ('what', '{}'),
+            'kills': ('kills', '{}'),
+            'runs to the end': ('finished', '{}'),
+            'checkpoints or files lost': ('lost', '{}'),
+            'other end states': ('state', '{}'),
+            'steps missing or doubled': ('steps', '{}'),
+        },
+    )
     return any(row[fault] for row in rows for fault in ('lost', 'state', 'steps'))
 
 

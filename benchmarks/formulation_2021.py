@@ -1,4 +1,7 @@
-"""What the 2021 release computes where its CUDA extension is not built, in plain PyTorch: what speed is compared with."""
+"""What the 2021 release computes where its CUDA extension is not built, in plain PyTorch: what
+speed is compared with.
+"""
+
 import contextlib
 
 import torch.nn.functional as F
@@ -8,7 +11,9 @@ from models import up_or_down_sampling
 
 
 def plain_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
-    """`upfirdn2d` as the 2021 release computes it without its CUDA extension: zeros in between, pad, convolve, skip."""
+    """`upfirdn2d` as the 2021 release computes it without its CUDA extension: zeros in between,
+    pad, convolve, skip.
+    """
     batch, channels, height, width = input.shape
     x = input.reshape(-1, 1, height, 1, width, 1)
     x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).reshape(-1, 1, height * up, width * up)

@@ -1,11 +1,14 @@
-"""What an evaluation of drift and divergence costs: in one forward and one backward pass, against two forward passes and a backward one.
+"""What an evaluation of drift and divergence costs: in one forward and one backward pass, against
+two forward passes and a backward one.
 
     python benchmarks/likelihood.py                     # under a minute on two cores
     python benchmarks/likelihood.py --batch 64 --json likelihood.json
 
-The likelihood's ODE needs the drift F(x, t) and e^T (dF/dx) e (Song et al. 2021, Sec. D.2). 'two passes': the drift without gradients,
-then the product with them, as published. Least times of the rounds, and median ratios in a round.
+The likelihood's ODE needs the drift F(x, t) and e^T (dF/dx) e (Song et al. 2021, Sec. D.2). 'two
+passes': the drift without gradients, then the product with them, as published. Least times of the
+rounds, and median ratios in a round.
 """
+
 import statistics
 
 import torch
@@ -22,12 +25,30 @@ def main():
     batch = args.batch or (128 if args.device.startswith('cuda') else 8)
     torch.manual_seed(args.seed)
     config = ncsnpp(args.device, args.quick)
-    model, (x, _), sde = create_model(config).eval().requires_grad_(False), inputs(config, batch), sde_lib.get_sde(config)
+    model, (x, _), sde = (
+        create_model(config).eval().requires_grad_(False),
+        inputs(config, batch),
+        sde_lib.get_sde(config),
+    )
     times = interleaved(divergence_ways(sde, model, x), args.device, args.repeats)
-    rows = [dict(way=name, seconds=min(found), ratio=statistics.median(a / b for a, b in zip(found, times['two passes'])))
-            for name, found in times.items()]
-    show(args, f'NCSN++, drift and divergence, float32, batch {batch}', rows, {
-        'way': ('way', '{}'), 'seconds': ('seconds', '{:.3f}'), 'of two passes': ('ratio', '{:.2f}')})
+    rows = [
+        dict(
+            way=name,
+            seconds=min(found),
+            ratio=statistics.median(a / b for a, b in zip(found, times['two passes'])),
+        )
+        for name, found in times.items()
+    ]
+    show(
+        args,
+        f'NCSN++, drift and divergence, float32, batch {batch}',
+        rows,
+        {
+            'way': ('way', '{}'),
+            'seconds': ('seconds', '{:.3f}'),
+            'of two passes': ('ratio', '{:.2f}'),
+        },
+    )
 
 
 if __name__ == '__main__':

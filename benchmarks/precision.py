@@ -1,12 +1,15 @@
-"""Whether bfloat16 trains as float32 does: losses over 300 steps, against the spread of float32 runs with other seeds.
+"""Whether bfloat16 trains as float32 does: losses over 300 steps, against the spread of float32
+runs with other seeds.
 
     python benchmarks/precision.py                      # the quickstart's network
     python benchmarks/precision.py --network cifar10    # NCSN++ on CIFAR-10's shape, for a GPU
 
-Every run has the same images in the same order. A seed decides weights, times and noise; a run in bfloat16 shares all of them with the
-float32 run of its seed. The loss is the mean over the last third of the steps. z: the mean difference between the precisions, over the
-standard deviation of float32 losses between seeds.
+Every run has the same images in the same order. A seed decides weights, times and noise; a run in
+bfloat16 shares all of them with the float32 run of its seed. The loss is the mean over the last
+third of the steps. z: the mean difference between the precisions, over the standard deviation of
+float32 losses between seeds.
 """
+
 import itertools
 import statistics
 
@@ -27,34 +30,72 @@ def final_loss(config, seed: int, precision: str, steps: int) -> float:
     torch.manual_seed(seed)
     state, scaler = run_lib.create_state(config), datasets.get_data_scaler(config)
     settings = config.training
-    step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config), settings.reduce_mean, settings.continuous,
-                              settings.likelihood_weighting)
+    step = losses.get_step_fn(
+        sde_lib.get_sde(config),
+        True,
+        losses.optimization_manager(config),
+        settings.reduce_mean,
+        settings.continuous,
+        settings.likelihood_weighting,
+    )
     batches = datasets.get_dataset(config, config.data.uniform_dequantization)[0]
-    found = [step(state, to_tensor(batch, config, scaler)) for batch in itertools.islice(batches, steps)]
-    return torch.stack(found[-(steps // 3):]).mean().item()
+    found = [
+        step(state, to_tensor(batch, config, scaler)) for batch in itertools.islice(batches, steps)
+    ]
+    return torch.stack(found[-(steps // 3) :]).mean().item()
 
 
 def main():
     parser = arguments(__doc__)
     parser.add_argument('--network', default='digits', choices=['digits', 'cifar10'])
-    parser.add_argument('--seeds', type=int, default=5, help='runs in each precision (default: %(default)s)')
+    parser.add_argument(
+        '--seeds', type=int, default=5, help='runs in each precision (default: %(default)s)'
+    )
     parser.add_argument('--steps', type=int, default=300)
-    parser.add_argument('--tfds_dir', default='', help='folder of TensorFlow Datasets with CIFAR-10')
+    parser.add_argument(
+        '--tfds_dir', default='', help='folder of TensorFlow Datasets with CIFAR-10'
+    )
     args = parse_args(parser, seeds=2, steps=3)
     args.repeats = args.seeds
-    config = digits_ddpmpp_continuous.get_config() if args.network == 'digits' else ncsnpp(args.device)
+    config = (
+        digits_ddpmpp_continuous.get_config() if args.network == 'digits' else ncsnpp(args.device)
+    )
     if args.quick:
         shrink(config)
     config.device, config.data.tfds_dir = args.device, args.tfds_dir
     config.optim.warmup = min(config.optim.warmup, args.steps // 3)
-    rows = [dict(seed=seed, **{precision: final_loss(config, seed, precision, args.steps) for precision in ('float32', 'bfloat16')})
-            for seed in range(args.seed, args.seed + args.seeds)]
+    rows = [
+        dict(
+            seed=seed,
+            **{
+                precision: final_loss(config, seed, precision, args.steps)
+                for precision in ('float32', 'bfloat16')
+            },
+        )
+        for seed in range(args.seed, args.seed + args.seeds)
+    ]
     spread = statistics.stdev(row['float32'] for row in rows)
     shift = statistics.mean(row['bfloat16'] - row['float32'] for row in rows)
-    rows.append(dict(seed='mean', **{key: statistics.mean(row[key] for row in rows) for key in ('float32', 'bfloat16')}))
-    show(args, f'{args.network}, mean loss of the last {args.steps // 3} of {args.steps} steps; spread between seeds {spread:.5f}, '
-         f'bfloat16 minus float32 {shift:+.5f}, z = {shift / spread:+.2f}', rows,
-         {'seed': ('seed', '{}'), 'float32': ('float32', '{:.5f}'), 'bfloat16': ('bfloat16', '{:.5f}')}, spread=spread, shift=shift)
+    rows.append(
+        dict(
+            seed='mean',
+            **{key: statistics.mean(row[key] for row in rows) for key in ('float32', 'bfloat16')},
+        )
+    )
+    show(
+        args,
+        f'{args.network}, mean loss of the last {args.steps // 3} of {args.steps} steps; '
+        f'spread between seeds {spread:.5f}, '
+        f'bfloat16 minus float32 {shift:+.5f}, z = {shift / spread:+.2f}',
+        rows,
+        {
+            'seed': ('seed', '{}'),
+            'float32': ('float32', '{:.5f}'),
+            'bfloat16': ('bfloat16', '{:.5f}'),
+        },
+        spread=spread,
+        shift=shift,
+    )
 
 
 if __name__ == '__main__':

@@ -1,15 +1,22 @@
-"""How good samples are, against the network evaluations they cost: every solver, for VE, VP and sub-VP.
+"""How good samples are, against the network evaluations they cost: every solver, for VE, VP and
+sub-VP.
 
-    python benchmarks/quality.py --json docs/quality/quality.json --plots docs/quality     # two cores: about an hour
-    python benchmarks/quality.py --npz cifar10.npz ...       # the image-size target from these images (x_train, y_train) instead of digits
+    # two cores: about an hour
+    python benchmarks/quality.py --json docs/quality/quality.json --plots docs/quality
+    # the image-size target from these images (x_train, y_train) instead of digits
+    python benchmarks/quality.py --npz cifar10.npz ...
 
-Three targets. The plane: a mixture of three Gaussians whose score is exact; sliced 2-Wasserstein distance of 10 n samples to exact ones.
-Images: a mixture of ten Gaussians in 3,072 dimensions, fitted to real images (tests/oracles.py), whose score is exact too: no error is a
-network's; Frechet distance to its mean and covariance, in its first 64 principal components, whitened. A network: those of the digits
-configs (in --runs, trained first if need be); Frechet distance in pixels to the training images. Of each: mean and half the range over
-seeds, and the distance of as many exact samples (of held-out images). Samplers are built from the configs, by `config.sampling` alone.
-Rows that are in the JSON file already, of the same n and seeds, are not measured again.
+Three targets. The plane: a mixture of three Gaussians whose score is exact; sliced 2-Wasserstein
+distance of 10 n samples to exact ones.
+Images: a mixture of ten Gaussians in 3,072 dimensions, fitted to real images (tests/oracles.py),
+whose score is exact too: no error is a network's; Frechet distance to its mean and covariance, in
+its first 64 principal components, whitened. A network: those of the digits configs (in --runs,
+trained first if need be); Frechet distance in pixels to the training images. Of each: mean and half
+the range over seeds, and the distance of as many exact samples (of held-out images). Samplers are
+built from the configs, by `config.sampling` alone. Rows that are in the JSON file already, of the
+same n and seeds, are not measured again.
 """
+
 import argparse
 import importlib
 import json
@@ -34,39 +41,66 @@ from machine import machine
 from oracles import ExactNetwork, SubspaceMixture, planar_mixture
 from reports import plots
 
-CONFIGS = dict(ve='configs.ve.digits_ncsnpp_continuous', vp='configs.vp.digits_ddpmpp_continuous',
-               subvp='configs.subvp.digits_ddpmpp_continuous')
-PC = dict(ve=dict(predictor='reverse_diffusion', corrector='langevin', snr=0.16), vp=dict(predictor='euler_maruyama', corrector='none'),
-          subvp=dict(predictor='euler_maruyama', corrector='none'))  # as published for CIFAR-10
+CONFIGS = dict(
+    ve='configs.ve.digits_ncsnpp_continuous',
+    vp='configs.vp.digits_ddpmpp_continuous',
+    subvp='configs.subvp.digits_ddpmpp_continuous',
+)
+PC = dict(
+    ve=dict(predictor='reverse_diffusion', corrector='langevin', snr=0.16),
+    vp=dict(predictor='euler_maruyama', corrector='none'),
+    subvp=dict(predictor='euler_maruyama', corrector='none'),
+)  # as published for CIFAR-10
 STEPS = (9, 18, 36, 72)
 HEUN_STEPS = (5, 9, 18, 36)
 SOLVERS = {
     'pc': [dict(method='pc', steps=steps) for steps in (50, 100, 500, 1000, 2000)],
-    'pc, corrector=none': [dict(method='pc', steps=steps, corrector='none') for steps in (100, 1000)],
+    'pc, corrector=none': [
+        dict(method='pc', steps=steps, corrector='none') for steps in (100, 1000)
+    ],
     'adaptive': [dict(method='adaptive', rtol=rtol) for rtol in (0.2, 0.05, 0.02)],
     'ode': [dict(method='ode', rtol=rtol, atol=rtol) for rtol in (1e-2, 1e-3, 1e-5)],
     'ddim': [dict(method='ddim', steps=steps - 1) for steps in STEPS],
     'ddim, eta=1': [dict(method='ddim', steps=steps - 1, eta=1.0) for steps in STEPS],
     'heun': [dict(method='heun', steps=steps) for steps in HEUN_STEPS],
     'heun, churn=n/4': [dict(method='heun', steps=steps, churn=steps / 4) for steps in HEUN_STEPS],
-    'heun, churn=0.4n': [dict(method='heun', steps=steps, churn=0.4 * steps) for steps in HEUN_STEPS],
-    'dpm_solver, order 2': [dict(method='dpm_solver', steps=steps - 1, dpm_solver_order=2) for steps in STEPS],
-    'dpm_solver, order 3': [dict(method='dpm_solver', steps=steps - 1, dpm_solver_order=3) for steps in STEPS],
+    'heun, churn=0.4n': [
+        dict(method='heun', steps=steps, churn=0.4 * steps) for steps in HEUN_STEPS
+    ],
+    'dpm_solver, order 2': [
+        dict(method='dpm_solver', steps=steps - 1, dpm_solver_order=2) for steps in STEPS
+    ],
+    'dpm_solver, order 3': [
+        dict(method='dpm_solver', steps=steps - 1, dpm_solver_order=3) for steps in STEPS
+    ],
     'dpmpp_2m': [dict(method='dpmpp_2m', steps=steps - 1) for steps in STEPS],
-    'dpmpp_2m, karras': [dict(method='dpmpp_2m', steps=steps - 1, skip_type='karras') for steps in STEPS],
+    'dpmpp_2m, karras': [
+        dict(method='dpmpp_2m', steps=steps - 1, skip_type='karras') for steps in STEPS
+    ],
     'dpmpp_2m_sde': [dict(method='dpmpp_2m_sde', steps=steps - 1) for steps in STEPS],
     'unipc': [dict(method='unipc', steps=steps - 1) for steps in STEPS],
     'unipc, thresholding': [dict(method='unipc', steps=17, thresholding=True)],
-    'heun, prior_mean': [dict(method='heun', steps=steps, prior_mean='mean') for steps in HEUN_STEPS],
-    'dpmpp_2m, prior_mean': [dict(method='dpmpp_2m', steps=steps - 1, prior_mean='mean') for steps in STEPS],
-    'dpmpp_2m_sde, prior_mean': [dict(method='dpmpp_2m_sde', steps=steps - 1, prior_mean='mean') for steps in STEPS],
+    'heun, prior_mean': [
+        dict(method='heun', steps=steps, prior_mean='mean') for steps in HEUN_STEPS
+    ],
+    'dpmpp_2m, prior_mean': [
+        dict(method='dpmpp_2m', steps=steps - 1, prior_mean='mean') for steps in STEPS
+    ],
+    'dpmpp_2m_sde, prior_mean': [
+        dict(method='dpmpp_2m_sde', steps=steps - 1, prior_mean='mean') for steps in STEPS
+    ],
     'pc, prior_mean': [dict(method='pc', steps=steps, prior_mean='mean') for steps in (50, 500)],
-    'unipc, order 3': [dict(method='unipc', steps=steps - 1, dpm_solver_order=3) for steps in STEPS],
+    'unipc, order 3': [
+        dict(method='unipc', steps=steps - 1, dpm_solver_order=3) for steps in STEPS
+    ],
 }
 
 
 class Plane:
-    """Sliced 2-Wasserstein distance (64 directions) to 20 times as many exact samples; ten times as many as of images."""
+    """Sliced 2-Wasserstein distance (64 directions) to 20 times as many exact samples; ten times as
+    many as of images.
+    """
+
     unit, shape, sigma_max = 'sliced Wasserstein distance', (2,), 10.0
 
     def __init__(self, args, sde_name):
@@ -84,11 +118,20 @@ class Plane:
         return self.target.sample(self.n, seed)
 
     def distance(self, x):
-        return ((x.double() @ self.directions).sort(0)[0] - self.quantiles).square().mean().sqrt().item()
+        return (
+            ((x.double() @ self.directions).sort(0)[0] - self.quantiles)
+            .square()
+            .mean()
+            .sqrt()
+            .item()
+        )
 
 
 class Images:
-    """Frechet distance to the exact mean and covariance in the first 64 principal components, each in units of its standard deviation."""
+    """Frechet distance to the exact mean and covariance in the first 64 principal components, each
+    in units of its standard deviation.
+    """
+
     unit, shape, sigma_max = 'Frechet distance, 64 whitened components', (3, 32, 32), 50.0
 
     def __init__(self, args, sde_name):
@@ -101,19 +144,22 @@ class Images:
         variances, axes = (part[..., -64:] for part in torch.linalg.eigh(inside.covariance))
         self.whiten, self.centre = axes / variances.sqrt(), inside.mean
         self.mean = torch.zeros(3072)
-        self.mean[:self.target.size] = images.mean() * self.target.constant
+        self.mean[: self.target.size] = images.mean() * self.target.constant
         self.mean = self.mean.reshape(self.shape)
 
     network = Plane.network
     exact = Plane.exact
 
     def distance(self, x):
-        found = metrics.statistics(((x.flatten(1)[:, :self.target.size].double() - self.centre) @ self.whiten).numpy())
-        return metrics.frechet_distance(found, metrics.Statistics(np.zeros(64), np.eye(64), 10 ** 9))
+        found = metrics.statistics(
+            ((x.flatten(1)[:, : self.target.size].double() - self.centre) @ self.whiten).numpy()
+        )
+        return metrics.frechet_distance(found, metrics.Statistics(np.zeros(64), np.eye(64), 10**9))
 
 
 class Network:
     """Frechet distance in pixels, in units of [0, 1], to the training images."""
+
     unit, shape, sigma_max = 'Frechet distance in pixels', (1, 8, 8), None
 
     def __init__(self, args, sde_name):
@@ -124,9 +170,16 @@ class Network:
         workdir = pathlib.Path(args.runs, f'digits_{sde_name}')
         run_lib.train(self.config, workdir)
         logging.disable()
-        self.model = score_model.load_averaged_model(self.config, workdir / 'checkpoints' / 'checkpoint_1.pth')
-        train, self.held_out = (datasets.get_split(self.config, split).images / 16 for split in ('train', 'test'))
-        self.statistics, self.mean = metrics.statistics(train.reshape(len(train), -1)), train.mean().item()
+        self.model = score_model.load_averaged_model(
+            self.config, workdir / 'checkpoints' / 'checkpoint_1.pth'
+        )
+        train, self.held_out = (
+            datasets.get_split(self.config, split).images / 16 for split in ('train', 'test')
+        )
+        self.statistics, self.mean = (
+            metrics.statistics(train.reshape(len(train), -1)),
+            train.mean().item(),
+        )
 
     def network(self, config):
         return self.model
@@ -135,26 +188,41 @@ class Network:
         return torch.tensor(self.held_out)
 
     def distance(self, x):
-        images = x if x.shape[-1] == 1 else datasets.get_data_inverse_scaler(self.config)(x).permute(0, 2, 3, 1)
+        images = (
+            x
+            if x.shape[-1] == 1
+            else datasets.get_data_inverse_scaler(self.config)(x).permute(0, 2, 3, 1)
+        )
         levels = (17 * images).floor().clamp(0, 16) / 16 if images is not x else images
-        return metrics.frechet_distance(metrics.statistics(levels.reshape(len(x), -1).double().numpy()), self.statistics)
+        return metrics.frechet_distance(
+            metrics.statistics(levels.reshape(len(x), -1).double().numpy()), self.statistics
+        )
 
 
 TARGETS = dict(plane=Plane, images=Images, network=Network)
 
 
 def large_digits():
-    """Scikit-learn's digits, enlarged to 32 pixels, each in one of the colours of a fixed palette; and their labels."""
+    """Scikit-learn's digits, enlarged to 32 pixels, each in one of the colours of a fixed palette;
+    and their labels.
+    """
     from sklearn.datasets import load_digits
+
     found = load_digits()
-    images = torch.nn.functional.interpolate(torch.tensor(found.images / 16)[:, None], (32, 32), mode='bicubic').clamp(0, 1)
-    colours = 0.3 + 0.7 * torch.rand(len(images), 3, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = torch.nn.functional.interpolate(
+        torch.tensor(found.images / 16)[:, None], (32, 32), mode='bicubic'
+    ).clamp(0, 1)
+    colours = 0.3 + 0.7 * torch.rand(
+        len(images), 3, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     return images * colours, torch.tensor(found.target)
 
 
 def cifar10(path):
     with np.load(path) as file:
-        return torch.tensor(file['x_train']).permute(0, 3, 1, 2)[:10000] / 255, torch.tensor(file['y_train']).reshape(-1)[:10000]
+        return torch.tensor(file['x_train']).permute(0, 3, 1, 2)[:10000] / 255, torch.tensor(
+            file['y_train']
+        ).reshape(-1)[:10000]
 
 
 def config_of(sde_name: str, sigma_max: float | None = None):
@@ -167,15 +235,28 @@ def config_of(sde_name: str, sigma_max: float | None = None):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--targets', default=','.join(TARGETS))
     parser.add_argument('--sdes', default=','.join(CONFIGS))
-    parser.add_argument('--solvers', default='', help='only those whose names begin so, with commas between them')
+    parser.add_argument(
+        '--solvers', default='', help='only those whose names begin so, with commas between them'
+    )
     parser.add_argument('--npz', help='images and labels for the image-size target')
     parser.add_argument('-n', type=int, default=2000, help='samples (default: %(default)s)')
     parser.add_argument('--seeds', type=int, default=2)
-    parser.add_argument('--most', type=int, default=2000, help='steps times evaluations of pc, steps of others (default: %(default)s)')
-    parser.add_argument('--runs', default='runs', help='folder of the work directories digits_ve, digits_vp and digits_subvp')
+    parser.add_argument(
+        '--most',
+        type=int,
+        default=2000,
+        help='steps times evaluations of pc, steps of others (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--runs',
+        default='runs',
+        help='folder of the work directories digits_ve, digits_vp and digits_subvp',
+    )
     parser.add_argument('--json', metavar='PATH', help='write the rows to this file')
     parser.add_argument('--plots', metavar='FOLDER', help='draw ve.png, vp.png and subvp.png there')
     args = parse_args(parser, 'runs', sdes='ve', n=20, seeds=1)
@@ -183,8 +264,12 @@ def main():
     report = dict(machine=machine(), **protocol, quick=args.quick, rows=[])
     if args.json and pathlib.Path(args.json).is_file():
         report = json.loads(pathlib.Path(args.json).read_text())
-        if protocol != {key: report[key] for key in protocol} or args.quick != report.get('quick', False):
-            parser.error(f'{args.json} is of {report["seeds"]} seeds, n={report["n"]} and {report["images"]}')
+        if protocol != {key: report[key] for key in protocol} or args.quick != report.get(
+            'quick', False
+        ):
+            parser.error(
+                f'{args.json} is of {report["seeds"]} seeds, n={report["n"]} and {report["images"]}'
+            )
     known = {identity(row) for row in report['rows']}
     for sde_name in args.sdes.split(','):
         for name in args.targets.split(','):
@@ -198,13 +283,31 @@ def main():
                     if args.json:
                         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
     print(f'{report["machine"]}\n')
-    print_table(args, [('SDE', 'target', 'solver', 'evaluations', 'distance', 'half the range', 'n'), *(
-        (row['sde'], row['target'], row['solver'], f'{row["nfe"]:.0f}', f'{row["distance"]:.4g}', f'{row["spread"]:.1g}', str(row['n']))
-        for row in report['rows'])])
+    print_table(
+        args,
+        [
+            ('SDE', 'target', 'solver', 'evaluations', 'distance', 'half the range', 'n'),
+            *(
+                (
+                    row['sde'],
+                    row['target'],
+                    row['solver'],
+                    f'{row["nfe"]:.0f}',
+                    f'{row["distance"]:.4g}',
+                    f'{row["spread"]:.1g}',
+                    str(row['n']),
+                )
+                for row in report['rows']
+            ),
+        ],
+    )
     if args.plots:
         pathlib.Path(args.plots).mkdir(parents=True, exist_ok=True)
         for sde_name in args.sdes.split(','):
-            plots.quality([row for row in report['rows'] if row['sde'] == sde_name], pathlib.Path(args.plots, f'{sde_name}.png'))
+            plots.quality(
+                [row for row in report['rows'] if row['sde'] == sde_name],
+                pathlib.Path(args.plots, f'{sde_name}.png'),
+            )
 
 
 def ways(sde_name: str, most: int, quick: bool = False):
@@ -220,7 +323,10 @@ def ways(sde_name: str, most: int, quick: bool = False):
         if quick:
             settings = [settings[0] | ({'steps': 3} if 'steps' in settings[0] else {})]
         for way in settings if sde_name == 've' or 'prior_mean' not in solver else ():
-            if way.get('steps', 0) * (2 if way['method'] == 'pc' and sde_name == 've' else 1) <= most:
+            if (
+                way.get('steps', 0) * (2 if way['method'] == 'pc' and sde_name == 've' else 1)
+                <= most
+            ):
                 yield solver, way
 
 
@@ -229,12 +335,19 @@ def identity(row) -> str:
 
 
 def show(row):
-    print(f'{row["sde"]:6} {row["target"]:8} {row["solver"]:25} {row["nfe"]:6.0f} {row["distance"]:10.4g} +- {row["spread"]:.1g}  '
-          f'{row["seconds"]:.0f} s', file=sys.stderr, flush=True)
+    print(
+        f'{row["sde"]:6} {row["target"]:8} {row["solver"]:25} {row["nfe"]:6.0f} '
+        f'{row["distance"]:10.4g} +- {row["spread"]:.1g}  '
+        f'{row["seconds"]:.0f} s',
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def measured(args, sde_name, target, way) -> dict:
-    """Distance and cost of samples by the settings of `config.sampling` in `way`, or of exact samples; 'mean' stands for the target's."""
+    """Distance and cost of samples by the settings of `config.sampling` in `way`, or of exact
+    samples; 'mean' stands for the target's.
+    """
     distances, nfe, started = [], 0, time.perf_counter()
     for seed in range(args.seeds):
         torch.manual_seed(seed)
@@ -243,13 +356,23 @@ def measured(args, sde_name, target, way) -> dict:
         else:
             config = config_of(sde_name, target.sigma_max)
             with config.ignore_type():  # of an image for a mean
-                config.sampling.update(way | ({'prior_mean': target.mean} if 'prior_mean' in way else {}))
+                config.sampling.update(
+                    way | ({'prior_mean': target.mean} if 'prior_mean' in way else {})
+                )
             sde = sde_lib.get_sde(config)
-            draw = sampling.get_sampling_fn(config, sde, (target.n, *target.shape), lambda x: x, sde.sampling_eps)
+            draw = sampling.get_sampling_fn(
+                config, sde, (target.n, *target.shape), lambda x: x, sde.sampling_eps
+            )
             x, nfe = draw(target.network(config))
         distances.append(target.distance(x) if torch.isfinite(x).all() else math.inf)
-    return dict(unit=target.unit, nfe=nfe, n=len(x), distance=float(np.mean(distances)), spread=(max(distances) - min(distances)) / 2,
-                seconds=time.perf_counter() - started)
+    return dict(
+        unit=target.unit,
+        nfe=nfe,
+        n=len(x),
+        distance=float(np.mean(distances)),
+        spread=(max(distances) - min(distances)) / 2,
+        seconds=time.perf_counter() - started,
+    )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """What the sections of gpu.py share: the run, and tables for the report."""
+
 import dataclasses
 import pathlib
 import time
@@ -10,7 +11,9 @@ import reports
 
 @dataclasses.dataclass
 class Run:
-    """What every section knows. `quick`: tiny sizes, on a CPU; `until`: when all must be done, by `time.monotonic()`."""
+    """What every section knows. `quick`: tiny sizes, on a CPU; `until`: when all must be done, by
+    `time.monotonic()`.
+    """
 
     device: str
     quick: bool
@@ -37,8 +40,13 @@ class Table:
     rows: list[dict]
 
     def markdown(self) -> str:
-        cells = [['' if row.get(key) is None else form.format(row[key]) for key, form in self.columns.values()]
-                 for row in self.rows]
+        cells = [
+            [
+                '' if row.get(key) is None else form.format(row[key])
+                for key, form in self.columns.values()
+            ]
+            for row in self.rows
+        ]
         return f'{self.title}\n\n{reports.markdown(tuple(self.columns), cells)}'
 
 

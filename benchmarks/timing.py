@@ -1,4 +1,7 @@
-"""Code that the benchmarks share: command lines with `--quick`, interleaved timing, limits to compare with, the network, and reports."""
+"""Code that the benchmarks share: command lines with `--quick`, interleaved timing, limits to
+compare with, the network, and reports.
+"""
+
 import argparse
 import atexit
 import functools
@@ -24,24 +27,39 @@ QUICK = '(quick run: tiny sizes, untrained networks and few repeats; do not quot
 
 def arguments(doc: str, **defaults) -> argparse.ArgumentParser:
     """A parser with what all of them take; `defaults` of --repeats."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--repeats', type=int, default=5, help='rounds over all ways (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of weights and images (default: %(default)s)')
-    parser.add_argument('--json', metavar='PATH', help='write the rows and the machine to this file')
+    parser.add_argument(
+        '--repeats', type=int, default=5, help='rounds over all ways (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of weights and images (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--json', metavar='PATH', help='write the rows and the machine to this file'
+    )
     parser.set_defaults(**defaults)
     return parser
 
 
-def parse_args(parser: argparse.ArgumentParser, folder: str | None = None, **quick) -> argparse.Namespace:
+def parse_args(
+    parser: argparse.ArgumentParser, folder: str | None = None, **quick
+) -> argparse.Namespace:
     """Parse the command line, with the flag `--quick` added.
 
     Args:
         parser: the parser of the benchmark.
-        folder: name of the argument that holds the folder of intermediate files; a quick run uses a temporary folder instead.
+        folder: name of the argument that holds the folder of intermediate files; a quick run uses a
+            temporary folder instead.
         quick: defaults of a quick run. Arguments on the command line override them.
     """
-    parser.add_argument('--quick', action='store_true', help='run the same code on tiny sizes, in seconds; the figures mean nothing')
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='run the same code on tiny sizes, in seconds; the figures mean nothing',
+    )
     if parser.parse_known_args()[0].quick:
         parser.set_defaults(**quick)
     args = parser.parse_args()
@@ -52,11 +70,20 @@ def parse_args(parser: argparse.ArgumentParser, folder: str | None = None, **qui
 
 
 def shrink(config):
-    """Make network and training so small that a few steps and samples take less than a second; returns the config."""
+    """Make network and training so small that a few steps and samples take less than a second;
+    returns the config.
+    """
     config.model.update(nf=8, ch_mult=(1, 2), num_res_blocks=1, num_scales=25)
     config.optim.warmup = 1
-    config.training.update(batch_size=4, n_iters=3, snapshot_freq=2, snapshot_freq_for_preemption=2, log_freq=1, eval_freq=2,
-                           snapshot_sampling=False)
+    config.training.update(
+        batch_size=4,
+        n_iters=3,
+        snapshot_freq=2,
+        snapshot_freq_for_preemption=2,
+        log_freq=1,
+        eval_freq=2,
+        snapshot_sampling=False,
+    )
     return config
 
 
@@ -72,7 +99,9 @@ def seconds(work, device: str) -> float:
 
 
 def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """The seconds of each way, a function without arguments, in `repeats` rounds over all of them, one after another in each round."""
+    """The seconds of each way, a function without arguments, in `repeats` rounds over all of them,
+    one after another in each round.
+    """
     for way in ways.values():
         for _ in range(warmup):
             way()
@@ -84,32 +113,40 @@ def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[
 
 
 class Products:
-    """Products of two square matrices, the limit that networks are held against: `ways` to time, then `rate` in FLOP/s.
+    """Products of two square matrices, the limit that networks are held against: `ways` to time,
+    then `rate` in FLOP/s.
 
-    Timed are as many as take about as long as a network does: on a busy machine the least of short times is nearer to the idle machine's.
-    With `quick` the matrices are tiny.
+    Timed are as many as take about as long as a network does: on a busy machine the least of short
+    times is nearer to the idle machine's. With `quick` the matrices are tiny.
     """
 
     def __init__(self, device: str, dtypes=(torch.float32,), quick: bool = False):
-        self.size, self.calls = (128, 2) if quick else (8192, 10) if device.startswith('cuda') else (2048, 12)
+        self.size, self.calls = (
+            (128, 2) if quick else (8192, 10) if device.startswith('cuda') else (2048, 12)
+        )
         self.ways = {}
         for dtype in dtypes:
             a, b, out = torch.randn(3, self.size, self.size, device=device).to(dtype)
-            self.ways[f'{self.size}^3 products, {name_of(dtype)}'] = functools.partial(self._multiply, a, b, out)
+            self.ways[f'{self.size}^3 products, {name_of(dtype)}'] = functools.partial(
+                self._multiply, a, b, out
+            )
 
     def _multiply(self, a, b, out):
         for _ in range(self.calls):
             torch.mm(a, b, out=out)
 
     def rate(self, times: dict, dtype=torch.float32) -> float:
-        return 2 * self.size**3 * self.calls / min(times[f'{self.size}^3 products, {name_of(dtype)}'])
+        return (
+            2 * self.size**3 * self.calls / min(times[f'{self.size}^3 products, {name_of(dtype)}'])
+        )
 
 
 def dtypes(device: str) -> dict:
-    """The precisions, by name, that the device computes in: bfloat16 on a GPU, and on a CPU that has instructions for it (without, it is
-    a hundred times slower than float32)."""
+    """The precisions, by name, that the device computes in: bfloat16 on a GPU, and on a CPU that
+    has instructions for it (without, it is a hundred times slower than float32).
+    """
     has_bfloat16 = device.startswith('cuda') or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return {name: getattr(torch, name) for name in ('float32', 'bfloat16')[:1 + has_bfloat16]}
+    return {name: getattr(torch, name) for name in ('float32', 'bfloat16')[: 1 + has_bfloat16]}
 
 
 def name_of(dtype) -> str:
@@ -117,7 +154,8 @@ def name_of(dtype) -> str:
 
 
 def ncsnpp(device: str, quick: bool = False, **training):
-    """Return the config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters; tiny if `quick`), with memory set as in training.
+    """Return the config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters; tiny if
+    `quick`), with memory set as in training.
 
     Args:
         device: name of the PyTorch device.
@@ -141,9 +179,12 @@ def inputs(config, batch: int):
 
 
 def divergence_ways(sde, model, x) -> dict:
-    """The drift of the probability flow at `x` alone, and drift and divergence by the two ways to compute them, as functions to time."""
+    """The drift of the probability flow at `x` alone, and drift and divergence by the two ways to
+    compute them, as functions to time.
+    """
     import likelihood  # late, as above
     from models.utils import get_score_fn, times_like
+
     flow = sde.reverse(get_score_fn(sde, model, continuous=True), probability_flow=True)
     t, probe = times_like(x, 0.5), torch.randn_like(x).sign()
 
@@ -154,34 +195,70 @@ def divergence_ways(sde, model, x) -> dict:
         with torch.no_grad():
             drift(x, t)
         likelihood.get_div_fn(drift)(x, t, probe)
-    return {'one forward pass': torch.no_grad()(lambda: drift(x, t)), 'two passes': two_passes,
-            'together': lambda: likelihood._value_and_products(drift, x, t, [probe])}
+
+    return {
+        'one forward pass': torch.no_grad()(lambda: drift(x, t)),
+        'two passes': two_passes,
+        'together': lambda: likelihood._value_and_products(drift, x, t, [probe]),
+    }
 
 
 def flops(work) -> int:
-    """The floating-point operations of convolutions and products in `work()`, forwards and backwards, of convolutions by definition."""
+    """The floating-point operations of convolutions and products in `work()`, forwards and
+    backwards, of convolutions by definition.
+    """
     aten, ours = torch.ops.aten, torch.ops.score_sde
     uncounted_by_pytorch = {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: flop_counter.sdpa_flop_count(*shapes[:3]),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: flop_counter.sdpa_backward_flop_count(*shapes[:4]),
-        ours.conv3x3_gradients: lambda *shapes, **_: 2 * flop_counter.conv_flop_count(*shapes)}
-    with flop_counter.FlopCounterMode(display=False, custom_mapping=uncounted_by_pytorch) as counter:
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: (
+            flop_counter.sdpa_flop_count(*shapes[:3])
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: (
+            flop_counter.sdpa_backward_flop_count(*shapes[:4])
+        ),
+        ours.conv3x3_gradients: lambda *shapes, **_: 2 * flop_counter.conv_flop_count(*shapes),
+    }
+    with flop_counter.FlopCounterMode(
+        display=False, custom_mapping=uncounted_by_pytorch
+    ) as counter:
         work()
     return counter.get_total_flops()
 
 
 def print_table(args, rows):
-    """Print rows of text as aligned columns, the first row being the heads; a quick run adds a line that says so."""
+    """Print rows of text as aligned columns, the first row being the heads; a quick run adds a line
+    that says so.
+    """
     print(reports.table(rows))
     if args.quick:
         print(QUICK)
 
 
 def show(args, title: str, rows: list[dict], columns: dict, **extra):
-    """Print machine, title and a table of `columns` {head: (key, format)}; write `args.json`, if given."""
-    report = dict(machine=machine(), title=title, seed=args.seed, repeats=args.repeats, quick=args.quick, rows=rows, **extra)
+    """Print machine, title and a table of `columns` {head: (key, format)}; write `args.json`, if
+    given.
+    """
+    report = dict(
+        machine=machine(),
+        title=title,
+        seed=args.seed,
+        repeats=args.repeats,
+        quick=args.quick,
+        rows=rows,
+        **extra,
+    )
     print(f'{report["machine"]}\n{title}; seed {args.seed}, {args.repeats} interleaved repeats\n')
-    print_table(args, [tuple(columns), *(
-        tuple('' if row.get(key) is None else form.format(row[key]) for key, form in columns.values()) for row in rows)])
+    print_table(
+        args,
+        [
+            tuple(columns),
+            *(
+                tuple(
+                    '' if row.get(key) is None else form.format(row[key])
+                    for key, form in columns.values()
+                )
+                for row in rows
+            ),
+        ],
+    )
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')

@@ -1,14 +1,19 @@
-"""What a training step of NCSN++ costs, in forward passes and against matrix products; and how much of it is not the network.
+"""What a training step of NCSN++ costs, in forward passes and against matrix products; and how much
+of it is not the network.
 
-    python benchmarks/train_step.py                     # three minutes on two cores, of whose two rounds the first warms up
+    # three minutes on two cores, of whose two rounds the first warms up
+    python benchmarks/train_step.py
     python benchmarks/train_step.py --settings precision=bfloat16,compile=True --json step.json
 
-A row is a step with its settings: least time of the rounds; its time over that of a forward pass (without gradients) with the same
-settings, of which up to three are timed together, about as long as a step, for the least of short times is too good on a busy machine;
-the share of the rate of matrix products in the same precision that the operations of convolutions and products make, forwards and
-backwards, without what is computed twice (above 1, if Winograd's filtering saves more of them than all else costs); the share of the step
-that clipping, optimizer and moving average take; on a GPU the memory that PyTorch had allocated at most.
+A row is a step with its settings: least time of the rounds; its time over that of a forward pass
+(without gradients) with the same settings, of which up to three are timed together, about as long
+as a step, for the least of short times is too good on a busy machine; the share of the rate of
+matrix products in the same precision that the operations of convolutions and products make,
+forwards and backwards, without what is computed twice (above 1, if Winograd's filtering saves more
+of them than all else costs); the share of the step that clipping, optimizer and moving average
+take; on a GPU the memory that PyTorch had allocated at most.
 """
+
 import functools
 
 import torch
@@ -21,19 +26,31 @@ import sde_lib
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 CPU = ['', 'batch_size=64']
 SMALL = ['batch_size=2', 'batch_size=4,accumulation=2']  # of --quick
-GPU = ['', 'precision=bfloat16', 'precision=bfloat16,compile=True', 'precision=bfloat16,compile=True,recompute=True',
-       'precision=bfloat16,compile=True,accumulation=4']
+GPU = [
+    '',
+    'precision=bfloat16',
+    'precision=bfloat16,compile=True',
+    'precision=bfloat16,compile=True,recompute=True',
+    'precision=bfloat16,compile=True,accumulation=4',
+]
 
 
 def parse(text: str) -> dict:
     """'precision=bfloat16,compile=True' as settings of `config.training`."""
     values = dict(part.split('=') for part in text.split(',') if part)
-    return {key: dict(True_=True, False_=False).get(f'{value}_', int(value) if value.isdigit() else value) for key, value in values.items()}
+    return {
+        key: dict(True_=True, False_=False).get(
+            f'{value}_', int(value) if value.isdigit() else value
+        )
+        for key, value in values.items()
+    }
 
 
 @functools.cache
 def operations(device, quick: bool = False) -> int:
-    """Of a step, for one image, with the plainest settings: nothing is compiled or run anew for its gradients."""
+    """Of a step, for one image, with the plainest settings: nothing is compiled or run anew for its
+    gradients.
+    """
     config = ncsnpp(device, quick, batch_size=1)
     step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config))
     state, (x, _) = run_lib.create_state(config), inputs(config, 1)
@@ -48,7 +65,9 @@ def measure(setting: dict, args) -> dict:
     dtype, batch = DTYPES[config.training.precision], config.training.batch_size
     state, (x, labels) = run_lib.create_state(config), inputs(config, batch)
     optimize, count = losses.optimization_manager(config), 3 if gpu else max(1, 96 // batch)
-    step = losses.get_step_fn(sde_lib.get_sde(config), True, optimize, accumulation=config.training.accumulation)
+    step = losses.get_step_fn(
+        sde_lib.get_sde(config), True, optimize, accumulation=config.training.accumulation
+    )
 
     @torch.no_grad()
     def forwards():
@@ -70,22 +89,48 @@ def measure(setting: dict, args) -> dict:
     times = interleaved(ways, args.device, args.repeats, warmup=1 if gpu else 0)
     best = {name: min(times[name]) for name in ('forwards', 'step', 'update')}
     forward = best['forwards'] / count
-    return dict(setting=', '.join(f'{key}={value}' for key, value in setting.items() if key != 'batch_size') or 'as configured',
-                batch=batch, seconds=best['step'], images_per_second=batch / best['step'], forwards=best['step'] / forward,
-                of_products=work / best['step'] / products.rate(times, dtype), update=best['update'] / best['step'], memory=memory,
-                forward_seconds=forward, rate_tflops=products.rate(times, dtype) / 1e12)
+    return dict(
+        setting=', '.join(f'{key}={value}' for key, value in setting.items() if key != 'batch_size')
+        or 'as configured',
+        batch=batch,
+        seconds=best['step'],
+        images_per_second=batch / best['step'],
+        forwards=best['step'] / forward,
+        of_products=work / best['step'] / products.rate(times, dtype),
+        update=best['update'] / best['step'],
+        memory=memory,
+        forward_seconds=forward,
+        rate_tflops=products.rate(times, dtype) / 1e12,
+    )
 
 
 def main():
     parser = arguments(__doc__, repeats=2)
-    parser.add_argument('--settings', action='append', help="of config.training, such as precision=bfloat16,batch_size=64; may be repeated")
+    parser.add_argument(
+        '--settings',
+        action='append',
+        help='of config.training, such as precision=bfloat16,batch_size=64; may be repeated',
+    )
     args = parse_args(parser, repeats=1)
-    settings = args.settings or (SMALL if args.quick else GPU if args.device.startswith('cuda') else CPU)
+    settings = args.settings or (
+        SMALL if args.quick else GPU if args.device.startswith('cuda') else CPU
+    )
     rows = [measure(parse(setting), args) for setting in settings]
-    show(args, 'NCSN++ training step, with dropout', rows, {
-        'setting': ('setting', '{}'), 'batch': ('batch', '{}'), 'seconds': ('seconds', '{:.3f}'),
-        'images/s': ('images_per_second', '{:.1f}'), 'forwards': ('forwards', '{:.2f}'), 'of products': ('of_products', '{:.2f}'),
-        'of it clip, Adam, EMA': ('update', '{:.1%}'), 'memory, GiB': ('memory', '{:.1f}')})
+    show(
+        args,
+        'NCSN++ training step, with dropout',
+        rows,
+        {
+            'setting': ('setting', '{}'),
+            'batch': ('batch', '{}'),
+            'seconds': ('seconds', '{:.3f}'),
+            'images/s': ('images_per_second', '{:.1f}'),
+            'forwards': ('forwards', '{:.2f}'),
+            'of products': ('of_products', '{:.2f}'),
+            'of it clip, Adam, EMA': ('update', '{:.1%}'),
+            'memory, GiB': ('memory', '{:.1f}'),
+        },
+    )
 
 
 if __name__ == '__main__':

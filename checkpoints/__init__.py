@@ -1,4 +1,5 @@
 """Training states in files, and the formats of other programs."""
+
 from checkpoints.files import (
     Saver,
     config_of,
@@ -15,5 +16,18 @@ from checkpoints.files import (
     wait_for,
 )
 
-__all__ = ['Saver', 'config_of', 'find_resumable', 'latest', 'load', 'only_writer', 'previous', 'restore', 'resume_path', 'save',
-           'snapshot_numbers', 'snapshot_path', 'wait_for']
+__all__ = [
+    'Saver',
+    'config_of',
+    'find_resumable',
+    'latest',
+    'load',
+    'only_writer',
+    'previous',
+    'restore',
+    'resume_path',
+    'save',
+    'snapshot_numbers',
+    'snapshot_path',
+    'wait_for',
+]

@@ -1,8 +1,11 @@
-"""Training states in files: {'optimizer', 'model', 'ema', 'step'}, as the 2021 release writes them, and `rng` where training saved it.
+"""Training states in files: {'optimizer', 'model', 'ema', 'step'}, as the 2021 release writes them,
+and `rng` where training saved it.
 
-Files are written atomically (temporary file, then rename). Loading never executes code from the file and also accepts the formats in
-`checkpoints.formats`. It is strict: missing and unexpected keys raise CheckpointError.
+Files are written atomically (temporary file, then rename). Loading never executes code from the
+file and also accepts the formats in `checkpoints.formats`. It is strict: missing and unexpected
+keys raise CheckpointError.
 """
+
 import concurrent.futures
 import contextlib
 import fcntl
@@ -24,19 +27,28 @@ from runtime.errors import CheckpointError, UserError
 
 
 def save(path, state: dict, keep_previous: bool = False):
-    """Writes the state dicts of `state['optimizer']`, `['model']` and `['ema']`, and whatever else `state` holds, to `path`.
+    """Writes the state dicts of `state['optimizer']`, `['model']` and `['ema']`, and whatever else
+    `state` holds, to `path`.
 
-    With `keep_previous` the file that was there before stays, as `previous(path)`. CheckpointError where it cannot be written: what was
-    there is then as it was.
+    With `keep_previous` the file that was there before stays, as `previous(path)`. CheckpointError
+    where it cannot be written: what was there is then as it was.
     """
     _write(pathlib.Path(path), _content(state), keep_previous)
 
 
 def _content(state: dict) -> dict:
-    """What a file holds. Adam's `fused` stays out: it is about this process, and another program may step other tensors with it."""
-    content = {key: value.state_dict() if hasattr(value, 'state_dict') else value for key, value in state.items()}
+    """What a file holds. Adam's `fused` stays out: it is about this process, and another program
+    may step other tensors with it.
+    """
+    content = {
+        key: value.state_dict() if hasattr(value, 'state_dict') else value
+        for key, value in state.items()
+    }
     if 'optimizer' in content:
-        groups = [{key: value for key, value in group.items() if key != 'fused'} for group in content['optimizer']['param_groups']]
+        groups = [
+            {key: value for key, value in group.items() if key != 'fused'}
+            for group in content['optimizer']['param_groups']
+        ]
         content['optimizer'] = content['optimizer'] | dict(param_groups=groups)
     return content
 
@@ -51,11 +63,14 @@ def _mapped(fn, content):
 
 
 def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
-    partial, linked = (path.with_name(f'{path.name}.{os.getpid()}.{kind}') for kind in ('partial', 'link'))
+    partial, linked = (
+        path.with_name(f'{path.name}.{os.getpid()}.{kind}') for kind in ('partial', 'link')
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, 'w+b') as file:
-            # Contiguous: a fused Adam pairs moments with weights by their place in memory, and programs of others have contiguous weights.
+            # Contiguous: a fused Adam pairs moments with weights by their place in memory, and
+            # programs of others have contiguous weights.
             torch.save(_mapped(torch.Tensor.contiguous, content), file)
             torch_zip.seal(file)
             file.flush()
@@ -69,10 +84,21 @@ def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
                 os.replace(linked, previous(path))
         os.replace(partial, path)
         _sync(path.parent)
-    except (OSError, RuntimeError) as error:  # RuntimeError: of PyTorch's writer, when the file takes no more
-        cause = error if isinstance(error, OSError) else error.__context__ if isinstance(error.__context__, OSError) else error
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # RuntimeError: of PyTorch's writer, when the file takes no more
+        cause = (
+            error
+            if isinstance(error, OSError)
+            else error.__context__
+            if isinstance(error.__context__, OSError)
+            else error
+        )
         reason = getattr(cause, 'strerror', None) or str(cause).splitlines()[0]
-        raise CheckpointError(f'{path} cannot be written: {reason}. Earlier checkpoints are as they were') from error
+        raise CheckpointError(
+            f'{path} cannot be written: {reason}. Earlier checkpoints are as they were'
+        ) from error
     finally:
         for leftover in (partial, linked):
             leftover.unlink(missing_ok=True)
@@ -99,10 +125,11 @@ def previous(path) -> pathlib.Path:
 
 
 class Saver:
-    """Save in a background thread while training continues: `save` only copies the state and returns.
+    """Save in a background thread while training continues: `save` only copies the state and
+    returns.
 
-    At most one save waits for the one being written; another call of `save` blocks. Errors are raised by the next `save` or `wait`, at the
-    latest at the end of the `with` block.
+    At most one save waits for the one being written; another call of `save` blocks. Errors are
+    raised by the next `save` or `wait`, at the latest at the end of the `with` block.
     """
 
     def __enter__(self):
@@ -120,7 +147,9 @@ class Saver:
             self._pending.pop(0).result()
 
     def save(self, path, state: dict, keep_previous: bool = False, keep: int = 0):
-        """As the function `save`; of numbered snapshots at most `keep` stay (0: all), the newest."""
+        """As the function `save`; of numbered snapshots at most `keep` stay (0: all), the
+        newest.
+        """
         self.wait(1)
         content = _copied(_content(state))
 
@@ -128,28 +157,40 @@ class Saver:
             _write(pathlib.Path(path), content, keep_previous)
             for old in _numbered(pathlib.Path(path).parent)[:-keep] if keep else ():
                 old.unlink()
+
         self._pending.append(self._pool.submit(work))
 
 
 def _copied(content):
     """A contiguous copy in host memory, which later steps do not change."""
-    return _mapped(lambda tensor: tensor.detach().to('cpu', copy=True, memory_format=torch.contiguous_format), content)
+    return _mapped(
+        lambda tensor: tensor.detach().to('cpu', copy=True, memory_format=torch.contiguous_format),
+        content,
+    )
 
 
 def _numbered(folder) -> list[pathlib.Path]:
     """The snapshots in a folder, in the order of their numbers."""
-    snapshots = [path for path in pathlib.Path(folder).glob('checkpoint_*.pth') if re.fullmatch(r'checkpoint_\d+', path.stem)]
+    snapshots = [
+        path
+        for path in pathlib.Path(folder).glob('checkpoint_*.pth')
+        if re.fullmatch(r'checkpoint_\d+', path.stem)
+    ]
     return sorted(snapshots, key=lambda path: int(path.stem.rpartition('_')[2]))
 
 
 def snapshot_numbers(workdir) -> list[int]:
     """The numbers of the snapshots in a work directory, in increasing order."""
-    return [int(path.stem.rpartition('_')[2]) for path in _numbered(pathlib.Path(workdir, 'checkpoints'))]
+    return [
+        int(path.stem.rpartition('_')[2])
+        for path in _numbered(pathlib.Path(workdir, 'checkpoints'))
+    ]
 
 
 @contextlib.contextmanager
 def only_writer(folder, what: str = 'training', flag: str = '--workdir'):
-    """Lock a folder against a second process that writes into it, here or on a machine that shares the file system's locks.
+    """Lock a folder against a second process that writes into it, here or on a machine that shares
+    the file system's locks.
 
     The lock ends with the process, however that ends. It is the file '{what}.lock'.
 
@@ -168,11 +209,22 @@ def only_writer(folder, what: str = 'training', flag: str = '--workdir'):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(f'another {what} is running in {folder} ({file.read().strip() or "unknown process"}): '
-                            f'wait for it, stop it, or choose another {flag}') from error
+            raise UserError(
+                f'another {what} is running in {folder} '
+                f'({file.read().strip() or "unknown process"}): '
+                f'wait for it, stop it, or choose another {flag}'
+            ) from error
         except OSError as error:
-            logging.warning('Could not lock %s (%s): a second %s there is not prevented.', folder, error.strerror, what)
-        for leftover in [*path.parent.glob('checkpoints*/*.partial'), *path.parent.glob('checkpoints*/*.link')]:
+            logging.warning(
+                'Could not lock %s (%s): a second %s there is not prevented.',
+                folder,
+                error.strerror,
+                what,
+            )
+        for leftover in [
+            *path.parent.glob('checkpoints*/*.partial'),
+            *path.parent.glob('checkpoints*/*.link'),
+        ]:
             leftover.unlink()  # of a process that was killed
         file.truncate(0)
         file.write(f'process {os.getpid()} on {platform.node()}')
@@ -195,7 +247,9 @@ def load(path, device='cpu') -> dict:
 
 
 def config_of(path) -> ConfigDict | None:
-    """The config in a checkpoint of any dialect, beside its weights, or in its work directory; None if there is none."""
+    """The config in a checkpoint of any dialect, beside its weights, or in its work directory; None
+    if there is none.
+    """
     path = pathlib.Path(path)
     if formats.guess(path) == 'pytorch' and 'config' in (content := torch_zip.load(path)):
         return stored.from_dict(json.loads(content['config']))
@@ -212,12 +266,19 @@ def _listed(names, most: int = 4) -> str:
 
 
 def _fitted(path, model, loaded: dict, what: str = 'it') -> dict:
-    """The tensors of a file under the model's own names, with or without 'module.', if they are all there in the right shapes."""
+    """The tensors of a file under the model's own names, with or without 'module.', if they are all
+    there in the right shapes.
+    """
     own = model.state_dict()
     prefix = 'module.' if all(key.startswith('module.') for key in own) else ''
     loaded = {prefix + key.removeprefix('module.'): value for key, value in loaded.items()}
-    shapes = {key: (tuple(loaded[key].shape), tuple(own[key].shape)) for key in own if key in loaded}
-    missing, unknown = [key for key in own if key not in loaded], [key for key in loaded if key not in own]
+    shapes = {
+        key: (tuple(loaded[key].shape), tuple(own[key].shape)) for key in own if key in loaded
+    }
+    missing, unknown = (
+        [key for key in own if key not in loaded],
+        [key for key in loaded if key not in own],
+    )
     wrong = [key for key, (there, here) in shapes.items() if there != here]
     faults = []
     if missing:
@@ -226,12 +287,23 @@ def _fitted(path, model, loaded: dict, what: str = 'it') -> dict:
         faults.append(f'{what} has the unexpected keys {_listed(unknown)}')
     if wrong:
         there, here = shapes[wrong[0]]
-        faults.append(f'{len(wrong)} shapes differ, first {wrong[0]}: {there} in the file, {here} in the network')
+        faults.append(
+            f'{len(wrong)} shapes differ, first {wrong[0]}: {there} in the file, {here} '
+            'in the network'
+        )
     if faults:
-        raise CheckpointError(f'{path} does not match the network of the config: {"; ".join(faults)}', [
-            *(f'missing: {key} {tuple(own[key].shape)}' for key in missing),
-            *(f'unexpected: {key} {tuple(loaded[key].shape)}' for key in unknown),
-            *(f'shape mismatch: {key} {shapes[key][0]} in the file, {shapes[key][1]} in the network' for key in wrong)])
+        raise CheckpointError(
+            f'{path} does not match the network of the config: {"; ".join(faults)}',
+            [
+                *(f'missing: {key} {tuple(own[key].shape)}' for key in missing),
+                *(f'unexpected: {key} {tuple(loaded[key].shape)}' for key in unknown),
+                *(
+                    f'shape mismatch: {key} {shapes[key][0]} in the file, {shapes[key][1]} in the '
+                    'network'
+                    for key in wrong
+                ),
+            ],
+        )
     return loaded
 
 
@@ -241,19 +313,30 @@ def _average(path, model, weights: dict, average: dict) -> dict:
     parameters = list(model.named_parameters())
     untrained = [name for name, parameter in parameters if not parameter.requires_grad]
     of_its_own = any(not torch.equal(named[name], weights[name]) for name in untrained)
-    return {key: value for key, value in average.items() if key != 'named'} | dict(
-        num_updates=None, shadow_params=[named[name] for name, parameter in parameters if parameter.requires_grad]) | (
-        dict(untrained=[named[name] for name in untrained]) if of_its_own else {})
+    return (
+        {key: value for key, value in average.items() if key != 'named'}
+        | dict(
+            num_updates=None,
+            shadow_params=[
+                named[name] for name, parameter in parameters if parameter.requires_grad
+            ],
+        )
+        | (dict(untrained=[named[name] for name in untrained]) if of_its_own else {})
+    )
 
 
 def restore(path, state: dict, device='cpu', optional=('rng',), content=None, config=None) -> dict:
-    """Loads every entry of `state` (model, ema, optimizer in place) from a file or folder of any of the `formats` and returns `state`.
+    """Loads every entry of `state` (model, ema, optimizer in place) from a file or folder of any of
+    the `formats` and returns `state`.
 
-    What is `optional` may be missing (published files lack `rng`): the optimizer is then as it was, `rng` None. CheckpointError, with
-    nothing changed, where anything else is missing or does not fit. `content`: what `formats.read` returned for `path`, if it was read
-    before. `config`: UserError if it defines another model than the config in the file, if there is one.
+    What is `optional` may be missing (published files lack `rng`): the optimizer is then as it was,
+    `rng` None. CheckpointError, with nothing changed, where anything else is missing or does not
+    fit. `content`: what `formats.read` returned for `path`, if it was read before. `config`:
+    UserError if it defines another model than the config in the file, if there is one.
     """
-    content = dict(content or formats.read(path, getattr(state['model'], 'module', state['model']), device))
+    content = dict(
+        content or formats.read(path, getattr(state['model'], 'module', state['model']), device)
+    )
     if config is not None and 'config' in content:
         stored.check(config, ConfigDict(json.loads(content['config'])), path)
     model = _fitted(path, state['model'], content['model'])
@@ -267,9 +350,13 @@ def restore(path, state: dict, device='cpu', optional=('rng',), content=None, co
             groups = state['optimizer'].param_groups, content['optimizer']['param_groups']
             counts = [[len(group['params']) for group in part] for part in groups]
             if counts[0] != counts[1]:
-                raise ValueError(f'the optimizer in it has {counts[1]} parameters, that of the config {counts[0]}')
+                raise ValueError(
+                    f'the optimizer in it has {counts[1]} parameters, that of the '
+                    f'config {counts[0]}'
+                )
             for own, group in zip(*groups):
-                group.update({key: value for key, value in own.items() if key not in group})  # what the file does not tell
+                # what the file does not tell
+                group.update({key: value for key, value in own.items() if key not in group})
                 group['fused'] = own.get('fused')  # how it computes is no matter of the file
         if 'ema' in state:
             state['ema'].load_state_dict({'decay': state['ema'].decay} | content['ema'])
@@ -278,7 +365,8 @@ def restore(path, state: dict, device='cpu', optional=('rng',), content=None, co
     state['model'].load_state_dict(model)
     if has_optimizer:
         state['optimizer'].load_state_dict(content['optimizer'])
-        for parameter, values in state['optimizer'].state.items():  # moments in the layout of their parameters: fused steps rely on it
+        # moments in the layout of their parameters: fused steps rely on it
+        for parameter, values in state['optimizer'].state.items():
             for key, value in values.items():
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
@@ -299,7 +387,10 @@ def wait_for(path, minutes: float, poll_seconds: float = 10.0) -> pathlib.Path:
         logging.info('Waiting up to %g minutes for %s.', minutes, path)
     while not path.is_file():
         if time.monotonic() >= deadline:
-            raise CheckpointError(f'there is no checkpoint {path}' + (f' after {minutes:g} minutes of waiting' if minutes > 0 else ''))
+            raise CheckpointError(
+                f'there is no checkpoint {path}'
+                + (f' after {minutes:g} minutes of waiting' if minutes > 0 else '')
+            )
         time.sleep(min(poll_seconds, max(0.0, deadline - time.monotonic())))
     return path
 
@@ -310,7 +401,8 @@ def resume_path(workdir) -> pathlib.Path:
 
 
 def find_resumable(workdir) -> pathlib.Path | None:
-    """The checkpoint to resume from: the latest, or the previous one (with a warning) if the latest is corrupt. None if there is none.
+    """The checkpoint to resume from: the latest, or the previous one (with a warning) if the latest
+    is corrupt. None if there is none.
 
     A corrupt latest file is renamed, so that it never replaces the previous one.
 
@@ -329,15 +421,25 @@ def find_resumable(workdir) -> pathlib.Path | None:
             raise
         load(before)
         os.replace(path, aside)
-        logging.warning('%s. Resuming from the previous checkpoint %s; the corrupt file was renamed to %s.', error, before, aside)
+        logging.warning(
+            '%s. Resuming from the previous checkpoint %s; the corrupt file was renamed to %s.',
+            error,
+            before,
+            aside,
+        )
         return before
 
 
 def latest(workdir) -> pathlib.Path:
-    """The snapshot with the largest number, or where there is none the file to resume from; CheckpointError without either."""
+    """The snapshot with the largest number, or where there is none the file to resume from;
+    CheckpointError without either.
+    """
     folder = pathlib.Path(workdir, 'checkpoints')
     if snapshots := _numbered(folder):
         return snapshots[-1]
     if resume_path(workdir).is_file():
         return resume_path(workdir)
-    raise CheckpointError(f'found no checkpoint in {folder} or at {resume_path(workdir)}: train first, or pass a checkpoint file')
+    raise CheckpointError(
+        f'found no checkpoint in {folder} or at {resume_path(workdir)}: train '
+        'first, or pass a checkpoint file'
+    )

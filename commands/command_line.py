@@ -1,8 +1,10 @@
 """What the commands share: flags, of which one is a config, and the log.
 
-    flags.DEFINE_string('config', None, 'The config file.')
-    app.run(main, flags_parser=command_line.parse_flags)      # in `main`, FLAGS.config is the config, with the values of the command line
+flags.DEFINE_string('config', None, 'The config file.')
+app.run(main, flags_parser=command_line.parse_flags)      # in `main`, FLAGS.config is the
+config, with the values of the command line
 """
+
 import ast
 import contextlib
 import difflib
@@ -22,7 +24,8 @@ from ml_collections import ConfigDict
 from runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-INPUTS = ('checkpoint', 'input', 'classifier', 'reference')  # flags that name files or folders which must exist
+# flags that name files or folders which must exist
+INPUTS = ('checkpoint', 'input', 'classifier', 'reference')
 PATHS = ('workdir', 'eval_folder', 'output', 'mask', *INPUTS)
 
 
@@ -31,16 +34,20 @@ class Console(logging.Handler):
 
     def emit(self, record):
         from tqdm import tqdm
+
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def parse_flags(argv) -> list[str]:
-    """Parse `argv` into absl's flags and return the arguments that are no flags, after the program's name.
+    """Parse `argv` into absl's flags and return the arguments that are no flags, after the
+    program's name.
 
-    `--config=FILE[:ARGUMENT]` becomes the config that `get_config(ARGUMENT)` of the file returns, locked, with the values of
-    `--config.section.key=value`. Exits with one line for each fault, and with 0 after `--help`.
+    `--config=FILE[:ARGUMENT]` becomes the config that `get_config(ARGUMENT)` of the file returns,
+    locked, with the values of `--config.section.key=value`. Exits with one line for each fault, and
+    with 0 after `--help`.
     """
     from configs import rules
+
     known = flags.FLAGS
     given, overrides = _without_overrides(known.read_flags_from_files(argv, force_gnu=False))
     given, faults = _without_faults(given)
@@ -51,17 +58,28 @@ def parse_flags(argv) -> list[str]:
         sys.exit(0)
     except flags.Error as error:
         rest, named = [], {fault.partition('=')[0] for fault in faults}
-        faults += [fault for fault in map(_in_short, str(error).splitlines()) if fault.partition(' ')[0] not in named]
+        faults += [
+            fault
+            for fault in map(_in_short, str(error).splitlines())
+            if fault.partition(' ')[0] not in named
+        ]
     for name in (name for name in PATHS if name in known and known[name].value):
         known[name].value = rules.expanded(known[name].value)
         if name in INPUTS and not os.path.exists(known[name].value):
             faults.append(f'--{name}={known[name].value}: not found')
     workdir = _values(given).get('workdir')
-    faults = [f'{fault}: {workdir} has no config.json' if workdir and fault == '--config is missing' else fault for fault in faults]
+    faults = [
+        f'{fault}: {workdir} has no config.json'
+        if workdir and fault == '--config is missing'
+        else fault
+        for fault in faults
+    ]
     config = None
     try:
         config = load_config(known['config'].value) if known['config'].value else None
-        faults += [fault for key, text in overrides if config for fault in _override(config, key, text)]
+        faults += [
+            fault for key, text in overrides if config for fault in _override(config, key, text)
+        ]
     except UserError as error:
         faults += str(error).splitlines()
     if faults:
@@ -76,12 +94,15 @@ def parse_flags(argv) -> list[str]:
     return rest
 
 
-# Flags ---------------------------------------------------------------------------------------------------------------------
+# Flags --------------------------------------------------------------------------------------------
 
 
 def _without_overrides(argv) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """The arguments without those like `--config.model.nf=64`, and these as pairs ('model.nf', '64'), with None for a missing value."""
+    """The arguments without those like `--config.model.nf=64`, and these as pairs ('model.nf',
+    '64'), with None for a missing value.
+    """
     from configs import rules
+
     given, overrides, rest = [], [], list(argv)
     while rest:
         argument = rest.pop(0)
@@ -105,12 +126,19 @@ def _without_overrides(argv) -> tuple[list[str], list[tuple[str, str | None]]]:
 
 def _values(argv) -> dict[str, str]:
     """The values of the flags among arguments of the form `--name=value`."""
-    return dict(argument.lstrip('-').split('=', 1) for argument in argv if argument.startswith('-') and '=' in argument)
+    return dict(
+        argument.lstrip('-').split('=', 1)
+        for argument in argv
+        if argument.startswith('-') and '=' in argument
+    )
 
 
 def _stored_config(argv) -> list[str]:
-    """The flag `--config` for the config in the work directory, if there is one and the arguments (`--name=value`) name no config."""
+    """The flag `--config` for the config in the work directory, if there is one and the arguments
+    (`--name=value`) name no config.
+    """
     from configs import rules
+
     values = _values(argv)
     path = pathlib.Path(rules.expanded(values.get('workdir', '')), 'config.json')
     found = 'workdir' in values and 'config' not in values and path.is_file()
@@ -118,17 +146,27 @@ def _stored_config(argv) -> list[str]:
 
 
 def _without_faults(argv) -> tuple[list[str], list[str]]:
-    """The arguments without unknown flags and flags of a wrong value, and one sentence for each of these."""
+    """The arguments without unknown flags and flags of a wrong value, and one sentence for each of
+    these.
+    """
     known, kept, faults, rest = flags.FLAGS, [], [], list(argv)
     while rest:
         argument = rest.pop(0)
         name, equals, text = argument.lstrip('-').partition('=')
         if argument == '--':
             return [*kept, argument, *rest], faults
-        if not argument.startswith('-') or name.removeprefix('no') in known and known[name.removeprefix('no')].boolean and not equals:
+        if (
+            not argument.startswith('-')
+            or name.removeprefix('no') in known
+            and known[name.removeprefix('no')].boolean
+            and not equals
+        ):
             kept.append(argument)
         elif name not in known:
-            faults.append(f'--{name} is not a known flag' + _suggestion(f'--{name}', [f'--{other}' for other in known]))
+            faults.append(
+                f'--{name} is not a known flag'
+                + _suggestion(f'--{name}', [f'--{other}' for other in known])
+            )
         elif not equals and not rest:
             faults.append(f'--{name}= needs a value')
         else:
@@ -137,7 +175,11 @@ def _without_faults(argv) -> tuple[list[str], list[str]]:
                 parser.parse(text)
                 kept.append(f'--{name}={text}')
             except (ValueError, TypeError):
-                expected = f'one of {", ".join(parser.enum_values)}' if hasattr(parser, 'enum_values') else parser.syntactic_help
+                expected = (
+                    f'one of {", ".join(parser.enum_values)}'
+                    if hasattr(parser, 'enum_values')
+                    else parser.syntactic_help
+                )
                 faults.append(f'--{name}={text}: expected {expected or parser.flag_type()}')
     return kept, faults
 
@@ -145,7 +187,11 @@ def _without_faults(argv) -> tuple[list[str], list[str]]:
 def _in_short(message: str) -> str:
     """A line of absl's in our words."""
     about, _, reason = message.partition(': ')
-    return f'{about.removeprefix("flag ").partition("=")[0]} is missing' if 'value other than None' in reason else reason or message
+    return (
+        f'{about.removeprefix("flag ").partition("=")[0]} is missing'
+        if 'value other than None' in reason
+        else reason or message
+    )
 
 
 def _suggestion(name: str, known) -> str:
@@ -154,22 +200,33 @@ def _suggestion(name: str, known) -> str:
 
 
 def _override(config, key: str, text: str | None) -> list[str]:
-    """Set a key of the config to the value that `text` stands for; return what is wrong with the key.
+    """Set a key of the config to the value that `text` stands for; return what is wrong with the
+    key.
 
     A value that breaks the rule of its key is set too: preflight.py reports all of these together.
     """
     from configs import rules
+
     section, _, name = key.rpartition('.')
     place, rule = config, rules.of(key)
     for part in filter(None, section.split('.')):
         place = place.get(part) if hasattr(place, 'keys') else None
     old = place.get(name) if hasattr(place, 'keys') else None
     if not hasattr(place, 'keys') or rule is None and name not in place:
-        names = [f'config.{part}.{name}' if name else f'config.{part}' for part in config
-                 for name in (config[part] if hasattr(config[part], 'keys') else [''])]
-        return [f'config.{key} is not a known key' + (_suggestion(f'config.{key}', names) or ': see configs/defaults.py')]
+        names = [
+            f'config.{part}.{name}' if name else f'config.{part}'
+            for part in config
+            for name in (config[part] if hasattr(config[part], 'keys') else [''])
+        ]
+        return [
+            f'config.{key} is not a known key'
+            + (_suggestion(f'config.{key}', names) or ': see configs/defaults.py')
+        ]
     if hasattr(old, 'keys'):
-        return [f'config.{key} is a section: expected a key in it, such as --config.{key}.{next(iter(old), "key")}=...']
+        return [
+            f'config.{key} is a section: expected a key in it, such as '
+            f'--config.{key}.{next(iter(old), "key")}=...'
+        ]
     found = [*_readings(text, bool if rule is rules.FLAG else type(old))]
     if rule is None and not isinstance(found[0], type(old)) and old is not None:
         return [f'config.{key}={text}: expected a value like {old!r}']
@@ -183,7 +240,9 @@ def _readings(text: str | None, kind: type):
     if text is None:
         yield from [True] * (kind is bool)
         text = ''
-    parser = {bool: flags.BooleanParser, int: flags.IntegerParser, float: flags.FloatParser}.get(kind)
+    parser = {bool: flags.BooleanParser, int: flags.IntegerParser, float: flags.FloatParser}.get(
+        kind
+    )
     with contextlib.suppress(ValueError):
         yield from [parser().parse(text)] if parser else [text] * (kind is str)
     with contextlib.suppress(ValueError, SyntaxError):
@@ -193,23 +252,29 @@ def _readings(text: str | None, kind: type):
     yield text
 
 
-# The config ----------------------------------------------------------------------------------------------------------------
+# The config ---------------------------------------------------------------------------------------
 
 
 def load_config(location: str) -> ConfigDict:
     """Execute a config file, once, and return what its `get_config` returns.
 
-    Its values may have any type: preflight.py reports all that are wrong. Modules beside the file can be imported from it.
+    Its values may have any type: preflight.py reports all that are wrong. Modules beside the file
+    can be imported from it.
 
     Args:
         location: 'FILE' or 'FILE:ARGUMENT', where the argument is one of `get_config`.
 
     Raises:
-        UserError: if there is no such file, or it has no `get_config`, or does with a config what cannot be done.
+        UserError: if there is no such file, or it has no `get_config`, or does with a config what
+            cannot be done.
     """
     from configs import rules
+
     path, _, argument = location.partition(':')
-    path, arguments = pathlib.Path(rules.expanded(path)), [rules.expanded(argument)] * bool(argument)
+    path, arguments = (
+        pathlib.Path(rules.expanded(path)),
+        [rules.expanded(argument)] * bool(argument),
+    )
     if not path.is_file():
         raise UserError(f'--config={path}: not found')
     try:
@@ -223,29 +288,46 @@ def load_config(location: str) -> ConfigDict:
     except ModuleNotFoundError as error:
         raise UserError(f'--config={location}: {error}') from error
     except SyntaxError as error:
-        raise UserError(f'--config={location}: {error.filename}, line {error.lineno}: {error.msg}') from error
+        raise UserError(
+            f'--config={location}: {error.filename}, line {error.lineno}: {error.msg}'
+        ) from error
     except (AttributeError, KeyError, TypeError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if 'ml_collections' not in frames[-1].filename and frames[-1].filename != __file__:
             raise  # a fault of the file's own code
-        lines = [f', line {frame.lineno}' for frame in frames if pathlib.Path(frame.filename) == path.resolve()]
+        lines = [
+            f', line {frame.lineno}'
+            for frame in frames
+            if pathlib.Path(frame.filename) == path.resolve()
+        ]
         reason = str(error.args[0]).partition('\n')[0].strip('"')
         raise UserError(f'--config={location}{lines[-1] if lines else ""}: {reason}') from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f'--config={location}: get_config must return an ml_collections.ConfigDict, got {type(config).__name__}')
+        raise UserError(
+            f'--config={location}: get_config must return an '
+            f'ml_collections.ConfigDict, got {type(config).__name__}'
+        )
     return config
 
 
 def _module(path: pathlib.Path):
-    """The module of a Python file under a name of its own: its dotted one within a package of this repository."""
+    """The module of a Python file under a name of its own: its dotted one within a package of this
+    repository.
+    """
     path = path.resolve()
     with contextlib.suppress(ValueError):
         parts = path.relative_to(ROOT).with_suffix('').parts
         folders = [ROOT.joinpath(*parts[:i]) for i in range(1, len(parts))]
-        if all(part.isidentifier() for part in parts) and all((folder / '__init__.py').is_file() for folder in folders):
+        if all(part.isidentifier() for part in parts) and all(
+            (folder / '__init__.py').is_file() for folder in folders
+        ):
             return importlib.import_module('.'.join(parts))
     other = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
-    name = path.stem if path.stem.isidentifier() and (other is None or other.origin == str(path)) else f'config of {path.stem}'
+    name = (
+        path.stem
+        if path.stem.isidentifier() and (other is None or other.origin == str(path))
+        else f'config of {path.stem}'
+    )
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # last: the library's own modules come first
     spec = importlib.util.spec_from_file_location(name, path)
@@ -256,7 +338,9 @@ def _module(path: pathlib.Path):
 
 @contextlib.contextmanager
 def _any_type():
-    """Within the block configs take values of other types than they had, which they otherwise refuse one at a time."""
+    """Within the block configs take values of other types than they had, which they otherwise
+    refuse one at a time.
+    """
     assign = ConfigDict.__setitem__
 
     def set_item(self, key, value):
@@ -265,6 +349,7 @@ def _any_type():
         except TypeError:
             with self.ignore_type():
                 assign(self, key, value)
+
     ConfigDict.__setitem__ = set_item
     try:
         yield
@@ -272,11 +357,12 @@ def _any_type():
         ConfigDict.__setitem__ = assign
 
 
-# The log -------------------------------------------------------------------------------------------------------------------
+# The log ------------------------------------------------------------------------------------------
 
 
 def log_to(path, in_full: bool = True):
-    """Log to the console and, if `path` is given, append to the file there, which is opened at the first line.
+    """Log to the console and, if `path` is given, append to the file there, which is opened at the
+    first line.
 
     Args:
         path: Log file, or None.
@@ -284,8 +370,17 @@ def log_to(path, in_full: bool = True):
     """
     root = logging.getLogger()
     root.handlers.clear()
-    for handler in (Console(), *([logging.handlers.WatchedFileHandler(path, delay=True, errors='backslashreplace')] if path else [])):
-        handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%Y-%m-%d %H:%M:%S'))
+    for handler in (
+        Console(),
+        *(
+            [logging.handlers.WatchedFileHandler(path, delay=True, errors='backslashreplace')]
+            if path
+            else []
+        ),
+    ):
+        handler.setFormatter(
+            logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%Y-%m-%d %H:%M:%S')
+        )
         root.addHandler(handler)
     absl_logging.set_verbosity(absl_logging.INFO if in_full else absl_logging.WARNING)
 

@@ -1,4 +1,7 @@
-"""Samples as commands draw them: in batches that several processes share, with progress, as 8-bit images."""
+"""Samples as commands draw them: in batches that several processes share, with progress, as 8-bit
+images.
+"""
+
 import contextlib
 import math
 import time
@@ -21,17 +24,25 @@ def to_images(samples: torch.Tensor, config) -> np.ndarray:
     """Samples (B, C, H, W) in [0, 1] as 8-bit images (B, H, W, C)."""
     images = samples.permute(0, 2, 3, 1).cpu().numpy()
     if not np.isfinite(images).all():
-        logging.warning('%d of %d samples are not finite.', (~np.isfinite(images).all((1, 2, 3))).sum(), len(images))
-    return datasets.to_uint8(images, datasets.get_levels(config), config.data.uniform_dequantization)
+        logging.warning(
+            '%d of %d samples are not finite.',
+            (~np.isfinite(images).all((1, 2, 3))).sum(),
+            len(images),
+        )
+    return datasets.to_uint8(
+        images, datasets.get_levels(config), config.data.uniform_dequantization
+    )
 
 
 def shown_evaluations(model: Score, what: str, times=None, forward: bool = False):
-    """A block in which each network evaluation counts as progress of `what` and looks for signals, see `progress.watched`.
+    """A block in which each network evaluation counts as progress of `what` and looks for signals,
+    see `progress.watched`.
 
     Args:
         model: the score model.
         what: the task, such as 'encoding 8 images'.
-        times: the times of a solver's steps. None: the solver chooses its steps, which are taken to be even in lambda_t.
+        times: the times of a solver's steps. None: the solver chooses its steps, which are taken to
+            be even in lambda_t.
         forward: whether the latter go from images to codes.
     """
     steps = times is not None
@@ -42,25 +53,35 @@ def shown_evaluations(model: Score, what: str, times=None, forward: bool = False
 
 
 def draw(model: ScoreModel, what: tuple, first: int, count: int) -> dict:
-    """Draw samples by the config's sampler: `samples`, 8-bit images (count, H, W, C), their `nfe`, the seconds it took, and for a network
-    that is conditioned on classes the `labels`, which are drawn uniformly.
+    """Draw samples by the config's sampler: `samples`, 8-bit images (count, H, W, C), their `nfe`,
+    the seconds it took, and for a network that is conditioned on classes the `labels`, which are
+    drawn uniformly.
 
-    They are those from the number `first` on of the samples called `what`: their random numbers follow from it and `config.seed`. With
-    `sampling.seed_per_image` each image has its own.
+    They are those from the number `first` on of the samples called `what`: their random numbers
+    follow from it and `config.seed`. With `sampling.seed_per_image` each image has its own.
     """
     config, number, started = model.config, model.num_classes, time.monotonic()
     seeds = [seed_of(config.seed, *what) + i for i in range(first, first + count)]
     alone, labels = config.sampling.seed_per_image, None
-    with own_randomness(config.seed, *what, first), per_image(seeds) if alone else contextlib.nullcontext():
+    with (
+        own_randomness(config.seed, *what, first),
+        per_image(seeds) if alone else contextlib.nullcontext(),
+    ):
         if number:
-            labels = torch.tensor([seed % number for seed in seeds]) if alone else torch.randint(number, (count,))
+            labels = (
+                torch.tensor([seed % number for seed in seeds])
+                if alone
+                else torch.randint(number, (count,))
+            )
         times = sampling.times_of(model.sde, model.options())
         with shown_evaluations(model, f'drawing samples {first + 1} to {first + count}', times):
             samples, nfe = (model.guided(labels) if number else model).draw(count)
             samples = to_images(samples, config)
     seconds = time.monotonic() - started
     logging.info('Drew %d samples with %d network evaluations.', count, nfe)
-    return dict(samples=samples, nfe=nfe, seconds=seconds) | (dict(labels=labels.numpy()) if number else {})
+    return dict(samples=samples, nfe=nfe, seconds=seconds) | (
+        dict(labels=labels.numpy()) if number else {}
+    )
 
 
 def batches(total: int, largest: int) -> list[tuple[int, int]]:
@@ -69,10 +90,18 @@ def batches(total: int, largest: int) -> list[tuple[int, int]]:
 
 
 def draw_all(model: ScoreModel, what: tuple, total: int, largest: int) -> list[dict]:
-    """`total` samples in batches of at most `largest`, which the processes share, for process 0. Images with random numbers of their own
-    are shared out evenly, batches only as a whole."""
+    """`total` samples in batches of at most `largest`, which the processes share, for process 0.
+    Images with random numbers of their own are shared out evenly, batches only as a whole.
+    """
     if model.config.sampling.seed_per_image:
         largest = min(largest, math.ceil(total / distributed.size()))
     parts = batches(total, largest)
-    return [part for _, part in progress(distributed.in_turns(parts, lambda batch: draw(model, what, *batch)), 'sampling',
-                                         len(parts), 'batch')]
+    return [
+        part
+        for _, part in progress(
+            distributed.in_turns(parts, lambda batch: draw(model, what, *batch)),
+            'sampling',
+            len(parts),
+            'batch',
+        )
+    ]

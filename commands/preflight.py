@@ -1,7 +1,10 @@
-"""Checks before any work starts: every fault of a config for a mode and a work directory, each in one sentence.
+"""Checks before any work starts: every fault of a config for a mode and a work directory, each in
+one sentence.
 
-First come rules for each key on its own (configs/rules.py, names in registries), then checks of keys that go together.
+First come rules for each key on its own (configs/rules.py, names in registries), then checks of
+keys that go together.
 """
+
 import os
 import pathlib
 import re
@@ -27,15 +30,23 @@ from runtime import distributed
 from runtime.errors import UserError
 from solvers import ode
 
-OWN_PARTS = ('models', 'sampling', 'solvers', 'sde_lib')  # of this library, where registered classes are
+# of this library, where registered classes are
+OWN_PARTS = ('models', 'sampling', 'solvers', 'sde_lib')
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 WITHOUT_NETWORK = ('stats', 'data', 'metrics')  # modes
 
-# What the arguments of library functions are called in a config, for sentences such as "skip_type must be one of ..., got 'x'".
-ARGUMENTS = {name: f'config.{section}.{name}' for section in ('eval', 'control', 'data', 'optim', 'training', 'model', 'sampling')
-             for name in rules.RULES[section]} | dict(
-    n_steps='config.sampling.n_steps_each', denoise='config.sampling.noise_removal', head_dim='config.model.attn_head_dim',
-    channels='channels (config.model.nf times config.model.ch_mult)')
+# What the arguments of library functions are called in a config, for sentences such as "skip_type
+# must be one of ..., got 'x'".
+ARGUMENTS = {
+    name: f'config.{section}.{name}'
+    for section in ('eval', 'control', 'data', 'optim', 'training', 'model', 'sampling')
+    for name in rules.RULES[section]
+} | dict(
+    n_steps='config.sampling.n_steps_each',
+    denoise='config.sampling.noise_removal',
+    head_dim='config.model.attn_head_dim',
+    channels='channels (config.model.nf times config.model.ch_mult)',
+)
 
 
 def check(config: ConfigDict, workdir, mode: str, checkpoint='') -> ConfigDict:
@@ -53,16 +64,27 @@ def check(config: ConfigDict, workdir, mode: str, checkpoint='') -> ConfigDict:
     Raises:
         UserError: with one line for each fault.
     """
-    missing = [section for section in SECTIONS + ('control',) * (mode == 'control')
-               if section not in config or not hasattr(config[section], 'items')]
+    missing = [
+        section
+        for section in SECTIONS + ('control',) * (mode == 'control')
+        if section not in config or not hasattr(config[section], 'items')
+    ]
     if missing:
-        raise UserError('\n'.join(f'the config is missing the section {section}: see configs/defaults.py' for section in missing))
+        raise UserError(
+            '\n'.join(
+                f'the config is missing the section {section}: see configs/defaults.py'
+                for section in missing
+            )
+        )
     _check_registered(config, workdir)
     has_network = mode not in WITHOUT_NETWORK
     refused = _refused(config, mode, has_network)
     config = complete(_without(config, refused))
     refused |= _unknown_names(config, has_network)
-    known, own_network = [key for key in refused if rules.of(key)], has_network and not _is_ours(config)
+    known, own_network = (
+        [key for key in refused if rules.of(key)],
+        has_network and not _is_ours(config),
+    )
     if workdir and has_network and not checkpoint and not refused:
         _trained(config, workdir, mode)
     faults = list(refused.values())
@@ -72,7 +94,9 @@ def check(config: ConfigDict, workdir, mode: str, checkpoint='') -> ConfigDict:
         try:
             run(config)
         except (UserError, NotImplementedError) as error:
-            faults += [_in_terms_of_config(line) for line in (str(error) or repr(error)).splitlines()]
+            faults += [
+                _in_terms_of_config(line) for line in (str(error) or repr(error)).splitlines()
+            ]
     if faults:
         raise UserError('\n'.join(dict.fromkeys(faults)))
     if own_network:
@@ -81,52 +105,99 @@ def check(config: ConfigDict, workdir, mode: str, checkpoint='') -> ConfigDict:
 
 
 def _checks(config, workdir, mode) -> list[tuple[Callable, tuple[str, ...]]]:
-    """Return pairs (check, beginnings of the keys that it reads). It is left out if one of these keys was refused."""
+    """Return pairs (check, beginnings of the keys that it reads). It is left out if one of these
+    keys was refused.
+    """
     sde = ('training.sde', 'model.sigma_', 'model.beta_', 'model.num_scales')
-    found = [] if mode == 'metrics' else [(datasets.get_levels, ('data.',))]  # metrics may be of other data
+    # metrics may be of other data
+    found = [] if mode == 'metrics' else [(datasets.get_levels, ('data.',))]
     if mode not in WITHOUT_NETWORK:
-        found += [(lambda config: _kind(config, mode), ('model.', 'training.recompute', 'sampling.guidance')),
-                  (_scaling, ('model.', 'training.')), (sde_lib.get_sde, sde)]
+        found += [
+            (
+                lambda config: _kind(config, mode),
+                ('model.', 'training.recompute', 'sampling.guidance'),
+            ),
+            (_scaling, ('model.', 'training.')),
+            (sde_lib.get_sde, sde),
+        ]
     if workdir or mode not in ('stats', 'data'):
         found += [(lambda config: _workdir(workdir), ())]
-    if {'train': _value(config, 'training.snapshot_sampling'), 'eval': _value(config, 'eval.enable_sampling'), 'sample': True,
-            'control': True}.get(mode):
+    if {
+        'train': _value(config, 'training.snapshot_sampling'),
+        'eval': _value(config, 'eval.enable_sampling'),
+        'sample': True,
+        'control': True,
+    }.get(mode):
         found += [(_sampler, ('sampling.', 'training.continuous', 'data.', 'device', *sde))]
     if mode in ('train', 'classifier', 'eval', 'stats', 'data'):
         found += [(datasets.get_source, ('data.',))]
     if mode in ('train', 'classifier'):
-        found += [(_batches, ('training.batch_size', 'training.accumulation')), (_optimizer, ('optim.',)),
-                  (_objective, ('training.', *sde))]
+        found += [
+            (_batches, ('training.batch_size', 'training.accumulation')),
+            (_optimizer, ('optim.',)),
+            (_objective, ('training.', *sde)),
+        ]
     if mode == 'eval':
-        found += [(_evaluation, ('eval.', 'data.')), (lambda config: _snapshots(config, workdir), ('eval.',))]
+        found += [
+            (_evaluation, ('eval.', 'data.')),
+            (lambda config: _snapshots(config, workdir), ('eval.',)),
+        ]
     if mode in ('stats', 'metrics'):
         found += [(lambda config: _metrics(config, with_none=False), ('eval.', 'data.'))]
     if mode not in WITHOUT_NETWORK:
-        found += [(_network, ('model.', 'data.', 'training.continuous', 'training.recompute', 'training.precision', 'device'))]
+        found += [
+            (
+                _network,
+                (
+                    'model.',
+                    'data.',
+                    'training.continuous',
+                    'training.recompute',
+                    'training.precision',
+                    'device',
+                ),
+            )
+        ]
     return found
 
 
 def _in_terms_of_config(sentence: str) -> str:
-    """Replace the names of arguments, where a sentence says what they must be or are, by the keys of the config."""
-    return re.sub(r'(?<![\w.])(\w+)(?= must |=)', lambda name: ARGUMENTS.get(name[1], name[1]), sentence)
+    """Replace the names of arguments, where a sentence says what they must be or are, by the keys
+    of the config.
+    """
+    return re.sub(
+        r'(?<![\w.])(\w+)(?= must |=)', lambda name: ARGUMENTS.get(name[1], name[1]), sentence
+    )
 
 
 def warnings(config) -> list[str]:
-    """Return one sentence for each setting of a training that is allowed but hardly intended; the config has passed `check`."""
+    """Return one sentence for each setting of a training that is allowed but hardly intended; the
+    config has passed `check`.
+    """
     training, found = config.training, []
     if training.n_iters < config.optim.warmup:
-        found.append(f'config.training.n_iters={training.n_iters} is less than config.optim.warmup={config.optim.warmup}: '
-                     f'the learning rate never reaches config.optim.lr={config.optim.lr:g}')
+        found.append(
+            f'config.training.n_iters={training.n_iters} is less than '
+            f'config.optim.warmup={config.optim.warmup}: '
+            f'the learning rate never reaches config.optim.lr={config.optim.lr:g}'
+        )
     if training.snapshot_freq > training.n_iters:
-        found.append(f'config.training.snapshot_freq={training.snapshot_freq} is greater than config.training.n_iters={training.n_iters}: '
-                     'the only numbered checkpoint will be that of the last step')
+        found.append(
+            f'config.training.snapshot_freq={training.snapshot_freq} is greater than '
+            f'config.training.n_iters={training.n_iters}: '
+            'the only numbered checkpoint will be that of the last step'
+        )
     if _is_unet(config):
         wanted = tuple(config.model.attn_resolutions)
-        sides = [config.data.image_size // 2 ** i for i in range(len(config.model.ch_mult))]
+        sides = [config.data.image_size // 2**i for i in range(len(config.model.ch_mult))]
         absent = [side for side in wanted if side not in sides]
         if absent:
-            found.append(f'config.model.attn_resolutions={wanted} includes {", ".join(map(str, absent))}, but the network only has the '
-                         f'resolutions {", ".join(map(str, sides))}: there will be no attention there')
+            found.append(
+                f'config.model.attn_resolutions={wanted} includes '
+                f'{", ".join(map(str, absent))}, but the network only has the '
+                f'resolutions {", ".join(map(str, sides))}: there will be no attention '
+                'there'
+            )
     return found
 
 
@@ -137,15 +208,25 @@ def _value(config, key: str):
 
 
 def _own_keys(config) -> list[str]:
-    """Return beginnings of the keys that the user's own networks, samplers and data sets may have."""
+    """Return beginnings of the keys that the user's own networks, samplers and data sets may
+    have.
+    """
     own, dataset = [], _value(config, 'data.dataset')
-    for key, registry in (('model.name', mutils.MODELS), ('sampling.predictor', sampling.PREDICTORS),
-                          ('sampling.corrector', sampling.CORRECTORS), ('sampling.method', solvers.SOLVERS)):
+    for key, registry in (
+        ('model.name', mutils.MODELS),
+        ('sampling.predictor', sampling.PREDICTORS),
+        ('sampling.corrector', sampling.CORRECTORS),
+        ('sampling.method', solvers.SOLVERS),
+    ):
         name = _value(config, key)
         found = registry.find(name) if isinstance(name, str) else None
         if found is not None and found.__module__.partition('.')[0] not in OWN_PARTS:
             own.append(key.partition('.')[0] + '.')
-    sde = sde_lib.SDES.find(_value(config, 'training.sde')) if isinstance(_value(config, 'training.sde'), str) else None
+    sde = (
+        sde_lib.SDES.find(_value(config, 'training.sde'))
+        if isinstance(_value(config, 'training.sde'), str)
+        else None
+    )
     if sde is not None and sde.__module__.partition('.')[0] not in OWN_PARTS:
         own += [f'model.{key}' for key in sde.config_keys()]
     source = datasets.SOURCES.get(dataset.upper()) if isinstance(dataset, str) else None
@@ -153,12 +234,20 @@ def _own_keys(config) -> list[str]:
 
 
 def _refused(config, mode, has_network: bool) -> dict[str, str]:
-    """Return {key: sentence} for each key of the config that is missing or unknown or has a wrong value, whatever the others are."""
+    """Return {key: sentence} for each key of the config that is missing or unknown or has a wrong
+    value, whatever the others are.
+    """
     unused = {'optim'} if mode not in ('train', 'classifier') else set()
-    refused = rules.faults(config, _own_keys(config), unused | ({'eval'} if mode not in ('eval', 'metrics') else set()))
+    refused = rules.faults(
+        config, _own_keys(config), unused | ({'eval'} if mode not in ('eval', 'metrics') else set())
+    )
     if 'device' not in refused:
         refused |= _device(config)
-    names = [_value(config, key) for key in ('model.name', 'training.sde') if has_network and key not in refused]
+    names = [
+        _value(config, key)
+        for key in ('model.name', 'training.sde')
+        if has_network and key not in refused
+    ]
     if mode in ('classifier', 'sample', 'control') and 'batch_size' not in config.eval:
         refused['eval.batch_size'] = rules.is_missing('eval.batch_size')
     return refused | rules.missing(config, *names)
@@ -166,22 +255,40 @@ def _refused(config, mode, has_network: bool) -> dict[str, str]:
 
 def _registered() -> dict[str, list[str]]:
     """Return {key: names} of what can be registered and named in a config, in any case."""
-    return {'model.name': mutils.MODELS.names(), 'training.sde': sde_lib.SDES.names(), 'sampling.method': sampling.methods(),
-            'sampling.predictor': sampling.PREDICTORS.names(), 'sampling.corrector': sampling.CORRECTORS.names()}
+    return {
+        'model.name': mutils.MODELS.names(),
+        'training.sde': sde_lib.SDES.names(),
+        'sampling.method': sampling.methods(),
+        'sampling.predictor': sampling.PREDICTORS.names(),
+        'sampling.corrector': sampling.CORRECTORS.names(),
+    }
 
 
 def _check_registered(config, workdir):
-    """Raise UserError if nothing registers a name in `config` that was known when `workdir/config.json` was written."""
+    """Raise UserError if nothing registers a name in `config` that was known when
+    `workdir/config.json` was written.
+    """
     known = _registered() | {'data.dataset': datasets.SOURCES}
     named = {key: _value(config, key) for key in known}
-    unknown = {key: name for key, name in named.items() if isinstance(name, str) and name.lower() not in map(str.lower, known[key])
-               and not (key == 'data.dataset' and name.lower().startswith('tfds:'))}
+    unknown = {
+        key: name
+        for key, name in named.items()
+        if isinstance(name, str)
+        and name.lower() not in map(str.lower, known[key])
+        and not (key == 'data.dataset' and name.lower().startswith('tfds:'))
+    }
     path = pathlib.Path(workdir or '', 'config.json')
     before = stored.get_config(path) if unknown and workdir and path.is_file() else None
-    forgotten = [f'config.{key}={name!r}' for key, name in unknown.items() if before and _value(before, key) == name]
+    forgotten = [
+        f'config.{key}={name!r}'
+        for key, name in unknown.items()
+        if before and _value(before, key) == name
+    ]
     if forgotten:
-        raise UserError(f'{workdir} was trained with {", ".join(forgotten)}, not registered here: '
-                        'pass --config FILE, the Python file that registers them')
+        raise UserError(
+            f'{workdir} was trained with {", ".join(forgotten)}, not registered here: '
+            'pass --config FILE, the Python file that registers them'
+        )
 
 
 def _without(config, keys) -> ConfigDict:
@@ -194,8 +301,14 @@ def _without(config, keys) -> ConfigDict:
 
 
 def _unknown_names(config, has_network: bool) -> dict[str, str]:
-    """Return {key: sentence} for each key that names what is not registered, even if another setting leaves it unused."""
-    any_case = {key: names for key, names in _registered().items() if has_network or key.startswith('sampling.')}
+    """Return {key: sentence} for each key that names what is not registered, even if another
+    setting leaves it unused.
+    """
+    any_case = {
+        key: names
+        for key, names in _registered().items()
+        if has_network or key.startswith('sampling.')
+    }
     any_case['sampling.skip_type'] = '', *solvers.SKIP_TYPES
     exact = {'sampling.ode_method': ode.METHODS, 'eval.bpd_method': ode.METHODS}
     if has_network:
@@ -203,7 +316,11 @@ def _unknown_names(config, has_network: bool) -> dict[str, str]:
     found = {}
     for key, known in (any_case | exact).items():
         value = _value(config, key)
-        if value is not None and value not in known and not (key in any_case and value.lower() in map(str.lower, known)):
+        if (
+            value is not None
+            and value not in known
+            and not (key in any_case and value.lower() in map(str.lower, known))
+        ):
             found[key] = f'config.{key} must be one of {", ".join(map(repr, known))}, got {value!r}'
     return found
 
@@ -224,13 +341,25 @@ def _device(config) -> dict[str, str]:
     try:
         device = torch.device(config.device)
     except RuntimeError:
-        return {'device': f"config.device must be a device such as 'cpu', 'cuda' or 'cuda:0', got {config.device!r}"}
+        return {
+            'device': "config.device must be a device such as 'cpu', 'cuda' or 'cuda:0', got "
+            f'{config.device!r}'
+        }
     if device.type == 'cuda' and not torch.cuda.is_available():
-        return {'device': f'config.device is {str(config.device)!r}, but PyTorch finds no CUDA device here: use --config.device=cpu'}
+        return {
+            'device': f'config.device is {str(config.device)!r}, but PyTorch finds no CUDA '
+            'device here: use --config.device=cpu'
+        }
     if device.type == 'mps' and not torch.backends.mps.is_available():
-        return {'device': f'config.device is {str(config.device)!r}, but PyTorch finds no MPS device here: use --config.device=cpu'}
+        return {
+            'device': f'config.device is {str(config.device)!r}, but PyTorch finds no MPS '
+            'device here: use --config.device=cpu'
+        }
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        return {'device': f'config.device is {str(config.device)!r}, but there are only {torch.cuda.device_count()} CUDA devices, from 0'}
+        return {
+            'device': f'config.device is {str(config.device)!r}, but there are only '
+            f'{torch.cuda.device_count()} CUDA devices, from 0'
+        }
     return {}
 
 
@@ -240,22 +369,39 @@ def _scaling(config):
     if not model.scale_by_sigma:
         return
     if not sde_lib.get_sde(config).labels_are_sigmas:
-        raise UserError("config.model.scale_by_sigma=True needs config.training.sde='vesde': it divides by the sigma of that SDE")
+        raise UserError(
+            "config.model.scale_by_sigma=True needs config.training.sde='vesde': it "
+            'divides by the sigma of that SDE'
+        )
     name = model.name.lower()
-    by_index = name == 'ddpm' or name in ('ncsnpp', 'ddpmpp') and model.embedding_type == 'positional'
+    by_index = (
+        name == 'ddpm' or name in ('ncsnpp', 'ddpmpp') and model.embedding_type == 'positional'
+    )
     if config.training.continuous and by_index:
-        raise UserError("config.model.scale_by_sigma=True needs config.training.continuous=False, or NCSN++ with "
-                        "config.model.embedding_type='fourier': other networks look sigma up by an index, which continuous time lacks")
+        raise UserError(
+            'config.model.scale_by_sigma=True needs config.training.continuous=False, '
+            'or NCSN++ with '
+            "config.model.embedding_type='fourier': other networks look sigma up by an "
+            'index, which continuous time lacks'
+        )
 
 
 def _network(config):
-    """Build a network of this library without storage for its numbers, and run the shapes of one image through it."""
+    """Build a network of this library without storage for its numbers, and run the shapes of one
+    image through it.
+    """
     network = _build(config)
     try:
         _run_shapes(config, network)
-    except (RuntimeError, ValueError) as error:  # ValueError: for example a group of one value, which has no variance
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # ValueError: for example a group of one value, which has no variance
         reason = str(error).partition('\n')[0]
-        raise UserError(f'the network cannot take images of config.data.image_size={config.data.image_size}: {reason}') from error
+        raise UserError(
+            'the network cannot take images of '
+            f'config.data.image_size={config.data.image_size}: {reason}'
+        ) from error
     _memory(config, network)
 
 
@@ -279,7 +425,10 @@ def _build(config):
 def _run_shapes(config, network):
     shape = 1, config.data.num_channels, config.data.image_size, config.data.image_size
     with torch.device('meta'):
-        network(torch.zeros(shape), torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long))
+        network(
+            torch.zeros(shape),
+            torch.ones(1, dtype=torch.float32 if config.training.continuous else torch.long),
+        )
 
 
 def _memory(config, network):
@@ -292,24 +441,47 @@ def _memory(config, network):
     else:
         return
     if 8 * parameters > there:
-        raise UserError(f'the network has {parameters:,} parameters and needs {8 * parameters / 2 ** 30:.1f} GiB with their average, but '
-                        f'config.device={str(device)!r} has {there / 2 ** 30:.1f} GiB: make config.model.nf, ch_mult or num_res_blocks '
-                        'smaller')
+        raise UserError(
+            f'the network has {parameters:,} parameters and needs '
+            f'{8 * parameters / 2**30:.1f} GiB with their average, but '
+            f'config.device={str(device)!r} has {there / 2**30:.1f} GiB: make '
+            'config.model.nf, ch_mult or num_res_blocks '
+            'smaller'
+        )
 
 
 def _kind(config, mode):
-    """A classifier for --mode classifier and a score network for all others; settings that its kind of network has."""
+    """A classifier for --mode classifier and a score network for all others; settings that its kind
+    of network has.
+    """
     classifies = getattr(mutils.get_model(config.model.name), 'is_classifier', False)
     if mode == 'classifier' and not classifies:
-        raise UserError(f"config.model.name must be a classifier such as 'wideresnet' for --mode classifier, got {config.model.name!r}")
+        raise UserError(
+            "config.model.name must be a classifier such as 'wideresnet' for --mode "
+            f'classifier, got {config.model.name!r}'
+        )
     if mode != 'classifier' and classifies:
-        raise UserError(f'config.model.name must be a score network, got the classifier {config.model.name!r}: train it with '
-                        '--mode classifier')
+        raise UserError(
+            'config.model.name must be a score network, got the classifier '
+            f'{config.model.name!r}: train it with '
+            '--mode classifier'
+        )
     if config.training.recompute and not _is_unet(config):
-        raise UserError(f'config.training.recompute=True is for U-Nets only, got config.model.name={config.model.name!r}')
-    if config.model.num_classes and not classifies and config.model.label_dropout == 0 and config.sampling.guidance != 1:
-        raise UserError(f'config.sampling.guidance={config.sampling.guidance} needs the score without a class as well: train with '
-                        'config.model.label_dropout greater than 0')
+        raise UserError(
+            'config.training.recompute=True is for U-Nets only, got '
+            f'config.model.name={config.model.name!r}'
+        )
+    if (
+        config.model.num_classes
+        and not classifies
+        and config.model.label_dropout == 0
+        and config.sampling.guidance != 1
+    ):
+        raise UserError(
+            f'config.sampling.guidance={config.sampling.guidance} needs the score '
+            'without a class as well: train with '
+            'config.model.label_dropout greater than 0'
+        )
 
 
 def _sampler(config):
@@ -320,8 +492,12 @@ def _sampler(config):
 def _batches(config):
     training, processes = config.training, distributed.size()
     if training.batch_size % (training.accumulation * processes):
-        raise UserError(f'config.training.batch_size must be a multiple of config.training.accumulation={training.accumulation}'
-                        + f' times {processes} processes' * (processes > 1) + f', got {training.batch_size}')
+        raise UserError(
+            'config.training.batch_size must be a multiple of '
+            f'config.training.accumulation={training.accumulation}'
+            + f' times {processes} processes' * (processes > 1)
+            + f', got {training.batch_size}'
+        )
 
 
 def _optimizer(config):
@@ -330,46 +506,80 @@ def _optimizer(config):
 
 def _objective(config):
     training = config.training
-    losses.get_step_fn(sde_lib.get_sde(config), True, None, training.reduce_mean, training.continuous, training.likelihood_weighting)
+    losses.get_step_fn(
+        sde_lib.get_sde(config),
+        True,
+        None,
+        training.reduce_mean,
+        training.continuous,
+        training.likelihood_weighting,
+    )
 
 
 def _evaluation(config):
     settings = config.eval
     if settings.bpd_dataset.lower() not in ('train', 'test'):
-        raise UserError(f"config.eval.bpd_dataset must be 'train' or 'test', got {settings.bpd_dataset!r}")
+        raise UserError(
+            f"config.eval.bpd_dataset must be 'train' or 'test', got {settings.bpd_dataset!r}"
+        )
     if settings.begin_ckpt > settings.end_ckpt:
-        raise UserError(f'config.eval.begin_ckpt={settings.begin_ckpt} is greater than config.eval.end_ckpt={settings.end_ckpt}')
+        raise UserError(
+            f'config.eval.begin_ckpt={settings.begin_ckpt} is greater than '
+            f'config.eval.end_ckpt={settings.end_ckpt}'
+        )
     if settings.enable_sampling:
         _metrics(config, with_none=True)
     elif not settings.enable_loss and not settings.enable_bpd:
-        raise UserError('config.eval.enable_loss, enable_bpd and enable_sampling are all False: there is nothing to evaluate')
+        raise UserError(
+            'config.eval.enable_loss, enable_bpd and enable_sampling are all False: '
+            'there is nothing to evaluate'
+        )
 
 
 def _metrics(config, with_none: bool):
-    settings, known = config.eval, evaluation.METRICS_BACKENDS[0 if with_none else 1:]
+    settings, known = config.eval, evaluation.METRICS_BACKENDS[0 if with_none else 1 :]
     if settings.metrics_backend not in known:
-        raise UserError(f'config.eval.metrics_backend must be one of {", ".join(map(repr, known))}, got {settings.metrics_backend!r}')
+        raise UserError(
+            'config.eval.metrics_backend must be one of '
+            f'{", ".join(map(repr, known))}, got {settings.metrics_backend!r}'
+        )
     if settings.stats_split not in ('train', 'test'):
-        raise UserError(f"config.eval.stats_split must be 'train' or 'test', got {settings.stats_split!r}")
+        raise UserError(
+            f"config.eval.stats_split must be 'train' or 'test', got {settings.stats_split!r}"
+        )
     for key in ('stats_samples', *['num_samples'] * with_none):
         if settings.metrics_backend != 'none' and settings[key] < 4:
             raise UserError(f'config.eval.{key} must be >= 4 for metrics, got {settings[key]}')
     if with_none and settings.is_splits > settings.num_samples:
-        raise UserError(f'config.eval.is_splits={settings.is_splits} is greater than config.eval.num_samples={settings.num_samples}')
+        raise UserError(
+            f'config.eval.is_splits={settings.is_splits} is greater than '
+            f'config.eval.num_samples={settings.num_samples}'
+        )
     if with_none:
         evaluation.check_size(config, settings.num_samples)
     if with_none and settings.metrics_floor and not datasets.has_held_out(config):
-        raise UserError(f'config.eval.metrics_floor=True needs a test set: {config.data.dataset} has one set for both splits')
+        raise UserError(
+            f'config.eval.metrics_floor=True needs a test set: {config.data.dataset} '
+            'has one set for both splits'
+        )
 
 
 def _snapshots(config, workdir):
     settings, folder = config.eval, checkpoints.snapshot_path(workdir, 0).parent
     numbers = range(settings.begin_ckpt, settings.end_ckpt + 1)
-    if not numbers or settings.wait_minutes > 0 or any(checkpoints.snapshot_path(workdir, k).is_file() for k in numbers):
+    if (
+        not numbers
+        or settings.wait_minutes > 0
+        or any(checkpoints.snapshot_path(workdir, k).is_file() for k in numbers)
+    ):
         return
-    raise UserError(f'{folder} has no checkpoint from config.eval.begin_ckpt={settings.begin_ckpt} to '
-                    f'config.eval.end_ckpt={settings.end_ckpt}, {_only(workdir)}: '
-                    'change these keys, or wait for a running training with --config.eval.wait_minutes=60')
+    raise UserError(
+        f'{folder} has no checkpoint from config.eval.begin_ckpt={settings.begin_ckpt} '
+        'to '
+        f'config.eval.end_ckpt={settings.end_ckpt}, {_only(workdir)}: '
+        'change these keys, or wait for a running training with '
+        '--config.eval.wait_minutes=60'
+    )
 
 
 def _only(workdir) -> str:
@@ -389,11 +599,21 @@ def ranges(numbers) -> str:
 
 
 def _trained(config, workdir, mode):
-    """The config defines the model that was trained in the work directory. This is found before anything is written."""
+    """The config defines the model that was trained in the work directory. This is found before
+    anything is written.
+    """
     path, resume = pathlib.Path(workdir, 'config.json'), checkpoints.resume_path(workdir)
-    if config.force_config or not path.is_file() or not (resume.is_file() or checkpoints.snapshot_numbers(workdir)):
+    if (
+        config.force_config
+        or not path.is_file()
+        or not (resume.is_file() or checkpoints.snapshot_numbers(workdir))
+    ):
         return  # if it is forced, loading the checkpoint logs the warnings
-    stored.check(config, stored.get_config(path), resume if mode in ('train', 'classifier') else checkpoints.latest(workdir))
+    stored.check(
+        config,
+        stored.get_config(path),
+        resume if mode in ('train', 'classifier') else checkpoints.latest(workdir),
+    )
 
 
 def _workdir(workdir):
@@ -402,4 +622,6 @@ def _workdir(workdir):
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as error:
-        raise UserError(f'--workdir={os.fspath(workdir)} cannot be written: {error.strerror}') from error
+        raise UserError(
+            f'--workdir={os.fspath(workdir)} cannot be written: {error.strerror}'
+        ) from error

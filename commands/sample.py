@@ -1,4 +1,5 @@
 """Samples of a checkpoint as pictures: --mode sample."""
+
 import pathlib
 
 import numpy as np
@@ -14,10 +15,11 @@ from score_model import ScoreModel
 
 @interruption.interruptible('No samples were written.')
 def sample(config, workdir, checkpoint='', num_samples=64, output=''):
-    """Draws `num_samples` images from a checkpoint file (the latest of `workdir`) into the folder `output` (`workdir/generated`).
+    """Draws `num_samples` images from a checkpoint file (the latest of `workdir`) into the folder
+    `output` (`workdir/generated`).
 
-    Each becomes a PNG; `samples.npz` (key 'samples', 8 bits, NHWC; 'labels' of a network that knows classes) holds all, `grid.png` shows
-    up to 100. Returns the folder.
+    Each becomes a PNG; `samples.npz` (key 'samples', 8 bits, NHWC; 'labels' of a network that knows
+    classes) holds all, `grid.png` shows up to 100. Returns the folder.
     """
     config = preflight.check(config, workdir, 'sample', checkpoint)
     keep_memory(config.device)
@@ -33,7 +35,11 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
             path.unlink()
     for i, image in enumerate(images):
         reports.save_image(folder / f'{i:05d}.png', image)
-    labels = dict(labels=np.concatenate([part['labels'] for part in parts])) if 'labels' in parts[0] else {}
+    labels = (
+        dict(labels=np.concatenate([part['labels'] for part in parts]))
+        if 'labels' in parts[0]
+        else {}
+    )
     np.savez_compressed(folder / 'samples.npz', samples=images, **labels)
     reports.save_grid(folder / 'grid.png', images[:100])
     logging.info('Wrote %d images, samples.npz and grid.png to %s.', len(images), folder)

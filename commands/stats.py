@@ -9,7 +9,9 @@ from runtime import distributed, interruption
 
 @interruption.interruptible()
 def statistics(config, workdir=''):
-    """Computes the statistics that metrics refer to, of the config's data and extractor, if they are not there; returns their file."""
+    """Computes the statistics that metrics refer to, of the config's data and extractor, if they
+    are not there; returns their file.
+    """
     config = preflight.check(config, workdir, 'stats')
     with distributed.main_first():
         extractor = evaluation.get_extractor(config)

@@ -1,10 +1,14 @@
-"""Rules for each key of a config on its own: which keys must be there, and which values they may have. `defaults` explains the keys.
+"""Rules for each key of a config on its own: which keys must be there, and which values they may
+have. `defaults` explains the keys.
 
-    faults(config) -> {'model.dropout': 'config.model.dropout must be a number in [0, 1), got 1.5', ...}
+    faults(config) -> {
+        'model.dropout': 'config.model.dropout must be a number in [0, 1), got 1.5', ...}
 
-Bounds that look arbitrary keep float32 from overflowing, or a typing error from filling the memory before any check can report it.
-Which values go together, and which names are registered, is checked by commands/preflight.py.
+Bounds that look arbitrary keep float32 from overflowing, or a typing error from filling the memory
+before any check can report it. Which values go together, and which names are registered, is checked
+by commands/preflight.py.
 """
+
 import difflib
 import math
 import numbers
@@ -18,6 +22,7 @@ import torch
 
 class Rule(NamedTuple):
     """Whether a value is accepted, and what is: 'config.{key} must be {text}, got ...'."""
+
     accepts: Callable[[Any], bool]
     text: str
 
@@ -26,10 +31,15 @@ def _is_flag(value) -> bool:
     return isinstance(value, (bool, np.bool_))
 
 
-def whole(least: int, most: int = 2 ** 63 - 1) -> Rule:
+def whole(least: int, most: int = 2**63 - 1) -> Rule:
     """A whole number from `least` to `most`."""
-    text = f'an integer >= {least}' if most == 2 ** 63 - 1 else f'an integer from {least} to {most}'
-    return Rule(lambda value: isinstance(value, numbers.Integral) and not _is_flag(value) and least <= value <= most, text)
+    text = f'an integer >= {least}' if most == 2**63 - 1 else f'an integer from {least} to {most}'
+    return Rule(
+        lambda value: (
+            isinstance(value, numbers.Integral) and not _is_flag(value) and least <= value <= most
+        ),
+        text,
+    )
 
 
 def real(interval: str = '(-inf, inf)') -> Rule:
@@ -40,121 +50,284 @@ def real(interval: str = '(-inf, inf)') -> Rule:
     def accepts(value):
         if not isinstance(value, numbers.Real) or _is_flag(value) or not math.isfinite(value):
             return False
-        return (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+        return (low < value if open_low else low <= value) and (
+            value < high if open_high else value <= high
+        )
+
     if high < math.inf:
         return Rule(accepts, f'a number in {interval}')
-    return Rule(accepts, 'a finite number' if low == -math.inf else f'a number > {low:g}' if open_low else f'a number >= {low:g}')
+    return Rule(
+        accepts,
+        'a finite number'
+        if low == -math.inf
+        else f'a number > {low:g}'
+        if open_low
+        else f'a number >= {low:g}',
+    )
 
 
 def several(rule: Rule, least: int = 0) -> Rule:
     """A tuple or list of `least` or more values, each of which follows `rule`."""
-    return Rule(lambda value: isinstance(value, (tuple, list)) and len(value) >= least and all(map(rule.accepts, value)),
-                f'a{" non-empty" * (least > 0)} tuple, each value {rule.text}')
+    return Rule(
+        lambda value: (
+            isinstance(value, (tuple, list))
+            and len(value) >= least
+            and all(map(rule.accepts, value))
+        ),
+        f'a{" non-empty" * (least > 0)} tuple, each value {rule.text}',
+    )
 
 
 def one_of(*names: str) -> Rule:
     """One of the names, in any case."""
-    return Rule(lambda value: isinstance(value, str) and value.lower() in names, ' or '.join(map(repr, names)))
+    return Rule(
+        lambda value: isinstance(value, str) and value.lower() in names,
+        ' or '.join(map(repr, names)),
+    )
 
 
 def unused(value) -> Rule:
-    """The value that the 2021 release gives to a key without any effect: a misspelt key or an old name."""
-    return Rule(lambda given: type(given) in (type(value), int) and given == value, f'{value!r} as in the 2021 release (it has no effect)')
+    """The value that the 2021 release gives to a key without any effect: a misspelt key or an old
+    name.
+    """
+    return Rule(
+        lambda given: type(given) in (type(value), int) and given == value,
+        f'{value!r} as in the 2021 release (it has no effect)',
+    )
 
 
 def _is_filter(value) -> bool:
     taps = np.asarray(value, object)
-    return taps.ndim == 1 and 0 < len(taps) <= 64 and all(map(real().accepts, taps)) and abs(sum(taps)) > 1e-3 * max(map(abs, taps))
+    return (
+        taps.ndim == 1
+        and 0 < len(taps) <= 64
+        and all(map(real().accepts, taps))
+        and abs(sum(taps)) > 1e-3 * max(map(abs, taps))
+    )
 
 
 FLAG = Rule(_is_flag, 'True or False')
 TEXT = Rule(lambda value: isinstance(value, str), 'a string')
 PATH = Rule(lambda value: isinstance(value, (str, os.PathLike)), 'a path')
-DEVICE = Rule(lambda value: isinstance(value, (str, torch.device)), "a device such as 'cpu', 'cuda' or 'cuda:0'")
+DEVICE = Rule(
+    lambda value: isinstance(value, (str, torch.device)),
+    "a device such as 'cpu', 'cuda' or 'cuda:0'",
+)
 FILTER = Rule(_is_filter, 'a tuple of at most 64 numbers whose sum is not 0')
-OR_DEFAULT = Rule(lambda value: real('[1e-10, 1]').accepts(value) or real('[0, 0]').accepts(value), 'a number in [1e-10, 1], or 0.0 '
-                  'for the default of the method')
-LEVELS = Rule(lambda value: whole(2, 65536).accepts(value) or whole(0, 0).accepts(value), 'an integer from 2 to 65536, or 0 '
-              'for that of the file')
+OR_DEFAULT = Rule(
+    lambda value: real('[1e-10, 1]').accepts(value) or real('[0, 0]').accepts(value),
+    'a number in [1e-10, 1], or 0.0 for the default of the method',
+)
+LEVELS = Rule(
+    lambda value: whole(2, 65536).accepts(value) or whole(0, 0).accepts(value),
+    'an integer from 2 to 65536, or 0 for that of the file',
+)
 SOURCE = Rule(lambda value: value in ('', 'tfds', 'torchvision'), "'', 'tfds' or 'torchvision'")
 SECTION = Rule(lambda value: False, 'a section with keys')
 COUNT, TOLERANCE, NOISE = whole(1), real('[1e-10, 1]'), real('[1e-6, 1e6]')
-CLIPPING = Rule(lambda value: real().accepts(value) and value != 0, 'a number other than 0 (negative: no '
-                'clipping)')
+CLIPPING = Rule(
+    lambda value: real().accepts(value) and value != 0,
+    'a number other than 0 (negative: no clipping)',
+)
 
 RULES = {
     '': dict(
-        seed=whole(0), device=DEVICE, timeout_minutes=real('(0, 1e6]'), force_config=FLAG,
+        seed=whole(0),
+        device=DEVICE,
+        timeout_minutes=real('(0, 1e6]'),
+        force_config=FLAG,
     ),
     'data': dict(
-        dataset=TEXT, image_size=whole(1, 2 ** 14), num_channels=whole(1, 2 ** 10), random_flip=FLAG, centered=FLAG,
-        uniform_dequantization=FLAG, tfds_dir=PATH, category=TEXT, tfrecords_path=PATH, path=PATH, test_fraction=real('[0, 1)'),
-        fit=one_of('crop', 'exact'), on_error=one_of('raise', 'skip'), memory_gib=real('[0, inf)'), levels=LEVELS,
-        layout=one_of('nhwc', 'nchw'), source=SOURCE,
+        dataset=TEXT,
+        image_size=whole(1, 2**14),
+        num_channels=whole(1, 2**10),
+        random_flip=FLAG,
+        centered=FLAG,
+        uniform_dequantization=FLAG,
+        tfds_dir=PATH,
+        category=TEXT,
+        tfrecords_path=PATH,
+        path=PATH,
+        test_fraction=real('[0, 1)'),
+        fit=one_of('crop', 'exact'),
+        on_error=one_of('raise', 'skip'),
+        memory_gib=real('[0, inf)'),
+        levels=LEVELS,
+        layout=one_of('nhwc', 'nchw'),
+        source=SOURCE,
     ),
     'training': dict(
-        sde=TEXT, continuous=FLAG, likelihood_weighting=FLAG, reduce_mean=FLAG, batch_size=COUNT, accumulation=COUNT,
-        recompute=FLAG, precision=TEXT, channels_last=FLAG, compile=FLAG, n_iters=COUNT, snapshot_freq=COUNT,
-        snapshot_freq_for_preemption=COUNT, keep_checkpoints=whole(0), max_bad_steps=whole(0), snapshot_sampling=FLAG, log_freq=COUNT,
-        eval_freq=COUNT, loss=unused('vesde'), continuouse=unused(False),
+        sde=TEXT,
+        continuous=FLAG,
+        likelihood_weighting=FLAG,
+        reduce_mean=FLAG,
+        batch_size=COUNT,
+        accumulation=COUNT,
+        recompute=FLAG,
+        precision=TEXT,
+        channels_last=FLAG,
+        compile=FLAG,
+        n_iters=COUNT,
+        snapshot_freq=COUNT,
+        snapshot_freq_for_preemption=COUNT,
+        keep_checkpoints=whole(0),
+        max_bad_steps=whole(0),
+        snapshot_sampling=FLAG,
+        log_freq=COUNT,
+        eval_freq=COUNT,
+        loss=unused('vesde'),
+        continuouse=unused(False),
     ),
     'optim': dict(
-        optimizer=TEXT, lr=real('(0, 1]'), beta1=real('[0, 1)'), eps=real('[1e-20, 1]'), weight_decay=real('[0, 1]'), amsgrad=FLAG,
-        warmup=whole(0), grad_clip=CLIPPING,
+        optimizer=TEXT,
+        lr=real('(0, 1]'),
+        beta1=real('[0, 1)'),
+        eps=real('[1e-20, 1]'),
+        weight_decay=real('[0, 1]'),
+        amsgrad=FLAG,
+        warmup=whole(0),
+        grad_clip=CLIPPING,
     ),
     'model': dict(
-        name=TEXT, ema_rate=real('[0, 1]'), sigma_min=NOISE, sigma_max=NOISE,
-        beta_min=real('[1e-4, 300]'), beta_max=real('[1e-4, 300]'),  # larger values leave no trace of x_0 in x_T in float32
-        num_scales=whole(1, 10 ** 6), dropout=real('[0, 1)'), scale_by_sigma=FLAG, conditional=FLAG, num_classes=whole(0, 10 ** 6),
-        label_dropout=real('[0, 1]'), embedding_type=one_of('fourier', 'positional'), fourier_scale=real('(0, 1e6]'),
-        nf=whole(1, 2 ** 14), ch_mult=several(whole(1, 2 ** 10), 1), widen=whole(1, 2 ** 10), num_res_blocks=whole(1, 1000),
-        attn_resolutions=several(COUNT), normalization=TEXT, nonlinearity=TEXT, up_attention=one_of('level', 'block'), groups=COUNT,
-        attn_groups=whole(0), attn_head_dim=whole(0), center_input=FLAG, resamp_with_conv=FLAG, fir=FLAG, fir_kernel=FILTER,
-        skip_rescale=FLAG, resblock_type=one_of('biggan', 'ddpm'), progressive=one_of('none', 'output_skip', 'residual'),
-        progressive_input=one_of('none', 'input_skip', 'residual'), progressive_combine=one_of('sum', 'cat'), init_scale=real('[0, 100]'),
-        interpolation=one_of('bilinear', 'bicubic', 'nearest', 'area'), attention_type=TEXT, conv_size=COUNT, sigma_begin=unused(90.0),
+        name=TEXT,
+        ema_rate=real('[0, 1]'),
+        sigma_min=NOISE,
+        sigma_max=NOISE,
+        # larger values leave no trace of x_0 in x_T in float32
+        beta_min=real('[1e-4, 300]'),
+        beta_max=real('[1e-4, 300]'),
+        num_scales=whole(1, 10**6),
+        dropout=real('[0, 1)'),
+        scale_by_sigma=FLAG,
+        conditional=FLAG,
+        num_classes=whole(0, 10**6),
+        label_dropout=real('[0, 1]'),
+        embedding_type=one_of('fourier', 'positional'),
+        fourier_scale=real('(0, 1e6]'),
+        nf=whole(1, 2**14),
+        ch_mult=several(whole(1, 2**10), 1),
+        widen=whole(1, 2**10),
+        num_res_blocks=whole(1, 1000),
+        attn_resolutions=several(COUNT),
+        normalization=TEXT,
+        nonlinearity=TEXT,
+        up_attention=one_of('level', 'block'),
+        groups=COUNT,
+        attn_groups=whole(0),
+        attn_head_dim=whole(0),
+        center_input=FLAG,
+        resamp_with_conv=FLAG,
+        fir=FLAG,
+        fir_kernel=FILTER,
+        skip_rescale=FLAG,
+        resblock_type=one_of('biggan', 'ddpm'),
+        progressive=one_of('none', 'output_skip', 'residual'),
+        progressive_input=one_of('none', 'input_skip', 'residual'),
+        progressive_combine=one_of('sum', 'cat'),
+        init_scale=real('[0, 100]'),
+        interpolation=one_of('bilinear', 'bicubic', 'nearest', 'area'),
+        attention_type=TEXT,
+        conv_size=COUNT,
+        sigma_begin=unused(90.0),
     ),
     'sampling': dict(
-        method=TEXT, predictor=TEXT, corrector=TEXT, n_steps_each=whole(0), snr=real('(0, 10]'), probability_flow=FLAG, noise_removal=FLAG,
-        steps=whole(0, 10 ** 6), ode_method=TEXT, rtol=OR_DEFAULT, atol=OR_DEFAULT, seed_per_image=FLAG, guidance=real('[-1000, 1000]'),
-        order=one_of('corrector_predictor', 'predictor_corrector'), skip_type=TEXT, rho=real('[0.1, 100]'), eta=real('[0, 1]'),
-        churn=real('[0, inf)'), dpm_solver_order=whole(1, 6), thresholding=FLAG, prior_mean=real('[-1000, 1000]'), round=FLAG,
+        method=TEXT,
+        predictor=TEXT,
+        corrector=TEXT,
+        n_steps_each=whole(0),
+        snr=real('(0, 10]'),
+        probability_flow=FLAG,
+        noise_removal=FLAG,
+        steps=whole(0, 10**6),
+        ode_method=TEXT,
+        rtol=OR_DEFAULT,
+        atol=OR_DEFAULT,
+        seed_per_image=FLAG,
+        guidance=real('[-1000, 1000]'),
+        order=one_of('corrector_predictor', 'predictor_corrector'),
+        skip_type=TEXT,
+        rho=real('[0.1, 100]'),
+        eta=real('[0, 1]'),
+        churn=real('[0, inf)'),
+        dpm_solver_order=whole(1, 6),
+        thresholding=FLAG,
+        prior_mean=real('[-1000, 1000]'),
+        round=FLAG,
     ),
     'control': dict(
-        images=COUNT, results=COUNT, resample=COUNT, jump=COUNT, consistency=real('[0, inf)'), blur=real('(0, 1000]'), steps=whole(2),
-        temperatures=several(real('[0, 1000]'), 1), rtol=TOLERANCE, atol=TOLERANCE,
+        images=COUNT,
+        results=COUNT,
+        resample=COUNT,
+        jump=COUNT,
+        consistency=real('[0, inf)'),
+        blur=real('(0, 1000]'),
+        steps=whole(2),
+        temperatures=several(real('[0, 1000]'), 1),
+        rtol=TOLERANCE,
+        atol=TOLERANCE,
     ),
     'eval': dict(
-        begin_ckpt=whole(0), end_ckpt=whole(0), batch_size=COUNT, num_samples=COUNT, enable_loss=FLAG, enable_sampling=FLAG,
-        enable_bpd=FLAG, bpd_dataset=TEXT, most_images=whole(0), bpd_repeats=COUNT, bpd_probes=COUNT, bpd_method=TEXT, bpd_rtol=TOLERANCE,
-        bpd_atol=TOLERANCE, metrics_backend=TEXT, inception_path=PATH, extractor=TEXT, features=TEXT, stats_dir=PATH, stats_split=TEXT,
-        stats_samples=COUNT, metrics_floor=FLAG, is_splits=COUNT, wait_minutes=real('[0, inf)'),
+        begin_ckpt=whole(0),
+        end_ckpt=whole(0),
+        batch_size=COUNT,
+        num_samples=COUNT,
+        enable_loss=FLAG,
+        enable_sampling=FLAG,
+        enable_bpd=FLAG,
+        bpd_dataset=TEXT,
+        most_images=whole(0),
+        bpd_repeats=COUNT,
+        bpd_probes=COUNT,
+        bpd_method=TEXT,
+        bpd_rtol=TOLERANCE,
+        bpd_atol=TOLERANCE,
+        metrics_backend=TEXT,
+        inception_path=PATH,
+        extractor=TEXT,
+        features=TEXT,
+        stats_dir=PATH,
+        stats_split=TEXT,
+        stats_samples=COUNT,
+        metrics_floor=FLAG,
+        is_splits=COUNT,
+        wait_minutes=real('[0, inf)'),
     ),
 }
 
-# Keys that every config must have. Others have a default (`defaults.base`), or only some networks and SDEs need them.
+# Keys that every config must have. Others have a default (`defaults.base`), or only some networks
+# and SDEs need them.
 REQUIRED = {
     '': 'seed device',
     'data': 'dataset image_size num_channels random_flip centered uniform_dequantization',
-    'training': 'sde continuous likelihood_weighting reduce_mean batch_size n_iters snapshot_freq snapshot_freq_for_preemption '
-                'snapshot_sampling log_freq eval_freq',
+    'training': 'sde continuous likelihood_weighting reduce_mean batch_size n_iters snapshot_freq '
+    'snapshot_freq_for_preemption '
+    'snapshot_sampling log_freq eval_freq',
     'optim': 'optimizer lr beta1 eps weight_decay warmup grad_clip',
     'model': 'name ema_rate num_scales',
     'sampling': 'method predictor corrector n_steps_each snr probability_flow noise_removal',
-    'eval': 'begin_ckpt end_ckpt batch_size num_samples enable_loss enable_sampling enable_bpd bpd_dataset',
+    'eval': 'begin_ckpt end_ckpt batch_size num_samples enable_loss enable_sampling enable_bpd '
+    'bpd_dataset',
 }
 
-# Keys of config.model that a network or an SDE of this library needs as well. They describe a trained model, so a forgotten one is reported
-# even where new configs have a default.
+# Keys of config.model that a network or an SDE of this library needs as well. They describe a
+# trained model, so a forgotten one is reported even where new configs have a default.
 _SIGMAS, _SIZES = 'sigma_min sigma_max', 'nf ch_mult num_res_blocks attn_resolutions'
 _UNET = f'{_SIZES} {_SIGMAS} conditional dropout nonlinearity resamp_with_conv scale_by_sigma'
-_NCSNPP = f'{_UNET} embedding_type fir fir_kernel init_scale progressive progressive_combine progressive_input resblock_type skip_rescale'
+_NCSNPP = (
+    f'{_UNET} embedding_type fir fir_kernel init_scale progressive progressive_combine '
+    'progressive_input resblock_type skip_rescale'
+)
 _NCSN = f'nf {_SIGMAS} interpolation nonlinearity normalization'
 NEEDED = {
-    'ddpm': _UNET, 'ncsnpp': _NCSNPP, 'ddpmpp': _NCSNPP, 'ncsn': _NCSN,
+    'ddpm': _UNET,
+    'ncsnpp': _NCSNPP,
+    'ddpmpp': _NCSNPP,
+    'ncsn': _NCSN,
     **dict.fromkeys(('ncsnv2', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256'), f'{_NCSN} scale_by_sigma'),
     'wideresnet': 'nf ch_mult num_res_blocks widen dropout embedding_type nonlinearity num_classes',
-    'vesde': _SIGMAS, 'vpsde': 'beta_min beta_max', 'subvpsde': 'beta_min beta_max',
+    'vesde': _SIGMAS,
+    'vpsde': 'beta_min beta_max',
+    'subvpsde': 'beta_min beta_max',
 }
 
 
@@ -165,7 +338,9 @@ def of(key: str) -> Rule | None:
 
 
 def expanded(path):
-    """Replace `~`, `$HOME` and other environment variables in a path. Return anything that is not a string unchanged."""
+    """Replace `~`, `$HOME` and other environment variables in a path. Return anything that is not a
+    string unchanged.
+    """
     return os.path.expanduser(os.path.expandvars(path)) if isinstance(path, str) else path
 
 
@@ -179,7 +354,9 @@ def expand_paths(config):
 
 
 def missing(config, *names: str) -> dict[str, str]:
-    """Return {key: sentence} for each key that `config.model` lacks and that a network or an SDE of one of the names needs."""
+    """Return {key: sentence} for each key that `config.model` lacks and that a network or an SDE of
+    one of the names needs.
+    """
     needed = ' '.join(NEEDED.get(name.lower(), '') for name in names).split()
     return {f'model.{key}': is_missing(f'model.{key}') for key in needed if key not in config.model}
 
@@ -190,14 +367,22 @@ def is_missing(key: str) -> str:
 
 
 def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> dict[str, str]:
-    """Return {key: sentence} for each key of `config` that is missing or unknown, or whose value breaks its rule.
+    """Return {key: sentence} for each key of `config` that is missing or unknown, or whose value
+    breaks its rule.
 
     Args:
-        own: Further keys that are accepted, with any value: 'model.width', or 'model.' for all of a section and '' for all.
+        own: Further keys that are accepted, with any value: 'model.width', or 'model.' for all of a
+            section and '' for all.
         unused: Sections in which keys may be missing.
     """
-    top = [(name, value) for name, value in config.items() if not (name in RULES and hasattr(value, 'items'))]
-    found = _faults('', top, RULES[''] | {name: SECTION for name in RULES if name}, own, REQUIRED[''])
+    top = [
+        (name, value)
+        for name, value in config.items()
+        if not (name in RULES and hasattr(value, 'items'))
+    ]
+    found = _faults(
+        '', top, RULES[''] | {name: SECTION for name in RULES if name}, own, REQUIRED['']
+    )
     for section, rules in RULES.items():
         if section and section in config and section not in dict(top):
             required = REQUIRED.get(section, '') if section not in unused else ''
@@ -206,16 +391,23 @@ def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> d
 
 
 def _faults(prefix, items, rules, own, required):
-    found = {prefix + name: is_missing(prefix + name) for name in required.split() if name not in dict(items)}
+    found = {
+        prefix + name: is_missing(prefix + name)
+        for name in required.split()
+        if name not in dict(items)
+    }
     for name, value in items:
         key = prefix + name
         if name in rules:
             if not rules[name].accepts(value):
                 found[key] = f'config.{key} must be {rules[name].text}, got {_shown(value)}'
-        elif key not in own and not key.startswith(tuple(part for part in own if part[-1:] in ('', '.'))):
+        elif key not in own and not key.startswith(
+            tuple(part for part in own if part[-1:] in ('', '.'))
+        ):
             near = difflib.get_close_matches(name, rules, 1)
             found[key] = f'config.{key} is not a known key: ' + (
-                f'did you mean config.{prefix}{near[0]}?' if near else 'see configs/defaults.py')
+                f'did you mean config.{prefix}{near[0]}?' if near else 'see configs/defaults.py'
+            )
     return found
 
 

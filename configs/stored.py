@@ -1,10 +1,13 @@
-"""Configs stored as JSON: `config.json` in a work directory, beside converted weights, and inside checkpoints.
+"""Configs stored as JSON: `config.json` in a work directory, beside converted weights, and inside
+checkpoints.
 
-    python main.py --config configs/stored.py:celebahq.json --checkpoint celebahq.safetensors --workdir runs/celebahq --mode sample
+    python main.py --config configs/stored.py:celebahq.json --checkpoint celebahq.safetensors \
+        --workdir runs/celebahq --mode sample
     python main.py --workdir runs/celebahq --mode sample        # reads runs/celebahq/config.json
 
 Any key can be set on the command line, as in the configs that are Python.
 """
+
 import json
 import pathlib
 from collections.abc import Iterator
@@ -17,14 +20,23 @@ import sde_lib
 from configs import defaults
 from runtime.errors import UserError
 
-# Of the keys outside config.model those that define a trained model; of those in it the ones that do not.
-DEFINING = {'training.sde', 'training.continuous', 'data.image_size', 'data.num_channels', 'data.centered'}
+# Of the keys outside config.model those that define a trained model; of those in it the ones that
+# do not.
+DEFINING = {
+    'training.sde',
+    'training.continuous',
+    'data.image_size',
+    'data.num_channels',
+    'data.centered',
+}
 TRAINING_ONLY = {'dropout', 'label_dropout', 'ema_rate', 'init_scale'}  # of config.model
 PASSING = {'device', 'force_config'}  # of one run only
 
 
 def get_config(path: str) -> ConfigDict:
-    """The config in the file, or under 'config' in it; keys that it lacks have their defaults. UserError where it cannot be read."""
+    """The config in the file, or under 'config' in it; keys that it lacks have their defaults.
+    UserError where it cannot be read.
+    """
     try:
         found = json.loads(pathlib.Path(path).read_text())
         return from_dict(found.get('config', found))
@@ -33,11 +45,18 @@ def get_config(path: str) -> ConfigDict:
 
 
 def from_dict(found: dict) -> ConfigDict:
-    """The config that was stored as `found`, for the device of this machine; keys that it lacks have their defaults."""
+    """The config that was stored as `found`, for the device of this machine; keys that it lacks
+    have their defaults.
+    """
     config = defaults.base(found['data']['dataset'], found['data']['image_size'])
     for key, value in found.items():
         if isinstance(value, dict) and key in config:
-            config[key].update({name: tuple(part) if isinstance(part, list) else part for name, part in value.items()})
+            config[key].update(
+                {
+                    name: tuple(part) if isinstance(part, list) else part
+                    for name, part in value.items()
+                }
+            )
         else:
             config[key] = value
     config.device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
@@ -53,18 +72,32 @@ def write(config: ConfigDict, workdir):
 
 
 def as_json(config: ConfigDict, indent: int | None = None) -> str:
-    """Return the JSON text of a config as it is stored: without `force_config`, which holds for one run only."""
-    return ConfigDict({key: value for key, value in config.to_dict().items() if key != 'force_config'}).to_json(indent=indent)
+    """Return the JSON text of a config as it is stored: without `force_config`, which holds for one
+    run only.
+    """
+    return ConfigDict(
+        {key: value for key, value in config.to_dict().items() if key != 'force_config'}
+    ).to_json(indent=indent)
 
 
 def differences(config: ConfigDict, stored: ConfigDict) -> Iterator[tuple[str, object, object]]:
-    """Yield ('section.key', stored value, value in `config`) for every key of both whose values differ, except PASSING."""
+    """Yield ('section.key', stored value, value in `config`) for every key of both whose values
+    differ, except PASSING.
+    """
     for section, content in stored.items():
         whole = isinstance(content, ConfigDict)
         for name, value in content.items() if whole else [('', content)]:
-            place, name, key = (config.get(section, {}), name, f'{section}.{name}') if whole else (config, section, section)
+            place, name, key = (
+                (config.get(section, {}), name, f'{section}.{name}')
+                if whole
+                else (config, section, section)
+            )
             any_case = name in ('sde', 'name')  # of registered classes
-            if name in place and key not in PASSING and _plain(place[name], any_case) != _plain(value, any_case):
+            if (
+                name in place
+                and key not in PASSING
+                and _plain(place[name], any_case) != _plain(value, any_case)
+            ):
                 yield key, value, place[name]
 
 
@@ -75,30 +108,52 @@ def _plain(value, any_case: bool = False):
 
 
 def defines_model(key: str, stored: ConfigDict) -> bool:
-    """Whether a network trained with `stored` means something else, or does not fit, once the value of `key` ('section.name') changes."""
+    """Whether a network trained with `stored` means something else, or does not fit, once the value
+    of `key` ('section.name') changes.
+    """
     section, _, name = key.partition('.')
-    return key in DEFINING or section == 'model' and name not in TRAINING_ONLY | _keys_of_other_sdes(stored.training.sde)
+    return (
+        key in DEFINING
+        or section == 'model'
+        and name not in TRAINING_ONLY | _keys_of_other_sdes(stored.training.sde)
+    )
 
 
 def _keys_of_other_sdes(name: str) -> set[str]:
-    """Return the keys of `config.model` that only other SDEs than the one called `name` have; none if that is not registered."""
+    """Return the keys of `config.model` that only other SDEs than the one called `name` have; none
+    if that is not registered.
+    """
     used = sde_lib.SDES.find(name)
     known = {key for other in sde_lib.SDES.names() for key in sde_lib.SDES.get(other).config_keys()}
     return known - set(used.config_keys()) if used else set()
 
 
 def check(config: ConfigDict, stored: ConfigDict, path):
-    """Raise UserError, with one line for each key, if `config` defines another model than `stored`, of the checkpoint at `path`.
+    """Raise UserError, with one line for each key, if `config` defines another model than `stored`,
+    of the checkpoint at `path`.
 
-    If the network differs, only its name is reported: the other keys follow from it. With `config.force_config` the lines are logged as
-    warnings instead.
+    If the network differs, only its name is reported: the other keys follow from it. With
+    `config.force_config` the lines are logged as warnings instead.
     """
     config, stored = defaults.complete(config), defaults.complete(stored)
-    found = {key: (old, new) for key, old, new in differences(config, stored) if defines_model(key, stored)}
-    lines = {key: f'config.{key}={new!r} differs from {old!r}, with which {path} was trained' for key, (old, new) in found.items()}
+    found = {
+        key: (old, new)
+        for key, old, new in differences(config, stored)
+        if defines_model(key, stored)
+    }
+    lines = {
+        key: f'config.{key}={new!r} differs from {old!r}, with which {path} was trained'
+        for key, (old, new) in found.items()
+    }
     if 'model.name' in lines:
         lines = {'model.name': lines['model.name']}
     if lines and not config.force_config:
         raise UserError('\n'.join(f'{line} (--force_config accepts it)' for line in lines.values()))
     for key in lines:
-        logging.warning('Used config.%s=%r, although %s was trained with %r.', key, found[key][1], path, found[key][0])
+        logging.warning(
+            'Used config.%s=%r, although %s was trained with %r.',
+            key,
+            found[key][1],
+            path,
+            found[key][0],
+        )

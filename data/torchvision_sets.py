@@ -1,11 +1,14 @@
-"""CIFAR-10, SVHN, MNIST, Fashion-MNIST and CelebA from the files of their authors, through torchvision: TensorFlow is not needed.
+"""CIFAR-10, SVHN, MNIST, Fashion-MNIST and CelebA from the files of their authors, through
+torchvision: TensorFlow is not needed.
 
     Source(functools.partial(torchvision_sets.load, name='CIFAR10'))          # see datasets.py
 
-The files lie in the folder `data.path`, as torchvision arranges them ('cifar-10-batches-py', 'MNIST/raw', 'train_32x32.mat', ...);
-those that are missing are downloaded there. Images and splits are those of TensorFlow Datasets, in the order of the files. CelebA
-alone differs by up to a few grey levels (0.9 on average): Pillow decodes JPEG exactly, TensorFlow with its fast integer DCT.
+The files lie in the folder `data.path`, as torchvision arranges them ('cifar-10-batches-py',
+'MNIST/raw', 'train_32x32.mat', ...); those that are missing are downloaded there. Images and splits
+are those of TensorFlow Datasets, in the order of the files. CelebA alone differs by up to a few
+grey levels (0.9 on average): Pillow decodes JPEG exactly, TensorFlow with its fast integer DCT.
 """
+
 import io
 import os
 import pathlib
@@ -17,18 +20,25 @@ from data import image_sources
 from data.image_sources import Damaged, Images, Streamed
 from runtime.errors import UserError
 
-# Of each data set: its class in torchvision, the host of its files, and the folder or files in the root folder.
+# Of each data set: its class in torchvision, the host of its files, and the folder or files in the
+# root folder.
 SETS = {
     'CIFAR10': ('CIFAR10', 'www.cs.toronto.edu', 'cifar-10-batches-py'),
     'SVHN': ('SVHN', 'ufldl.stanford.edu', 'train_32x32.mat and test_32x32.mat'),
     'MNIST': ('MNIST', 'ossci-datasets.s3.amazonaws.com', 'MNIST/raw'),
-    'FASHIONMNIST': ('FashionMNIST', 'fashion-mnist.s3-website.eu-central-1.amazonaws.com', 'FashionMNIST/raw'),
+    'FASHIONMNIST': (
+        'FashionMNIST',
+        'fashion-mnist.s3-website.eu-central-1.amazonaws.com',
+        'FashionMNIST/raw',
+    ),
     'CELEBA': ('CelebA', 'drive.google.com', 'celeba'),
 }
 
 
 def root(data) -> pathlib.Path:
-    """Return the folder of the files: `data.path`, by default `$TORCH_HOME/datasets`, which is `~/.cache/torch/datasets`."""
+    """Return the folder of the files: `data.path`, by default `$TORCH_HOME/datasets`, which is
+    `~/.cache/torch/datasets`.
+    """
     home = os.environ.get('TORCH_HOME') or '~/.cache/torch'
     return pathlib.Path(data.path or os.path.join(home, 'datasets')).expanduser()
 
@@ -38,7 +48,8 @@ def load(config, split: str, name: str) -> Images | Streamed:
 
     Args:
         config: The completed config.
-        split: 'train' or 'test'. The test set of CelebA is its validation set, as in the 2021 release.
+        split: 'train' or 'test'. The test set of CelebA is its validation set, as in the 2021
+            release.
         name: A key of SETS.
 
     Raises:
@@ -48,22 +59,32 @@ def load(config, split: str, name: str) -> Images | Streamed:
     if name == 'CELEBA':
         return _celeba(found, config.data)
     images = np.asarray(found.data)
-    images = images.transpose(0, 2, 3, 1) if name == 'SVHN' else images.reshape(*images.shape[:3], -1)
+    images = (
+        images.transpose(0, 2, 3, 1) if name == 'SVHN' else images.reshape(*images.shape[:3], -1)
+    )
     labels = np.asarray(found.labels if name == 'SVHN' else found.targets).astype(np.int64)
-    classes = tuple(found.classes) if name in ('CIFAR10', 'FASHIONMNIST') else ()  # of MNIST and SVHN labels are digits
+    # of MNIST and SVHN labels are digits
+    classes = tuple(found.classes) if name in ('CIFAR10', 'FASHIONMNIST') else ()
     return Images(np.ascontiguousarray(images), labels, classes=classes)
 
 
 def _torchvision(name: str, split: str, data):
     """The data set of torchvision, downloaded if its files are not there."""
     import torchvision.datasets
+
     kind, host, files = SETS[name]
     folder = root(data)
     if folder.is_file():
-        raise UserError(f'config.data.path={data.path!r} is a file, but {data.dataset} needs the folder that contains {files}. '
-                        'For arrays in an NPZ file set config.data.dataset=NPZ')
-    which = dict(train=split == 'train') if name not in ('SVHN', 'CELEBA') else dict(
-        split='valid' if name == 'CELEBA' and split == 'test' else split)
+        raise UserError(
+            f'config.data.path={data.path!r} is a file, but {data.dataset} needs the '
+            f'folder that contains {files}. '
+            'For arrays in an NPZ file set config.data.dataset=NPZ'
+        )
+    which = (
+        dict(train=split == 'train')
+        if name not in ('SVHN', 'CELEBA')
+        else dict(split='valid' if name == 'CELEBA' and split == 'test' else split)
+    )
     make = getattr(torchvision.datasets, kind)
     try:
         try:
@@ -74,9 +95,13 @@ def _torchvision(name: str, split: str, data):
             return make(folder, download=True, **which)
     except Exception as error:  # whatever torchvision or the network raises, the remedy is the same
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f'config.data.dataset={data.dataset!r}: could not read or download {files} in {folder}: {reason[0]}. Copy these '
-                        'files there or set config.data.path to their folder; for a copy in another format set config.data.dataset to NPZ '
-                        '(arrays) or FOLDER (pictures)') from error
+        raise UserError(
+            f'config.data.dataset={data.dataset!r}: could not read or download {files} '
+            f'in {folder}: {reason[0]}. Copy these '
+            'files there or set config.data.path to their folder; for a copy in '
+            'another format set config.data.dataset to NPZ '
+            '(arrays) or FOLDER (pictures)'
+        ) from error
 
 
 def _celeba(found, data) -> Streamed:
@@ -84,21 +109,34 @@ def _celeba(found, data) -> Streamed:
 
     def decode(i):
         from PIL import Image
+
         try:
-            picture = np.asarray(Image.open(io.BytesIO((folder / found.filename[i]).read_bytes())).convert('RGB'))
+            picture = np.asarray(
+                Image.open(io.BytesIO((folder / found.filename[i]).read_bytes())).convert('RGB')
+            )
         except Exception as error:  # Pillow's decoders raise errors of many kinds
             raise Damaged(f'cannot be read: {error}') from error
         return celeba_crop(picture, data.image_size), 0
-    return Streamed(decode, len(found.filename), (data.image_size, data.image_size, 3), lambda i: str(folder / found.filename[i]),
-                    data.on_error)
+
+    return Streamed(
+        decode,
+        len(found.filename),
+        (data.image_size, data.image_size, 3),
+        lambda i: str(folder / found.filename[i]),
+        data.on_error,
+    )
 
 
 def celeba_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Return the middle 140 x 140 pixels of a picture (H, W, 3), resized to `size` x `size` by an antialiased linear filter, as uint8.
+    """Return the middle 140 x 140 pixels of a picture (H, W, 3), resized to `size` x `size` by an
+    antialiased linear filter, as uint8.
 
     The result is that of `image_sources.celeba_crop`, which needs TensorFlow, once rounded.
     """
     from PIL import Image
+
     middle = image_sources.central_crop(image, 140).astype(np.float32)
-    channels = [Image.fromarray(middle[..., k]).resize((size, size), Image.BILINEAR) for k in range(3)]
+    channels = [
+        Image.fromarray(middle[..., k]).resize((size, size), Image.BILINEAR) for k in range(3)
+    ]
     return np.clip(np.round(np.stack(channels, -1)), 0, 255).astype(np.uint8)

@@ -1,7 +1,9 @@
-"""Samples, filled-in halves and interpolations of the small models that come with the library, in one picture.
+"""Samples, filled-in halves and interpolations of the small models that come with the library, in
+one picture.
 
   python examples/demo.py                  # draws runs/demo.png
 """
+
 import argparse
 import pathlib
 import sys
@@ -17,7 +19,11 @@ import matplotlib.pyplot as plt
 from control import latents
 from score_model import ScoreModel
 
-MODELS = {'mnist-vp': 'MNIST, VP', 'mnist-ve': 'MNIST, VE', 'fashion-mnist-subvp': 'Fashion-MNIST, sub-VP'}
+MODELS = {
+    'mnist-vp': 'MNIST, VP',
+    'mnist-ve': 'MNIST, VE',
+    'fashion-mnist-subvp': 'Fashion-MNIST, sub-VP',
+}
 
 
 def tiled(rows):
@@ -28,7 +34,13 @@ def tiled(rows):
 
 def draw(path, seed: int = 0):
     """Draw the picture to `path`."""
-    figure, axes = plt.subplots(1, 5, figsize=(10, 2.4), constrained_layout=True, gridspec_kw=dict(width_ratios=[5, 5, 5, 4, 6]))
+    figure, axes = plt.subplots(
+        1,
+        5,
+        figsize=(10, 2.4),
+        constrained_layout=True,
+        gridspec_kw=dict(width_ratios=[5, 5, 5, 4, 6]),
+    )
     figure.get_layout_engine().set(w_pad=0.08)
     pictures = {}
     for name, title in MODELS.items():
@@ -39,13 +51,18 @@ def draw(path, seed: int = 0):
     digits = model.sample(5, seed=seed + 1)
     half = digits.clone()
     half[..., 14:] = 0.25
-    filled = [model.inpaint(digits, mask='right', seed=seed + k, resample=3, consistency=0.0) for k in range(2)]
+    filled = [
+        model.inpaint(digits, mask='right', seed=seed + k, resample=3, consistency=0.0)
+        for k in range(2)
+    ]
     pictures['Right half filled in, twice'] = torch.stack([digits, half, *filled], 1)
 
     flow = dict(method='heun', steps=12)
     codes = model.encode(model.sample(10, seed=seed + 2), **flow)
     between = latents.interpolate(codes[:5], codes[5:], torch.linspace(0, 1, 6)).transpose(0, 1)
-    pictures['Between two latent codes'] = model.decode(between.flatten(0, 1), **flow).unflatten(0, (5, 6))
+    pictures['Between two latent codes'] = model.decode(between.flatten(0, 1), **flow).unflatten(
+        0, (5, 6)
+    )
 
     for axis, (title, rows) in zip(axes, pictures.items()):
         axis.imshow(tiled(rows).cpu(), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
@@ -56,7 +73,9 @@ def draw(path, seed: int = 0):
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--output', default='runs/demo.png', help='default: %(default)s')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()

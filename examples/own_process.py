@@ -1,13 +1,16 @@
-"""An own SDE, predictor, network and data set in one config file, trained with the same commands as the published models.
+"""An own SDE, predictor, network and data set in one config file, trained with the same commands as
+the published models.
 
     python main.py --config examples/own_process.py --workdir runs/own --mode train
     python main.py --config examples/own_process.py --workdir runs/own --mode eval
     python main.py --config examples/own_process.py --workdir runs/own --mode sample
 
-Training takes half a minute on one processor core and gives about 3.2 bits/dim. Copy this file to any folder and change it. A
-`register_...` decorator gives a class the name by which `get_config` chooses it. Pass `--config` in every command: the file must be run
-for its names to be known. docs/extending.md lists everything that can be added.
+Training takes half a minute on one processor core and gives about 3.2 bits/dim. Copy this file to
+any folder and change it. A `register_...` decorator gives a class the name by which `get_config`
+chooses it. Pass `--config` in every command: the file must be run for its names to be known.
+docs/extending.md lists everything that can be added.
 """
+
 import math
 
 import numpy as np
@@ -25,18 +28,21 @@ from sde_lib import SDE, expand, register_sde
 
 @register_sde(name='cosinevp')
 class CosineVPSDE(SDE):
-    """The cosine noise schedule (Nichol & Dhariwal 2021, Eq. 17) in continuous time: dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, where
+    """The cosine noise schedule (Nichol & Dhariwal 2021, Eq. 17) in continuous time: dx =
+    -beta(t)/2 x dt + sqrt(beta(t)) dw, where
 
         alphabar(t) = cos^2(theta(t)) / cos^2(theta(0)),  theta(t) = (t + s)/(1 + s) pi/2,
         beta(t) = -d/dt log alphabar(t) = pi/(1 + s) tan(theta(t)).
 
-    x_t given x_0 has the mean sqrt(alphabar) x_0 and the variance 1 - alphabar. At t = 1 beta is infinite, so the process ends at T = 0.99,
-    where x_0 is left with a factor of 0.016. The paper clips the beta of its steps instead.
+    x_t given x_0 has the mean sqrt(alphabar) x_0 and the variance 1 - alphabar. At t = 1 beta is
+    infinite, so the process ends at T = 0.99, where x_0 is left with a factor of 0.016. The paper
+    clips the beta of its steps instead.
     """
 
     T = 0.99
 
-    def __init__(self, cosine_s: float = 0.008, N: int = 1000):  # config.model.cosine_s and config.model.num_scales
+    # config.model.cosine_s and config.model.num_scales
+    def __init__(self, cosine_s: float = 0.008, N: int = 1000):
         super().__init__(N)
         self.cosine_s = cosine_s
         self._speed = math.pi / 2 / (1 + cosine_s)  # theta(t) = _start + _speed t
@@ -48,8 +54,13 @@ class CosineVPSDE(SDE):
 
     def marginal_prob(self, x, t):
         angle = self._speed * t
-        variance = torch.sin(angle) * torch.sin(2 * self._start + angle) / math.cos(self._start) ** 2  # 1 - alphabar, exact for small t
-        return expand(torch.cos(self._start + angle) / math.cos(self._start), x) * x, variance.sqrt()
+        # 1 - alphabar, exact for small t
+        variance = (
+            torch.sin(angle) * torch.sin(2 * self._start + angle) / math.cos(self._start) ** 2
+        )
+        return expand(
+            torch.cos(self._start + angle) / math.cos(self._start), x
+        ) * x, variance.sqrt()
 
     def prior_sampling(self, shape):
         return torch.randn(*shape)
@@ -60,12 +71,15 @@ class CosineVPSDE(SDE):
 
 @register_predictor(name='posterior')
 class PosteriorPredictor(Predictor):
-    """A draw from p(x_s | x_t, x_0), s < t, with the denoised estimate in place of x_0 (Ho et al. 2020, Eqs. 6 and 7)."""
+    """A draw from p(x_s | x_t, x_0), s < t, with the denoised estimate in place of x_0 (Ho et al.
+    2020, Eqs. 6 and 7).
+    """
 
     def update_fn(self, x, t):  # a step of T/N from times t (B,)
         return self._step(x, t, (t - self.sde.T / self.sde.N).clamp(min=0))
 
-    def step(self, x, t, s):  # a step of any grid of times (config.sampling.skip_type), between numbers
+    # a step of any grid of times (config.sampling.skip_type), between numbers
+    def step(self, x, t, s):
         return self._step(x, times_like(x, t), times_like(x, s))
 
     def _step(self, x, t, s):
@@ -73,20 +87,28 @@ class PosteriorPredictor(Predictor):
         ratio, share = m_t / m_s, (std_s / std_t) ** 2
         x0 = self.sde.denoise(x, t, self.score_fn(x, t))
         x_mean = expand(m_s, x) * x0 + expand(share * ratio, x) * (x - expand(m_t, x) * x0)
-        std = (share * (std_t ** 2 - (ratio * std_s) ** 2)).sqrt()
+        std = (share * (std_t**2 - (ratio * std_s) ** 2)).sqrt()
         return x_mean + expand(std, x) * normal_like(x), x_mean
 
 
 @register_model(name='small_cnn')
 class SmallCNN(nn.Module):
-    """Residual 3x3 convolutions at full resolution that predict the noise in x (B, C, H, W), given the label 999 t / T (B,)."""
+    """Residual 3x3 convolutions at full resolution that predict the noise in x (B, C, H, W), given
+    the label 999 t / T (B,).
+    """
 
     def __init__(self, config):
         super().__init__()
         channels, self.width = config.data.num_channels, config.model.cnn_width
         self.first = nn.Conv2d(channels, self.width, 3, padding=1)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.GroupNorm(4, self.width), nn.SiLU(), nn.Conv2d(self.width, self.width, 3, padding=1))
-                                    for _ in range(config.model.cnn_blocks))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(4, self.width),
+                nn.SiLU(),
+                nn.Conv2d(self.width, self.width, 3, padding=1),
+            )
+            for _ in range(config.model.cnn_blocks)
+        )
         self.times = nn.ModuleList(nn.Linear(self.width, self.width) for _ in self.blocks)
         self.last = nn.Conv2d(self.width, channels, 3, padding=1)
 
@@ -99,11 +121,14 @@ class SmallCNN(nn.Module):
 
 @register_dataset(name='shapes')
 def shapes(config, split):
-    """Discs (label 0) and crosses (label 1) of random places and sizes: images (n, size, size, 1) of 8 bits and labels (n,)."""
+    """Discs (label 0) and crosses (label 1) of random places and sizes: images (n, size, size, 1)
+    of 8 bits and labels (n,).
+    """
     n, size = {'train': 2000, 'test': 200}[split], config.data.image_size
     random = np.random.default_rng(n)
     labels = random.integers(2, size=n)
-    x, y = np.abs(np.arange(size) - random.uniform(0.35 * size, 0.55 * size, (2, n, 1)))  # distances to the centre, in pixels
+    # distances to the centre, in pixels
+    x, y = np.abs(np.arange(size) - random.uniform(0.35 * size, 0.55 * size, (2, n, 1)))
     x, y, radius = x[:, None, :], y[:, :, None], random.uniform(0.2 * size, 0.35 * size, (n, 1, 1))
     disc = radius - np.hypot(x, y)
     cross = np.minimum(radius - np.maximum(x, y), 0.5 - np.minimum(x, y))
@@ -113,12 +138,36 @@ def shapes(config, split):
 
 def get_config():
     config = defaults.base('shapes', image_size=8)
-    config.data.update(num_channels=1, centered=True, random_flip=False, uniform_dequantization=True)
-    config.training.update(sde='cosinevp', continuous=True, reduce_mean=True, batch_size=64, n_iters=2001, snapshot_freq=2000,
-                           snapshot_freq_for_preemption=500, log_freq=100, eval_freq=500)
+    config.data.update(
+        num_channels=1, centered=True, random_flip=False, uniform_dequantization=True
+    )
+    config.training.update(
+        sde='cosinevp',
+        continuous=True,
+        reduce_mean=True,
+        batch_size=64,
+        n_iters=2001,
+        snapshot_freq=2000,
+        snapshot_freq_for_preemption=500,
+        log_freq=100,
+        eval_freq=500,
+    )
     config.optim.update(lr=2e-3, warmup=100)
-    config.model.update(name='small_cnn', cnn_width=32, cnn_blocks=4, cosine_s=0.008, num_scales=100, ema_rate=0.995)
+    config.model.update(
+        name='small_cnn', cnn_width=32, cnn_blocks=4, cosine_s=0.008, num_scales=100, ema_rate=0.995
+    )
     config.sampling.predictor = 'posterior'
-    config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=200, num_samples=200, enable_sampling=True, enable_bpd=True, bpd_repeats=1,
-                       bpd_rtol=1e-3, bpd_atol=1e-3, metrics_backend='pixels', metrics_floor=True)
+    config.eval.update(
+        begin_ckpt=1,
+        end_ckpt=1,
+        batch_size=200,
+        num_samples=200,
+        enable_sampling=True,
+        enable_bpd=True,
+        bpd_repeats=1,
+        bpd_rtol=1e-3,
+        bpd_atol=1e-3,
+        metrics_backend='pixels',
+        metrics_floor=True,
+    )
     return config

@@ -1,4 +1,5 @@
 """How far sets of images are apart."""
+
 from metrics.distances import (
     BLOCK_VALUES,
     LARGEST,
@@ -11,5 +12,14 @@ from metrics.distances import (
     statistics,
 )
 
-__all__ = ['BLOCK_VALUES', 'LARGEST', 'KernelDistance', 'Statistics', 'frechet_distance', 'inception_score', 'kernel_distance',
-           'precision_recall', 'statistics']
+__all__ = [
+    'BLOCK_VALUES',
+    'LARGEST',
+    'KernelDistance',
+    'Statistics',
+    'frechet_distance',
+    'inception_score',
+    'kernel_distance',
+    'precision_recall',
+    'statistics',
+]

@@ -1,9 +1,13 @@
-"""How far sets of images are apart, from the features that some network has of them. Every function here is pure.
+"""How far sets of images are apart, from the features that some network has of them. Every function
+here is pure.
 
-Features are arrays (n, D). The Frechet distance (FID, Heusel et al. 2017) compares means and covariances, the kernel distance (KID,
-Binkowski et al. 2018) all moments up to the third, without bias; precision and recall (Kynkaanniemi et al. 2019) tell whether samples
-lie where the data are and the data where samples are; the Inception score (Salimans et al. 2016) needs class logits and no data.
+Features are arrays (n, D). The Frechet distance (FID, Heusel et al. 2017) compares means and
+covariances, the kernel distance (KID, Binkowski et al. 2018) all moments up to the third, without
+bias; precision and recall (Kynkaanniemi et al. 2019) tell whether samples lie where the data are
+and the data where samples are; the Inception score (Salimans et al. 2016) needs class logits and no
+data.
 """
+
 import functools
 from typing import NamedTuple
 
@@ -12,12 +16,15 @@ import torch
 
 from runtime.errors import UserError
 
-LARGEST = 8192  # size of the largest matrix that `frechet_distance` handles in about 3 minutes and 5 GiB on two cores
+# size of the largest matrix that `frechet_distance` handles in about 3 minutes and 5 GiB on two
+# cores
+LARGEST = 8192
 BLOCK_VALUES = 2**23  # of the larger set of features, in memory as float64 at a time
 
 
 class Statistics:
-    """Mean (D,), covariance (D, D) and number n of a set of feature vectors, and the vectors themselves where they are at hand.
+    """Mean (D,), covariance (D, D) and number n of a set of feature vectors, and the vectors
+    themselves where they are at hand.
 
     Args:
         mean: (D,).
@@ -26,7 +33,13 @@ class Statistics:
         features: (n, D), or None.
     """
 
-    def __init__(self, mean: np.ndarray, covariance: np.ndarray | None, n: int, features: np.ndarray | None = None):
+    def __init__(
+        self,
+        mean: np.ndarray,
+        covariance: np.ndarray | None,
+        n: int,
+        features: np.ndarray | None = None,
+    ):
         self.mean, self.n, self.features = mean, n, features
         if covariance is not None:
             self.covariance = covariance
@@ -35,26 +48,30 @@ class Statistics:
     def covariance(self) -> np.ndarray:
         scatter = np.zeros((len(self.mean), len(self.mean)))
         for start in range(0, self.n, 4096):
-            block = self.features[start:start + 4096] - self.mean
+            block = self.features[start : start + 4096] - self.mean
             scatter += block.T @ block
         return scatter / (self.n - 1)
 
 
 def statistics(features: np.ndarray) -> Statistics:
-    """Return the statistics of features (n, D) in float64. The covariance is computed only if it is needed."""
+    """Return the statistics of features (n, D) in float64. The covariance is computed only if it is
+    needed.
+    """
     if len(features) < 2:
         raise UserError(f'features must have at least 2 rows for a covariance, got {len(features)}')
     return Statistics(features.mean(0, dtype=np.float64), None, len(features), features)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """Return d^2 = |mu_a - mu_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2), the squared Wasserstein distance of two Gaussians.
+    """Return d^2 = |mu_a - mu_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2), the squared
+    Wasserstein distance of two Gaussians.
 
-    For any factors with C = F^T F, the trace of the root is the nuclear norm (the sum of the singular values) of F_a F_b^T. Two factors
-    are known: the centred features, F = (X - mu) / sqrt(n - 1), and the scaled eigenvectors of C. If either set has fewer vectors than
-    dimensions, the features are cheaper: O(n_a n_b (D + min(n_a, n_b))) operations, and no D x D matrix is formed. Otherwise the
-    eigenvectors are used: O((n_a + n_b) D^2 + D^3). Neither squares a factor and takes the root again, so covariances without full rank
-    lose no accuracy.
+    For any factors with C = F^T F, the trace of the root is the nuclear norm (the sum of the
+    singular values) of F_a F_b^T. Two factors are known: the centred features, F = (X - mu) /
+    sqrt(n - 1), and the scaled eigenvectors of C. If either set has fewer vectors than dimensions,
+    the features are cheaper: O(n_a n_b (D + min(n_a, n_b))) operations, and no D x D matrix is
+    formed. Otherwise the eigenvectors are used: O((n_a + n_b) D^2 + D^3). Neither squares a factor
+    and takes the root again, so covariances without full rank lose no accuracy.
 
     References:
         Dowson & Landau 1982, The Frechet distance between multivariate normal distributions.
@@ -66,13 +83,15 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def _cross_of_features(a: Statistics, b: Statistics) -> tuple[float, tuple[float, float]]:
-    """Return tr (C_a C_b)^(1/2) and both traces. The larger set is read in blocks, whose products are reduced to a triangle by QR."""
+    """Return tr (C_a C_b)^(1/2) and both traces. The larger set is read in blocks, whose products
+    are reduced to a triangle by QR.
+    """
     few, many = sorted((a, b), key=lambda x: x.n)
     rows = few.features - few.mean
     block_size = max(few.n, BLOCK_VALUES // len(few.mean))
     triangle, squares = np.empty((0, few.n)), 0.0
     for start in range(0, many.n, block_size):
-        block = many.features[start:start + block_size] - many.mean
+        block = many.features[start : start + block_size] - many.mean
         squares += np.square(block).sum()
         triangle = np.linalg.qr(np.concatenate([triangle, block @ rows.T]), mode='r')
     cross = np.linalg.svd(triangle, compute_uv=False).sum() / ((few.n - 1) * (many.n - 1)) ** 0.5
@@ -94,6 +113,7 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
 
 class KernelDistance(NamedTuple):
     """The mean over `blocks` blocks, and its standard error, from `error_blocks`."""
+
     mean: float
     error: float
     blocks: int
@@ -101,27 +121,39 @@ class KernelDistance(NamedTuple):
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, block_size: int = 1024) -> KernelDistance:
-    """The unbiased squared maximum mean discrepancy of features a (n, D) and b (m, D), for the kernel k(x, y) = (x^T y / D + 1)^3.
+    """The unbiased squared maximum mean discrepancy of features a (n, D) and b (m, D), for the
+    kernel k(x, y) = (x^T y / D + 1)^3.
 
-    Both sets are cut, in their order, which should be random, into the same number of blocks with at most `block_size` rows (Zaremba
-    et al. 2013); the mean over blocks is TF-GAN's. Where one set is so small that its blocks would have less than 16 rows there are fewer
-    blocks, and rows of the other set are left out. The standard error comes from ten blocks or more, as far as there are two rows for
-    each, and is never of one. UserError below four rows.
+    Both sets are cut, in their order, which should be random, into the same number of blocks with
+    at most `block_size` rows (Zaremba et al. 2013); the mean over blocks is TF-GAN's. Where one set
+    is so small that its blocks would have less than 16 rows there are fewer blocks, and rows of the
+    other set are left out. The standard error comes from ten blocks or more, as far as there are
+    two rows for each, and is never of one. UserError below four rows.
     """
     n = min(len(a), len(b))
     if n < 4:
-        raise UserError(f'a and b must have at least 4 rows each for a kernel distance, got {len(a)} and {len(b)}')
+        raise UserError(
+            'a and b must have at least 4 rows each for a kernel distance, got '
+            f'{len(a)} and {len(b)}'
+        )
     blocks = min(-(-max(len(a), len(b)) // block_size), max(1, n // 16))
-    a, b = a[:blocks * block_size], b[:blocks * block_size]
+    a, b = a[: blocks * block_size], b[: blocks * block_size]
     error_blocks = max(blocks, min(10, n // 2))
     values = _blocks(a, b, blocks)
     spread = values if error_blocks == blocks else _blocks(a, b, error_blocks)
-    return KernelDistance(float(values.mean()), float(spread.std(ddof=1) / error_blocks**0.5), blocks, error_blocks)
+    return KernelDistance(
+        float(values.mean()), float(spread.std(ddof=1) / error_blocks**0.5), blocks, error_blocks
+    )
 
 
 def _blocks(a, b, count: int) -> np.ndarray:
     """The kernel distance in each of `count` blocks."""
-    return np.array([_discrepancy(*(part.astype(np.float64) for part in parts)) for parts in zip(_cut(a, count), _cut(b, count))])
+    return np.array(
+        [
+            _discrepancy(*(part.astype(np.float64) for part in parts))
+            for parts in zip(_cut(a, count), _cut(b, count))
+        ]
+    )
 
 
 def _cut(x, count: int):
@@ -136,13 +168,18 @@ def _discrepancy(x, y) -> float:
 
     def mean_of_pairs(k):
         return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
     return mean_of_pairs(kernel(x, x)) + mean_of_pairs(kernel(y, y)) - 2 * kernel(x, y).mean()
 
 
 def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
-    """exp E KL(p(y|x) | p(y)) of logits (n, classes): mean and standard deviation over `splits` equal parts of the samples, in order."""
+    """exp E KL(p(y|x) | p(y)) of logits (n, classes): mean and standard deviation over `splits`
+    equal parts of the samples, in order.
+    """
     if not 0 < splits <= len(logits):
-        raise UserError(f'splits must be from 1 to the number of samples, {len(logits)}, got {splits}')
+        raise UserError(
+            f'splits must be from 1 to the number of samples, {len(logits)}, got {splits}'
+        )
     scores = []
     for part in np.array_split(logits.astype(np.float64), splits):
         log_p = part - np.logaddexp.reduce(part, axis=1, keepdims=True)
@@ -151,18 +188,34 @@ def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def precision_recall(real: np.ndarray, samples: np.ndarray, neighbours: int = 3, device='cpu') -> tuple[float, float]:
-    """The fraction of samples (n, D) that lie within the balls around real features (m, D), and of real ones within the samples' balls.
+def precision_recall(
+    real: np.ndarray, samples: np.ndarray, neighbours: int = 3, device='cpu'
+) -> tuple[float, float]:
+    """The fraction of samples (n, D) that lie within the balls around real features (m, D), and of
+    real ones within the samples' balls.
 
     The ball around a point reaches to the `neighbours`-th nearest other point of its own set.
     """
     if min(len(real), len(samples)) <= neighbours:
-        raise UserError(f'real and samples must have more than neighbours={neighbours} rows each, got {len(real)} and {len(samples)}')
-    real, samples = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (real, samples))
+        raise UserError(
+            f'real and samples must have more than neighbours={neighbours} rows each, '
+            f'got {len(real)} and {len(samples)}'
+        )
+    real, samples = (
+        torch.as_tensor(x, dtype=torch.float32, device=device) for x in (real, samples)
+    )
     return _covered(samples, real, neighbours), _covered(real, samples, neighbours)
 
 
 def _covered(points, centres, neighbours: int, rows: int = 1000) -> float:
     """The fraction of `points` within some ball around the `centres`."""
-    radii = torch.cat([torch.cdist(part, centres).kthvalue(neighbours + 1).values for part in centres.split(rows)])  # the first is itself
-    return torch.cat([(torch.cdist(part, centres) <= radii).any(1) for part in points.split(rows)]).double().mean().item()
+    # the first is itself
+    radii = torch.cat(
+        [torch.cdist(part, centres).kthvalue(neighbours + 1).values for part in centres.split(rows)]
+    )
+    return (
+        torch.cat([(torch.cdist(part, centres) <= radii).any(1) for part in points.split(rows)])
+        .double()
+        .mean()
+        .item()
+    )

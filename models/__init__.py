@@ -1,2 +1,5 @@
-"""Score networks, and a classifier of noisy images. `models.utils.create_model(config)` builds the one that a config names."""
+"""Score networks, and a classifier of noisy images. `models.utils.create_model(config)` builds the
+one that a config names.
+"""
+
 from . import ddpm, ncsnpp, ncsnv2, wideresnet  # noqa: F401 (they register their networks)

@@ -1,4 +1,7 @@
-"""An exponential moving average of parameters (Polyak & Juditsky 1992), whose copy is what one samples from."""
+"""An exponential moving average of parameters (Polyak & Juditsky 1992), whose copy is what one
+samples from.
+"""
+
 import contextlib
 
 import torch
@@ -7,9 +10,10 @@ import torch
 class ExponentialMovingAverage:
     """shadow <- d shadow + (1 - d) parameter at each `update`.
 
-    d is `decay`, or with `use_num_updates` the smaller of it and (1 + n) / (10 + n) at the n-th update, so that the average
-    forgets its start. `shadow_params` has the order of `parameters`, of those that require a gradient. `untrained`, of the others, is
-    there only in an average that JAX made, which averages every parameter.
+    d is `decay`, or with `use_num_updates` the smaller of it and (1 + n) / (10 + n) at the n-th
+    update, so that the average forgets its start. `shadow_params` has the order of `parameters`, of
+    those that require a gradient. `untrained`, of the others, is there only in an average that JAX
+    made, which averages every parameter.
     """
 
     def __init__(self, parameters, decay: float, use_num_updates: bool = True):
@@ -23,8 +27,11 @@ class ExponentialMovingAverage:
     def _paired(self, parameters, own, trained=True):
         theirs = [p for p in parameters if p.requires_grad == trained]
         if [p.shape for p in theirs] != [s.shape for s in own]:
-            raise ValueError(f'the average is of {len(own)} tensors, which are not those of the {len(theirs)} parameters given: '
-                             'their numbers or shapes differ')
+            raise ValueError(
+                f'the average is of {len(own)} tensors, which are not those of the '
+                f'{len(theirs)} parameters given: '
+                'their numbers or shapes differ'
+            )
         return theirs
 
     @torch.no_grad()
@@ -34,7 +41,9 @@ class ExponentialMovingAverage:
         if self.num_updates is not None:
             n = self.num_updates = self.num_updates + 1
             kept = min(kept, (1 + n) / (10 + n))
-        torch._foreach_lerp_(self.shadow_params, self._paired(parameters, self.shadow_params), 1 - kept)
+        torch._foreach_lerp_(
+            self.shadow_params, self._paired(parameters, self.shadow_params), 1 - kept
+        )
 
     @torch.no_grad()
     def copy_to(self, parameters):
@@ -42,13 +51,19 @@ class ExponentialMovingAverage:
         parameters = list(parameters)
         torch._foreach_copy_(self._paired(parameters, self.shadow_params), self.shadow_params)
         if self.untrained:
-            torch._foreach_copy_(self._paired(parameters, self.untrained, trained=False), self.untrained)
+            torch._foreach_copy_(
+                self._paired(parameters, self.untrained, trained=False), self.untrained
+            )
 
     def store(self, parameters):
         """Keeps a copy of `parameters`, to come back with `restore`."""
         parameters = list(parameters)
         self.collected_params = [p.detach().clone() for p in parameters if p.requires_grad]
-        self.collected_untrained = [p.detach().clone() for p in parameters if not p.requires_grad] if self.untrained else []
+        self.collected_untrained = (
+            [p.detach().clone() for p in parameters if not p.requires_grad]
+            if self.untrained
+            else []
+        )
 
     @torch.no_grad()
     def restore(self, parameters):
@@ -56,7 +71,10 @@ class ExponentialMovingAverage:
         parameters = list(parameters)
         torch._foreach_copy_(self._paired(parameters, self.collected_params), self.collected_params)
         if self.collected_untrained:
-            torch._foreach_copy_(self._paired(parameters, self.collected_untrained, trained=False), self.collected_untrained)
+            torch._foreach_copy_(
+                self._paired(parameters, self.collected_untrained, trained=False),
+                self.collected_untrained,
+            )
         self.collected_params, self.collected_untrained = [], []
 
     @contextlib.contextmanager
@@ -71,17 +89,31 @@ class ExponentialMovingAverage:
             self.restore(parameters)
 
     def state_dict(self) -> dict:
-        return dict(decay=self.decay, num_updates=self.num_updates, shadow_params=self.shadow_params) | (
-            dict(untrained=self.untrained) if self.untrained else {})
+        return dict(
+            decay=self.decay, num_updates=self.num_updates, shadow_params=self.shadow_params
+        ) | (dict(untrained=self.untrained) if self.untrained else {})
 
     def load_state_dict(self, state_dict: dict):
-        """Takes over an average of the same parameters; ValueError, before anything changes, where numbers or shapes differ."""
+        """Takes over an average of the same parameters; ValueError, before anything changes, where
+        numbers or shapes differ.
+        """
         loaded = [torch.as_tensor(p) for p in state_dict['shadow_params']]
         for i, (own, new) in enumerate(zip(self.shadow_params, loaded)):
             if own.shape != new.shape:
-                raise ValueError(f'the moving average in the state has shape {tuple(new.shape)} at position {i}, not {tuple(own.shape)}')
+                raise ValueError(
+                    f'the moving average in the state has shape {tuple(new.shape)} at '
+                    f'position {i}, not {tuple(own.shape)}'
+                )
         if len(loaded) != len(self.shadow_params):
-            raise ValueError(f'the moving average in the state has {len(loaded)} tensors, this network {len(self.shadow_params)}')
+            raise ValueError(
+                f'the moving average in the state has {len(loaded)} tensors, this '
+                f'network {len(self.shadow_params)}'
+            )
         self.decay, self.num_updates = state_dict['decay'], state_dict['num_updates']
-        self.shadow_params = [torch.empty_like(own).copy_(new) for own, new in zip(self.shadow_params, loaded)]
-        self.untrained = [torch.as_tensor(p).to(self.shadow_params[0].device) for p in state_dict.get('untrained', ())]
+        self.shadow_params = [
+            torch.empty_like(own).copy_(new) for own, new in zip(self.shadow_params, loaded)
+        ]
+        self.untrained = [
+            torch.as_tensor(p).to(self.shadow_params[0].device)
+            for p in state_dict.get('untrained', ())
+        ]

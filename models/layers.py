@@ -1,7 +1,9 @@
-"""Blocks of DDPM's U-Net (Ho et al. 2020), on which NCSN++ and DDPM++ build too. Feature maps are (B, C, H, W), embeddings (B, D).
+"""Blocks of DDPM's U-Net (Ho et al. 2020), on which NCSN++ and DDPM++ build too. Feature maps are
+(B, C, H, W), embeddings (B, D).
 
 Attributes such as `GroupNorm_0` are the names of the published checkpoints.
 """
+
 import math
 
 import torch
@@ -11,26 +13,38 @@ from torch import nn
 from op import Conv3x3, Dropout
 from runtime.errors import UserError
 
-ACTIVATIONS = {'elu': F.elu, 'relu': F.relu, 'lrelu': lambda x: F.leaky_relu(x, 0.2), 'swish': F.silu}
+ACTIVATIONS = {
+    'elu': F.elu,
+    'relu': F.relu,
+    'lrelu': lambda x: F.leaky_relu(x, 0.2),
+    'swish': F.silu,
+}
 
 
 def get_act(config):
     """The activation function that `config.model.nonlinearity` names."""
     name = config.model.nonlinearity.lower()
     if name not in ACTIVATIONS:
-        raise UserError(f'config.model.nonlinearity must be one of {", ".join(map(repr, ACTIVATIONS))}, got {config.model.nonlinearity!r}')
+        raise UserError(
+            'config.model.nonlinearity must be one of '
+            f'{", ".join(map(repr, ACTIVATIONS))}, got {config.model.nonlinearity!r}'
+        )
     return ACTIVATIONS[name]
 
 
 def default_init(scale: float = 1.0):
-    """shape -> a tensor, uniform with variance scale / fan_avg (Glorot & Bengio 2010); scale 0 stands for 1e-10.
+    """shape -> a tensor, uniform with variance scale / fan_avg (Glorot & Bengio 2010); scale 0
+    stands for 1e-10.
 
-    Shapes are (out, in, ...) or, for matrices, either way round: the average of the fans is symmetric.
+    Shapes are (out, in, ...) or, for matrices, either way round: the average of the fans is
+    symmetric.
     """
+
     def init(shape):
         taps = math.prod(shape[2:])
         fan_avg = (shape[0] + shape[1]) * taps / 2
         return (2 * torch.rand(*shape) - 1) * math.sqrt(3 * (scale or 1e-10) / fan_avg)
+
     return init
 
 
@@ -53,11 +67,15 @@ def conv1x1(in_planes, out_planes, stride=1, bias=True, init_scale=1.0, padding=
 def conv3x3(in_planes, out_planes, stride=1, bias=True, dilation=1, init_scale=1.0, padding=1):
     if stride == dilation == padding == 1:
         return _initialized(Conv3x3(in_planes, out_planes, bias), init_scale)
-    return _initialized(nn.Conv2d(in_planes, out_planes, 3, stride, padding, dilation, bias=bias), init_scale)
+    return _initialized(
+        nn.Conv2d(in_planes, out_planes, 3, stride, padding, dilation, bias=bias), init_scale
+    )
 
 
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
-    """Group normalization; without `groups`, of at least four channels each and at most 32 groups, as in NCSN++."""
+    """Group normalization; without `groups`, of at least four channels each and at most 32 groups,
+    as in NCSN++.
+    """
     groups = groups or min(channels // 4, 32)
     if groups == 0:
         raise UserError(f'channels must be >= 4 for group normalization, got {channels}')
@@ -72,9 +90,11 @@ def merge(x, h, rescale: bool):
 
 
 def get_timestep_embedding(timesteps, embedding_dim: int, max_positions: int = 10000):
-    """Sines and cosines of `timesteps` (B,) at `embedding_dim` / 2 geometric frequencies from 1 to 1/max_positions: (B, embedding_dim).
+    """Sines and cosines of `timesteps` (B,) at `embedding_dim` / 2 geometric frequencies from 1 to
+    1/max_positions: (B, embedding_dim).
 
-    Vaswani et al. 2017, Sec. 3.5, with all sines before all cosines; an odd dimension ends with a zero.
+    Vaswani et al. 2017, Sec. 3.5, with all sines before all cosines; an odd dimension ends with a
+    zero.
     """
     if timesteps.ndim != 1:
         raise ValueError(f'timesteps must have shape (batch,), got {tuple(timesteps.shape)}')
@@ -86,7 +106,9 @@ def get_timestep_embedding(timesteps, embedding_dim: int, max_positions: int = 1
 
 
 class NIN(nn.Module):
-    """A 1x1 convolution, kept as a matrix W (in, out) and a bias b (Lin et al. 2013, "network in network")."""
+    """A 1x1 convolution, kept as a matrix W (in, out) and a bias b (Lin et al. 2013, "network in
+    network").
+    """
 
     def __init__(self, in_dim, num_units, init_scale=0.1):
         super().__init__()
@@ -98,7 +120,9 @@ class NIN(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Self-attention over all pixels, added to its input; with one head, or heads of `head_dim` channels."""
+    """Self-attention over all pixels, added to its input; with one head, or heads of `head_dim`
+    channels.
+    """
 
     def __init__(self, channels, skip_rescale=False, init_scale=0.0, groups=32, head_dim=0):
         super().__init__()
@@ -113,7 +137,10 @@ class AttnBlock(nn.Module):
 
     def forward(self, x):
         h = self.GroupNorm_0(x)
-        q, k, v = (project(h).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3) for project in (self.NIN_0, self.NIN_1, self.NIN_2))
+        q, k, v = (
+            project(h).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
+            for project in (self.NIN_0, self.NIN_1, self.NIN_2)
+        )
         h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
         return merge(x, self.NIN_3(h), self.skip_rescale)
 
@@ -146,11 +173,16 @@ class Downsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """norm, act, conv, + time, norm, act, dropout, conv; added to its input. Subclasses say how the input gets its new shape."""
+    """norm, act, conv, + time, norm, act, dropout, conv; added to its input. Subclasses say how the
+    input gets its new shape.
+    """
 
-    projection = None  # the name of the layer that brings the input to the output's shape, where they differ
+    # the name of the layer that brings the input to the output's shape, where they differ
+    projection = None
 
-    def __init__(self, act, in_ch, out_ch, temb_dim, dropout, skip_rescale=False, init_scale=0.0, groups=None):
+    def __init__(
+        self, act, in_ch, out_ch, temb_dim, dropout, skip_rescale=False, init_scale=0.0, groups=None
+    ):
         super().__init__()
         self.GroupNorm_0 = group_norm(in_ch, groups)
         self.Conv_0 = conv3x3(in_ch, out_ch)
@@ -169,15 +201,23 @@ class ResnetBlock(nn.Module):
         if temb is not None:
             h = h + self.Dense_0(self.act(temb))[..., None, None]
         h = self.Conv_1(self.Dropout_0(self.act(self.GroupNorm_1(h))))
-        return merge(getattr(self, self.projection)(x) if self.projection else x, h, self.skip_rescale)
+        return merge(
+            getattr(self, self.projection)(x) if self.projection else x, h, self.skip_rescale
+        )
 
 
 class ResnetBlockDDPM(ResnetBlock):
-    """The residual block of DDPM. `design`: `skip_rescale`, `init_scale` and `groups` of `ResnetBlock`."""
+    """The residual block of DDPM. `design`: `skip_rescale`, `init_scale` and `groups` of
+    `ResnetBlock`.
+    """
 
-    def __init__(self, act, in_ch, out_ch=None, temb_dim=None, conv_shortcut=False, dropout=0.1, **design):
+    def __init__(
+        self, act, in_ch, out_ch=None, temb_dim=None, conv_shortcut=False, dropout=0.1, **design
+    ):
         out_ch = out_ch or in_ch
         super().__init__(act, in_ch, out_ch, temb_dim, dropout, **{'groups': 32} | design)
         if in_ch != out_ch:
             self.projection = 'Conv_2' if conv_shortcut else 'NIN_0'
-            self.add_module(self.projection, conv3x3(in_ch, out_ch) if conv_shortcut else NIN(in_ch, out_ch))
+            self.add_module(
+                self.projection, conv3x3(in_ch, out_ch) if conv_shortcut else NIN(in_ch, out_ch)
+            )

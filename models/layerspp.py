@@ -1,4 +1,7 @@
-"""Blocks of NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.4 and Appendix H): FIR resampling, BigGAN blocks, rescaled skips."""
+"""Blocks of NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.4 and Appendix H): FIR resampling, BigGAN
+blocks, rescaled skips.
+"""
+
 import functools
 import math
 
@@ -6,15 +9,25 @@ import torch
 from torch import nn
 
 from .layers import NIN, AttnBlock, ResnetBlock, ResnetBlockDDPM, conv1x1, conv3x3  # noqa: F401 (NIN: notebooks)
-from .up_or_down_sampling import Conv2d, enlarge, fir_filter, naive_downsample_2d, naive_upsample_2d, shrink
+from .up_or_down_sampling import (
+    Conv2d,
+    enlarge,
+    fir_filter,
+    naive_downsample_2d,
+    naive_upsample_2d,
+    shrink,
+)
 
-# The blocks of DDPM with NCSN++'s normalization, whose number of groups follows the number of channels.
+# The blocks of DDPM with NCSN++'s normalization, whose number of groups follows the number of
+# channels.
 AttnBlockpp = functools.partial(AttnBlock, groups=None)
 ResnetBlockDDPMpp = functools.partial(ResnetBlockDDPM, groups=None)
 
 
 class GaussianFourierProjection(nn.Module):
-    """Sines and cosines of x (B,) at random, fixed frequencies with standard deviation `scale`: (B, 2 embedding_size)."""
+    """Sines and cosines of x (B,) at random, fixed frequencies with standard deviation `scale`: (B,
+    2 embedding_size).
+    """
 
     def __init__(self, embedding_size=256, scale=1.0):
         super().__init__()
@@ -22,7 +35,9 @@ class GaussianFourierProjection(nn.Module):
         self.W = nn.Parameter(frequencies, requires_grad=False)
 
     def _apply(self, fn, recurse=True):
-        """Moves and casts W, but not to a dtype of less digits than float32: angles are hundreds of radians."""
+        """Moves and casts W, but not to a dtype of less digits than float32: angles are hundreds of
+        radians.
+        """
         precise = self.W.detach()
         super()._apply(fn, recurse)
         if torch.finfo(self.W.dtype).bits < 32:
@@ -30,12 +45,15 @@ class GaussianFourierProjection(nn.Module):
         return self
 
     def forward(self, x):
-        angles = x[:, None] * self.W * (2 * math.pi)  # in this order: large angles round as published
+        # in this order: large angles round as published
+        angles = x[:, None] * self.W * (2 * math.pi)
         return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class Combine(nn.Module):
-    """Joins x, brought to the channels of y by a 1x1 convolution, with y: their sum (`method='sum'`) or both ('cat')."""
+    """Joins x, brought to the channels of y by a 1x1 convolution, with y: their sum
+    (`method='sum'`) or both ('cat').
+    """
 
     def __init__(self, dim1, dim2, method='cat'):
         super().__init__()
@@ -52,7 +70,9 @@ class Combine(nn.Module):
 class Upsample(nn.Module):
     """Twice the size, by FIR filtering or by repetition, with a 3x3 convolution if `with_conv`."""
 
-    def __init__(self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)):
+    def __init__(
+        self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)
+    ):
         super().__init__()
         self.fir, self.with_conv = fir, with_conv
         if fir and with_conv:
@@ -70,9 +90,13 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, by FIR filtering or by averaging (by a strided 3x3 convolution if `with_conv`)."""
+    """Half the size, by FIR filtering or by averaging (by a strided 3x3 convolution if
+    `with_conv`).
+    """
 
-    def __init__(self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)):
+    def __init__(
+        self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)
+    ):
         super().__init__()
         self.fir, self.with_conv = fir, with_conv
         if fir and with_conv:
@@ -85,20 +109,40 @@ class Downsample(nn.Module):
     def forward(self, x, temb=None):
         if self.fir:
             return self.Conv2d_0(x) if self.with_conv else shrink(x, self.filter)
-        return self.Conv_0(nn.functional.pad(x, (0, 1, 0, 1))) if self.with_conv else naive_downsample_2d(x)
+        return (
+            self.Conv_0(nn.functional.pad(x, (0, 1, 0, 1)))
+            if self.with_conv
+            else naive_downsample_2d(x)
+        )
 
 
 class ResnetBlockBigGANpp(ResnetBlock):
     """The residual block of BigGAN (Brock et al. 2019), which may resample on the way."""
 
-    def __init__(self, act, in_ch, out_ch=None, temb_dim=None, up=False, down=False, dropout=0.1, fir=False, fir_kernel=(1, 3, 3, 1),
-                 skip_rescale=True, init_scale=0.0):
+    def __init__(
+        self,
+        act,
+        in_ch,
+        out_ch=None,
+        temb_dim=None,
+        up=False,
+        down=False,
+        dropout=0.1,
+        fir=False,
+        fir_kernel=(1, 3, 3, 1),
+        skip_rescale=True,
+        init_scale=0.0,
+    ):
         out_ch = out_ch or in_ch
-        super().__init__(act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, groups=None)
+        super().__init__(
+            act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, groups=None
+        )
         if in_ch != out_ch or up or down:
             self.projection = 'Conv_2'
             self.Conv_2 = conv1x1(in_ch, out_ch)
-        self.resampler = (Upsample if up else Downsample)(fir=fir, fir_kernel=fir_kernel) if up or down else None
+        self.resampler = (
+            (Upsample if up else Downsample)(fir=fir, fir_kernel=fir_kernel) if up or down else None
+        )
 
     def resample(self, x):
         return x if self.resampler is None else self.resampler(x)

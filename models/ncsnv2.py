@@ -1,8 +1,11 @@
-"""NCSN (Song & Ermon 2019) and NCSNv2 (Song & Ermon 2020) for images of about 64, 128 and 256 pixels: RefineNets of the score.
+"""NCSN (Song & Ermon 2019) and NCSNv2 (Song & Ermon 2020) for images of about 64, 128 and 256
+pixels: RefineNets of the score.
 
-The encoder's stages and the decoder's refinements are tables; channels are multiples of `model.nf`. NCSN is told the noise level
-by its normalization, its output is the score; NCSNv2 is not told, and divides its output by sigma (Technique 3).
+The encoder's stages and the decoder's refinements are tables; channels are multiples of `model.nf`.
+NCSN is told the noise level by its normalization, its output is the score; NCSNv2 is not told, and
+divides its output by sigma (Technique 3).
 """
+
 import functools
 from typing import NamedTuple
 
@@ -18,7 +21,10 @@ from .utils import accept, completed, get_sigmas, register_model
 
 
 class Stage(NamedTuple):
-    """Two residual blocks that make `width` x nf channels, the first of which goes down (in size, or in dilation)."""
+    """Two residual blocks that make `width` x nf channels, the first of which goes down (in size,
+    or in dilation).
+    """
+
     name: str
     width: int
     down: bool = True
@@ -30,16 +36,24 @@ class RefineNet(nn.Module):
 
     stages: list[Stage]  # from fine to coarse
     refinements: list[tuple[str, int]]  # name and width, in the order in which they are created
-    applied: list[str] | None = None  # names of the refinements from coarse to fine, where that order differs
+    # names of the refinements from coarse to fine, where that order differs
+    applied: list[str] | None = None
     conditional = False
 
     def __init__(self, config):
         super().__init__()
         config = completed(config)
         accept(config, 'model.num_classes', 0, why='the U-Nets can be told classes')
-        model, norm, act = config.model, get_normalization(config, self.conditional), get_act(config)
+        model, norm, act = (
+            config.model,
+            get_normalization(config, self.conditional),
+            get_act(config),
+        )
         if model.nf < 2:
-            raise UserError(f'config.model.nf must be >= 2 for {model.name}, which compares the means of channels, got {model.nf}')
+            raise UserError(
+                f'config.model.nf must be >= 2 for {model.name}, which compares the '
+                f'means of channels, got {model.nf}'
+            )
         nf, inner_norm = model.nf, norm if self.conditional else None
         self.centered, self.act = config.data.centered, act
         self.begin_conv = _conv(config.data.num_channels, nf)
@@ -49,15 +63,31 @@ class RefineNet(nn.Module):
         width, widths = 1, []
         for stage in self.stages:
             make = functools.partial(ResidualBlock, act=act, norm=norm, dilation=stage.dilation)
-            self.add_module(stage.name, nn.ModuleList([make(width * nf, stage.width * nf, stage.down),
-                                                       make(stage.width * nf, stage.width * nf, False)]))
+            self.add_module(
+                stage.name,
+                nn.ModuleList(
+                    [
+                        make(width * nf, stage.width * nf, stage.down),
+                        make(stage.width * nf, stage.width * nf, False),
+                    ]
+                ),
+            )
             width = stage.width
             widths.append(width)
         coarser = []
         for i, (name, width) in enumerate(self.refinements):
             in_planes = [w * nf for w in [widths.pop(), *coarser]]
-            self.add_module(name, RefineBlock(in_planes, width * nf, act, model.interpolation, inner_norm,
-                                              end=i == len(self.refinements) - 1))
+            self.add_module(
+                name,
+                RefineBlock(
+                    in_planes,
+                    width * nf,
+                    act,
+                    model.interpolation,
+                    inner_norm,
+                    end=i == len(self.refinements) - 1,
+                ),
+            )
             coarser = [width]
 
     def features(self, x, labels):
@@ -80,15 +110,27 @@ class RefineNet(nn.Module):
 class NCSN(RefineNet):
     """The score at the noise level `labels`, integers counting from the largest sigma down."""
 
-    stages = [Stage('res1', 1, down=False), Stage('res2', 2), Stage('res3', 2, dilation=2), Stage('res4', 2, dilation=4)]
+    stages = [
+        Stage('res1', 1, down=False),
+        Stage('res2', 2),
+        Stage('res3', 2, dilation=2),
+        Stage('res4', 2, dilation=4),
+    ]
     refinements = [('refine1', 2), ('refine2', 2), ('refine3', 1), ('refine4', 1)]
     conditional = True
 
     def __init__(self, config):
         accept(config, 'model.scale_by_sigma', False)
-        accept(config, 'training.continuous', False, why='it knows only the noise levels it was built with')
+        accept(
+            config,
+            'training.continuous',
+            False,
+            why='it knows only the noise levels it was built with',
+        )
         super().__init__(config)
-        self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            'sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32), persistent=False
+        )
 
     def forward(self, x, labels):
         return self.features(x, labels.long())
@@ -96,7 +138,9 @@ class NCSN(RefineNet):
 
 @register_model(name='ncsnv2_64')
 class NCSNv2(RefineNet):
-    """The score at the noise level `labels`: integers count from the largest sigma down, real numbers are sigma itself."""
+    """The score at the noise level `labels`: integers count from the largest sigma down, real
+    numbers are sigma itself.
+    """
 
     stages = NCSN.stages
     refinements = NCSN.refinements
@@ -116,16 +160,36 @@ class NCSNv2(RefineNet):
 
 @register_model(name='ncsnv2_128')
 class NCSNv2_128(NCSNv2):
-    stages = [Stage('res1', 1, down=False), Stage('res2', 2), Stage('res3', 2), Stage('res4', 4, dilation=2), Stage('res5', 4, dilation=4)]
+    stages = [
+        Stage('res1', 1, down=False),
+        Stage('res2', 2),
+        Stage('res3', 2),
+        Stage('res4', 4, dilation=2),
+        Stage('res5', 4, dilation=4),
+    ]
     refinements = [('refine1', 4), ('refine2', 2), ('refine3', 2), ('refine4', 1), ('refine5', 1)]
 
 
 @register_model(name='ncsnv2_256')
 class NCSNv2_256(NCSNv2):
-    stages = [Stage('res1', 1, down=False), Stage('res2', 2), Stage('res3', 2), Stage('res31', 2), Stage('res4', 4, dilation=2),
-              Stage('res5', 4, dilation=4)]
-    refinements = [('refine1', 4), ('refine2', 2), ('refine3', 2), ('refine31', 2), ('refine4', 1), ('refine5', 1)]
-    # The original creates refine3 before refine31 but applies refine31 first. Their shapes agree, so a state dict loads in either order.
+    stages = [
+        Stage('res1', 1, down=False),
+        Stage('res2', 2),
+        Stage('res3', 2),
+        Stage('res31', 2),
+        Stage('res4', 4, dilation=2),
+        Stage('res5', 4, dilation=4),
+    ]
+    refinements = [
+        ('refine1', 4),
+        ('refine2', 2),
+        ('refine3', 2),
+        ('refine31', 2),
+        ('refine4', 1),
+        ('refine5', 1),
+    ]
+    # The original creates refine3 before refine31 but applies refine31 first. Their shapes agree,
+    # so a state dict loads in either order.
     applied = ['refine1', 'refine2', 'refine31', 'refine3', 'refine4', 'refine5']
 
 

@@ -1,9 +1,12 @@
-"""Normalizations of NCSN and NCSNv2: instance normalization that keeps what it removes, the channels' means, as a second signal.
+"""Normalizations of NCSN and NCSNv2: instance normalization that keeps what it removes, the
+channels' means, as a second signal.
 
-InstanceNorm++ (Song & Ermon 2019, Appendix A):  z_c = gamma_c (x_c - mu_c)/sigma_c + beta_c + alpha_c (mu_c - m)/v, where m and v
-are the mean and standard deviation of the channels' means mu_c. Every normalization is called with (x, labels) and may ignore the
-labels; x is (B, C, H, W), labels (B,).
+InstanceNorm++ (Song & Ermon 2019, Appendix A):  z_c = gamma_c (x_c - mu_c)/sigma_c + beta_c +
+alpha_c (mu_c - m)/v, where m and v are the mean and standard deviation of the channels' means mu_c.
+Every normalization is called with (x, labels) and may ignore the labels; x is (B, C, H, W), labels
+(B,).
 """
+
 import functools
 
 import torch
@@ -40,8 +43,8 @@ class ConditionalInstanceNorm2dPlus(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(num_classes, 3 * num_features)
         with torch.no_grad():
-            self.embed.weight[:, :2 * num_features].normal_(1, 0.02)
-            self.embed.weight[:, 2 * num_features:].zero_()
+            self.embed.weight[:, : 2 * num_features].normal_(1, 0.02)
+            self.embed.weight[:, 2 * num_features :].zero_()
 
     def forward(self, x, labels):
         return _instance_norm_plus(x, *self.embed(labels).chunk(3, 1))
@@ -68,15 +71,24 @@ class VarianceNorm2d(nn.Module):
         return self.alpha[:, None, None] * x / torch.sqrt(x.var((2, 3), keepdim=True) + 1e-5)
 
 
-NORMALIZATIONS = {'InstanceNorm++': InstanceNorm2dPlus, 'InstanceNorm': InstanceNorm2d, 'VarianceNorm': VarianceNorm2d}
+NORMALIZATIONS = {
+    'InstanceNorm++': InstanceNorm2dPlus,
+    'InstanceNorm': InstanceNorm2d,
+    'VarianceNorm': VarianceNorm2d,
+}
 
 
 def get_normalization(config, conditional: bool = False):
-    """channels -> the normalization that `config.model.normalization` names, per noise level where `conditional`."""
+    """channels -> the normalization that `config.model.normalization` names, per noise level where
+    `conditional`.
+    """
     name = config.model.normalization
     known = ['InstanceNorm++'] if conditional else NORMALIZATIONS
     if name not in known:
-        raise UserError(f'config.model.normalization must be {" or ".join(map(repr, known))} for {config.model.name}, got {name!r}')
+        raise UserError(
+            f'config.model.normalization must be {" or ".join(map(repr, known))} for '
+            f'{config.model.name}, got {name!r}'
+        )
     if conditional:
         return functools.partial(ConditionalInstanceNorm2dPlus, num_classes=config.model.num_scales)
     return NORMALIZATIONS[name]

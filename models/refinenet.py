@@ -1,14 +1,23 @@
 """Blocks of RefineNet (Lin et al. 2017) as NCSN (Song & Ermon 2019) and NCSNv2 (2020) use them.
 
-`norm` makes a normalization for a number of channels, called with (x, labels). NCSN normalizes in front of every convolution of
-the refinement; NCSNv2 does not: there `norm` is None. Attribute names are those of the authors' checkpoints.
+`norm` makes a normalization for a number of channels, called with (x, labels). NCSN normalizes in
+front of every convolution of the refinement; NCSNv2 does not: there `norm` is None. Attribute names
+are those of the authors' checkpoints.
 """
+
 import torch.nn.functional as F
 from torch import nn
 
 
 def _conv(in_planes, out_planes, kernel=3, bias=True, dilation=1):
-    return nn.Conv2d(in_planes, out_planes, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=bias)
+    return nn.Conv2d(
+        in_planes,
+        out_planes,
+        kernel,
+        padding=dilation * (kernel // 2),
+        dilation=dilation,
+        bias=bias,
+    )
 
 
 class ConvMeanPool(nn.Module):
@@ -23,7 +32,9 @@ class ConvMeanPool(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, act, conv, norm, act, conv; added to its input. `down` halves the size, or with a `dilation` above 1 widens the view."""
+    """norm, act, conv, norm, act, conv; added to its input. `down` halves the size, or with a
+    `dilation` above 1 widens the view.
+    """
 
     def __init__(self, in_planes, out_planes, down, act, norm, dilation=1):
         super().__init__()
@@ -31,10 +42,18 @@ class ResidualBlock(nn.Module):
         middle = in_planes if down else out_planes
         self.conv1 = _conv(in_planes, middle, dilation=dilation)
         self.normalize2 = norm(middle)
-        self.conv2 = ConvMeanPool(middle, out_planes, 3) if pool else _conv(middle, out_planes, dilation=dilation)
+        self.conv2 = (
+            ConvMeanPool(middle, out_planes, 3)
+            if pool
+            else _conv(middle, out_planes, dilation=dilation)
+        )
         self.shortcut = None
         if down or in_planes != out_planes:
-            self.shortcut = ConvMeanPool(in_planes, out_planes, 1) if pool else _conv(in_planes, out_planes, dilation=dilation)
+            self.shortcut = (
+                ConvMeanPool(in_planes, out_planes, 1)
+                if pool
+                else _conv(in_planes, out_planes, dilation=dilation)
+            )
         self.normalize1 = norm(in_planes)
         self.act = act
 
@@ -74,16 +93,23 @@ class MSFBlock(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(_conv(planes, features) for planes in in_planes)
         self.norms = nn.ModuleList(norm(planes) for planes in in_planes) if norm else None
-        self.mode = dict(mode=interpolation, align_corners=True if interpolation in ('bilinear', 'bicubic') else None)
+        self.mode = dict(
+            mode=interpolation,
+            align_corners=True if interpolation in ('bilinear', 'bicubic') else None,
+        )
 
     def forward(self, inputs, labels, size):
         if self.norms:
             inputs = [norm(x, labels) for norm, x in zip(self.norms, inputs)]
-        return sum(F.interpolate(conv(x), size=size, **self.mode) for conv, x in zip(self.convs, inputs))
+        return sum(
+            F.interpolate(conv(x), size=size, **self.mode) for conv, x in zip(self.convs, inputs)
+        )
 
 
 class CRPBlock(nn.Module):
-    """Chained residual pooling: x plus a chain of poolings and convolutions of it. Pools by means with `norm`, by maxima without."""
+    """Chained residual pooling: x plus a chain of poolings and convolutions of it. Pools by means
+    with `norm`, by maxima without.
+    """
 
     def __init__(self, features, n_stages, act, norm=None):
         super().__init__()
@@ -94,24 +120,34 @@ class CRPBlock(nn.Module):
     def forward(self, x, labels):
         x = path = self.act(x)
         for i, conv in enumerate(self.convs):
-            path = F.avg_pool2d(self.norms[i](path, labels), 5, 1, 2) if self.norms else F.max_pool2d(path, 5, 1, 2)
+            path = (
+                F.avg_pool2d(self.norms[i](path, labels), 5, 1, 2)
+                if self.norms
+                else F.max_pool2d(path, 5, 1, 2)
+            )
             path = conv(path)
             x = x + path
         return x
 
 
 class RefineBlock(nn.Module):
-    """Joins a level of the encoder with the coarser refinement before it, of sizes `in_planes`, into `features` channels."""
+    """Joins a level of the encoder with the coarser refinement before it, of sizes `in_planes`,
+    into `features` channels.
+    """
 
     def __init__(self, in_planes, features, act, interpolation, norm=None, end=False):
         super().__init__()
         self.adapt_convs = nn.ModuleList(RCUBlock(planes, 2, 2, act, norm) for planes in in_planes)
         self.output_convs = RCUBlock(features, 3 if end else 1, 2, act, norm)
-        self.msf = MSFBlock(in_planes, features, interpolation, norm) if len(in_planes) > 1 else None
+        self.msf = (
+            MSFBlock(in_planes, features, interpolation, norm) if len(in_planes) > 1 else None
+        )
         self.crp = CRPBlock(features, 2, act, norm)
 
     def forward(self, inputs, labels):
-        """`inputs`: the encoder's level, whose size the result has, then the coarser refinement where there is one."""
+        """`inputs`: the encoder's level, whose size the result has, then the coarser refinement
+        where there is one.
+        """
         adapted = [adapt(x, labels) for adapt, x in zip(self.adapt_convs, inputs)]
         h = adapted[0] if self.msf is None else self.msf(adapted, labels, inputs[0].shape[2:])
         return self.output_convs(self.crp(h, labels), labels)

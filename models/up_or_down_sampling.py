@@ -1,8 +1,10 @@
-"""Resampling of feature maps by an integer factor: with an FIR filter, which does not alias (Zhang 2019; Karras et al. 2020), or naively.
+"""Resampling of feature maps by an integer factor: with an FIR filter, which does not alias (Zhang
+2019; Karras et al. 2020), or naively.
 
-`k` is a 1-D filter (its outer product is taken) or a 2-D one, normalised here to sum 1; None is the box filter. All images are
-(B, C, H, W); `gain` multiplies the result.
+`k` is a 1-D filter (its outer product is taken) or a 2-D one, normalised here to sum 1; None is the
+box filter. All images are (B, C, H, W); `gain` multiplies the result.
 """
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,17 +16,21 @@ from .layers import default_init
 
 
 def fir_filter(k, factor: int = 2, gain: float = 1) -> torch.Tensor:
-    """The filter `k` as a matrix of float32 with sum `gain`; ValueError if it is neither a vector nor a square matrix."""
+    """The filter `k` as a matrix of float32 with sum `gain`; ValueError if it is neither a vector
+    nor a square matrix.
+    """
     k = np.ones(factor) if k is None else np.asarray(k, np.float64)
     k = np.outer(k, k) if k.ndim == 1 else k
     if k.ndim != 2 or k.shape[0] != k.shape[1]:
-        raise ValueError(f'a resampling filter must be a vector or a square matrix, got shape {k.shape}')
+        raise ValueError(
+            f'a resampling filter must be a vector or a square matrix, got shape {k.shape}'
+        )
     return torch.tensor(k / k.sum() * gain, dtype=torch.float32)
 
 
 def upsample_2d(x, k=None, factor: int = 2, gain: float = 1):
     """`x` enlarged by `factor`: zeros put between its pixels, then filtered."""
-    return enlarge(x, fir_filter(k, factor, gain * factor ** 2), factor)
+    return enlarge(x, fir_filter(k, factor, gain * factor**2), factor)
 
 
 def downsample_2d(x, k=None, factor: int = 2, gain: float = 1):
@@ -32,7 +38,8 @@ def downsample_2d(x, k=None, factor: int = 2, gain: float = 1):
     return shrink(x, fir_filter(k, factor, gain), factor)
 
 
-# The same with a filter (r, r) that is at hand, on the device of `x`: what is made in every call would have to be copied there.
+# The same with a filter (r, r) that is at hand, on the device of `x`: what is made in every call
+# would have to be copied there.
 
 
 def enlarge(x, h, factor: int = 2):
@@ -71,8 +78,10 @@ def naive_downsample_2d(x, factor: int = 2):
 
 
 def upsample_conv_2d(x, w, k=None, factor: int = 2, gain: float = 1):
-    """`x` with zeros between its pixels, cross-correlated with `w` (out, in, r, r), then filtered: `upsample_2d` and a convolution."""
-    return enlarge_conv(x, w, fir_filter(k, factor, gain * factor ** 2), factor)
+    """`x` with zeros between its pixels, cross-correlated with `w` (out, in, r, r), then filtered:
+    `upsample_2d` and a convolution.
+    """
+    return enlarge_conv(x, w, fir_filter(k, factor, gain * factor**2), factor)
 
 
 def conv_downsample_2d(x, w, k=None, factor: int = 2, gain: float = 1):
@@ -83,7 +92,16 @@ def conv_downsample_2d(x, w, k=None, factor: int = 2, gain: float = 1):
 class Conv2d(nn.Module):
     """A convolution that may enlarge (`up`) or shrink (`down`) its input by 2 on the way."""
 
-    def __init__(self, in_ch, out_ch, kernel, up=False, down=False, resample_kernel=(1, 3, 3, 1), use_bias=True):
+    def __init__(
+        self,
+        in_ch,
+        out_ch,
+        kernel,
+        up=False,
+        down=False,
+        resample_kernel=(1, 3, 3, 1),
+        use_bias=True,
+    ):
         super().__init__()
         if up and down:
             raise ValueError('a convolution goes up or down, not both')
@@ -93,8 +111,14 @@ class Conv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_ch)) if use_bias else None
         self.resampling = enlarge_conv if up else conv_shrink if down else None
         if self.resampling:
-            self.register_buffer('filter', fir_filter(resample_kernel, gain=4 if up else 1), persistent=False)
+            self.register_buffer(
+                'filter', fir_filter(resample_kernel, gain=4 if up else 1), persistent=False
+            )
 
     def forward(self, x):
-        h = self.resampling(x, self.weight, self.filter) if self.resampling else F.conv2d(x, self.weight, padding='same')
+        h = (
+            self.resampling(x, self.weight, self.filter)
+            if self.resampling
+            else F.conv2d(x, self.weight, padding='same')
+        )
         return h if self.bias is None else h + self.bias[:, None, None]

@@ -1,4 +1,7 @@
-"""Networks by name, and what stands between a network and an SDE: the score function and the plain functions made from it."""
+"""Networks by name, and what stands between a network and an SDE: the score function and the plain
+functions made from it.
+"""
+
 import contextlib
 import warnings
 
@@ -22,7 +25,8 @@ def get_model(name: str):
 
 
 def completed(config):
-    """Return a copy of the config of a network of this library in which missing optional keys have their defaults.
+    """Return a copy of the config of a network of this library in which missing optional keys have
+    their defaults.
 
     Raises:
         UserError: a key without a default that the network needs is missing.
@@ -33,12 +37,19 @@ def completed(config):
 
 
 def accept(config, key: str, *values, why: str = ''):
-    """Raise UserError if the key ('section.name') of a config is there and has none of the values; the case of strings is ignored."""
+    """Raise UserError if the key ('section.name') of a config is there and has none of the values;
+    the case of strings is ignored.
+    """
     section, name = key.split('.')
     got = config[section][name] if name in config[section] else values[0]
-    if (got.lower() if isinstance(got, str) else got) not in [v.lower() if isinstance(v, str) else v for v in values]:
+    if (got.lower() if isinstance(got, str) else got) not in [
+        v.lower() if isinstance(v, str) else v for v in values
+    ]:
         accepted = ' or '.join(repr(v) for v in values)
-        raise UserError(f'config.{key} must be {accepted} for {config.model.name}, got {got!r}{" (" + why + ")" if why else ""}')
+        raise UserError(
+            f'config.{key} must be {accepted} for {config.model.name}, got '
+            f'{got!r}{" (" + why + ")" if why else ""}'
+        )
 
 
 def get_sigmas(config) -> np.ndarray:
@@ -48,30 +59,49 @@ def get_sigmas(config) -> np.ndarray:
 
 
 def get_ddpm_params(config) -> dict:
-    """The constants of DDPM's chain as float64 arrays of length `num_diffusion_timesteps` (Ho et al. 2020, Sec. 2)."""
+    """The constants of DDPM's chain as float64 arrays of length `num_diffusion_timesteps` (Ho et
+    al. 2020, Sec. 2).
+    """
     n = config.model.num_scales
     betas = np.linspace(config.model.beta_min / n, config.model.beta_max / n, n)
     alphas_cumprod = np.cumprod(1 - betas)
-    return dict(betas=betas, alphas=1 - betas, alphas_cumprod=alphas_cumprod, sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),
-                sqrt_1m_alphas_cumprod=np.sqrt(1 - alphas_cumprod), beta_min=config.model.beta_min, beta_max=config.model.beta_max,
-                num_diffusion_timesteps=n)
+    return dict(
+        betas=betas,
+        alphas=1 - betas,
+        alphas_cumprod=alphas_cumprod,
+        sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),
+        sqrt_1m_alphas_cumprod=np.sqrt(1 - alphas_cumprod),
+        beta_min=config.model.beta_min,
+        beta_max=config.model.beta_max,
+        num_diffusion_timesteps=n,
+    )
 
 
 PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16}
 
 
 class Undivided(nn.Module):
-    """Stands where published code has a DataParallel: holds the network as `module`, so that parameters keep their 'module.' prefix.
+    """Stands where published code has a DataParallel: holds the network as `module`, so that
+    parameters keep their 'module.' prefix.
 
-    What it answers is float32 and contiguous (B, C, H, W) however the network is run: `precision` 'bfloat16' runs convolutions and
-    matrix products so, `channels_last` keeps images with their channels innermost, `compile` has PyTorch compile the whole graph, anew
-    for training and for evaluation. `share` has several processes add up their gradients.
+    What it answers is float32 and contiguous (B, C, H, W) however the network is run: `precision`
+    'bfloat16' runs convolutions and matrix products so, `channels_last` keeps images with their
+    channels innermost, `compile` has PyTorch compile the whole graph, anew for training and for
+    evaluation. `share` has several processes add up their gradients.
     """
 
-    def __init__(self, module: nn.Module, precision: str = 'float32', channels_last: bool = False, compile: bool = False):
+    def __init__(
+        self,
+        module: nn.Module,
+        precision: str = 'float32',
+        channels_last: bool = False,
+        compile: bool = False,
+    ):
         super().__init__()
         if precision not in PRECISIONS:
-            raise UserError(f'precision must be one of {", ".join(map(repr, PRECISIONS))}, got {precision!r}')
+            raise UserError(
+                f'precision must be one of {", ".join(map(repr, PRECISIONS))}, got {precision!r}'
+            )
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.module = module.to(memory_format=self.format)
         self.dtype = PRECISIONS[precision]
@@ -80,20 +110,31 @@ class Undivided(nn.Module):
             module.compile(fullgraph=True)
 
     def share(self):
-        """From now on a backward pass in training leaves the mean of all processes' gradients, whose parameters must be alike."""
+        """From now on a backward pass in training leaves the mean of all processes' gradients,
+        whose parameters must be alike.
+        """
         if distributed.size() > 1:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore', FutureWarning)  # of the keyword that releases before 2.14 know
-                self._shared = [nn.parallel.DistributedDataParallel(self.module, broadcast_buffers=False)]
+                # of the keyword that releases before 2.14 know
+                warnings.simplefilter('ignore', FutureWarning)
+                self._shared = [
+                    nn.parallel.DistributedDataParallel(self.module, broadcast_buffers=False)
+                ]
 
     @contextlib.contextmanager
     def alone(self, alone: bool = True):
-        """Within the block, where `alone`, gradients pile up in each process, to be shared by the next backward pass outside."""
+        """Within the block, where `alone`, gradients pile up in each process, to be shared by the
+        next backward pass outside.
+        """
         with self._shared[0].no_sync() if alone and self._shared else contextlib.nullcontext():
             yield
 
     def forward(self, x, *args, **kwargs):
-        network = self._shared[0] if self._shared and self.training and torch.is_grad_enabled() else self.module
+        network = (
+            self._shared[0]
+            if self._shared and self.training and torch.is_grad_enabled()
+            else self.module
+        )
         x = x.contiguous(memory_format=self.format) if x.ndim == 4 else x
         with torch.autocast(x.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
             output = network(x, *args, **kwargs)
@@ -101,19 +142,26 @@ class Undivided(nn.Module):
         return output.float() if self.dtype else output
 
 
-@torch.inference_mode(False)  # parameters made under inference mode could never have gradients, nor could their inputs
+# parameters made under inference mode could never have gradients, nor could their inputs
+@torch.inference_mode(False)
 def create_model(config) -> nn.Module:
-    """Build the network of a config on `config.device`, in the wrapper that gives its parameters the names of the 2021 checkpoints.
+    """Build the network of a config on `config.device`, in the wrapper that gives its parameters
+    the names of the 2021 checkpoints.
 
-    It is run as `config.training.precision`, `channels_last` and `compile` say. Missing optional keys have their defaults.
+    It is run as `config.training.precision`, `channels_last` and `compile` say. Missing optional
+    keys have their defaults.
     """
-    network, training = get_model(config.model.name)(config).to(config.device), complete(config).training
+    network, training = (
+        get_model(config.model.name)(config).to(config.device),
+        complete(config).training,
+    )
     return Undivided(network, training.precision, training.channels_last, training.compile)
 
 
 @contextlib.contextmanager
 def gradients(*tensors):
-    """Compute gradients within the block, whatever the modes around it are: `torch.no_grad()` or `torch.inference_mode()`.
+    """Compute gradients within the block, whatever the modes around it are: `torch.no_grad()` or
+    `torch.inference_mode()`.
 
     Yields:
         The tensors, of which those made under inference mode are copied: autograd refuses these.
@@ -125,45 +173,68 @@ def gradients(*tensors):
 def _dtype(model) -> torch.dtype | None:
     """The dtype of a network's matrices and convolutions; None where it has none."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    return next((parameter.dtype for parameter in parameters if parameter.ndim > 1 and parameter.is_floating_point()), None)
+    return next(
+        (
+            parameter.dtype
+            for parameter in parameters
+            if parameter.ndim > 1 and parameter.is_floating_point()
+        ),
+        None,
+    )
 
 
 def get_model_fn(model, train: bool = False):
-    """(x, labels, **condition) -> the network's output, with dropout and the like switched on or off as `train` says.
+    """(x, labels, **condition) -> the network's output, with dropout and the like switched on or
+    off as `train` says.
 
-    A network cast to another dtype, as by `.bfloat16()`, gets x in that dtype; the output has the dtype of x.
-    The condition is what a network knows beyond the time: `classes=` (B,) of one that was built with `model.num_classes`.
+    A network cast to another dtype, as by `.bfloat16()`, gets x in that dtype; the output has the
+    dtype of x. The condition is what a network knows beyond the time: `classes=` (B,) of one that
+    was built with `model.num_classes`.
     """
+
     def model_fn(x, labels, **condition):
-        if isinstance(model, nn.Module) and model.training != train:  # walking through all modules takes a while
+        # walking through all modules takes a while
+        if isinstance(model, nn.Module) and model.training != train:
             model.train(train)
         dtype = _dtype(model) or x.dtype
-        return model(x, labels, **condition) if dtype == x.dtype else model(x.to(dtype), labels, **condition).to(x.dtype)
+        return (
+            model(x, labels, **condition)
+            if dtype == x.dtype
+            else model(x.to(dtype), labels, **condition).to(x.dtype)
+        )
+
     return model_fn
 
 
 def number_of_scales(model):
-    """How many noise levels a discrete network was built with (the length of its `sigmas`), or None where it does not say."""
+    """How many noise levels a discrete network was built with (the length of its `sigmas`), or None
+    where it does not say.
+    """
     sigmas = getattr(getattr(model, 'module', model), 'sigmas', None)
     return None if sigmas is None else len(sigmas)
 
 
 def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
-    """(x (B, ...), t (B,), **condition) -> the score grad_x log p_t(x), shape of x, from a network trained for `sde`.
+    """(x (B, ...), t (B,), **condition) -> the score grad_x log p_t(x), shape of x, from a network
+    trained for `sde`.
 
-    `continuous`: whether it was trained with continuous time. A discrete network's labels count the noise levels it was built
-    with, whatever `sde.N` is. The network's output is the score itself (VE) or minus the noise (VP, sub-VP): see the SDE.
+    `continuous`: whether it was trained with continuous time. A discrete network's labels count the
+    noise levels it was built with, whatever `sde.N` is. The network's output is the score itself
+    (VE) or minus the noise (VP, sub-VP): see the SDE.
     """
     model_fn, scales = get_model_fn(model, train), number_of_scales(model)
 
     def score_fn(x, t, **condition):
         output = model_fn(x, sde.network_label(t, continuous, scales), **condition)
         return sde.score_from_output(output, t, continuous, scales)
+
     return score_fn
 
 
 def times_like(x, t):
-    """The time t, a number, a tensor of shape () or (B,), as a tensor (B,) for x (B, ...), in its dtype and on its device."""
+    """The time t, a number, a tensor of shape () or (B,), as a tensor (B,) for x (B, ...), in its
+    dtype and on its device.
+    """
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
 
 

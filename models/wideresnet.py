@@ -1,11 +1,14 @@
-"""A classifier of noisy images: a wide residual network that is told the noise level (Zagoruyko & Komodakis 2016; Song et al. 2021,
-Appendix I.1), whose gradient guides samplers towards a class.
+"""A classifier of noisy images: a wide residual network that is told the noise level (Zagoruyko &
+Komodakis 2016; Song et al. 2021, Appendix I.1), whose gradient guides samplers towards a class.
 
-    x -> stem -> for each width: residual blocks, the first of a level halving the size, but at the first level -> norm, act, mean -> logits
+    x -> stem
+      -> for each width: residual blocks, the first halving the size but at the first width
+      -> norm, act, mean -> logits
 
-Its blocks are those of NCSN++. Group normalization stands where the original has batch normalization, the averages of which would be
-of all noise levels together.
+Its blocks are those of NCSN++. Group normalization stands where the original has batch
+normalization, the averages of which would be of all noise levels together.
 """
+
 import torch
 from torch import nn
 
@@ -18,10 +21,11 @@ from .utils import accept, completed, register_model
 
 @register_model(name='wideresnet')
 class WideResNet(nn.Module):
-    """(x (B, C, H, W), labels (B,)) -> logits (B, `model.num_classes`); labels: sigma if `model.embedding_type` is 'fourier', else times.
+    """(x (B, C, H, W), labels (B,)) -> logits (B, `model.num_classes`); labels: sigma if
+    `model.embedding_type` is 'fourier', else times.
 
-    The levels have nf * widen * ch_mult[i] channels; 28 layers and ten times the width are num_res_blocks=4, widen=10. `shape` is
-    that of an image.
+    The levels have nf * widen * ch_mult[i] channels; 28 layers and ten times the width are
+    num_res_blocks=4, widen=10. `shape` is that of an image.
     """
 
     is_classifier = True
@@ -34,24 +38,46 @@ class WideResNet(nn.Module):
         accept(config, 'training.continuous', True, why='it is trained at all times')
         model, data, act = config.model, config.data, get_act(config)
         if model.num_classes < 2:
-            raise UserError(f'config.model.num_classes must be >= 2 for a classifier, got {model.num_classes}: '
-                            'set it to the number of labels of the data set')
+            raise UserError(
+                'config.model.num_classes must be >= 2 for a classifier, got '
+                f'{model.num_classes}: '
+                'set it to the number of labels of the data set'
+            )
         self.num_classes = model.num_classes
-        self.shape, self.nf, self.act, self.centered = (data.num_channels, data.image_size, data.image_size), model.nf, act, data.centered
+        self.shape, self.nf, self.act, self.centered = (
+            (data.num_channels, data.image_size, data.image_size),
+            model.nf,
+            act,
+            data.centered,
+        )
         fourier = model.embedding_type.lower() == 'fourier'
         self.fourier = GaussianFourierProjection(model.nf, model.fourier_scale) if fourier else None
-        self.embedding = nn.Sequential(dense((1 + fourier) * model.nf, 4 * model.nf), nn.SiLU(), dense(4 * model.nf, 4 * model.nf))
-        self.stem, self.blocks, width = conv3x3(data.num_channels, model.nf), nn.ModuleList(), model.nf
+        self.embedding = nn.Sequential(
+            dense((1 + fourier) * model.nf, 4 * model.nf),
+            nn.SiLU(),
+            dense(4 * model.nf, 4 * model.nf),
+        )
+        self.stem, self.blocks, width = (
+            conv3x3(data.num_channels, model.nf),
+            nn.ModuleList(),
+            model.nf,
+        )
         for i, mult in enumerate(model.ch_mult):
             for j in range(model.num_res_blocks):
                 out, down = model.nf * model.widen * mult, i > 0 and j == 0
-                self.blocks.append(ResnetBlockBigGANpp(act, width, out, temb_dim=4 * model.nf, down=down, dropout=model.dropout))
+                self.blocks.append(
+                    ResnetBlockBigGANpp(
+                        act, width, out, temb_dim=4 * model.nf, down=down, dropout=model.dropout
+                    )
+                )
                 width = out
         self.norm, self.head = group_norm(width), dense(width, model.num_classes)
 
     def forward(self, x, labels):
         labels = labels.to(torch.promote_types(x.dtype, torch.float32))
-        features = self.fourier(labels.log()) if self.fourier else get_timestep_embedding(labels, self.nf)
+        features = (
+            self.fourier(labels.log()) if self.fourier else get_timestep_embedding(labels, self.nf)
+        )
         h, temb = self.stem(x if self.centered else 2 * x - 1), self.embedding(features.to(x.dtype))
         for block in self.blocks:
             h = block(h, temb)

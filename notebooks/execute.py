@@ -1,9 +1,13 @@
-"""Runs notebooks from top to bottom and saves them as they ran: with their outputs, and their pictures in ../assets.
+"""Runs notebooks from top to bottom and saves them as they ran: with their outputs, and their
+pictures in ../assets.
 
-  python notebooks/execute.py [NAME ...]     # tour, images, control; all of them unless some are named
+  python notebooks/execute.py [NAME ...]     # tour, images, control; all of them unless some are
+  named
 
-A cell whose metadata have "picture": "name" draws one picture, which is also kept as assets/name.png: README and notebooks show the same.
+A cell whose metadata have "picture": "name" draws one picture, which is also kept as
+assets/name.png: README and notebooks show the same.
 """
+
 import base64
 import os
 import pathlib
@@ -19,30 +23,46 @@ from nbclient import NotebookClient
 FOLDER = pathlib.Path(__file__).resolve().parent
 ASSETS = FOLDER.parent / 'assets'
 ORDER = ('tour', 'images', 'control')  # what comes first makes what others find in RUNS
-METADATA = {'kernelspec': {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'}, 'language_info': {'name': 'python'}}
+METADATA = {
+    'kernelspec': {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'},
+    'language_info': {'name': 'python'},
+}
 
 
 class ThisPython(AsyncKernelManager):
     """Starts the interpreter that runs this file, whatever kernels the machine knows by name."""
+
     kernel_spec = KernelSpec(**get_kernel_dict())
 
 
 def notebooks() -> list[pathlib.Path]:
     """All notebooks, in the order in which they run."""
-    return sorted(FOLDER.glob('*.ipynb'), key=lambda path: (ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), path.stem))
+    return sorted(
+        FOLDER.glob('*.ipynb'),
+        key=lambda path: (ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), path.stem),
+    )
 
 
 def execute(path, env=None, limit: float = float('inf')):
-    """The notebook at `path` with fresh outputs, without what differs from run to run; the file stays as it is.
+    """The notebook at `path` with fresh outputs, without what differs from run to run; the file
+    stays as it is.
 
-    `env`: variables of the environment to set. `limit`: seconds, after which TimeoutError (nbclient's CellTimeoutError) is raised; an
-    error in a cell is a CellExecutionError.
+    `env`: variables of the environment to set. `limit`: seconds, after which TimeoutError
+    (nbclient's CellTimeoutError) is raised; an error in a cell is a CellExecutionError.
     """
     notebook, end = nbformat.read(path, as_version=4), time.monotonic() + limit
-    client = NotebookClient(notebook, kernel_manager_class=ThisPython, resources={'metadata': {'path': str(FOLDER)}}, record_timing=False,
-                            extra_arguments=['--log-level=ERROR'],
-                            timeout_func=lambda cell: max(1, int(end - time.monotonic())) if limit < float('inf') else -1)
-    inherited = {key: value for key, value in os.environ.items() if key != 'MPLBACKEND'}  # without it pictures go into the notebook
+    client = NotebookClient(
+        notebook,
+        kernel_manager_class=ThisPython,
+        resources={'metadata': {'path': str(FOLDER)}},
+        record_timing=False,
+        extra_arguments=['--log-level=ERROR'],
+        timeout_func=lambda cell: (
+            max(1, int(end - time.monotonic())) if limit < float('inf') else -1
+        ),
+    )
+    # without it pictures go into the notebook
+    inherited = {key: value for key, value in os.environ.items() if key != 'MPLBACKEND'}
     client.execute(env={**inherited, **(env or {})})
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells):
@@ -53,7 +73,9 @@ def execute(path, env=None, limit: float = float('inf')):
 
 
 def _settled(outputs):
-    """Outputs without warnings and progress bars, which name times and places, and with what was printed in one piece."""
+    """Outputs without warnings and progress bars, which name times and places, and with what was
+    printed in one piece.
+    """
     kept = []
     for output in outputs:
         if output.output_type != 'stream':
@@ -69,9 +91,15 @@ def _settled(outputs):
 
 def pictures(notebook) -> dict[str, list[bytes]]:
     """The PNGs of every cell that names a picture, by that name."""
-    return {cell.metadata.picture: [base64.b64decode(output.data['image/png']) for output in cell.get('outputs', ())
-                                    if 'image/png' in output.get('data', {})]
-            for cell in notebook.cells if 'picture' in cell.metadata}
+    return {
+        cell.metadata.picture: [
+            base64.b64decode(output.data['image/png'])
+            for output in cell.get('outputs', ())
+            if 'image/png' in output.get('data', {})
+        ]
+        for cell in notebook.cells
+        if 'picture' in cell.metadata
+    }
 
 
 def main(names):
@@ -82,7 +110,10 @@ def main(names):
         drawn = pictures(notebook)
         for name, images in drawn.items():
             if len(images) != 1:
-                sys.exit(f'{path.name}: the cell of the picture {name!r} drew {len(images)} pictures, not one')
+                sys.exit(
+                    f'{path.name}: the cell of the picture {name!r} drew {len(images)} '
+                    'pictures, not one'
+                )
         for name, (image,) in drawn.items():
             (ASSETS / f'{name}.png').write_bytes(image)
         nbformat.write(notebook, path)

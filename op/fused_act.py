@@ -1,10 +1,15 @@
-"""Leaky ReLU of a biased input, scaled to keep the variance of a standard normal (Karras et al. 2020)."""
+"""Leaky ReLU of a biased input, scaled to keep the variance of a standard normal (Karras et al.
+2020).
+"""
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
-def fused_leaky_relu(input: torch.Tensor, bias: torch.Tensor, negative_slope: float = 0.2, scale: float = 2 ** 0.5) -> torch.Tensor:
+def fused_leaky_relu(
+    input: torch.Tensor, bias: torch.Tensor, negative_slope: float = 0.2, scale: float = 2**0.5
+) -> torch.Tensor:
     """scale * leaky_relu(input + bias), `input` (B, C, ...), `bias` (C,)."""
     return scale * F.leaky_relu(input + bias.reshape(-1, *[1] * (input.ndim - 2)), negative_slope)
 
@@ -12,7 +17,7 @@ def fused_leaky_relu(input: torch.Tensor, bias: torch.Tensor, negative_slope: fl
 class FusedLeakyReLU(nn.Module):
     """`fused_leaky_relu` with a learned bias for each of `channel` channels."""
 
-    def __init__(self, channel: int, negative_slope: float = 0.2, scale: float = 2 ** 0.5):
+    def __init__(self, channel: int, negative_slope: float = 0.2, scale: float = 2**0.5):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channel))
         self.negative_slope, self.scale = negative_slope, scale

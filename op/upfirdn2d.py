@@ -1,19 +1,24 @@
-"""Upsample, FIR-filter, downsample:  y[n] = sum_k h[k] x_up[n down + K - 1 - k]  on both axes (Karras et al. 2019, 2020).
+"""Upsample, FIR-filter, downsample:  y[n] = sum_k h[k] x_up[n down + K - 1 - k]  on both axes
+(Karras et al. 2019, 2020).
 
 `x_up` is x with up - 1 zeros behind every pixel, then padded; K is the length of the filter h.
 
-Underneath is one operation, registered with PyTorch as `score_sde::resample`. With h flipped (for a convolution) or not, and an output of
-any size,
+Underneath is one operation, registered with PyTorch as `score_sde::resample`. With h flipped (for a
+convolution) or not, and an output of any size,
 
-    out[n] = sum_k h[k] x_up[n down + k - before],        x_up[m] = x[m / up] where up divides m, zero elsewhere and outside of x,
+    out[n] = sum_k h[k] x_up[n down + k - before],
+    x_up[m] = x[m / up] where up divides m, zero elsewhere and outside of x,
 
 and the transposed map, which takes the gradient of `out` to that of x, is another of these:
 
-    grad_x[i] = sum_k h[K - 1 - k] grad_up[i up + k - (K - 1 - before)],        grad_up[m] = grad_out[m / down].
+    grad_x[i] = sum_k h[K - 1 - k] grad_up[i up + k - (K - 1 - before)],
+    grad_up[m] = grad_out[m / down].
 
-Derivatives of any order are thus the operation itself. On a CUDA device it is a kernel of upfirdn2d.cu, compiled on first use. Everywhere
-else, where that cannot be compiled, and for gradients in the filter, it is a composition of PyTorch's convolutions.
+Derivatives of any order are thus the operation itself. On a CUDA device it is a kernel of
+upfirdn2d.cu, compiled on first use. Everywhere else, where that cannot be compiled, and for
+gradients in the filter, it is a composition of PyTorch's convolutions.
 """
+
 import functools
 import pathlib
 import struct
@@ -28,69 +33,118 @@ from torch import Tensor
 from . import nvrtc
 
 SOURCE = pathlib.Path(__file__).with_suffix('.cu')
-SCALARS = {torch.float64: 'double', torch.float32: 'float', torch.float16: 'half', torch.bfloat16: 'bfloat16'}  # names in the source
+# names in the source
+SCALARS = {
+    torch.float64: 'double',
+    torch.float32: 'float',
+    torch.float16: 'half',
+    torch.bfloat16: 'bfloat16',
+}
 THREADS, ROWS = 256, 4  # of a block; of a thread's strip: both as in the source
 
 
-def upfirdn2d(input: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)) -> Tensor:
+def upfirdn2d(
+    input: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)
+) -> Tensor:
     """Resamples `input` (B, C, H, W) with the filter `kernel` (kh, kw).
 
-    Both axes grow by `up`, get pad[0] zeros in front and pad[1] behind (negative: are cropped), are filtered, and every `down`-th
-    value is kept: H becomes (H up + pad[0] + pad[1] - kh) // down + 1. ValueError where nothing would be left. The result has the dtype
-    of `input`, also under autocast, and its memory format.
+    Both axes grow by `up`, get pad[0] zeros in front and pad[1] behind (negative: are cropped), are
+    filtered, and every `down`-th value is kept: H becomes (H up + pad[0] + pad[1] - kh) // down +
+    1. ValueError where nothing would be left. The result has the dtype of `input`, also under
+       autocast, and its memory format.
     """
     before, behind = pad
     height, width = input.shape[2:]
     kh, kw = kernel.shape
     if min(height * up + before + behind - kh, width * up + before + behind - kw) < 0:
-        raise ValueError(f'upfirdn2d: images of {height}x{width} with up={up} and pad={tuple(pad)} are smaller than the {kh}x{kw} kernel')
-    size = (height * up + before + behind - kh) // down + 1, (width * up + before + behind - kw) // down + 1
+        raise ValueError(
+            f'upfirdn2d: images of {height}x{width} with up={up} and pad={tuple(pad)} '
+            f'are smaller than the {kh}x{kw} kernel'
+        )
+    size = (
+        (height * up + before + behind - kh) // down + 1,
+        (width * up + before + behind - kw) // down + 1,
+    )
     if kernel.requires_grad or _in_transform() or not _has_kernels(input.device, input.dtype):
         return _composed(input, kernel, up, down, (before, before), size)
     taps = kernel.to(input.device, _accumulator(input.dtype))
-    return (resample if torch.compiler.is_compiling() else _Eager.apply)(input, taps, up, down, (before, before), size, True)
+    return (resample if torch.compiler.is_compiling() else _Eager.apply)(
+        input, taps, up, down, (before, before), size, True
+    )
 
 
-def _composed(x: Tensor, kernel: Tensor, up: int, down: int, before: Sequence[int], size: Sequence[int]) -> Tensor:
-    """`resample` with a flipped filter, from PyTorch's own operations: any device, any floating dtype, derivatives also in `kernel`."""
-    if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):  # would convolve in another dtype than the kernels
+def _composed(
+    x: Tensor, kernel: Tensor, up: int, down: int, before: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """`resample` with a flipped filter, from PyTorch's own operations: any device, any floating
+    dtype, derivatives also in `kernel`.
+    """
+    # would convolve in another dtype than the kernels
+    if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return _composed(x, kernel, up, down, before, size)
     channels, height, width = x.shape[1:]
     kh, kw = kernel.shape
-    taps = kernel.to(x).expand(channels, 1, kh, kw)  # one filter for each channel: several times faster than a batch of planes
+    # one filter for each channel: several times faster than a batch of planes
+    taps = kernel.to(x).expand(channels, 1, kh, kw)
     axes = list(zip(x.shape[2:], kernel.shape, before, size))
     # A convolution that makes or cuts the border itself is up to twice as fast (benchmarks/ops.py).
     if up == 1:
-        behind = [(places - 1) * down + reach - start - length for length, reach, start, places in axes]
+        behind = [
+            (places - 1) * down + reach - start - length for length, reach, start, places in axes
+        ]
         if all(start >= 0 and 0 <= start - end < down for start, end in zip(before, behind)):
             return F.conv2d(x, taps.flip(2, 3), stride=down, padding=tuple(before), groups=channels)
-        return F.conv2d(F.pad(x, (before[1], behind[1], before[0], behind[0])), taps.flip(2, 3), stride=down, groups=channels)
-    # The transposed convolution is the filtered x_up with a full border: shift it to the border asked for.
+        return F.conv2d(
+            F.pad(x, (before[1], behind[1], before[0], behind[0])),
+            taps.flip(2, 3),
+            stride=down,
+            groups=channels,
+        )
+    # The transposed convolution is the filtered x_up with a full border: shift it to the border
+    # asked for.
     front = [start - reach + 1 for _, reach, start, _ in axes]
     behind = [(places - 1) * down - start - (length - 1) * up for length, _, start, places in axes]
     more = [end - start for start, end in zip(front, behind)]
     if all(start <= 0 <= extra < up for start, extra in zip(front, more)):
         cut = [-start for start in front]
-        out = F.conv_transpose2d(x, taps, stride=up, padding=cut, output_padding=more, groups=channels)
+        out = F.conv_transpose2d(
+            x, taps, stride=up, padding=cut, output_padding=more, groups=channels
+        )
     else:
-        out = F.pad(F.conv_transpose2d(x, taps, stride=up, groups=channels), (front[1], behind[1], front[0], behind[0]))
+        out = F.pad(
+            F.conv_transpose2d(x, taps, stride=up, groups=channels),
+            (front[1], behind[1], front[0], behind[0]),
+        )
     return out[..., ::down, ::down]
 
 
 def _in_transform() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, with which registered operations do not go together."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    """Whether torch.func or forward-mode differentiation is at work, with which registered
+    operations do not go together.
+    """
+    return (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
-# The operation -----------------------------------------------------------------------------------------------------------------------
+# The operation ------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op('score_sde::resample', mutates_args=(), device_types='cpu')
-def resample(x: Tensor, taps: Tensor, up: int, down: int, before: Sequence[int], size: Sequence[int], flip: bool) -> Tensor:
+def resample(
+    x: Tensor,
+    taps: Tensor,
+    up: int,
+    down: int,
+    before: Sequence[int],
+    size: Sequence[int],
+    flip: bool,
+) -> Tensor:
     """out[n] = sum_k h[k] x_up[n down + k - before] as above, (B, C, *size), of `x` (B, C, H, W).
 
-    h is `taps` (kh, kw), reversed if `flip`; on a CUDA device of the type in which its kernels add up: float64 for float64, else float32.
+    h is `taps` (kh, kw), reversed if `flip`; on a CUDA device of the type in which its kernels add
+    up: float64 for float64, else float32.
     """
     out = _composed(x, taps if flip else taps.flip(0, 1), up, down, before, size)
     return out.contiguous(memory_format=_memory_format(x))
@@ -98,7 +152,9 @@ def resample(x: Tensor, taps: Tensor, up: int, down: int, before: Sequence[int],
 
 @resample.register_fake
 def _(x, taps, up, down, before, size, flip):
-    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+    return torch.empty(
+        (*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=_memory_format(x)
+    )
 
 
 def _save(ctx, inputs, output):
@@ -118,7 +174,9 @@ resample.register_autograd(functools.partial(_transposed, call=resample), setup_
 
 
 class _Eager(torch.autograd.Function):
-    """`resample` outside of torch.compile, where the registered derivative would take the CPU longer than the kernel takes a GPU."""
+    """`resample` outside of torch.compile, where the registered derivative would take the CPU
+    longer than the kernel takes a GPU.
+    """
 
     @staticmethod
     def forward(ctx, *inputs):
@@ -140,24 +198,35 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) > 1 else torch.contiguous_format
 
 
-# Its kernels on a CUDA device --------------------------------------------------------------------------------------------------------
+# Its kernels on a CUDA device ---------------------------------------------------------------------
 
 
 @resample.register_kernel('cuda')
 def _launched(x, taps, up, down, before, size, flip):
     expected = x.device, _accumulator(x.dtype)
     if (taps.device, taps.dtype) != expected:
-        raise ValueError(f'resample: the filter of {x.dtype} images must be {expected[1]} on {expected[0]}, '
-                         f'got {taps.dtype} on {taps.device}')
+        raise ValueError(
+            f'resample: the filter of {x.dtype} images must be {expected[1]} on '
+            f'{expected[0]}, '
+            f'got {taps.dtype} on {taps.device}'
+        )
     form = _memory_format(x)
     out = torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=form)
     if out.numel():
         taps = taps.contiguous()
         dense = x.is_contiguous(memory_format=form) and (x.data_ptr() | out.data_ptr()) % 16 == 0
-        kernel, blocks, geometry = plan(Layout(x.shape, x.stride()), Layout(out.shape, out.stride()), x.element_size(), taps.shape,
-                                        (up, down, *before, flip), dense)
+        kernel, blocks, geometry = plan(
+            Layout(x.shape, x.stride()),
+            Layout(out.shape, out.stride()),
+            x.element_size(),
+            taps.shape,
+            (up, down, *before, flip),
+            dense,
+        )
         pointers = struct.pack('3P', x.data_ptr(), taps.data_ptr(), out.data_ptr())
-        _kernels(SCALARS[x.dtype], x.device.index).launch(kernel, blocks, THREADS, pointers + geometry, (0, 8, 16, 24))
+        _kernels(SCALARS[x.dtype], x.device.index).launch(
+            kernel, blocks, THREADS, pointers + geometry, (0, 8, 16, 24)
+        )
     return out
 
 
@@ -169,6 +238,7 @@ class Launch(NamedTuple):
 
 class Layout(NamedTuple):
     """How a tensor (B, C, H, W) lies in memory."""
+
     shape: tuple
     strides: tuple
 
@@ -177,14 +247,17 @@ class Layout(NamedTuple):
 def plan(x: Layout, out: Layout, itemsize: int, taps_shape, setting: tuple, dense: bool) -> Launch:
     """Choose the kernel that makes an output, and its arguments.
 
-    `setting`: up, down, the padding above and to the left, and whether the filter is flipped. `dense`: x lies in memory as the output
-    does, without gaps, and both start at a multiple of 16 bytes.
+    `setting`: up, down, the padding above and to the left, and whether the filter is flipped.
+    `dense`: x lies in memory as the output does, without gaps, and both start at a multiple of 16
+    bytes.
     """
     _, channels, height, width = x.shape
     batch, _, *size = out.shape
     up, down, *before, flip = setting
-    pixels = out.strides[1] == 1 and out.strides[3] > 1  # channels last: of a pixel, else of a plane, all lies together
-    vector = 16 // itemsize  # values that a thread moves at once: channels, or columns of the larger image
+    # channels last: of a pixel, else of a plane, all lies together
+    pixels = out.strides[1] == 1 and out.strides[3] > 1
+    # values that a thread moves at once: channels, or columns of the larger image
+    vector = 16 // itemsize
     case = up, down, *before, *taps_shape, *size
     if case == (2, 1, 2, 2, 4, 4, 2 * height, 2 * width):
         name, rows, columns = 'up2', height, width
@@ -196,14 +269,33 @@ def plan(x: Layout, out: Layout, itemsize: int, taps_shape, setting: tuple, dens
     if pixels:
         fits, tiles = channels % vector == 0, columns * (channels // vector)
     else:
-        fits, tiles = (width if name == 'down2' else 2 * width) % vector == 0, channels * columns // (vector // 2)
-    if name and dense and fits and (count := batch * strips * tiles) < 2**31:  # these number their threads with 32 bits
+        fits, tiles = (
+            (width if name == 'down2' else 2 * width) % vector == 0,
+            channels * columns // (vector // 2),
+        )
+    # these number their threads with 32 bits
+    if name and dense and fits and (count := batch * strips * tiles) < 2**31:
         name += '_pixels' if pixels else '_planes'
     else:
         strips, count = 0, batch * channels * size[0] * size[1]
         name = 'general' if count < 2**31 else 'general_long'
-    geometry = struct.pack('14i9q', channels, height, width, *size, *taps_shape, up, down, *before, flip, pixels, strips, count, *x.strides,
-                           *out.strides)
+    geometry = struct.pack(
+        '14i9q',
+        channels,
+        height,
+        width,
+        *size,
+        *taps_shape,
+        up,
+        down,
+        *before,
+        flip,
+        pixels,
+        strips,
+        count,
+        *x.strides,
+        *out.strides,
+    )
     return Launch(name, -(-count // THREADS), geometry)
 
 
@@ -218,11 +310,14 @@ _reasons = []  # why there are no kernels: the first is told to the user
 
 
 def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether tensors of this kind have kernels, which are compiled now if need be; one warning per process if that fails."""
+    """Whether tensors of this kind have kernels, which are compiled now if need be; one warning per
+    process if that fails.
+    """
     return device.type == 'cuda' and dtype in SCALARS and _loads(SCALARS[dtype], device.index)
 
 
-_has_kernels._dynamo_marked_constant = True  # all that torch.compiler.assume_constant_result does, which imports the compiler: a second
+# all that torch.compiler.assume_constant_result does, which imports the compiler: a second
+_has_kernels._dynamo_marked_constant = True
 
 
 @functools.cache
@@ -232,7 +327,11 @@ def _loads(scalar: str, device: int) -> bool:
     except Exception as error:  # whatever it is, PyTorch's operations do the work as well
         _reasons.append(f'{type(error).__name__}: {error}')
         if len(_reasons) == 1:
-            warnings.warn(f"upfirdn2d has no CUDA kernels here and uses PyTorch's convolutions, which are slower. {_reasons[0]}",
-                          RuntimeWarning, stacklevel=4)
+            warnings.warn(
+                "upfirdn2d has no CUDA kernels here and uses PyTorch's convolutions, "
+                f'which are slower. {_reasons[0]}',
+                RuntimeWarning,
+                stacklevel=4,
+            )
         return False
     return True

@@ -1,8 +1,12 @@
-"""Results in npz files that are computed once. Each says by which protocol it came about, and is used again for that protocol only.
+"""Results in npz files that are computed once. Each says by which protocol it came about, and is
+used again for that protocol only.
 
-A protocol is a dict of what the numbers depend on, kept in the file as JSON under 'protocol'. Files are written beside their place and
-renamed: one that is there is whole. An evaluation made of such files goes on, after a kill, at the file that was not there yet.
+A protocol is a dict of what the numbers depend on, kept in the file as JSON under 'protocol'. Files
+are written beside their place and
+renamed: one that is there is whole. An evaluation made of such files goes on, after a kill, at the
+file that was not there yet.
 """
+
 import hashlib
 import json
 import os
@@ -15,7 +19,9 @@ from absl import logging
 
 
 def stored(path, protocol: dict, make) -> dict:
-    """The arrays of the file at `path` where it is of this protocol; else those of make(), written there."""
+    """The arrays of the file at `path` where it is of this protocol; else those of make(), written
+    there.
+    """
     found = matching(path, protocol)
     if found is not None:
         return found
@@ -43,7 +49,9 @@ def save(path, protocol: dict, **arrays):
 
 
 def load(path) -> dict | None:
-    """The arrays of the file at `path` and its 'protocol' as a dict ({} where it tells none); None where no file can be read."""
+    """The arrays of the file at `path` and its 'protocol' as a dict ({} where it tells none); None
+    where no file can be read.
+    """
     if not os.path.isfile(path):
         return None
     try:
@@ -73,10 +81,16 @@ def differences(found: dict, expected: dict, prefix: str = '') -> list[str]:
 
 
 def digest(path) -> str:
-    """The first 16 digits of the SHA-256 of a file's content, or of all names and contents in a folder."""
+    """The first 16 digits of the SHA-256 of a file's content, or of all names and contents in a
+    folder.
+    """
     path, sha = pathlib.Path(path).expanduser(), hashlib.sha256()
     for file in sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]:
-        sha.update(file.relative_to(path).as_posix().encode(errors='surrogateescape') if path.is_dir() else b'')
+        sha.update(
+            file.relative_to(path).as_posix().encode(errors='surrogateescape')
+            if path.is_dir()
+            else b''
+        )
         with open(file, 'rb') as content:
             while block := content.read(1 << 20):
                 sha.update(block)

@@ -1,1 +1,3 @@
-"""What every part relies on: errors, registries, processes and signals, progress, random numbers."""
+"""What every part relies on: errors, registries, processes and signals, progress, random
+numbers.
+"""

@@ -1,4 +1,7 @@
-"""Errors that the command line shows without a traceback; and one that says when Python finds another package in place of ours."""
+"""Errors that the command line shows without a traceback; and one that says when Python finds
+another package in place of ours.
+"""
+
 import importlib.util
 import pathlib
 import sys
@@ -7,11 +10,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 class UserError(ValueError):
-    """A mistake in a config, a file or a call that its message alone explains: what was expected, what arrived, what to do."""
+    """A mistake in a config, a file or a call that its message alone explains: what was expected,
+    what arrived, what to do.
+    """
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, corrupt, or of another network; `details` has a line for each thing that does not fit."""
+    """A checkpoint that is missing, corrupt, or of another network; `details` has a line for each
+    thing that does not fit.
+    """
 
     def __init__(self, message: str, details=()):
         super().__init__(message)
@@ -19,14 +26,43 @@ class CheckpointError(UserError):
 
 
 def _check_names(names):
-    """Raise ImportError if Python finds modules of others under our names, such as Hugging Face's `datasets`."""
+    """Raise ImportError if Python finds modules of others under our names, such as Hugging Face's
+    `datasets`.
+    """
     for name in names:
         found = sys.modules.get(name)
-        place = getattr(found, '__file__', None) if found else getattr(importlib.util.find_spec(name), 'origin', None)
-        if place is None or pathlib.Path(place).resolve() not in (ROOT / f'{name}.py', ROOT / name / '__init__.py'):
-            raise ImportError(f'expected the package {name} of this library, got {place}: put {ROOT} first on sys.path before the first '
-                              f'import of {name}')
+        place = (
+            getattr(found, '__file__', None)
+            if found
+            else getattr(importlib.util.find_spec(name), 'origin', None)
+        )
+        if place is None or pathlib.Path(place).resolve() not in (
+            ROOT / f'{name}.py',
+            ROOT / name / '__init__.py',
+        ):
+            raise ImportError(
+                f'expected the package {name} of this library, got {place}: put '
+                f'{ROOT} first on sys.path before the first '
+                f'import of {name}'
+            )
 
 
-_check_names(('checkpoints', 'commands', 'configs', 'control', 'data', 'datasets', 'evaluation', 'losses', 'metrics', 'models', 'op',
-              'reports', 'runtime', 'sampling', 'solvers'))
+_check_names(
+    (
+        'checkpoints',
+        'commands',
+        'configs',
+        'control',
+        'data',
+        'datasets',
+        'evaluation',
+        'losses',
+        'metrics',
+        'models',
+        'op',
+        'reports',
+        'runtime',
+        'sampling',
+        'solvers',
+    )
+)

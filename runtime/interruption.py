@@ -1,12 +1,15 @@
 """Signals that ask the process to stop (SIGTERM, SIGINT): leave within seconds and lose nothing.
 
-A command is decorated with `interruptible()`. Within it a signal raises `Interrupted`, as Ctrl-C raises KeyboardInterrupt; the process then
-ends with status 143 or 130. Work that must not be cut, such as a training step, runs in a `held()` block: there a signal is only noted, and
-the loop asks for it by `signal_noted()`. What may be cut although it is called from there, such as the sampling of a snapshot after its
-checkpoint was saved, runs in a `released()` block.
+A command is decorated with `interruptible()`. Within it a signal raises `Interrupted`, as Ctrl-C
+raises KeyboardInterrupt; the process then ends with status 143 or 130. Work that must not be cut,
+such as a training step, runs in a `held()` block: there a signal is only noted, and the loop asks
+for it by `signal_noted()`. What may be cut although it is called from there, such as the sampling
+of a snapshot after its checkpoint was saved, runs in a `released()` block.
 
-Of several processes that share one job, each learns of a signal that another one received when it calls `look()`: see `share`.
+Of several processes that share one job, each learns of a signal that another one received when it
+calls `look()`: see `share`.
 """
+
 import contextlib
 import os
 import signal
@@ -20,7 +23,9 @@ from runtime.errors import UserError
 
 
 class Interrupted(SystemExit):
-    """Ends the process with status 128 + signal number. `after`: what was done, for the log line."""
+    """Ends the process with status 128 + signal number. `after`: what was done, for the log
+    line.
+    """
 
     def __init__(self, number: int, after: str = ''):
         super().__init__(128 + number)
@@ -38,12 +43,16 @@ def signal_noted() -> int:
 
 
 def share(store):
-    """Have the processes of a job learn of each other's signals. `store`: a `torch.distributed.Store` that all of them see, or None."""
+    """Have the processes of a job learn of each other's signals. `store`: a
+    `torch.distributed.Store` that all of them see, or None.
+    """
     _shared.store = store
 
 
 def look():
-    """Raise Interrupted if a signal was noted here, or within the last half second in another process, unless the work is `held`."""
+    """Raise Interrupted if a signal was noted here, or within the last half second in another
+    process, unless the work is `held`.
+    """
     if not _noted.signal and _shared.store and time.monotonic() > _shared.asked + _SECONDS:
         _shared.asked = time.monotonic()
         if _shared.store.check([_KEY]):
@@ -53,8 +62,9 @@ def look():
 
 
 def _note(number, _):
-    """The handler of a signal. A second one ends the process at once, unless it comes within two seconds: launchers and process groups
-    deliver one signal twice."""
+    """The handler of a signal. A second one ends the process at once, unless it comes within two
+    seconds: launchers and process groups deliver one signal twice.
+    """
     if _noted.signal:
         if time.monotonic() > _noted.time + 2:
             os._exit(128 + number)
@@ -64,16 +74,20 @@ def _note(number, _):
         _shared.store.set(_KEY, str(number))
     if not _noted.held:
         raise Interrupted(number)
-    logging.info('Received signal %d: stopping after this step. A second one stops at once.', number)
+    logging.info(
+        'Received signal %d: stopping after this step. A second one stops at once.', number
+    )
 
 
 @contextlib.contextmanager
 def interruptible(advice: str = 'Run the same command to resume.'):
-    """Within the block, or the decorated function, SIGTERM and SIGINT raise Interrupted; one log line says so, and gives the `advice`.
+    """Within the block, or the decorated function, SIGTERM and SIGINT raise Interrupted; one log
+    line says so, and gives the `advice`.
 
-    A signal to a whole process group also breaks what this process waits for, such as compilers or other processes of the job: an error
-    that follows a signal becomes Interrupted too. (Not so in work that several processes hold: they agree on when to leave it.) Within
-    another such block, and outside the main thread, this one does nothing.
+    A signal to a whole process group also breaks what this process waits for, such as compilers or
+    other processes of the job: an error that follows a signal becomes Interrupted too. (Not so in
+    work that several processes hold: they agree on when to leave it.) Within another such block,
+    and outside the main thread, this one does nothing.
     """
     if _noted.active or threading.current_thread() is not threading.main_thread():
         yield

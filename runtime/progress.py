@@ -1,7 +1,10 @@
-"""What a long loop does between two steps, or between two evaluations of a network: it shows how far it has come and looks for signals.
+"""What a long loop does between two steps, or between two evaluations of a network: it shows how
+far it has come and looks for signals.
 
-Progress is a bar on a terminal; elsewhere it is a log line every 30 seconds, with what is done, the total and the time left.
+Progress is a bar on a terminal; elsewhere it is a log line every 30 seconds, with what is done, the
+total and the time left.
 """
+
 import contextlib
 import sys
 import time
@@ -24,7 +27,7 @@ def duration(seconds: float) -> str:
         return f'{seconds} s'
     units = (('d', 86400), ('h', 3600), ('min', 60), ('s', 1))
     k = next(k for k, (_, length) in enumerate(units) if seconds >= length)
-    (large, length), (small, part) = units[k:k + 2]
+    (large, length), (small, part) = units[k : k + 2]
     return f'{seconds // length} {large} {seconds % length // part} {small}'
 
 
@@ -40,13 +43,35 @@ class Shown:
         leave: whether the finished bar stays on the terminal.
     """
 
-    def __init__(self, what: str, total: int | None = None, unit: str = 'step', initial: int = 0, in_log: bool = True,
-                 leave: bool = True):
+    def __init__(
+        self,
+        what: str,
+        total: int | None = None,
+        unit: str = 'step',
+        initial: int = 0,
+        in_log: bool = True,
+        leave: bool = True,
+    ):
         self.what, self.total, self.unit, self.initial = what, total, unit, initial
         plural = unit + ('es' if unit.endswith('ch') else 's')
-        self.bar = tqdm(desc=what, total=total, unit=f' {plural}', initial=initial, leave=leave, dynamic_ncols=True, mininterval=0,
-                        miniters=1, disable=not (sys.stderr.isatty() and distributed.is_main()))
-        self.seconds = BAR_SECONDS if not self.bar.disable else LOG_SECONDS if in_log and distributed.is_main() else float('inf')
+        self.bar = tqdm(
+            desc=what,
+            total=total,
+            unit=f' {plural}',
+            initial=initial,
+            leave=leave,
+            dynamic_ncols=True,
+            mininterval=0,
+            miniters=1,
+            disable=not (sys.stderr.isatty() and distributed.is_main()),
+        )
+        self.seconds = (
+            BAR_SECONDS
+            if not self.bar.disable
+            else LOG_SECONDS
+            if in_log and distributed.is_main()
+            else float('inf')
+        )
         self.started = self.shown = time.monotonic()
 
     def __enter__(self):
@@ -68,14 +93,25 @@ class Shown:
             self.bar.total = total or self.total
             self.bar.update(done - self.bar.n)
             return
-        of = f'of about {total}' if total else f'of {self.total}' if self.total else 'of an unknown number'
+        of = (
+            f'of about {total}'
+            if total
+            else f'of {self.total}'
+            if self.total
+            else 'of an unknown number'
+        )
         total, elapsed = total or self.total, self.shown - self.started
-        left = f'{duration(elapsed * (total - done) / (done - self.initial))} left' if total and done > self.initial else (
-            f'after {duration(elapsed)}')
+        left = (
+            f'{duration(elapsed * (total - done) / (done - self.initial))} left'
+            if total and done > self.initial
+            else (f'after {duration(elapsed)}')
+        )
         logging.info('Reached %s %d %s in %s, %s.', self.unit, done, of, self.what, left)
 
 
-def progress(iterable: Iterable, what: str, total: int, unit: str, initial: int = 0, in_log: bool = True) -> Iterator:
+def progress(
+    iterable: Iterable, what: str, total: int, unit: str, initial: int = 0, in_log: bool = True
+) -> Iterator:
     """The items of `iterable`, with progress shown: see `Shown` for the arguments."""
     with Shown(what, total, unit, initial, in_log) as shown:
         for done, item in enumerate(iterable, initial + 1):
@@ -88,15 +124,18 @@ def progress(iterable: Iterable, what: str, total: int, unit: str, initial: int 
 def watched(model: torch.nn.Module, what: str, times, label_of: Callable, steps: bool):
     """A block in which each evaluation of a network looks for signals, and progress is shown.
 
-    How far a solver has come follows from the label of the time with which it last called the network. The label is read only when
-    progress is shown: reading it makes the host wait for the device.
+    How far a solver has come follows from the label of the time with which it last called the
+    network. The label is read only when progress is shown: reading it makes the host wait for the
+    device.
 
     Args:
         model: the network, called as `model(x, labels)`.
         what: the task, for the bar and the log.
-        times: (n + 1,) the times that the solver passes, in its order, at even distances in its work.
+        times: (n + 1,) the times that the solver passes, in its order, at even distances in its
+            work.
         label_of: from times (n,) to the labels that the network is given.
-        steps: whether `times` are the steps of the solver. Else network evaluations are counted, whose total is estimated.
+        steps: whether `times` are the steps of the solver. Else network evaluations are counted,
+            whose total is estimated.
     """
     labels = label_of(torch.as_tensor(times)).double().cpu().numpy()
     sign, last, count, furthest = np.sign(labels[-1] - labels[0]), len(labels) - 1, 0, 0.0
@@ -106,14 +145,18 @@ def watched(model: torch.nn.Module, what: str, times, label_of: Callable, steps:
         interruption.look()
         count += 1
         if shown.is_due():
-            reached = np.interp(sign * inputs[1].detach().double().cpu().numpy(), sign * labels, np.arange(last + 1))
+            reached = np.interp(
+                sign * inputs[1].detach().double().cpu().numpy(), sign * labels, np.arange(last + 1)
+            )
             furthest = max(furthest, float(reached.mean()))
             if steps:
                 shown.show(int(furthest))
             else:
                 shown.show(count, round(count * last / furthest) if furthest else None)
 
-    with Shown(what, last if steps else None, 'step' if steps else 'network evaluation', leave=False) as shown:
+    with Shown(
+        what, last if steps else None, 'step' if steps else 'network evaluation', leave=False
+    ) as shown:
         hook = model.register_forward_hook(between)
         try:
             yield

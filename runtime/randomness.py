@@ -1,9 +1,11 @@
 """Random numbers of their own: for a block of code, or for every image.
 
-A block draws from a stream that follows from a seed and a place (`own_randomness`). With `per_image` every image draws from a stream of
-its own: it does not depend on the images beside it, on the size of the batch or on the number of devices. What draws noise for a batch
-of images therefore asks `normal_like`.
+A block draws from a stream that follows from a seed and a place (`own_randomness`). With
+`per_image` every image draws from a stream of its own: it does not depend on the images beside it,
+on the size of the batch or on the number of devices. What draws noise for a batch of images
+therefore asks `normal_like`.
 """
+
 import contextlib
 import contextvars
 import hashlib
@@ -14,15 +16,24 @@ _seeds: contextvars.ContextVar[list | None] = contextvars.ContextVar('seeds', de
 
 
 def seed_of(seed: int, *place) -> int:
-    """A seed below 2^56 that follows from `seed` and the place, numbers and words; `seed` itself without one."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], 'little') if place else seed
+    """A seed below 2^56 that follows from `seed` and the place, numbers and words; `seed` itself
+    without one.
+    """
+    return (
+        int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], 'little')
+        if place
+        else seed
+    )
 
 
 @contextlib.contextmanager
 def own_randomness(seed: int, *place):
-    """Random numbers that follow from `seed` and `place` alone, leaving the stream outside the block as it was."""
+    """Random numbers that follow from `seed` and `place` alone, leaving the stream outside the
+    block as it was.
+    """
     has_mps = torch.backends.mps.is_available()
-    outside = torch.mps.get_rng_state() if has_mps else None  # fork_rng knows one type of device at a time
+    # fork_rng knows one type of device at a time
+    outside = torch.mps.get_rng_state() if has_mps else None
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed_of(seed, *place))
         try:
@@ -33,10 +44,11 @@ def own_randomness(seed: int, *place):
 
 
 class _Images:
-    """The streams of some images, each of which begins on a device when it is first asked for there.
+    """The streams of some images, each of which begins on a device when it is first asked for
+    there.
 
-    An image has two seeds, one for its prior and one for its noise; those of consecutive images differ in the lower 32 bits, all that the
-    generator of the CPU heeds.
+    An image has two seeds, one for its prior and one for its noise; those of consecutive images
+    differ in the lower 32 bits, all that the generator of the CPU heeds.
     """
 
     def __init__(self, seeds):
@@ -44,14 +56,17 @@ class _Images:
 
     def on(self, device) -> list[torch.Generator]:
         if device not in self.generators:
-            self.generators[device] = [torch.Generator(device).manual_seed(2 * seed + 1) for seed in self.seeds]
+            self.generators[device] = [
+                torch.Generator(device).manual_seed(2 * seed + 1) for seed in self.seeds
+            ]
         return self.generators[device]
 
 
 @contextlib.contextmanager
 def per_image(seeds):
-    """Within the block, `normal_like` draws each row from the stream of its own seed, for batches of as many rows as there are seeds:
-    consecutive whole numbers below 2^62."""
+    """Within the block, `normal_like` draws each row from the stream of its own seed, for batches
+    of as many rows as there are seeds: consecutive whole numbers below 2^62.
+    """
     token = _seeds.set(_Images(seeds))
     try:
         yield
@@ -68,7 +83,9 @@ WITHOUT_FLOAT64 = {'mps'}  # types of devices
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Where float64 numbers that belong to tensors on `device` are kept: there, or on the CPU if the device lacks float64."""
+    """Where float64 numbers that belong to tensors on `device` are kept: there, or on the CPU if
+    the device lacks float64.
+    """
     return torch.device('cpu') if device.type in WITHOUT_FLOAT64 else device
 
 
@@ -78,13 +95,21 @@ def normal_like(x: torch.Tensor) -> torch.Tensor:
     if images is None:
         return torch.randn_like(x)
     if len(images.seeds) != len(x):
-        raise ValueError(f'there are streams for {len(images.seeds)} images, got a batch of {len(x)}')
-    return torch.stack([torch.randn(x.shape[1:], generator=generator, dtype=x.dtype, device=x.device) for generator in images.on(x.device)])
+        raise ValueError(
+            f'there are streams for {len(images.seeds)} images, got a batch of {len(x)}'
+        )
+    return torch.stack(
+        [
+            torch.randn(x.shape[1:], generator=generator, dtype=x.dtype, device=x.device)
+            for generator in images.on(x.device)
+        ]
+    )
 
 
 def batch_mean(values: torch.Tensor) -> torch.Tensor:
-    """The mean over the images of a batch, of `values` (B,); of images with streams of their own, which must not depend on each other,
-    the values themselves."""
+    """The mean over the images of a batch, of `values` (B,); of images with streams of their own,
+    which must not depend on each other, the values themselves.
+    """
     return values if is_per_image() else values.mean()
 
 

@@ -1,4 +1,7 @@
-"""Solvers of the probability flow and of the reverse SDE, on grids of times: few-step, adaptive, and general ODE methods."""
+"""Solvers of the probability flow and of the reverse SDE, on grids of times: few-step, adaptive,
+and general ODE methods.
+"""
+
 from solvers.fast_sampling import (
     DDIM,
     SKIP_TYPES,
@@ -19,5 +22,22 @@ from solvers.fast_sampling import (
     time_of,
 )
 
-__all__ = ['DDIM', 'DPMSolver', 'DPMSolverPP2M', 'Heun', 'SDEDPMSolverPP2M', 'SKIP_TYPES', 'SOLVERS', 'Solver', 'UniPC', 'adaptive',
-           'get_solver', 'half_log_snr', 'levels', 'register_solver', 'threshold', 'time_grid', 'time_of']
+__all__ = [
+    'DDIM',
+    'DPMSolver',
+    'DPMSolverPP2M',
+    'Heun',
+    'SDEDPMSolverPP2M',
+    'SKIP_TYPES',
+    'SOLVERS',
+    'Solver',
+    'UniPC',
+    'adaptive',
+    'get_solver',
+    'half_log_snr',
+    'levels',
+    'register_solver',
+    'threshold',
+    'time_grid',
+    'time_of',
+]

@@ -1,14 +1,20 @@
-"""Solvers of the reverse-time SDE and its ODE that make a good sample in tens of network evaluations.
+"""Solvers of the reverse-time SDE and its ODE that make a good sample in tens of network
+evaluations.
 
-Any linear SDE has x_t = alpha_t x_0 + sigma_t z, so that all that a solver needs to know of it are alpha, sigma and half the logarithm of
-the signal-to-noise ratio, lambda_t = log(alpha_t / sigma_t), which falls with t. Between times t > s, with h = lambda_s - lambda_t and
-the network's estimates x0 and eps of image and noise, the probability-flow ODE (Song et al. 2021, Eq. 13) has the exact solution
+Any linear SDE has x_t = alpha_t x_0 + sigma_t z, so that all that a solver needs to know of it are
+alpha, sigma and half the logarithm of the signal-to-noise ratio, lambda_t = log(alpha_t / sigma_t),
+which falls with t. Between times t > s, with h = lambda_s - lambda_t and the network's estimates x0
+and eps of image and noise, the probability-flow ODE (Song et al. 2021, Eq. 13) has the exact
+solution
 
-    x_s = alpha_s/alpha_t x_t - alpha_s int e^-lambda eps dlambda = sigma_s/sigma_t x_t + sigma_s int e^lambda x0 dlambda
+    x_s = alpha_s/alpha_t x_t - alpha_s int e^-lambda eps dlambda
+        = sigma_s/sigma_t x_t + sigma_s int e^lambda x0 dlambda
 
-(Lu et al. 2022a, Eq. 3.4; 2022b, Eq. 8). The solvers differ in what they put under the integral. Each takes steps from one time of a grid
-to the next; `settings` are those of a config's `sampling` section. A new one is a subclass of `Solver` under `register_solver`.
+(Lu et al. 2022a, Eq. 3.4; 2022b, Eq. 8). The solvers differ in what they put under the integral.
+Each takes steps from one time of a grid to the next; `settings` are those of a config's `sampling`
+section. A new one is a subclass of `Solver` under `register_solver`.
 """
+
 import itertools
 import math
 
@@ -23,12 +29,16 @@ from sde_lib import expand
 SOLVERS = Registry('solver')
 register_solver, get_solver = SOLVERS.register, SOLVERS.get
 
-# Levels and grids --------------------------------------------------------------------------------------------------------------------
+# Levels and grids ---------------------------------------------------------------------------------
 
 
 def table(values) -> torch.Tensor:
-    """`values`, numbers or a tensor on any device, as (n,) in float64 on the CPU: not every device has float64."""
-    return torch.as_tensor(values.cpu() if torch.is_tensor(values) else values, dtype=torch.float64).reshape(-1)
+    """`values`, numbers or a tensor on any device, as (n,) in float64 on the CPU: not every device
+    has float64.
+    """
+    return torch.as_tensor(
+        values.cpu() if torch.is_tensor(values) else values, dtype=torch.float64
+    ).reshape(-1)
 
 
 def levels(sde, t):
@@ -43,7 +53,9 @@ def half_log_snr(sde, t):
 
 
 def time_of(sde, lam):
-    """The times (n,) in [0, T] at which lambda has the values `lam` (n,), by bisection: lambda falls with t."""
+    """The times (n,) in [0, T] at which lambda has the values `lam` (n,), by bisection: lambda
+    falls with t.
+    """
     lam = table(lam)
     low, high = torch.zeros_like(lam), torch.full_like(lam, sde.T)
     for _ in range(60):
@@ -56,8 +68,8 @@ def time_of(sde, lam):
 def time_grid(sde, n: int, eps: float, skip_type: str = 'logSNR', rho: float = 7.0):
     """n + 1 times from T down to `eps`, (n + 1,) in float64.
 
-    `skip_type`: even steps in t ('time_uniform'), in sqrt(t) ('time_quadratic'), in lambda ('logSNR'), or in (sigma/alpha)^(1/rho)
-    ('karras'; Karras et al. 2022, Eq. 5).
+    `skip_type`: even steps in t ('time_uniform'), in sqrt(t) ('time_quadratic'), in lambda
+    ('logSNR'), or in (sigma/alpha)^(1/rho) ('karras'; Karras et al. 2022, Eq. 5).
     """
     at = torch.linspace(0, 1, n + 1, dtype=torch.float64)
     kind = skip_type.lower()
@@ -80,25 +92,30 @@ def time_grid(sde, n: int, eps: float, skip_type: str = 'logSNR', rho: float = 7
 
 SKIP_TYPES = ('time_uniform', 'time_quadratic', 'logSNR', 'karras')
 
-# Solvers -----------------------------------------------------------------------------------------------------------------------------
+# Solvers ------------------------------------------------------------------------------------------
 
 
 def threshold(x0, centered: bool = True, share: float = 0.995):
-    """Estimates of images (B, ...), each brought back to where images lie if its largest values leave it: clipped to [-s, s] and divided
-    by s, where s >= 1 is the quantile `share` of its absolute values (Saharia et al. 2022, "dynamic thresholding"). `centered`: images
-    lie in [-1, 1] rather than in [0, 1]."""
+    """Estimates of images (B, ...), each brought back to where images lie if its largest values
+    leave it: clipped to [-s, s] and divided by s, where s >= 1 is the quantile `share` of its
+    absolute values (Saharia et al. 2022, "dynamic thresholding"). `centered`: images lie in [-1, 1]
+    rather than in [0, 1].
+    """
     x0 = x0 if centered else 2 * x0 - 1
-    s = torch.stack([image.abs().float().quantile(share) for image in x0.flatten(1)])  # of all at once it has a largest size
+    # of all at once it has a largest size
+    s = torch.stack([image.abs().float().quantile(share) for image in x0.flatten(1)])
     s = expand(s.clamp(min=1).to(x0), x0)
     x0 = x0.clamp(-s, s) / s
     return x0 if centered else (x0 + 1) / 2
 
 
 class Solver:
-    """Steps along `times` (n + 1,), from each to the next: `step(x, i)` carries x (B, ...) from times[i] to times[i + 1].
+    """Steps along `times` (n + 1,), from each to the next: `step(x, i)` carries x (B, ...) from
+    times[i] to times[i + 1].
 
-    `score_fn(x, t (B,))` is the score; `correct`, where given, is put on every estimate of x_0. A solver keeps what it remembers of
-    its last step in `last`, which a step from another place must not see: `forget`.
+    `score_fn(x, t (B,))` is the score; `correct`, where given, is put on every estimate of x_0. A
+    solver keeps what it remembers of its last step in `last`, which a step from another place must
+    not see: `forget`.
     """
 
     skip_type = 'logSNR'  # the grid that suits it
@@ -107,7 +124,13 @@ class Solver:
     follows_flow = True  # without noise of its own, unless settings ask for it
 
     def __init__(self, sde, score_fn, times, *, correct=None):
-        self.sde, self.score_fn, self.times, self.correct, self.last = sde, score_fn, times, correct, None
+        self.sde, self.score_fn, self.times, self.correct, self.last = (
+            sde,
+            score_fn,
+            times,
+            correct,
+            None,
+        )
         self.alpha, self.sigma = (values.tolist() for values in levels(sde, times))
         self.lam = half_log_snr(sde, times).tolist()
 
@@ -120,8 +143,10 @@ class Solver:
         self.last = None
 
     def image(self, x, t, alpha, sigma):
-        """The estimate of x_0 (Tweedie's formula), given x at time t, where alpha and sigma have these values."""
-        x0 = (x + sigma ** 2 * self.score_fn(x, times_like(x, t))) / alpha
+        """The estimate of x_0 (Tweedie's formula), given x at time t, where alpha and sigma have
+        these values.
+        """
+        x0 = (x + sigma**2 * self.score_fn(x, times_like(x, t))) / alpha
         return self.correct(x0) if self.correct else x0
 
     def noise(self, x, t, alpha, sigma):
@@ -144,8 +169,10 @@ class Solver:
 
 @register_solver(name='ddim')
 class DDIM(Solver):
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z, with c = eta times the standard deviation of x_s given x_t and x_0 (Song, Meng &
-    Ermon 2021, Eqs. 12 and 16): eta = 0 is a method of order 1 for the ODE, eta = 1 ancestral sampling."""
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z, with c = eta times the standard deviation
+    of x_s given x_t and x_0 (Song, Meng & Ermon 2021, Eqs. 12 and 16): eta = 0 is a method of order
+    1 for the ODE, eta = 1 ancestral sampling.
+    """
 
     settings = ('eta',)
 
@@ -158,29 +185,50 @@ class DDIM(Solver):
         _, alpha_s, sigma_s = self.at(i + 1)
         x0 = self.image(x, t, alpha, sigma)
         eps = (x - alpha * x0) / sigma
-        c = self.eta * sigma_s / sigma * math.sqrt(max(sigma ** 2 - (alpha / alpha_s * sigma_s) ** 2, 0.0))
-        x = alpha_s * x0 + math.sqrt(max(sigma_s ** 2 - c ** 2, 0.0)) * eps
+        c = (
+            self.eta
+            * sigma_s
+            / sigma
+            * math.sqrt(max(sigma**2 - (alpha / alpha_s * sigma_s) ** 2, 0.0))
+        )
+        x = alpha_s * x0 + math.sqrt(max(sigma_s**2 - c**2, 0.0)) * eps
         return x + c * normal_like(x) if c else x
 
 
 @register_solver(name='heun')
 class Heun(Solver):
-    """Heun's method, of order 2, for y = x / alpha and v = sigma / alpha: dy/dv = (y - x0) / v (Karras et al. 2022, Algorithms 1 and 2).
+    """Heun's method, of order 2, for y = x / alpha and v = sigma / alpha: dy/dv = (y - x0) / v
+    (Karras et al. 2022, Algorithms 1 and 2).
 
-    `churn` > 0 adds noise before every step at which v lies in `churn_range`: v grows by the factor 1 + min(churn / steps, sqrt(2) - 1),
-    but not beyond its value at T, with noise of `churn_noise` times the size. Two evaluations a step, and one for the step to v = 0:
-    `steps` such steps, the last included, take 2 steps - 1 evaluations.
+    `churn` > 0 adds noise before every step at which v lies in `churn_range`: v grows by the factor
+    1 + min(churn / steps, sqrt(2) - 1), but not beyond its value at T, with noise of `churn_noise`
+    times the size. Two evaluations a step, and one for the step to v = 0: `steps` such steps, the
+    last included, take 2 steps - 1 evaluations.
     """
 
     skip_type, default_steps = 'karras', 18
     settings = ('churn', 'steps')
 
-    def __init__(self, sde, score_fn, times, *, correct=None, churn=0.0, steps=None, churn_range=(0.0, math.inf), churn_noise=1.0):
+    def __init__(
+        self,
+        sde,
+        score_fn,
+        times,
+        *,
+        correct=None,
+        churn=0.0,
+        steps=None,
+        churn_range=(0.0, math.inf),
+        churn_noise=1.0,
+    ):
         super().__init__(sde, score_fn, times, correct=correct)
         self.v = [sigma / alpha for sigma, alpha in zip(self.sigma, self.alpha)]
         gamma = min(churn / (steps or len(times)), math.sqrt(2) - 1)
         self.churn_noise = churn_noise
-        self.raised = [min(v * (1 + gamma), max(self.v)) if churn_range[0] <= v <= churn_range[1] else v for v in self.v]
+        self.raised = [
+            min(v * (1 + gamma), max(self.v)) if churn_range[0] <= v <= churn_range[1] else v
+            for v in self.v
+        ]
         self.raised_times = time_of(sde, [-math.log(v) for v in self.raised]).tolist()
 
     @classmethod
@@ -192,33 +240,52 @@ class Heun(Solver):
         return (y - self.image(alpha * y, t, alpha, alpha * v)) / v
 
     def step(self, x, i):
-        y, v, v_next, t, t_next = x / self.alpha[i], self.v[i], self.v[i + 1], float(self.times[i]), float(self.times[i + 1])
+        y, v, v_next, t, t_next = (
+            x / self.alpha[i],
+            self.v[i],
+            self.v[i + 1],
+            float(self.times[i]),
+            float(self.times[i + 1]),
+        )
         if self.raised[i] > v:
-            y = y + self.churn_noise * math.sqrt(self.raised[i] ** 2 - v ** 2) * normal_like(y)
+            y = y + self.churn_noise * math.sqrt(self.raised[i] ** 2 - v**2) * normal_like(y)
             v, t = self.raised[i], self.raised_times[i]
         slope = self.slope(y, t, v)
         ahead = y + (v_next - v) * slope
-        return self.alpha[i + 1] * (y + (v_next - v) * (slope + self.slope(ahead, t_next, v_next)) / 2)
+        return self.alpha[i + 1] * (
+            y + (v_next - v) * (slope + self.slope(ahead, t_next, v_next)) / 2
+        )
 
 
 @register_solver(name='dpm_solver')
 class DPMSolver(Solver):
-    """DPM-Solver of order 1, 2 or 3, in single steps: estimates of the noise at 1, 2 or 3 points of a step, from which a Taylor polynomial
-    in lambda is integrated (Lu et al. 2022a, Sec. 3.2, with r1 = 1/2, and r1 = 1/3, r2 = 2/3; order 1 is DDIM).
+    """DPM-Solver of order 1, 2 or 3, in single steps: estimates of the noise at 1, 2 or 3 points of
+    a step, from which a Taylor polynomial in lambda is integrated (Lu et al. 2022a, Sec. 3.2, with
+    r1 = 1/2, and r1 = 1/3, r2 = 2/3; order 1 is DDIM).
 
-    `steps` counts evaluations: steps of the highest order, and the last ones lower where it is no multiple (Appendix D.1 there).
+    `steps` counts evaluations: steps of the highest order, and the last ones lower where it is no
+    multiple (Appendix D.1 there).
     """
 
     settings = ('dpm_solver_order', 'steps')
 
     def __init__(self, sde, score_fn, times, *, correct=None, dpm_solver_order=2, steps=None):
         super().__init__(sde, score_fn, times, correct=correct)
-        self.orders_here = self.orders(steps, dpm_solver_order) if steps else [dpm_solver_order] * (len(times) - 1)
+        self.orders_here = (
+            self.orders(steps, dpm_solver_order) if steps else [dpm_solver_order] * (len(times) - 1)
+        )
         shares = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
         wanted = [(i, r) for i, order in enumerate(self.orders_here) for r in shares[order]]
-        times_between = time_of(sde, [self.lam[i] + r * (self.lam[i + 1] - self.lam[i]) for i, r in wanted])
+        times_between = time_of(
+            sde, [self.lam[i] + r * (self.lam[i + 1] - self.lam[i]) for i, r in wanted]
+        )
         alphas, sigmas = levels(sde, times_between)
-        self.between = {key: values for key, *values in zip(wanted, times_between.tolist(), alphas.tolist(), sigmas.tolist())}
+        self.between = {
+            key: values
+            for key, *values in zip(
+                wanted, times_between.tolist(), alphas.tolist(), sigmas.tolist()
+            )
+        }
 
     @staticmethod
     def orders(steps: int, order: int) -> list[int]:
@@ -241,6 +308,7 @@ class DPMSolver(Solver):
 
         def moved(alpha_s, sigma_s, h):
             return alpha_s / alpha * x - sigma_s * math.expm1(h) * eps
+
         if order == 1:
             return moved(alpha_s, sigma_s, h)
         r1 = 1 / order
@@ -250,14 +318,18 @@ class DPMSolver(Solver):
             return moved(alpha_s, sigma_s, h) - sigma_s * math.expm1(h) / (2 * r1) * change
         r2 = 2 / 3
         t2, alpha_2, sigma_2 = self.between[i, r2]
-        u2 = moved(alpha_2, sigma_2, r2 * h) - sigma_2 * r2 / r1 * (math.expm1(r2 * h) / (r2 * h) - 1) * change
+        u2 = (
+            moved(alpha_2, sigma_2, r2 * h)
+            - sigma_2 * r2 / r1 * (math.expm1(r2 * h) / (r2 * h) - 1) * change
+        )
         change = self.noise(u2, t2, alpha_2, sigma_2) - eps
         return moved(alpha_s, sigma_s, h) - sigma_s / r2 * (math.expm1(h) / h - 1) * change
 
 
 @register_solver(name='dpmpp_2m')
 class DPMSolverPP2M(Solver):
-    """DPM-Solver++(2M): x0 extrapolated along a line in lambda through this step and the one before (Lu et al. 2022b, Algorithm 2).
+    """DPM-Solver++(2M): x0 extrapolated along a line in lambda through this step and the one before
+    (Lu et al. 2022b, Algorithm 2).
 
     The first step, and the last of fewer than 15, are of order 1.
     """
@@ -278,22 +350,28 @@ class DPMSolverPP2M(Solver):
 
 @register_solver(name='dpmpp_2m_sde')
 class SDEDPMSolverPP2M(DPMSolverPP2M):
-    """SDE-DPM-Solver++(2M): the same for the reverse-time SDE, with noise in every step (Lu et al. 2022b, Eq. 19)."""
+    """SDE-DPM-Solver++(2M): the same for the reverse-time SDE, with noise in every step (Lu et al.
+    2022b, Eq. 19).
+    """
 
     follows_flow = False
 
     def step(self, x, i):
         h, (_, alpha_s, sigma_s) = self.lam[i + 1] - self.lam[i], self.at(i + 1)
-        x_mean = sigma_s / self.sigma[i] * math.exp(-h) * x - alpha_s * math.expm1(-2 * h) * self.extrapolated(x, i)
+        x_mean = sigma_s / self.sigma[i] * math.exp(-h) * x - alpha_s * math.expm1(
+            -2 * h
+        ) * self.extrapolated(x, i)
         return x_mean + sigma_s * math.sqrt(-math.expm1(-2 * h)) * normal_like(x)
 
 
 @register_solver(name='unipc')
 class UniPC(Solver):
-    """UniPC of order p in x_0 with B(h) = e^h - 1 (Zhao et al. 2023, Algorithms 5 and 6): a predictor from the estimates at the last p
-    times, and a corrector that adds the one at the new time; it costs nothing, as the next step needs that estimate too.
+    """UniPC of order p in x_0 with B(h) = e^h - 1 (Zhao et al. 2023, Algorithms 5 and 6): a
+    predictor from the estimates at the last p times, and a corrector that adds the one at the new
+    time; it costs nothing, as the next step needs that estimate too.
 
-    The first steps have as many estimates behind them as there are; of fewer than 15 the last p have orders p .. 1.
+    The first steps have as many estimates behind them as there are; of fewer than 15 the last p
+    have orders p .. 1.
     """
 
     settings = ('dpm_solver_order',)
@@ -301,26 +379,36 @@ class UniPC(Solver):
     def __init__(self, sde, score_fn, times, *, correct=None, dpm_solver_order=2):
         super().__init__(sde, score_fn, times, correct=correct)
         if not 1 <= dpm_solver_order <= 6:
-            raise UserError(f'dpm_solver_order must be between 1 and 6 for unipc, got {dpm_solver_order}')
+            raise UserError(
+                f'dpm_solver_order must be between 1 and 6 for unipc, got {dpm_solver_order}'
+            )
         self.order = dpm_solver_order
 
     @staticmethod
     def weights(h: float, ratios: list[float]) -> list[float]:
-        """rho with sum_k rho_k r_k^(n-1) = n! psi_n / (e^-h - 1) for n = 1, 2, ..., where psi_0 = e^-h - 1, psi_n = psi_(n-1) / -h - 1/n!
-        (Eq. 10); for a single r it is 1/2 (Appendix F)."""
+        """rho with sum_k rho_k r_k^(n-1) = n! psi_n / (e^-h - 1) for n = 1, 2, ..., where psi_0 =
+        e^-h - 1, psi_n = psi_(n-1) / -h - 1/n! (Eq. 10); for a single r it is 1/2 (Appendix F).
+        """
         if len(ratios) == 1:
             return [0.5]
         phi, wanted = math.expm1(-h) / -h - 1, []
         for n in range(1, len(ratios) + 1):
             wanted.append(phi * math.factorial(n) / math.expm1(-h))
             phi = phi / -h - 1 / math.factorial(n + 1)
-        powers = torch.tensor(ratios, dtype=torch.float64) ** torch.arange(len(ratios), dtype=torch.float64)[:, None]
+        powers = (
+            torch.tensor(ratios, dtype=torch.float64)
+            ** torch.arange(len(ratios), dtype=torch.float64)[:, None]
+        )
         return torch.linalg.solve(powers, torch.tensor(wanted, dtype=torch.float64)).tolist()
 
     def moved(self, x, i, known, new=None):
-        """x carried from the i-th time to the next, given the estimates `known` at the times up to the i-th, and `new` at the next."""
+        """x carried from the i-th time to the next, given the estimates `known` at the times up to
+        the i-th, and `new` at the next.
+        """
         h, (_, alpha_s, sigma_s), x0 = self.lam[i + 1] - self.lam[i], self.at(i + 1), known[-1]
-        ratios = [(self.lam[i - k] - self.lam[i]) / h for k in range(1, len(known))] + [1.0] * (new is not None)
+        ratios = [(self.lam[i - k] - self.lam[i]) / h for k in range(1, len(known))] + [1.0] * (
+            new is not None
+        )
         others = [*known[-2::-1], *[new] * (new is not None)]
         x = sigma_s / self.sigma[i] * x - alpha_s * math.expm1(-h) * x0
         for rho, r, other in zip(self.weights(h, ratios) if ratios else [], ratios, others):
@@ -334,29 +422,36 @@ class UniPC(Solver):
             x_before, known = self.last
             x = self.moved(x_before, i - 1, known, x0)
         steps = len(self.times) - 1
-        known = [*known, x0][-(min(self.order, steps - i) if steps < 15 else self.order):]
+        known = [*known, x0][-(min(self.order, steps - i) if steps < 15 else self.order) :]
         self.last = x, known
         return self.moved(x, i, known)
 
 
-FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9  # of the adaptive solver: in units of T; of its step sizes
+# of the adaptive solver: in units of T; of its step sizes
+FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9
 
 
 def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, project=None):
-    """x (B, ...) at time T carried to `eps` along the reverse-time SDE, each image in steps of its own (Jolicoeur-Martineau et al. 2021,
-    Algorithm 1), two evaluations each.
+    """x (B, ...) at time T carried to `eps` along the reverse-time SDE, each image in steps of its
+    own (Jolicoeur-Martineau et al. 2021, Algorithm 1), two evaluations each.
 
-    A step of Euler and Maruyama, x', and one of the stochastic improved Euler method, x'', should differ by at most
-    delta = max(atol, rtol max(|x'|, |x' of the last accepted step|)) in the root mean square over the image. Then the step is accepted, to
-    x''; otherwise it is tried again. Either way the next has the size safety h E^-exponent, for the error E in units of delta.
-    `atol` is in units of the network's images; the paper's is one grey level. UserError where the steps become too small.
+    A step of Euler and Maruyama, x', and one of the stochastic improved Euler method, x'', should
+    differ by at most delta = max(atol, rtol max(|x'|, |x' of the last accepted step|)) in the root
+    mean square over the image. Then the step is accepted, to x''; otherwise it is tried again.
+    Either way the next has the size safety h E^-exponent, for the error E in units of delta. `atol`
+    is in units of the network's images; the paper's is one grey level. UserError where the steps
+    become too small.
 
-    When a step is rejected its Brownian increment is kept: smaller steps of nearly equal size sample the Brownian bridge to the same end
-    point. If noise were drawn again, as in the paper, step sizes would depend on the noise, which biases the variance in low dimensions.
+    When a step is rejected its Brownian increment is kept: smaller steps of nearly equal size
+    sample the Brownian bridge to the same end point. If noise were drawn again, as in the paper,
+    step sizes would depend on the noise, which biases the variance in low dimensions.
     """
     reverse, project = sde.reverse(score_fn), project or (lambda x, t: x)
     clock = float64_device(x.device)
-    t, h = (torch.full((len(x),), value, dtype=torch.float64, device=clock) for value in (float(sde.T), FIRST_STEP * sde.T))
+    t, h = (
+        torch.full((len(x),), value, dtype=torch.float64, device=clock)
+        for value in (float(sde.T), FIRST_STEP * sde.T)
+    )
     x = before = project(x, t.to(x))
     path = _Path(x)
     for i in itertools.count():
@@ -365,8 +460,11 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
             return x
         h, noise = path.ahead(torch.where(active, torch.minimum(h, t - eps), 0))
         if (active & ~(h >= 1e-9 * sde.T)).any():
-            raise UserError('the steps of the adaptive solver became too small: the score is not finite, or too steep for '
-                            f'rtol={rtol:g} and atol={atol:g}')
+            raise UserError(
+                'the steps of the adaptive solver became too small: the score is not '
+                'finite, or too steep for '
+                f'rtol={rtol:g} and atol={atol:g}'
+            )
         start, end, dt = t.to(x), (t - h).to(x), expand(h.to(x), x)
         drift, diffusion = reverse.sde(x, start)
         first = x - dt * drift + expand(diffusion, x) * noise
@@ -377,7 +475,11 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
         accepted = active & (error <= 1)
         path.leave(active, accepted)
         taken = expand(accepted, x).to(x.device)
-        x, before, t = torch.where(taken, second, x), torch.where(taken, first, before), torch.where(accepted, t - h, t)
+        x, before, t = (
+            torch.where(taken, second, x),
+            torch.where(taken, first, before),
+            torch.where(accepted, t - h, t),
+        )
         t = torch.where(t - eps < 1e-9 * sde.T, eps, t)
         x = torch.where(taken, project(x, t.to(x)), x)
         h = torch.where(active, SAFETY * h * error.clamp(min=1e-6) ** -EXPONENT, h)
@@ -386,9 +488,11 @@ def adaptive(sde, score_fn, x, eps, rtol=0.05, atol=1 / 256, callback=None, proj
 
 
 class _Path:
-    """Brownian paths, one for each image, as far ahead as they are known: pieces of a length with an increment, the nearest on top.
+    """Brownian paths, one for each image, as far ahead as they are known: pieces of a length with
+    an increment, the nearest on top.
 
-    Lengths, in float64, and what is computed from them stay on the device of these numbers; increments are where the images are.
+    Lengths, in float64, and what is computed from them stay on the device of these numbers;
+    increments are where the images are.
     """
 
     def __init__(self, x):
@@ -399,12 +503,16 @@ class _Path:
         self.images = torch.arange(len(x), device=clock)
 
     def ahead(self, h):
-        """A step of at most h (B,), an even part of the piece on top, or a new piece; and the path's increment over it."""
+        """A step of at most h (B,), an even part of the piece on top, or a new piece; and the
+        path's increment over it.
+        """
         z, top = normal_like(self.increments[0]), ((self.known - 1).clamp(min=0), self.images)
         fresh = self.known == 0
         self.length = torch.where(fresh, h, self.lengths[top])
         known = self.increments[tuple(index.to(z.device) for index in top)]
-        self.piece = torch.where(expand(fresh, z).to(z.device), expand(h.sqrt().to(z), z) * z, known)
+        self.piece = torch.where(
+            expand(fresh, z).to(z.device), expand(h.sqrt().to(z), z) * z, known
+        )
         share = 1 / (self.length / h - 1e-9).ceil().clamp(min=1)
         self.h = torch.where(h > 0, self.length * share, 0)
         bridge = (self.h * (1 - share)).sqrt()
@@ -412,9 +520,14 @@ class _Path:
         return self.h, self.noise
 
     def leave(self, active, accepted):
-        """What is known of the path once the step has been taken, where `accepted`; of others that are `active` its end is one more."""
+        """What is known of the path once the step has been taken, where `accepted`; of others that
+        are `active` its end is one more.
+        """
         if self.known.max() + 1 > len(self.lengths) - 1:
-            self.lengths, self.increments = (torch.cat([part, torch.zeros_like(part[:1])]) for part in (self.lengths, self.increments))
+            self.lengths, self.increments = (
+                torch.cat([part, torch.zeros_like(part[:1])])
+                for part in (self.lengths, self.increments)
+            )
         place = (self.known - 1).clamp(min=0)
         left = self.length - self.h
         self._put(active, place, left, self.piece - self.noise)
@@ -426,4 +539,6 @@ class _Path:
         here = place, self.images
         self.lengths[here] = torch.where(which, length, self.lengths[here])
         here = tuple(index.to(increment.device) for index in here)
-        self.increments[here] = torch.where(expand(which, increment).to(increment.device), increment, self.increments[here])
+        self.increments[here] = torch.where(
+            expand(which, increment).to(increment.device), increment, self.increments[here]
+        )

@@ -1,4 +1,7 @@
-"""What the tests share: the library on the path, one thread, a fixed seed, the reference numbers and a measure of distance to them."""
+"""What the tests share: the library on the path, one thread, a fixed seed, the reference numbers
+and a measure of distance to them.
+"""
+
 import importlib
 import json
 import pathlib
@@ -11,7 +14,8 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = pathlib.Path(__file__).parent / 'data'
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)  # sums are then added in one order everywhere, and small tensors are fastest
+# sums are then added in one order everywhere, and small tensors are fastest
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
@@ -24,9 +28,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Escape names of files that are not UTF-8 in what a test printed: pytest-xdist cannot send them."""
+    """Escape names of files that are not UTF-8 in what a test printed: pytest-xdist cannot send
+    them.
+    """
     report = yield
-    report.sections = [(name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections]
+    report.sections = [
+        (name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections
+    ]
     return report
 
 
@@ -43,14 +51,21 @@ def parity(name: str) -> dict:
 
 
 def relative_error(value, reference) -> float:
-    """The largest absolute error over the largest reference value (or over 1 where the reference is zero); shapes must agree."""
-    value, reference = (np.asarray(v.detach() if isinstance(v, torch.Tensor) else v, np.float64) for v in (value, reference))
+    """The largest absolute error over the largest reference value (or over 1 where the reference is
+    zero); shapes must agree.
+    """
+    value, reference = (
+        np.asarray(v.detach() if isinstance(v, torch.Tensor) else v, np.float64)
+        for v in (value, reference)
+    )
     assert value.shape == reference.shape, f'shape {value.shape}, expected {reference.shape}'
     return float(np.abs(value - reference).max() / (np.abs(reference).max() or 1))
 
 
 def load_config(module: str, data=(), **model):
-    """The config of a module such as 'configs.ve.cifar10_ncsnpp', on the CPU, with other values of `data` (a dict) and `model`."""
+    """The config of a module such as 'configs.ve.cifar10_ncsnpp', on the CPU, with other values of
+    `data` (a dict) and `model`.
+    """
     config = importlib.import_module(module).get_config()
     config.device = 'cpu'
     with config.unlocked(), config.ignore_type():
@@ -60,10 +75,20 @@ def load_config(module: str, data=(), **model):
 
 
 def reference_config(name: str):
-    """The config of the network in a reference file: a module, and changes to its sections `model` and `data`."""
+    """The config of the network in a reference file: a module, and changes to its sections `model`
+    and `data`.
+    """
     changes = json.loads(str(parity(name)['config']))
-    module, model, data = changes.pop('base'), dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0), {}
+    module, model, data = (
+        changes.pop('base'),
+        dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0),
+        {},
+    )
     for key, value in changes.items():
-        section, key = (data, key.removeprefix('data').lstrip('_.')) if key.startswith('data') else (model, key.removeprefix('model.'))
+        section, key = (
+            (data, key.removeprefix('data').lstrip('_.'))
+            if key.startswith('data')
+            else (model, key.removeprefix('model.'))
+        )
         section[key] = value
     return load_config(module, data, **model)

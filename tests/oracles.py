@@ -1,9 +1,12 @@
-"""A target whose density, score and samples are exact at every time of every SDE: a Gaussian mixture.
+"""A target whose density, score and samples are exact at every time of every SDE: a Gaussian
+mixture.
 
-If x_0 ~ sum_k w_k N(mu_k, C_k) and x_t | x_0 ~ N(m x_0, std^2 I), then x_t ~ sum_k w_k N(m mu_k, m^2 C_k + std^2 I). With
-C_k = U_k diag(v_k) U_k^T the covariance at any level (m, std) is U_k diag(m^2 v_k + std^2) U_k^T: one eigendecomposition serves all.
-Everything is computed in float64, whatever comes in.
+If x_0 ~ sum_k w_k N(mu_k, C_k) and x_t | x_0 ~ N(m x_0, std^2 I), then x_t ~ sum_k w_k N(m mu_k,
+m^2 C_k + std^2 I). With C_k = U_k diag(v_k) U_k^T the covariance at any level (m, std) is U_k
+diag(m^2 v_k + std^2) U_k^T: one eigendecomposition serves all. Everything is computed in float64,
+whatever comes in.
 """
+
 import math
 
 import torch
@@ -20,17 +23,26 @@ def level(sde, t):
 
 
 class GaussianMixture(nn.Module):
-    """sum_k w_k N(mu_k, C_k) of weights (K,), means (K, D) and covariances (K, D, D), over points of `shape` ((D,) unless given).
+    """sum_k w_k N(mu_k, C_k) of weights (K,), means (K, D) and covariances (K, D, D), over points
+    of `shape` ((D,) unless given).
 
-    `log_prob` and `score` answer at a level (m, std), by default that of the data themselves. A module, so that it moves to a device.
+    `log_prob` and `score` answer at a level (m, std), by default that of the data themselves. A
+    module, so that it moves to a device.
     """
 
     def __init__(self, weights, means, covariances, shape=None):
         super().__init__()
-        weights, means, covariances = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, covariances))
+        weights, means, covariances = (
+            torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, covariances)
+        )
         variances, axes = torch.linalg.eigh(covariances)
-        for name, value in dict(weights=weights / weights.sum(), means=means, covariances=covariances, variances=variances,
-                                axes=axes).items():
+        for name, value in dict(
+            weights=weights / weights.sum(),
+            means=means,
+            covariances=covariances,
+            variances=variances,
+            axes=axes,
+        ).items():
             self.register_buffer(name, value)
         self.shape = tuple(shape or means.shape[1:])
 
@@ -41,25 +53,44 @@ class GaussianMixture(nn.Module):
     @property
     def covariance(self):
         offsets = self.means - self.mean
-        return torch.einsum('k,kde->de', self.weights, self.covariances + offsets[:, :, None] * offsets[:, None])
+        return torch.einsum(
+            'k,kde->de', self.weights, self.covariances + offsets[:, :, None] * offsets[:, None]
+        )
 
     def component(self, k):
         """The k-th Gaussian alone."""
-        return GaussianMixture([1.0], self.means[k:k + 1], self.covariances[k:k + 1], self.shape)
+        return GaussianMixture(
+            [1.0], self.means[k : k + 1], self.covariances[k : k + 1], self.shape
+        )
 
     def sample(self, n: int, seed: int = 0):
         """n exact draws, (n, *shape), that share nothing with those of torch.manual_seed(seed)."""
-        generator = torch.Generator(self.means.device).manual_seed(2 ** 32 - 1 - seed)
+        generator = torch.Generator(self.means.device).manual_seed(2**32 - 1 - seed)
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        z = torch.randn(n, self.means.shape[1], dtype=torch.float64, device=self.means.device, generator=generator)
-        return (self.means[k] + torch.einsum('nde,ne->nd', self.axes[k], self.variances[k].sqrt() * z)).reshape(n, *self.shape)
+        z = torch.randn(
+            n,
+            self.means.shape[1],
+            dtype=torch.float64,
+            device=self.means.device,
+            generator=generator,
+        )
+        return (
+            self.means[k] + torch.einsum('nde,ne->nd', self.axes[k], self.variances[k].sqrt() * z)
+        ).reshape(n, *self.shape)
 
     def _components(self, x, m, std):
-        """In the eigenbasis of each component: x - m mu and the variances, (B, K, D); and log(w_k N_k(x)), (B, K)."""
-        m, std = (torch.as_tensor(v, dtype=torch.float64, device=x.device).reshape(-1, 1, 1) for v in (m, std))
-        offset = torch.einsum('kde,bkd->bke', self.axes, x.double().flatten(1)[:, None] - m * self.means)
-        variance = m ** 2 * self.variances + std ** 2
-        log_density = -0.5 * (offset ** 2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
+        """In the eigenbasis of each component: x - m mu and the variances, (B, K, D); and log(w_k
+        N_k(x)), (B, K).
+        """
+        m, std = (
+            torch.as_tensor(v, dtype=torch.float64, device=x.device).reshape(-1, 1, 1)
+            for v in (m, std)
+        )
+        offset = torch.einsum(
+            'kde,bkd->bke', self.axes, x.double().flatten(1)[:, None] - m * self.means
+        )
+        variance = m**2 * self.variances + std**2
+        log_density = -0.5 * (offset**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
         return offset, variance, self.weights.log() + log_density
 
     def log_prob(self, x, m=1.0, std=0.0):
@@ -69,31 +100,51 @@ class GaussianMixture(nn.Module):
     def score(self, x, m=1.0, std=0.0):
         """grad_x log p(x), shape of x."""
         offset, variance, log_joint = self._components(x, m, std)
-        return torch.einsum('bk,kde,bke->bd', log_joint.softmax(1), self.axes, -offset / variance).reshape(x.shape)
+        return torch.einsum(
+            'bk,kde,bke->bd', log_joint.softmax(1), self.axes, -offset / variance
+        ).reshape(x.shape)
 
 
 class ExactNetwork(nn.Module):
-    """The perfectly trained network: `models.utils.get_score_fn(sde, network, continuous=continuous)` is the score of `target`.
+    """The perfectly trained network: `models.utils.get_score_fn(sde, network,
+    continuous=continuous)` is the score of `target`.
 
-    Its label and output are those of the SDE's networks, written down here a second time. `calls` counts the forward passes.
+    Its label and output are those of the SDE's networks, written down here a second time. `calls`
+    counts the forward passes.
     """
 
     def __init__(self, sde, target: GaussianMixture, continuous: bool = True):
         super().__init__()
-        self.sde, self.target, self.continuous, self.N, self.calls = sde, target, continuous, sde.N, 0
+        self.sde, self.target, self.continuous, self.N, self.calls = (
+            sde,
+            target,
+            continuous,
+            sde.N,
+            0,
+        )
         if not continuous:
-            self.sigmas = torch.zeros(sde.N)  # its length is how a discrete network says how many levels it knows
+            # its length is how a discrete network says how many levels it knows
+            self.sigmas = torch.zeros(sde.N)
 
     def level(self, labels):
         """The (m, std), each (B,), that a label stands for."""
         ve = isinstance(self.sde, VESDE)
         if ve and self.continuous:  # the label is sigma
-            return level(self.sde, torch.log(labels / self.sde.sigma_min) / math.log(self.sde.sigma_max / self.sde.sigma_min))
+            return level(
+                self.sde,
+                torch.log(labels / self.sde.sigma_min)
+                / math.log(self.sde.sigma_max / self.sde.sigma_min),
+            )
         if ve:  # an index, from the largest sigma down
             return level(self.sde, 1 - labels / (self.N - 1))
         if self.continuous:
             return level(self.sde, labels / 999)
-        betas = torch.linspace(self.sde.beta_0, self.sde.beta_1, self.N, dtype=torch.float64, device=labels.device) / self.N
+        betas = (
+            torch.linspace(
+                self.sde.beta_0, self.sde.beta_1, self.N, dtype=torch.float64, device=labels.device
+            )
+            / self.N
+        )
         alphabar = torch.cumprod(1 - betas, 0)[labels.long()]
         return alphabar.sqrt(), (1 - alphabar).sqrt()
 
@@ -105,9 +156,11 @@ class ExactNetwork(nn.Module):
 
 
 class ExactClassifier(ExactNetwork):
-    """The perfectly trained classifier of noisy points, (x, labels) -> logits (B, K) in float64: which component of `target` x is of.
+    """The perfectly trained classifier of noisy points, (x, labels) -> logits (B, K) in float64:
+    which component of `target` x is of.
 
-    The logits are log(w_k p_t(x | k)), differentiable in x; labels are those of the networks at continuous times. `shape`: of a point.
+    The logits are log(w_k p_t(x | k)), differentiable in x; labels are those of the networks at
+    continuous times. `shape`: of a point.
     """
 
     def __init__(self, sde, target: GaussianMixture):
@@ -120,8 +173,9 @@ class ExactClassifier(ExactNetwork):
 
 
 class ExactConditionalNetwork(ExactNetwork):
-    """The perfectly trained network that knows classes, (x, labels, classes=None): None is the whole mixture, otherwise the i-th point is
-    of the component classes[i]."""
+    """The perfectly trained network that knows classes, (x, labels, classes=None): None is the
+    whole mixture, otherwise the i-th point is of the component classes[i].
+    """
 
     def __init__(self, sde, target: GaussianMixture, continuous: bool = True):
         super().__init__(sde, target, continuous)
@@ -130,86 +184,125 @@ class ExactConditionalNetwork(ExactNetwork):
     def forward(self, x, labels, classes=None):
         if classes is None:
             return super().forward(x, labels)
-        outputs = [ExactNetwork(self.sde, self.target.component(k))(x, labels) for k in range(self.num_classes)]
+        outputs = [
+            ExactNetwork(self.sde, self.target.component(k))(x, labels)
+            for k in range(self.num_classes)
+        ]
         self.calls += 1
         return torch.stack(outputs)[classes, torch.arange(len(x), device=x.device)]
 
 
 def planar_mixture():
-    """Three correlated Gaussians of unequal weights in the plane: mean and covariance of the whole are of order one."""
-    return GaussianMixture([0.5, 0.3, 0.2], [[-1.0, 0.5], [1.2, 1.0], [0.5, -1.5]],
-                           [[[0.20, 0.08], [0.08, 0.10]], [[0.10, -0.06], [-0.06, 0.20]], [[0.15, 0.0], [0.0, 0.05]]])
+    """Three correlated Gaussians of unequal weights in the plane: mean and covariance of the whole
+    are of order one.
+    """
+    return GaussianMixture(
+        [0.5, 0.3, 0.2],
+        [[-1.0, 0.5], [1.2, 1.0], [0.5, -1.5]],
+        [[[0.20, 0.08], [0.08, 0.10]], [[0.10, -0.06], [-0.06, 0.20]], [[0.15, 0.0], [0.0, 0.05]]],
+    )
 
 
 def gaussian(mean, variances, shape=None):
     """N(mean, diag(variances)), of sequences of D numbers."""
-    return GaussianMixture([1.0], [list(mean)], torch.diag(torch.as_tensor(list(variances), dtype=torch.float64))[None], shape)
+    return GaussianMixture(
+        [1.0],
+        [list(mean)],
+        torch.diag(torch.as_tensor(list(variances), dtype=torch.float64))[None],
+        shape,
+    )
 
 
 class SubspaceMixture(nn.Module):
-    """A mixture in R^D that is Gaussian noise but for a few dimensions, for which a score costs next to nothing in thousands of dimensions.
+    """A mixture in R^D that is Gaussian noise but for a few dimensions, for which a score costs
+    next to nothing in thousands of dimensions.
 
-    x = (u, v): u (M of the D numbers) of a GaussianMixture, v independent of it with variance `rest`. A mixture whose means and principal
-    axes span M dimensions, and whose covariances are `rest` in all others, is one in coordinates of that span: `fit`. What a solver does is
-    the same in any such coordinates, except where it looks at single numbers. `log_prob` and `score` as of GaussianMixture.
+    x = (u, v): u (M of the D numbers) of a GaussianMixture, v independent of it with variance
+    `rest`. A mixture whose means and principal axes span M dimensions, and whose covariances are
+    `rest` in all others, is one in coordinates of that span: `fit`. What a solver does is the same
+    in any such coordinates, except where it looks at single numbers. `log_prob` and `score` as of
+    GaussianMixture.
     """
 
     def __init__(self, inside: GaussianMixture, rest: float, shape):
         super().__init__()
-        self.inside, self.rest, self.shape, self.size = inside, float(rest), tuple(shape), len(inside.mean)
+        self.inside, self.rest, self.shape, self.size = (
+            inside,
+            float(rest),
+            tuple(shape),
+            len(inside.mean),
+        )
 
     @classmethod
     def fit(cls, images, labels, rank: int):
-        """To images (n, ...) with labels (n,): a component for each label, with its mean and its first `rank` principal components (Tipping
-        & Bishop 1999), and a variance of all other directions that they share. `constant` (M,) is where the image of ones lies."""
+        """To images (n, ...) with labels (n,): a component for each label, with its mean and its
+        first `rank` principal components (Tipping & Bishop 1999), and a variance of all other
+        directions that they share. `constant` (M,) is where the image of ones lies.
+        """
         x, parts, left = images.double().flatten(1), [], 0.0
         for label in labels.unique():
             part = x[labels == label]
             mean = part.mean(0)
             _, scale, axes = torch.linalg.svd(part - mean, full_matrices=False)
-            variances = scale ** 2 / len(part)
+            variances = scale**2 / len(part)
             left += len(part) / len(x) * variances[rank:].sum().item() / (x.shape[1] - rank)
             parts.append((len(part), mean, axes[:rank].T, variances[:rank]))
         weights, means, axes, variances = zip(*parts)
         constant = torch.ones(x.shape[1], 1, dtype=torch.float64)
         span = torch.linalg.qr(torch.cat([constant, torch.stack(means, 1), *axes], 1))[0]
         axes = [span.T @ each for each in axes]
-        covariances = [each @ torch.diag(v - left) @ each.T + left * torch.eye(span.shape[1]) for each, v in zip(axes, variances)]
-        inside = GaussianMixture(torch.tensor(weights), torch.stack(means) @ span, torch.stack(covariances))
+        covariances = [
+            each @ torch.diag(v - left) @ each.T + left * torch.eye(span.shape[1])
+            for each, v in zip(axes, variances)
+        ]
+        inside = GaussianMixture(
+            torch.tensor(weights), torch.stack(means) @ span, torch.stack(covariances)
+        )
         found = cls(inside, left, images.shape[1:])
         found.constant = (span.T @ constant)[:, 0]
         return found
 
     def sample(self, n: int, seed: int = 0):
         """n exact draws, (n, *shape)."""
-        generator = torch.Generator().manual_seed(2 ** 31 - 1 - seed)
-        others = torch.randn(n, math.prod(self.shape) - self.size, dtype=torch.float64, generator=generator)
-        return torch.cat([self.inside.sample(n, seed), self.rest ** 0.5 * others], 1).reshape(n, *self.shape)
+        generator = torch.Generator().manual_seed(2**31 - 1 - seed)
+        others = torch.randn(
+            n, math.prod(self.shape) - self.size, dtype=torch.float64, generator=generator
+        )
+        return torch.cat([self.inside.sample(n, seed), self.rest**0.5 * others], 1).reshape(
+            n, *self.shape
+        )
 
     def _others(self, x, m, std):
-        m, std = (torch.as_tensor(v, dtype=torch.float64, device=x.device).reshape(-1, 1) for v in (m, std))
-        return x.flatten(1)[:, self.size:], (m ** 2 * self.rest + std ** 2).to(x)
+        m, std = (
+            torch.as_tensor(v, dtype=torch.float64, device=x.device).reshape(-1, 1)
+            for v in (m, std)
+        )
+        return x.flatten(1)[:, self.size :], (m**2 * self.rest + std**2).to(x)
 
     def log_prob(self, x, m=1.0, std=0.0):
         """log p(x) in nats, (B,)."""
         others, variance = self._others(x, m, std)
         noise = -0.5 * (others.double() ** 2 / variance + (2 * math.pi * variance).log()).sum(1)
-        return self.inside.log_prob(x.flatten(1)[:, :self.size], m, std) + noise
+        return self.inside.log_prob(x.flatten(1)[:, : self.size], m, std) + noise
 
     def score(self, x, m=1.0, std=0.0):
         """grad_x log p(x), shape of x."""
         others, variance = self._others(x, m, std)
-        return torch.cat([self.inside.score(x.flatten(1)[:, :self.size], m, std).to(x), -others / variance], 1).reshape(x.shape)
+        return torch.cat(
+            [self.inside.score(x.flatten(1)[:, : self.size], m, std).to(x), -others / variance], 1
+        ).reshape(x.shape)
 
 
-# Any SDE -----------------------------------------------------------------------------------------------------------------------------
+# Any SDE ------------------------------------------------------------------------------------------
 
 MEAN, STD = 0.3, 0.5  # of the data, a Gaussian: scores, samples and likelihoods are known exactly
 
 
 def marginal(sde, t):
     """Mean and standard deviation at time t of what began as the data."""
-    m, std = sde.marginal_prob(torch.ones(1, 1, dtype=torch.float64), torch.tensor([float(t)], dtype=torch.float64))
+    m, std = sde.marginal_prob(
+        torch.ones(1, 1, dtype=torch.float64), torch.tensor([float(t)], dtype=torch.float64)
+    )
     return float(m) * MEAN, math.hypot(float(m) * STD, float(std))
 
 
@@ -223,4 +316,4 @@ class ExactNoise(torch.nn.Module):
     def forward(self, x, labels):
         m, std = self.sde.marginal_prob(torch.ones_like(x), labels * self.sde.T / 999)
         std = expand(std, x)
-        return std * (x - m * MEAN) / ((m * STD) ** 2 + std ** 2) + self.offset
+        return std * (x - m * MEAN) / ((m * STD) ** 2 + std**2) + self.offset

@@ -1,8 +1,10 @@
 """A device without float64, as PyTorch's MPS is, for machines that have none.
 
-Its tensors say that they are on 'meta', the one device type that needs no hardware, but hold their values on the CPU, where every
-operation runs. A float64 tensor there is a TypeError, as it is on MPS, and so are operands on two devices.
+Its tensors say that they are on 'meta', the one device type that needs no hardware, but hold their
+values on the CPU, where every operation runs. A float64 tensor there is a TypeError, as it is on
+MPS, and so are operands on two devices.
 """
+
 import contextlib
 import sys
 
@@ -13,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from runtime import randomness
 
-MOVES = ('aten::_to_copy', 'aten::copy_', 'aten::index.Tensor', 'aten::index_put_')  # may mix devices, in indices on the CPU
+# may mix devices, in indices on the CPU
+MOVES = ('aten::_to_copy', 'aten::copy_', 'aten::index.Tensor', 'aten::index_put_')
 
 
 class Held(torch.Tensor):
@@ -23,7 +26,9 @@ class Held(torch.Tensor):
     def __new__(cls, held):
         if held.dtype in (torch.float64, torch.complex128):
             raise TypeError('this device does not support float64')
-        return torch.Tensor._make_wrapper_subclass(cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, device='meta')
+        return torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, device='meta'
+        )
 
     def __init__(self, held):
         self.held = held.detach()
@@ -38,7 +43,10 @@ class Held(torch.Tensor):
 
 def _run(func, args, kwargs):
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-    here, elsewhere = ([value for value in tensors if isinstance(value, Held) == wanted] for wanted in (True, False))
+    here, elsewhere = (
+        [value for value in tensors if isinstance(value, Held) == wanted]
+        for wanted in (True, False)
+    )
     name = func._schema.name
     if here and name not in MOVES and any(value.ndim for value in elsewhere):
         raise TypeError(f'{name}: operands on two devices')
@@ -47,13 +55,24 @@ def _run(func, args, kwargs):
         if isinstance(value, torch.device):
             return torch.device('cpu')
         return value.held if isinstance(value, Held) else value
+
     result = func(*tree_map(content, args), **tree_map(content, kwargs))
     device = kwargs.get('device')
-    if name == 'aten::copy_' or not (here if device is None else torch.device(device).type == 'meta'):
+    if name == 'aten::copy_' or not (
+        here if device is None else torch.device(device).type == 'meta'
+    ):
         return args[0] if name == 'aten::copy_' else result
     known = {id(value.held): value for value in here}  # of an operation in place
-    return tree_map(lambda value: known.get(id(value)) if id(value) in known else Held(value) if isinstance(value, torch.Tensor) else value,
-                    result)
+    return tree_map(
+        lambda value: (
+            known.get(id(value))
+            if id(value) in known
+            else Held(value)
+            if isinstance(value, torch.Tensor)
+            else value
+        ),
+        result,
+    )
 
 
 class _Operations(TorchDispatchMode):
@@ -67,13 +86,21 @@ class _Constructors(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         device = kwargs.get('device') if func in (torch.as_tensor, torch.tensor) else None
-        return func(*args, **kwargs) if device is None else func(*args, **kwargs | dict(device='cpu')).to(device)
+        return (
+            func(*args, **kwargs)
+            if device is None
+            else func(*args, **kwargs | dict(device='cpu')).to(device)
+        )
 
 
 @contextlib.contextmanager
 def without_float64(monkeypatch):
     """Within the block 'meta' is the device; yields its name."""
     monkeypatch.setattr(randomness, 'WITHOUT_FLOAT64', {'meta'})
-    monkeypatch.setattr(sys.modules['torch.optim.optimizer'], '_get_fused_kernels_supported_devices', lambda: ['cpu', 'meta'])
+    monkeypatch.setattr(
+        sys.modules['torch.optim.optimizer'],
+        '_get_fused_kernels_supported_devices',
+        lambda: ['cpu', 'meta'],
+    )
     with _Operations(), _Constructors():
         yield 'meta'

@@ -1,4 +1,7 @@
-"""docs/architecture.md says what is so: its numbers are those of the networks, its tables those of its file, its names exist."""
+"""docs/architecture.md says what is so: its numbers are those of the networks, its tables those of
+its file, its names exist.
+"""
+
 import importlib
 import json
 import pkgutil
@@ -18,7 +21,8 @@ REPORT = json.loads((ROOT / 'docs' / 'architecture.json').read_text())
 def architecture():
     """benchmarks/architecture.py as a module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'path', [*sys.path, str(ROOT / 'benchmarks')])  # behind the library, some of whose modules have the same names
+        # behind the library, some of whose modules have the same names
+        patch.setattr(sys, 'path', [*sys.path, str(ROOT / 'benchmarks')])
         yield importlib.import_module('architecture')
 
 
@@ -27,23 +31,37 @@ def quoted() -> list[str]:
     return re.findall(r'`([^`\n]+)`', re.sub(r'```.*?```', '', TEXT, flags=re.DOTALL))
 
 
-# Numbers -----------------------------------------------------------------------------------------------------------------------------
+# Numbers ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', ['vp.ddpm.cifar10_unconditional', 've.ffhq_ncsnpp_continuous', 've.ncsn.cifar10'])
+@pytest.mark.parametrize(
+    'name', ['vp.ddpm.cifar10_unconditional', 've.ffhq_ncsnpp_continuous', 've.ncsn.cifar10']
+)
 def test_sizes_of_configs(architecture, name):
     row = next(row for row in REPORT['configs'] if row['config'] == name)
     assert architecture.size(name) == dict(parameters=row['parameters'], flops=row['flops'])
 
 
-@pytest.mark.parametrize('option', ['baseline', 'fir=False', 'num_res_blocks=1', 'progressive_input=input_skip, progressive_combine=cat'])
+@pytest.mark.parametrize(
+    'option',
+    [
+        'baseline',
+        'fir=False',
+        'num_res_blocks=1',
+        'progressive_input=input_skip, progressive_combine=cat',
+    ],
+)
 def test_sizes_of_options(architecture, option):
     row = next(row for row in REPORT['rows'] if row['option'] == option)
-    assert architecture.size(row['config'], row['changes']) == dict(parameters=row['parameters'], flops=row['flops'])
+    assert architecture.size(row['config'], row['changes']) == dict(
+        parameters=row['parameters'], flops=row['flops']
+    )
 
 
 def test_levels(architecture):
-    """All as in the file, and the stem as by hand: nf 3x3 convolutions over 3 channels and 32 x 32 pixels, two operations each."""
+    """All as in the file, and the stem as by hand: nf 3x3 convolutions over 3 channels and 32 x 32
+    pixels, two operations each.
+    """
     rows = architecture.levels(architecture.BASELINE)
     assert rows == REPORT['levels']
     stem = next(row for row in rows if row['part'] == 'stem')
@@ -54,8 +72,12 @@ def test_levels(architecture):
 def test_every_config_and_every_option_is_measured(architecture):
     assert [row['config'] for row in REPORT['configs']] == architecture.all_configs()
     named = [architecture.label(changes) for changes in architecture.OPTIONS]
-    assert [row['option'] for row in REPORT['rows']] == ['baseline', 'baseline, once more', *named,
-                                                         *(f'configs.{name}' for name in architecture.WHOLE)]
+    assert [row['option'] for row in REPORT['rows']] == [
+        'baseline',
+        'baseline, once more',
+        *named,
+        *(f'configs.{name}' for name in architecture.WHOLE),
+    ]
 
 
 def test_ratios_are_of_the_rows(architecture):
@@ -63,7 +85,10 @@ def test_ratios_are_of_the_rows(architecture):
     for row in REPORT['rows']:
         for measure, key in architecture.MEASURES.items():
             unit = row[f'baseline {key}'] if key in ('forward', 'step') else first[key]
-            assert row['relative'][measure] == pytest.approx(row[key] / unit, rel=1e-12), (row['option'], measure)
+            assert row['relative'][measure] == pytest.approx(row[key] / unit, rel=1e-12), (
+                row['option'],
+                measure,
+            )
 
 
 def test_tables_are_those_of_the_file(architecture):
@@ -72,10 +97,12 @@ def test_tables_are_those_of_the_file(architecture):
 
 def test_the_baseline_is_that_of_the_config(architecture):
     model = architecture.load(architecture.BASELINE, {'model.nf': architecture.NF}).model.to_dict()
-    assert {key: json.loads(json.dumps(model[key])) for key in REPORT['baseline']} == REPORT['baseline']
+    assert {key: json.loads(json.dumps(model[key])) for key in REPORT['baseline']} == REPORT[
+        'baseline'
+    ]
 
 
-# Names -------------------------------------------------------------------------------------------------------------------------------
+# Names --------------------------------------------------------------------------------------------
 
 
 def test_pictures_and_files_exist():
@@ -99,8 +126,13 @@ def resolves(name: str) -> bool:
 
 
 def test_code_that_is_named_exists():
-    names = {name for text in quoted() if re.fullmatch(r'[A-Za-z_]\w*(\.\w+)+(=.*)?', text) and not re.search(r'\.(py|md|json)$', text)
-             for name in [text.partition('=')[0]]}
+    names = {
+        name
+        for text in quoted()
+        if re.fullmatch(r'[A-Za-z_]\w*(\.\w+)+(=.*)?', text)
+        and not re.search(r'\.(py|md|json)$', text)
+        for name in [text.partition('=')[0]]
+    }
     assert len(names) > 50
     assert sorted(name for name in names if not resolves(name)) == []
 
@@ -117,5 +149,9 @@ def test_options_that_are_named_exist(architecture):
 
 def test_every_published_config_is_in_the_table():
     table = TEXT.partition('<!-- table: configs -->')[2].partition('<!-- end -->')[0]
-    files = [file.relative_to(ROOT / 'configs').with_suffix('') for file in ROOT.glob('configs/*/**/*.py') if file.stem != '__init__']
+    files = [
+        file.relative_to(ROOT / 'configs').with_suffix('')
+        for file in ROOT.glob('configs/*/**/*.py')
+        if file.stem != '__init__'
+    ]
     assert sorted(re.findall(r'`([\w]+/[\w/]+)`', table)) == sorted(map(str, files))

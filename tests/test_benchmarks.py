@@ -1,4 +1,5 @@
 """The benchmarks run, and what scripts, notebooks and documentation use of the library exists."""
+
 import ast
 import functools
 import importlib
@@ -18,24 +19,35 @@ from PIL import Image
 from conftest import ROOT
 
 FOLDER = ROOT / 'benchmarks'
-SCRIPTS = sorted(path.stem for path in FOLDER.glob('*.py') if re.search(r'^def main\(', path.read_text(), re.MULTILINE))
-ARGUMENTS = {'all': ['--only', 'likelihood'],  # the others run by themselves
-             'faults': ['--work', 'evaluation']}  # test_faults.py runs the trainings
-OURS = {path.stem for path in (*ROOT.glob('*.py'), *FOLDER.glob('*.py'), ROOT / 'tests' / 'oracles.py')} | {
-    path.parent.name for path in ROOT.glob('*/__init__.py')}
+SCRIPTS = sorted(
+    path.stem
+    for path in FOLDER.glob('*.py')
+    if re.search(r'^def main\(', path.read_text(), re.MULTILINE)
+)
+ARGUMENTS = {
+    'all': ['--only', 'likelihood'],  # the others run by themselves
+    'faults': ['--work', 'evaluation'],
+}  # test_faults.py runs the trainings
+OURS = {
+    path.stem for path in (*ROOT.glob('*.py'), *FOLDER.glob('*.py'), ROOT / 'tests' / 'oracles.py')
+} | {path.parent.name for path in ROOT.glob('*/__init__.py')}
 
 
-# Running ---------------------------------------------------------------------------------------------------------------------------------
+# Running ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', sorted({*SCRIPTS} - {'gpu'}))
 def test_quick_run(name, tmp_path):
-    """A benchmark ends with status 0, prints a table, and says below it that the figures mean nothing; its files say so too."""
+    """A benchmark ends with status 0, prints a table, and says below it that the figures mean
+    nothing; its files say so too.
+    """
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     command = [sys.executable, FOLDER / f'{name}.py', '--quick', *ARGUMENTS.get(name, ())]
     if name != 'all' and '--json' in flags(name):
         command += ['--json', tmp_path / 'rows.json']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     tables = [part for part in re.split(r'\n\s*\n', done.stdout) if '\n(quick run: ' in part]
     assert tables, done.stdout
@@ -43,20 +55,39 @@ def test_quick_run(name, tmp_path):
         head, *rows, note = table.strip().split('\n')
         assert len(re.split(r'\s{2,}', head)) > 1 and rows and 'do not quote' in note, table
     reports = [json.loads(path.read_text()) for path in tmp_path.rglob('*.json')]
-    assert all(report['quick'] for report in reports) and len(reports) == ('--json' in flags(name) or name == 'all')
+    assert all(report['quick'] for report in reports) and len(reports) == (
+        '--json' in flags(name) or name == 'all'
+    )
 
 
 def test_gpu_dry_run(tmp_path):
-    """gpu.py goes through all its sections on a processor, stops a training by SIGTERM and resumes it."""
+    """gpu.py goes through all its sections on a processor, stops a training by SIGTERM and resumes
+    it.
+    """
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     command = [sys.executable, FOLDER / 'gpu.py', '--dry-run', '--folder', tmp_path]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / 'gpu.json').read_text())
-    assert report['dry_run'] and [*report['sections']] == ['kernels', 'agreement', 'networks', 'samplers', 'resampling', 'training']
-    assert all(section['tables'] and not section['error'] for section in report['sections'].values())
+    assert report['dry_run'] and [*report['sections']] == [
+        'kernels',
+        'agreement',
+        'networks',
+        'samplers',
+        'resampling',
+        'training',
+    ]
+    assert all(
+        section['tables'] and not section['error'] for section in report['sections'].values()
+    )
     (training,) = report['sections']['training']['tables'][0]['rows']
-    assert training['status'] == 143 and training['resumed'] > training['steps'] and (tmp_path / 'grid.png').is_file()
+    assert (
+        training['status'] == 143
+        and training['resumed'] > training['steps']
+        and (tmp_path / 'grid.png').is_file()
+    )
     assert (tmp_path / 'gpu.md').read_text().startswith('# Dry run: figures mean nothing')
 
 
@@ -66,49 +97,75 @@ def test_all_runs_benchmarks_that_exist():
 
 
 def test_figures_of_the_documentation(tmp_path, monkeypatch):
-    """docs/architecture.py draws the figures that are kept, up to the rounding of other versions of Matplotlib."""
+    """docs/architecture.py draws the figures that are kept, up to the rounding of other versions of
+    Matplotlib.
+    """
     module = script('docs/architecture.py')
     kept = module.FIGURES
     monkeypatch.setattr(module, 'FIGURES', tmp_path)
     module.main([])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in kept.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        path.name for path in kept.iterdir()
+    )
     for path in tmp_path.iterdir():
-        drawn, stored = (np.asarray(Image.open(file).convert('RGB'), float) for file in (path, kept / path.name))
-        assert drawn.shape == stored.shape and abs(drawn - stored).mean() < 4, f'run: python docs/architecture.py {path.stem}'
+        drawn, stored = (
+            np.asarray(Image.open(file).convert('RGB'), float) for file in (path, kept / path.name)
+        )
+        assert drawn.shape == stored.shape and abs(drawn - stored).mean() < 4, (
+            f'run: python docs/architecture.py {path.stem}'
+        )
 
 
 def test_picture_of_the_readme(tmp_path):
-    """assets/make_pictures.py: panels of 8 x 8 digits side by side, of which the first are the real ones of the kept picture."""
+    """assets/make_pictures.py: panels of 8 x 8 digits side by side, of which the first are the real
+    ones of the kept picture.
+    """
     for name in ('a', 'b'):
         (tmp_path / name / 'eval' / 'ckpt_1').mkdir(parents=True)
-        np.savez(tmp_path / name / 'eval' / 'ckpt_1' / 'samples_0.npz', samples=np.full((70, 8, 8, 1), 99, np.uint8))
-    script('assets/make_pictures.py').main([tmp_path / 'a', tmp_path / 'b'], tmp_path / 'digits.png')
-    drawn, kept = (np.asarray(Image.open(path)) for path in (tmp_path / 'digits.png', ROOT / 'assets' / 'digits.png'))
+        np.savez(
+            tmp_path / name / 'eval' / 'ckpt_1' / 'samples_0.npz',
+            samples=np.full((70, 8, 8, 1), 99, np.uint8),
+        )
+    script('assets/make_pictures.py').main(
+        [tmp_path / 'a', tmp_path / 'b'], tmp_path / 'digits.png'
+    )
+    drawn, kept = (
+        np.asarray(Image.open(path))
+        for path in (tmp_path / 'digits.png', ROOT / 'assets' / 'digits.png')
+    )
     assert drawn.shape[:2] == (2 + 66 * 8, 2 + 66 * 26)
-    np.testing.assert_array_equal(drawn[:, :2 + 66 * 8], kept[:, :2 + 66 * 8])
+    np.testing.assert_array_equal(drawn[:, : 2 + 66 * 8], kept[:, : 2 + 66 * 8])
 
 
 @functools.cache
 def script(path: str):
     """The file as a module."""
-    spec = importlib.util.spec_from_file_location(path.removesuffix('.py').replace('/', '_'), ROOT / path)
+    spec = importlib.util.spec_from_file_location(
+        path.removesuffix('.py').replace('/', '_'), ROOT / path
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-# Names -----------------------------------------------------------------------------------------------------------------------------------
+# Names --------------------------------------------------------------------------------------------
 
 
 def sources() -> dict[str, str]:
-    """Python by where it stands: scripts, code cells of notebooks, and code in the documentation."""
+    """Python by where it stands: scripts, code cells of notebooks, and code in the
+    documentation.
+    """
     found = {}
     folders = ('benchmarks', 'docs', 'assets', 'notebooks', 'validation')
     for path in sorted(path for folder in folders for path in (ROOT / folder).iterdir()):
         if path.suffix == '.py':
             found[path.relative_to(ROOT).as_posix()] = path.read_text()
         elif path.suffix == '.ipynb':
-            cells = [cell['source'] for cell in json.loads(path.read_text())['cells'] if cell['cell_type'] == 'code']
+            cells = [
+                cell['source']
+                for cell in json.loads(path.read_text())['cells']
+                if cell['cell_type'] == 'code'
+            ]
             found[path.relative_to(ROOT).as_posix()] = '\n'.join(''.join(cell) for cell in cells)
     for path in documents():
         code = re.findall(r'```python\n(.*?)```', path.read_text(), re.DOTALL)
@@ -118,11 +175,17 @@ def sources() -> dict[str, str]:
 
 
 def documents():
-    return [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), *sorted(ROOT.glob('benchmarks/*.md'))]
+    return [
+        ROOT / 'README.md',
+        *sorted(ROOT.glob('docs/*.md')),
+        *sorted(ROOT.glob('benchmarks/*.md')),
+    ]
 
 
 def faults_of(source: str, package: str = '') -> list[str]:
-    """The names, attributes and arguments in `source` that our modules do not have, each with its line."""
+    """The names, attributes and arguments in `source` that our modules do not have, each with its
+    line.
+    """
     tree, known, faults = ast.parse(source), {}, []
 
     def fault(node, text):
@@ -146,17 +209,28 @@ def faults_of(source: str, package: str = '') -> list[str]:
             for alias in node.names:
                 if alias.name.partition('.')[0] in OURS:
                     module = imported(node, alias.name)
-                    known[alias.asname or alias.name.partition('.')[0]] = module if alias.asname else sys.modules.get(
-                        alias.name.partition('.')[0])
+                    known[alias.asname or alias.name.partition('.')[0]] = (
+                        module if alias.asname else sys.modules.get(alias.name.partition('.')[0])
+                    )
         elif isinstance(node, ast.ImportFrom):
             parent = '.'.join(filter(None, (package if node.level else '', node.module)))
             if parent.partition('.')[0] in OURS:
-                known |= {alias.asname or alias.name: imported(node, f'{parent}.{alias.name}') for alias in node.names}
+                known |= {
+                    alias.asname or alias.name: imported(node, f'{parent}.{alias.name}')
+                    for alias in node.names
+                }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name | ast.arg) and not isinstance(getattr(node, 'ctx', ast.Store()), ast.Load):
-            known.pop(node.id if isinstance(node, ast.Name) else node.arg, None)  # a variable of the same name
+        if isinstance(node, ast.Name | ast.arg) and not isinstance(
+            getattr(node, 'ctx', ast.Store()), ast.Load
+        ):
+            # a variable of the same name
+            known.pop(node.id if isinstance(node, ast.Name) else node.arg, None)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and value(node.value) is not None and not hasattr(value(node.value), node.attr):
+        if (
+            isinstance(node, ast.Attribute)
+            and value(node.value) is not None
+            and not hasattr(value(node.value), node.attr)
+        ):
             fault(node, f'no {ast.unparse(node)}')
         elif isinstance(node, ast.Call) and callable(value(node.func)):
             try:
@@ -167,7 +241,9 @@ def faults_of(source: str, package: str = '') -> list[str]:
 
 
 def bind(function, call: ast.Call):
-    """Raise TypeError if the call does not suit the function, as far as one can see without the values of * and **."""
+    """Raise TypeError if the call does not suit the function, as far as one can see without the
+    values of * and **.
+    """
     try:
         signature = inspect.signature(function)
     except ValueError:  # that of some builtins is not known
@@ -188,20 +264,38 @@ def test_names_exist(where, source, monkeypatch):
 
 
 def test_names_that_do_not_exist_are_found():
-    assert faults_of('import run_lib, sampling as s\nrun_lib.get_sampling_sde(1)\ns.get_predictor("a")') == [
-        'line 2: no run_lib.get_sampling_sde']
-    assert faults_of('from models.utils import create_modell\nimport models.utils\nmodels.utils.create_modell') == [
-        'line 1: no models.utils.create_modell', 'line 3: no models.utils.create_modell']
-    assert faults_of('from metrics import statistics\nstatistics(x, y, z, n=4)')[0].startswith('line 2: statistics: ')
-    assert faults_of('import sampling\ndef f(sampling):\n    sampling.nothing') == faults_of('import numpy\nnumpy.nothing') == []
+    assert faults_of(
+        'import run_lib, sampling as s\nrun_lib.get_sampling_sde(1)\ns.get_predictor("a")'
+    ) == ['line 2: no run_lib.get_sampling_sde']
+    assert faults_of(
+        'from models.utils import create_modell\nimport models.utils\nmodels.utils.create_modell'
+    ) == ['line 1: no models.utils.create_modell', 'line 3: no models.utils.create_modell']
+    assert faults_of('from metrics import statistics\nstatistics(x, y, z, n=4)')[0].startswith(
+        'line 2: statistics: '
+    )
+    assert (
+        faults_of('import sampling\ndef f(sampling):\n    sampling.nothing')
+        == faults_of('import numpy\nnumpy.nothing')
+        == []
+    )
 
 
 def test_the_picture_of_the_library_names_what_exists():
-    texts = [node.value for node in ast.walk(ast.parse((ROOT / 'docs' / 'architecture.py').read_text()))
-             if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    names = [name for text in texts for name in text.replace('\n.', '.').split('\n')
-             if re.fullmatch(rf'(SDE|{"|".join(OURS)})(\.(?!json)\w+)+', name)]
-    assert len(names) > 10 and [name for name in names if not exists(name.replace('SDE.', 'sde_lib.SDE.'))] == []
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse((ROOT / 'docs' / 'architecture.py').read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    names = [
+        name
+        for text in texts
+        for name in text.replace('\n.', '.').split('\n')
+        if re.fullmatch(rf'(SDE|{"|".join(OURS)})(\.(?!json)\w+)+', name)
+    ]
+    assert (
+        len(names) > 10
+        and [name for name in names if not exists(name.replace('SDE.', 'sde_lib.SDE.'))] == []
+    )
 
 
 def exists(name: str) -> bool:
@@ -212,26 +306,46 @@ def exists(name: str) -> bool:
     return True
 
 
-# Commands --------------------------------------------------------------------------------------------------------------------------------
+# Commands -----------------------------------------------------------------------------------------
 
 
 def flags(name: str) -> set[str]:
     """The options of a benchmark, with those that it takes from timing.py."""
     source = (FOLDER / f'{name}.py').read_text()
     if 'from timing import' in source:
-        shared = {node.name: ast.unparse(node) for node in ast.walk(ast.parse((FOLDER / 'timing.py').read_text()))
-                  if isinstance(node, ast.FunctionDef)}
-        source += ''.join(shared[function] for function in ('arguments', 'parse_args') if re.search(rf'\b{function}\(', source))
+        shared = {
+            node.name: ast.unparse(node)
+            for node in ast.walk(ast.parse((FOLDER / 'timing.py').read_text()))
+            if isinstance(node, ast.FunctionDef)
+        }
+        source += ''.join(
+            shared[function]
+            for function in ('arguments', 'parse_args')
+            if re.search(rf'\b{function}\(', source)
+        )
     return {'--help', *re.findall(r"add_argument\('(-[\w-]+)'", source)}
 
 
-@pytest.mark.parametrize('path', [*documents(), *(FOLDER / f'{name}.py' for name in SCRIPTS)],
-                         ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    'path',
+    [*documents(), *(FOLDER / f'{name}.py' for name in SCRIPTS)],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
 def test_quoted_commands_have_their_options(path):
-    """`benchmarks/name.py --option` and `name.py --option`: the script exists, and takes the options."""
-    text = path.read_text() if path.suffix == '.md' else ast.get_docstring(ast.parse(path.read_text()))
-    commands = re.findall(r'(?:benchmarks/|`)(\w+)\.py((?:[ \n]+(?:--?[a-z][\w-]*|[\w./=,~-]+))*)', text)
-    commands = [(name, options) for name, options in commands if (FOLDER / f'{name}.py').is_file() or f'benchmarks/{name}.py' in text]
+    """`benchmarks/name.py --option` and `name.py --option`: the script exists, and takes the
+    options.
+    """
+    text = (
+        path.read_text() if path.suffix == '.md' else ast.get_docstring(ast.parse(path.read_text()))
+    )
+    commands = re.findall(
+        r'(?:benchmarks/|`)(\w+)\.py((?:[ \n]+(?:--?[a-z][\w-]*|[\w./=,~-]+))*)', text
+    )
+    commands = [
+        (name, options)
+        for name, options in commands
+        if (FOLDER / f'{name}.py').is_file() or f'benchmarks/{name}.py' in text
+    ]
     for name, options in commands:
         wrong = set(re.findall(r'(?<!\S)(--?[a-z][\w-]*)', options)) - flags(name)
         assert name in SCRIPTS and not wrong, f'{name}.py has no {wrong}'

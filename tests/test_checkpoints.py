@@ -1,4 +1,5 @@
 """Checkpoints: what is written comes back, whole or not at all."""
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +43,10 @@ def equal(a, b):
 
 
 def contents(state):
-    return {key: value.state_dict() if hasattr(value, 'state_dict') else value for key, value in state.items()}
+    return {
+        key: value.state_dict() if hasattr(value, 'state_dict') else value
+        for key, value in state.items()
+    }
 
 
 def test_round_trip(state, tmp_path):
@@ -51,11 +55,14 @@ def test_round_trip(state, tmp_path):
     assert not equal(contents(state), contents(fresh))
     restored = utils.restore_checkpoint(tmp_path / 'deep' / 'a.pth', fresh, 'cpu')
     assert restored is fresh and equal(contents(state), contents(fresh))
-    assert [path.name for path in (tmp_path / 'deep').iterdir()] == ['a.pth']  # nothing partial is left
+    # nothing partial is left
+    assert [path.name for path in (tmp_path / 'deep').iterdir()] == ['a.pth']
 
 
 def test_prefix_of_a_data_parallel_is_optional(state, tmp_path):
-    bare = {key.removeprefix('module.'): value for key, value in state['model'].state_dict().items()}
+    bare = {
+        key.removeprefix('module.'): value for key, value in state['model'].state_dict().items()
+    }
     torch.save(contents(state) | dict(model=bare), tmp_path / 'bare.pth')
     fresh = run_lib.create_state(tiny())
     checkpoints.restore(tmp_path / 'bare.pth', fresh)
@@ -66,13 +73,16 @@ def test_numpy_scalars_of_published_files_are_read(state, tmp_path):
     for group in state['optimizer'].param_groups:
         group['lr'] = np.float64(2e-4)
     torch.save(contents(state), tmp_path / 'published.pth')
-    assert checkpoints.load(tmp_path / 'published.pth')['optimizer']['param_groups'][0]['lr'] == 2e-4
+    assert (
+        checkpoints.load(tmp_path / 'published.pth')['optimizer']['param_groups'][0]['lr'] == 2e-4
+    )
 
 
 def test_a_file_with_code_in_it_is_not_run(tmp_path):
     class Trap:
         def __reduce__(self):
             return open, (str(tmp_path / 'sprung'), 'w')
+
     torch.save({'model': Trap()}, tmp_path / 'trap.pth')
     with pytest.raises(CheckpointError):
         checkpoints.load(tmp_path / 'trap.pth')
@@ -83,7 +93,7 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path):
 def test_truncated_file_is_refused_and_nothing_changes(state, tmp_path, part):
     checkpoints.save(tmp_path / 'a.pth', state)
     content = (tmp_path / 'a.pth').read_bytes()
-    (tmp_path / 'a.pth').write_bytes(content[:len(content) * part // 16])
+    (tmp_path / 'a.pth').write_bytes(content[: len(content) * part // 16])
     fresh = run_lib.create_state(tiny())
     before = {key: value.clone() for key, value in fresh['model'].state_dict().items()}
     with pytest.raises(CheckpointError, match='a.pth') as caught:
@@ -98,14 +108,28 @@ def test_missing_file(tmp_path):
         checkpoints.latest(tmp_path)
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda content: content['model'].pop('module.all_modules.0.weight'), 'lacks module.all_modules.0.weight'),
-    (lambda content: content['model'].update(extra=torch.zeros(1)), 'unexpected keys module.extra'),
-    (lambda content: content['model'].update({'module.sigmas': torch.zeros(3)}), r'module.sigmas: \(3,\) in the file, \(30,\)'),
-    (lambda content: content.pop('ema'), 'lacks ema'),
-    (lambda content: content['ema']['shadow_params'].pop(), 'moving average'),
-    (lambda content: content['optimizer']['param_groups'][0]['params'].pop(), 'optimizer'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            lambda content: content['model'].pop('module.all_modules.0.weight'),
+            'lacks module.all_modules.0.weight',
+        ),
+        (
+            lambda content: content['model'].update(extra=torch.zeros(1)),
+            'unexpected keys module.extra',
+        ),
+        (
+            lambda content: content['model'].update({'module.sigmas': torch.zeros(3)}),
+            r'module.sigmas: '
+            r'\(3,\) in the '
+            r'file, \(30,\)',
+        ),
+        (lambda content: content.pop('ema'), 'lacks ema'),
+        (lambda content: content['ema']['shadow_params'].pop(), 'moving average'),
+        (lambda content: content['optimizer']['param_groups'][0]['params'].pop(), 'optimizer'),
+    ],
+)
 def test_what_does_not_fit_is_named_and_nothing_changes(state, tmp_path, change, message):
     content = contents(state)
     content['model'] = dict(content['model'])
@@ -126,26 +150,36 @@ def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
     def broken(content, file):
         file.write(b'half')
         raise OSError('disk full')
+
     monkeypatch.setattr(torch, 'save', broken)
-    with pytest.raises(CheckpointError, match='a.pth cannot be written: disk full. Earlier checkpoints are as they were'):
+    with pytest.raises(
+        CheckpointError,
+        match='a.pth cannot be written: disk full. Earlier checkpoints are as they were',
+    ):
         checkpoints.save(tmp_path / 'a.pth', state)
     assert (tmp_path / 'a.pth').read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize('layouts', [(False, True), (True, False)])
 def test_the_layout_of_a_file_does_not_matter(tmp_path, layouts):
-    """Optimizer and average take the layout of the network: the next steps are those of a training that went on."""
+    """Optimizer and average take the layout of the network: the next steps are those of a training
+    that went on.
+    """
+
     def fresh(channels_last):
         config = tiny()
         config.training.channels_last = channels_last
         config.optim.warmup = 0
         state = run_lib.create_state(config)
-        return state, losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config))
+        return state, losses.get_step_fn(
+            sde_lib.get_sde(config), True, losses.optimization_manager(config)
+        )
 
     def steps(state, step_fn, numbers):
         for i in numbers:
             torch.manual_seed(i)
             step_fn(state, torch.rand(4, 1, 8, 8))
+
     torch.manual_seed(0)
     state, step_fn = fresh(layouts[0])
     steps(state, step_fn, range(3))
@@ -153,12 +187,20 @@ def test_the_layout_of_a_file_does_not_matter(tmp_path, layouts):
     steps(state, step_fn, range(3, 6))
     other, step_fn = fresh(layouts[1])
     checkpoints.restore(tmp_path / 'a.pth', other)
-    for parameter, average in zip([p for p in other['model'].parameters() if p.requires_grad], other['ema'].shadow_params):
+    for parameter, average in zip(
+        [p for p in other['model'].parameters() if p.requires_grad], other['ema'].shadow_params
+    ):
         moments = other['optimizer'].state[parameter]
-        assert parameter.stride() == moments['exp_avg'].stride() == moments['exp_avg_sq'].stride() == average.stride()
+        assert (
+            parameter.stride()
+            == moments['exp_avg'].stride()
+            == moments['exp_avg_sq'].stride()
+            == average.stride()
+        )
     steps(other, step_fn, range(3, 6))
     for a, b in zip(state['ema'].shadow_params, other['ema'].shadow_params):
-        torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-5)  # rounding, and Adam, which divides by small numbers
+        # rounding, and Adam, which divides by small numbers
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-5)
 
 
 def test_latest_is_the_largest_number(tmp_path):

@@ -1,4 +1,7 @@
-"""The command line from end to end on the embedded digits, in its own process, and what it says to bad input."""
+"""The command line from end to end on the embedded digits, in its own process, and what it says to
+bad input.
+"""
+
 import importlib
 import os
 import pathlib
@@ -20,17 +23,49 @@ from configs.vp import digits_ddpmpp_continuous
 from runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = {sde: f'configs/{sde}/digits_{network}_continuous.py'
-           for sde, network in (('vp', 'ddpmpp'), ('subvp', 'ddpmpp'), ('ve', 'ncsnpp'))}
-TINY = ['--config.model.nf=8', '--config.model.num_res_blocks=1', '--config.model.num_scales=25', '--config.training.batch_size=16',
-        '--config.training.n_iters=5', '--config.training.snapshot_freq=4', '--config.training.snapshot_freq_for_preemption=2',
-        '--config.training.log_freq=1', '--config.training.eval_freq=2', '--config.device=cpu']
-QUICK = ['--config.eval.num_samples=70', '--config.eval.batch_size=40', '--config.eval.bpd_rtol=0.1', '--config.eval.bpd_atol=0.1']
+CONFIGS = {
+    sde: f'configs/{sde}/digits_{network}_continuous.py'
+    for sde, network in (('vp', 'ddpmpp'), ('subvp', 'ddpmpp'), ('ve', 'ncsnpp'))
+}
+TINY = [
+    '--config.model.nf=8',
+    '--config.model.num_res_blocks=1',
+    '--config.model.num_scales=25',
+    '--config.training.batch_size=16',
+    '--config.training.n_iters=5',
+    '--config.training.snapshot_freq=4',
+    '--config.training.snapshot_freq_for_preemption=2',
+    '--config.training.log_freq=1',
+    '--config.training.eval_freq=2',
+    '--config.device=cpu',
+]
+QUICK = [
+    '--config.eval.num_samples=70',
+    '--config.eval.batch_size=40',
+    '--config.eval.bpd_rtol=0.1',
+    '--config.eval.bpd_atol=0.1',
+]
 
 
 def run(workdir, mode, *arguments, config=CONFIGS['vp']):
-    return subprocess.run([sys.executable, 'main.py', '--config', config, '--workdir', str(workdir), '--mode', mode, *arguments], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    return subprocess.run(
+        [
+            sys.executable,
+            'main.py',
+            '--config',
+            config,
+            '--workdir',
+            str(workdir),
+            '--mode',
+            mode,
+            *arguments,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+    )
 
 
 def stats(tmp_path):
@@ -48,7 +83,9 @@ def test_train_evaluate_sample(tmp_path, sde):
     assert 'step: 4, training_loss' in log and 'step: 4, eval_loss' in log
     assert '\r' not in log  # no progress bar where there is no terminal
     assert 'tensorflow' not in log.lower()
-    assert (tmp_path / 'checkpoints' / 'checkpoint_1.pth').is_file() and (tmp_path / 'checkpoints-meta' / 'checkpoint.pth').is_file()
+    assert (tmp_path / 'checkpoints' / 'checkpoint_1.pth').is_file() and (
+        tmp_path / 'checkpoints-meta' / 'checkpoint.pth'
+    ).is_file()
     assert np.load(tmp_path / 'samples' / 'iter_4' / 'sample.np').shape == (16, 8, 8, 1)
     assert (tmp_path / 'samples' / 'iter_4' / 'sample.png').is_file()
 
@@ -57,28 +94,68 @@ def test_train_evaluate_sample(tmp_path, sde):
     assert np.isfinite(np.load(results / 'ckpt_1_loss.npz')['mean_loss'])
     bpd = np.concatenate([np.load(path)['bpd'] for path in results.glob('test_ckpt_1_bpd_*.npz')])
     assert len(bpd) == 359 and np.isfinite(bpd).all()
-    samples = [np.load(path)['samples'] for path in sorted((results / 'ckpt_1').glob('samples_*.npz'))]
-    assert [len(part) for part in samples] == [40, 30] and samples[0].dtype == np.uint8 and samples[0].shape[1:] == (8, 8, 1)
+    samples = [
+        np.load(path)['samples'] for path in sorted((results / 'ckpt_1').glob('samples_*.npz'))
+    ]
+    assert (
+        [len(part) for part in samples] == [40, 30]
+        and samples[0].dtype == np.uint8
+        and samples[0].shape[1:] == (8, 8, 1)
+    )
     report = np.load(results / 'report_1.npz')
-    assert report['n_samples'] == 70 and report['n_reference'] == 1438 and report['fid'] > report['floor_fid'] > 0
+    assert (
+        report['n_samples'] == 70
+        and report['n_reference'] == 1438
+        and report['fid'] > report['floor_fid'] > 0
+    )
     for quantity in ('loss', 'bits/dim', 'Frechet distance, pixels', 'real to real'):
         assert quantity in log
     assert (results / 'report.md').is_file() and (results / 'summary.csv').is_file()
 
-    check(run(tmp_path, 'sample', *TINY, '--num_samples=3', f'--output={tmp_path / "out"}', config=CONFIGS[sde]))
-    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['00000.png', '00001.png', '00002.png', 'grid.png', 'samples.npz']
+    check(
+        run(
+            tmp_path,
+            'sample',
+            *TINY,
+            '--num_samples=3',
+            f'--output={tmp_path / "out"}',
+            config=CONFIGS[sde],
+        )
+    )
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        '00000.png',
+        '00001.png',
+        '00002.png',
+        'grid.png',
+        'samples.npz',
+    ]
     assert np.load(tmp_path / 'out' / 'samples.npz')['samples'].shape == (3, 8, 8, 1)
 
 
 def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path):
-    """Fewer files than before, of images and of likelihoods, which are averaged over repeats before their error is taken."""
+    """Fewer files than before, of images and of likelihoods, which are averaged over repeats before
+    their error is taken.
+    """
     check(run(tmp_path, 'train', *TINY))
     check(run(tmp_path, 'eval', *TINY, *QUICK, stats(tmp_path), '--config.eval.bpd_repeats=2'))
     rows = dict((row[0], row) for row in reports.evaluation_rows(tmp_path / 'eval', 1))
     assert '359 images' in rows['bits/dim'][2] and '2 times' in rows['bits/dim'][2]
-    check(run(tmp_path, 'eval', *TINY, *QUICK, stats(tmp_path), '--config.eval.batch_size=400', '--config.eval.num_samples=20'))
+    check(
+        run(
+            tmp_path,
+            'eval',
+            *TINY,
+            *QUICK,
+            stats(tmp_path),
+            '--config.eval.batch_size=400',
+            '--config.eval.num_samples=20',
+        )
+    )
     assert len(list((tmp_path / 'eval').glob('test_ckpt_1_bpd_*.npz'))) == 1
-    assert [np.load(path)['samples'].shape[0] for path in (tmp_path / 'eval' / 'ckpt_1').glob('samples_*.npz')] == [20]
+    assert [
+        np.load(path)['samples'].shape[0]
+        for path in (tmp_path / 'eval' / 'ckpt_1').glob('samples_*.npz')
+    ] == [20]
 
 
 def test_number_of_steps_is_free(tmp_path):
@@ -88,26 +165,57 @@ def test_number_of_steps_is_free(tmp_path):
 
 
 def test_data_are_described_and_their_statistics_made_without_a_workdir(tmp_path):
-    command = [sys.executable, 'main.py', '--config', CONFIGS['ve'], '--config.device=cpu', '--mode']
+    command = [
+        sys.executable,
+        'main.py',
+        '--config',
+        CONFIGS['ve'],
+        '--config.device=cpu',
+        '--mode',
+    ]
     done = subprocess.run([*command, 'data'], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert 'train set' in check(done) and '1438 images' in done.stderr and '--config.model.sigma_max=4.8' in done.stderr
+    assert (
+        'train set' in check(done)
+        and '1438 images' in done.stderr
+        and '--config.model.sigma_max=4.8' in done.stderr
+    )
     check(run(tmp_path, 'data'))
     assert (tmp_path / 'data.png').is_file()
-    check(subprocess.run([*command, 'stats', stats(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300))
+    check(
+        subprocess.run(
+            [*command, 'stats', stats(tmp_path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    )
     assert np.load(tmp_path / 'stats' / 'digits_pixels_stats.npz')['pool_3'].shape == (1438, 64)
-    assert '--workdir is needed' in subprocess.run([*command, 'train'], cwd=ROOT, capture_output=True, text=True).stderr
+    assert (
+        '--workdir is needed'
+        in subprocess.run([*command, 'train'], cwd=ROOT, capture_output=True, text=True).stderr
+    )
 
 
 def test_own_pictures_from_training_to_a_report(tmp_path):
-    """A folder of pictures, made of the digits, with two classes, 12 pixels wide and of any height."""
+    """A folder of pictures, made of the digits, with two classes, 12 pixels wide and of any
+    height.
+    """
     from PIL import Image
+
     digits = np.random.default_rng(0).integers(0, 256, (120, 12, 16), np.uint8)
     for i, image in enumerate(digits):
         path = tmp_path / 'pictures' / str(i % 2) / f'{i}.{("png", "JPG")[i % 3 == 0]}'
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[:, :12 + i % 4]).save(path, format='PNG' if path.suffix == '.png' else 'JPEG')
-    data = ['--config.data.dataset=folder', f'--config.data.path={tmp_path / "pictures"}', '--config.data.test_fraction=0.25',
-            stats(tmp_path)]
+        Image.fromarray(image[:, : 12 + i % 4]).save(
+            path, format='PNG' if path.suffix == '.png' else 'JPEG'
+        )
+    data = [
+        '--config.data.dataset=folder',
+        f'--config.data.path={tmp_path / "pictures"}',
+        '--config.data.test_fraction=0.25',
+        stats(tmp_path),
+    ]
     check(run(tmp_path / 'run', 'train', *TINY, *data))
     log = check(run(tmp_path / 'run', 'eval', *TINY, *QUICK, *data, '--config.eval.num_samples=20'))
     assert 'test set, 30 images' in log and '90 training images' in log
@@ -118,21 +226,36 @@ def config_for(n_iters):
     config = digits_ddpmpp_continuous.get_config()
     config.device = 'cpu'
     config.model.update(nf=8, num_res_blocks=1, num_scales=25, dropout=0.1)
-    config.training.update(batch_size=16, n_iters=n_iters, snapshot_freq=100, snapshot_freq_for_preemption=100, log_freq=1, eval_freq=2,
-                           snapshot_sampling=False)
+    config.training.update(
+        batch_size=16,
+        n_iters=n_iters,
+        snapshot_freq=100,
+        snapshot_freq_for_preemption=100,
+        log_freq=1,
+        eval_freq=2,
+        snapshot_sampling=False,
+    )
     return config
 
 
 def final_state(workdir):
     content = torch.load(workdir / 'checkpoints-meta' / 'checkpoint.pth', weights_only=True)
-    return [*content['model'].values(), *content['ema']['shadow_params'], content['rng']['common'], torch.tensor(content['step'])]
+    return [
+        *content['model'].values(),
+        *content['ema']['shadow_params'],
+        content['rng']['common'],
+        torch.tensor(content['step']),
+    ]
 
 
 def test_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
     run_lib.train(config_for(7), tmp_path / 'whole')
     run_lib.train(config_for(3), tmp_path / 'parts')
     run_lib.train(config_for(7), tmp_path / 'parts')
-    assert all(torch.equal(a, b) for a, b in zip(final_state(tmp_path / 'whole'), final_state(tmp_path / 'parts')))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(final_state(tmp_path / 'whole'), final_state(tmp_path / 'parts'))
+    )
 
 
 def test_the_seed_decides(tmp_path):
@@ -154,36 +277,66 @@ def test_log_goes_on_and_finished_training_stays_as_it_is(tmp_path):
     assert checkpoint.read_bytes() == before
 
 
-@pytest.mark.parametrize('changes, words', [
-    ({'sampling.predictor': 'eulr'}, ['config.sampling.predictor', 'eulr', 'euler_maruyama']),
-    ({'sampling.corrector': 'x'}, ['config.sampling.corrector', 'langevin']),
-    ({'sampling.method': 'x'}, ['config.sampling.method', 'ode']),
-    ({'sampling.predictor': 'none', 'sampling.corrector': 'none'}, ['sampling.predictor', 'sampling.corrector', 'none']),
-    ({'sampling.predictor': 'ancestral_sampling', 'sampling.probability_flow': True}, ['ancestral', 'sampling.probability_flow']),
-    ({'model.name': 'unet'}, ['config.model.name', 'unet', 'ncsnpp']),
-    ({'model.normalization': 'BatchNorm'}, ['config.model.normalization', 'GroupNorm']),
-    ({'model.nonlinearity': 'gelu'}, ['config.model.nonlinearity', 'swish']),
-    ({'model.nf': 30}, ['channels', 'model.nf']),
-    ({'model.ch_mult': (1, 1, 1, 1, 1)}, ['multiples of 16']),
-    ({'model.num_scales': 10}, ['N must be at least 21']),
-    ({'model.embedding_type': 'fourier', 'training.continuous': False}, ['config.training.continuous', 'fourier']),
-    ({'model.scale_by_sigma': True}, ['config.model.scale_by_sigma', "training.sde='vesde'"]),
-    ({'training.sde': 'vesde', 'model.scale_by_sigma': True}, ['config.model.scale_by_sigma', 'training.continuous=False']),
-    ({'training.sde': 'vesde', 'model.scale_by_sigma': True, 'model.name': 'ddpm', 'model.nf': 32},
-     ['config.model.scale_by_sigma', 'training.continuous=False']),
-    ({'optim.grad_clip': 0.0}, ['config.optim.grad_clip', 'negative']),
-    ({'data.dataset': 'IMAGENET'}, ['config.data.dataset', 'DIGITS']),
-    ({'data.image_size': 16}, ['config.data.image_size', '8x8']),
-    ({'training.sde': 'xsde'}, ['config.training.sde', 'subvpsde']),
-    ({'training.sde': 'subvpsde', 'training.continuous': False}, ['subVPSDE', 'training.continuous=True']),
-    ({'training.continuous': False, 'training.likelihood_weighting': True}, ['likelihood']),
-    ({'training.batch_size': 0}, ['config.training.batch_size', '>= 1']),
-    ({'model.ema_rate': 2.0}, ['config.model.ema_rate', '[0, 1]']),
-    ({'optim.optimizer': 'SGD'}, ['config.optim.optimizer', 'Adam']),
-    ({'device': 'gpu9'}, ['config.device', 'gpu9']),
-    pytest.param({'device': 'cuda'}, ['config.device', '--config.device=cpu'],
-                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device here')),
-])
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'sampling.predictor': 'eulr'}, ['config.sampling.predictor', 'eulr', 'euler_maruyama']),
+        ({'sampling.corrector': 'x'}, ['config.sampling.corrector', 'langevin']),
+        ({'sampling.method': 'x'}, ['config.sampling.method', 'ode']),
+        (
+            {'sampling.predictor': 'none', 'sampling.corrector': 'none'},
+            ['sampling.predictor', 'sampling.corrector', 'none'],
+        ),
+        (
+            {'sampling.predictor': 'ancestral_sampling', 'sampling.probability_flow': True},
+            ['ancestral', 'sampling.probability_flow'],
+        ),
+        ({'model.name': 'unet'}, ['config.model.name', 'unet', 'ncsnpp']),
+        ({'model.normalization': 'BatchNorm'}, ['config.model.normalization', 'GroupNorm']),
+        ({'model.nonlinearity': 'gelu'}, ['config.model.nonlinearity', 'swish']),
+        ({'model.nf': 30}, ['channels', 'model.nf']),
+        ({'model.ch_mult': (1, 1, 1, 1, 1)}, ['multiples of 16']),
+        ({'model.num_scales': 10}, ['N must be at least 21']),
+        (
+            {'model.embedding_type': 'fourier', 'training.continuous': False},
+            ['config.training.continuous', 'fourier'],
+        ),
+        ({'model.scale_by_sigma': True}, ['config.model.scale_by_sigma', "training.sde='vesde'"]),
+        (
+            {'training.sde': 'vesde', 'model.scale_by_sigma': True},
+            ['config.model.scale_by_sigma', 'training.continuous=False'],
+        ),
+        (
+            {
+                'training.sde': 'vesde',
+                'model.scale_by_sigma': True,
+                'model.name': 'ddpm',
+                'model.nf': 32,
+            },
+            ['config.model.scale_by_sigma', 'training.continuous=False'],
+        ),
+        ({'optim.grad_clip': 0.0}, ['config.optim.grad_clip', 'negative']),
+        ({'data.dataset': 'IMAGENET'}, ['config.data.dataset', 'DIGITS']),
+        ({'data.image_size': 16}, ['config.data.image_size', '8x8']),
+        ({'training.sde': 'xsde'}, ['config.training.sde', 'subvpsde']),
+        (
+            {'training.sde': 'subvpsde', 'training.continuous': False},
+            ['subVPSDE', 'training.continuous=True'],
+        ),
+        ({'training.continuous': False, 'training.likelihood_weighting': True}, ['likelihood']),
+        ({'training.batch_size': 0}, ['config.training.batch_size', '>= 1']),
+        ({'model.ema_rate': 2.0}, ['config.model.ema_rate', '[0, 1]']),
+        ({'optim.optimizer': 'SGD'}, ['config.optim.optimizer', 'Adam']),
+        ({'device': 'gpu9'}, ['config.device', 'gpu9']),
+        pytest.param(
+            {'device': 'cuda'},
+            ['config.device', '--config.device=cpu'],
+            marks=pytest.mark.skipif(
+                torch.cuda.is_available(), reason='there is a CUDA device here'
+            ),
+        ),
+    ],
+)
 def test_bad_config_is_one_sentence_that_names_the_key(tmp_path, changes, words):
     config = digits_ddpmpp_continuous.get_config()
     config.device = 'cpu'
@@ -196,18 +349,27 @@ def test_bad_config_is_one_sentence_that_names_the_key(tmp_path, changes, words)
     assert not list((tmp_path / 'w').glob('*'))
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (['--config.model.foo=1'], ['model.foo', 'not a known key']),
-    (['--config.sampling.predictor=eulr'], ['config.sampling.predictor', 'eulr', 'euler_maruyama']),
-    (['--config.training.batch_size=5000'], ['config.training.batch_size', '1438']),
-    (['stray'], ['stray']),
-])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['--config.model.foo=1'], ['model.foo', 'not a known key']),
+        (
+            ['--config.sampling.predictor=eulr'],
+            ['config.sampling.predictor', 'eulr', 'euler_maruyama'],
+        ),
+        (['--config.training.batch_size=5000'], ['config.training.batch_size', '1438']),
+        (['stray'], ['stray']),
+    ],
+)
 def test_bad_arguments_are_one_line_before_any_work(tmp_path, arguments, words):
     result = run(tmp_path / 'w', 'train', *TINY, *arguments)
     assert result.returncode != 0 and 'Traceback' not in result.stderr
     complaints = [line for line in result.stderr.splitlines() if line.startswith('error:')]
     assert len(complaints) == 1 and all(word in complaints[0] for word in words), result.stderr
-    assert not (tmp_path / 'w' / 'checkpoints').exists() and not (tmp_path / 'w' / 'tensorboard').exists()
+    assert (
+        not (tmp_path / 'w' / 'checkpoints').exists()
+        and not (tmp_path / 'w' / 'tensorboard').exists()
+    )
 
 
 def test_bad_files_are_told_in_one_line_and_nothing_is_overwritten(tmp_path):
@@ -224,20 +386,35 @@ def test_bad_files_are_told_in_one_line_and_nothing_is_overwritten(tmp_path):
     resume.parent.mkdir(parents=True)
     resume.write_bytes(b'PK half a checkpoint')
     assert str(resume) in complaint(run(tmp_path / 'w', 'train', *TINY))
-    assert resume.read_bytes() == b'PK half a checkpoint' and not (tmp_path / 'w' / 'checkpoints').exists()
+    assert (
+        resume.read_bytes() == b'PK half a checkpoint'
+        and not (tmp_path / 'w' / 'checkpoints').exists()
+    )
 
 
 def test_all_faults_are_told_at_once(tmp_path):
-    result = run(tmp_path, 'train', '--config.model.name=unet', '--config.data.dataset=IMAGENET', '--config.device=nowhere')
+    result = run(
+        tmp_path,
+        'train',
+        '--config.model.name=unet',
+        '--config.data.dataset=IMAGENET',
+        '--config.device=nowhere',
+    )
     assert result.stderr.count('error:') == 3
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*/**/[a-z]*.py')), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    'path',
+    sorted((ROOT / 'configs').glob('*/**/[a-z]*.py')),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, path):
     module = importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts))
     config = module.get_config()
     config.device = 'cpu'
-    preflight.check(config, tmp_path, 'classifier' if config.model.name == 'wideresnet' else 'sample')
+    preflight.check(
+        config, tmp_path, 'classifier' if config.model.name == 'wideresnet' else 'sample'
+    )
     assert not preflight.warnings(config)
     assert f'--config {path.relative_to(ROOT)}' in module.__doc__ and 'Expect' in module.__doc__
 
@@ -247,7 +424,11 @@ def parsed(*arguments):
     importlib.import_module('main')
     with flagsaver.flagsaver():
         command_line.parse_flags(['main.py', *arguments])
-        return {name: flags.FLAGS[name].value for name in (*command_line.PATHS, 'config', 'mode', 'measured') if name in flags.FLAGS}
+        return {
+            name: flags.FLAGS[name].value
+            for name in (*command_line.PATHS, 'config', 'mode', 'measured')
+            if name in flags.FLAGS
+        }
 
 
 def faults_of(*arguments) -> list[str]:
@@ -259,11 +440,23 @@ def faults_of(*arguments) -> list[str]:
 DIGITS = f'--config={ROOT / CONFIGS["vp"]}'
 
 
-@pytest.mark.parametrize('argument, value', [
-    ('--config.model.ch_mult=(1,2,2)', (1, 2, 2)), ('--config.model.ch_mult=3', (3,)), ('--config.model.sigma_max=7', 7.0),
-    ('--config.optim.lr=1e-4', 1e-4), ('--config.model.nf=0x10', 16), ('--config.eval.enable_loss=0', False),
-    ('--noconfig.eval.enable_bpd', False), ('--config.sampling.round', True), ('--config.data.category=3', '3'),
-    ('--config.optim.grad_clip -1', -1.0), ('-config.model.fir_kernel=(1,2,1)', [1, 2, 1]), ('--config.seed 5', 5)])
+@pytest.mark.parametrize(
+    'argument, value',
+    [
+        ('--config.model.ch_mult=(1,2,2)', (1, 2, 2)),
+        ('--config.model.ch_mult=3', (3,)),
+        ('--config.model.sigma_max=7', 7.0),
+        ('--config.optim.lr=1e-4', 1e-4),
+        ('--config.model.nf=0x10', 16),
+        ('--config.eval.enable_loss=0', False),
+        ('--noconfig.eval.enable_bpd', False),
+        ('--config.sampling.round', True),
+        ('--config.data.category=3', '3'),
+        ('--config.optim.grad_clip -1', -1.0),
+        ('-config.model.fir_kernel=(1,2,1)', [1, 2, 1]),
+        ('--config.seed 5', 5),
+    ],
+)
 def test_values_of_the_command_line_have_the_type_of_their_key(argument, value):
     config = parsed(DIGITS, *argument.split(), '--mode=data')['config']
     section, _, name = argument.split()[0].partition('config.')[2].partition('=')[0].rpartition('.')
@@ -272,35 +465,58 @@ def test_values_of_the_command_line_have_the_type_of_their_key(argument, value):
 
 
 def test_a_file_of_the_2021_release_takes_real_numbers_and_keys_that_it_lacks(tmp_path):
-    (tmp_path / 'old.py').write_text("import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict(dict("
-                                     "model=dict(sigma_max=90), sampling=dict()))\n")
-    config = parsed(f'--config={tmp_path}/old.py', '--config.model.sigma_max=7.5', '--config.sampling.steps=20', '--mode=data')['config']
+    (tmp_path / 'old.py').write_text(
+        'import ml_collections\ndef get_config():\n    return '
+        'ml_collections.ConfigDict(dict('
+        'model=dict(sigma_max=90), sampling=dict()))\n'
+    )
+    config = parsed(
+        f'--config={tmp_path}/old.py',
+        '--config.model.sigma_max=7.5',
+        '--config.sampling.steps=20',
+        '--mode=data',
+    )['config']
     assert config.model.sigma_max == 7.5 and config.sampling.steps == 20
 
 
 def test_all_faults_of_a_command_line_are_told_at_once():
     wrong_mode, *others = faults_of(
-        DIGITS, '--mode=tain', '--num_samples=0', '--ouput=x', '--config.model.foo=1', '--config.training.batch_sise=3',
-        '--config.model.nf=abc', '--config.model=3', '--checkpoint=/nowhere/x', '--input=/nowhere/y')
+        DIGITS,
+        '--mode=tain',
+        '--num_samples=0',
+        '--ouput=x',
+        '--config.model.foo=1',
+        '--config.training.batch_sise=3',
+        '--config.model.nf=abc',
+        '--config.model=3',
+        '--checkpoint=/nowhere/x',
+        '--input=/nowhere/y',
+    )
     assert wrong_mode.startswith('--mode=tain: expected one of train, eval, sample, ')
     assert others == [
-        '--num_samples=0: expected a positive integer', '--ouput is not a known flag: did you mean --output?',
-        '--checkpoint=/nowhere/x: not found', '--input=/nowhere/y: not found',
+        '--num_samples=0: expected a positive integer',
+        '--ouput is not a known flag: did you mean --output?',
+        '--checkpoint=/nowhere/x: not found',
+        '--input=/nowhere/y: not found',
         'config.model.foo is not a known key: did you mean config.model.nf?',
         'config.training.batch_sise is not a known key: did you mean config.training.batch_size?',
-        'config.model is a section: expected a key in it, such as --config.model.attention_type=...',
-        "config.model.nf must be an integer from 1 to 16384, got 'abc'"]
+        'config.model is a section: expected a key in it, such as '
+        '--config.model.attention_type=...',
+        "config.model.nf must be an integer from 1 to 16384, got 'abc'",
+    ]
     assert faults_of() == ['--config is missing', '--mode is missing']
     assert faults_of('--config=/nowhere.py', '--mode=data') == ['--config=/nowhere.py: not found']
 
 
 def test_help_exits_with_0():
-    done = subprocess.run([sys.executable, 'main.py', '--help'], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, 'main.py', '--help'], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 0 and '--workdir' in done.stdout and 'Traceback' not in done.stderr
 
 
 def test_wrong_types_in_a_config_file_are_told_at_once(tmp_path):
-    (tmp_path / 'mine.py').write_text('''
+    (tmp_path / 'mine.py').write_text("""
 from configs.vp import digits_ddpmpp_continuous
 
 def get_config():
@@ -311,52 +527,107 @@ def get_config():
     config.model.nf = 32.0
     config.optim.lr = 1
     return config
-''')
-    config = parsed(f'--config={tmp_path}/mine.py', '--mode=train', f'--workdir={tmp_path}')['config']
+""")
+    config = parsed(f'--config={tmp_path}/mine.py', '--mode=train', f'--workdir={tmp_path}')[
+        'config'
+    ]
     with pytest.raises(UserError) as caught:
         preflight.check(config, tmp_path, 'train')
     assert str(caught.value).splitlines() == [
         "config.training.batch_size must be an integer >= 1, got '32'",
-        "config.model.ch_mult must be a non-empty tuple, each value an integer from 1 to 1024, got '1,2'",
-        'config.model.nf must be an integer from 1 to 16384, got 32.0']
+        'config.model.ch_mult must be a non-empty tuple, each value an integer from 1 to 1024, got '
+        "'1,2'",
+        'config.model.nf must be an integer from 1 to 16384, got 32.0',
+    ]
     with pytest.raises(TypeError), config.unlocked():  # checked again once the file is read
         config.model.nf = '32'
 
 
-@pytest.mark.parametrize('content, sentence', [
-    ('def get_config(:', ', line 1: '), ('import nowhere', "No module named 'nowhere'"),
-    ('x = 1', 'expected a function get_config in this file'),
-    ('def get_config():\n    return {}', 'get_config must return an ml_collections.ConfigDict, got dict'),
-    ('def get_config(which):\n    return which', "get_config() missing 1 required positional argument: 'which'"),
-    ('from configs.defaults import digits\ndef get_config():\n    config = digits()\n    config.modle.nf = 3\n    return config',
-     'mine.py, line 4: ')])
+@pytest.mark.parametrize(
+    'content, sentence',
+    [
+        ('def get_config(:', ', line 1: '),
+        ('import nowhere', "No module named 'nowhere'"),
+        ('x = 1', 'expected a function get_config in this file'),
+        (
+            'def get_config():\n    return {}',
+            'get_config must return an ml_collections.ConfigDict, got dict',
+        ),
+        (
+            'def get_config(which):\n    return which',
+            "get_config() missing 1 required positional argument: 'which'",
+        ),
+        (
+            'from configs.defaults import digits\ndef get_config():\n    config = digits()\n    '
+            'config.modle.nf = 3\n    return config',
+            'mine.py, line 4: ',
+        ),
+    ],
+)
 def test_a_config_file_that_fails_is_told_in_one_line(tmp_path, content, sentence):
     (tmp_path / 'mine.py').write_text(content)
-    fault, = faults_of(f'--config={tmp_path}/mine.py', '--mode=data')
+    (fault,) = faults_of(f'--config={tmp_path}/mine.py', '--mode=data')
     assert fault.startswith(f'--config={tmp_path}/mine.py') and sentence in fault
 
 
 def test_the_home_is_expanded_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'mine.py').write_text(
-        'from configs.defaults import digits\ndef get_config():\n    config = digits()\n    config.data.path = "~/p"\n    return config')
+        'from configs.defaults import digits\ndef get_config():\n    config = digits()\n    '
+        'config.data.path = "~/p"\n    return config'
+    )
     for name in ('f', 'g'):
         (tmp_path / name).touch()
-    keys = [f'{section}.{name}' for section, known in rules.RULES.items() for name, rule in known.items() if rule is rules.PATH]
-    assert {'data.path', 'data.tfds_dir', 'data.tfrecords_path', 'eval.inception_path', 'eval.stats_dir'} <= {*keys}
+    keys = [
+        f'{section}.{name}'
+        for section, known in rules.RULES.items()
+        for name, rule in known.items()
+        if rule is rules.PATH
+    ]
+    assert {
+        'data.path',
+        'data.tfds_dir',
+        'data.tfrecords_path',
+        'eval.inception_path',
+        'eval.stats_dir',
+    } <= {*keys}
     keys.remove('data.path')
-    given = parsed('--config=~/mine.py', '--workdir=~/w', '--mode=sample', '--checkpoint=$HOME/f', '--input=${HOME}/g', '--output=~/o',
-                   '--mask=~/m', '--classifier=~/f', '--eval_folder=$HOME/e', *(f'--config.{key}=~/k' for key in keys))
-    expected = dict(workdir='w', checkpoint='f', input='g', output='o', mask='m', classifier='f', eval_folder='e')
-    assert {name: given[name] for name in expected} == {name: f'{tmp_path}/{file}' for name, file in expected.items()}
+    given = parsed(
+        '--config=~/mine.py',
+        '--workdir=~/w',
+        '--mode=sample',
+        '--checkpoint=$HOME/f',
+        '--input=${HOME}/g',
+        '--output=~/o',
+        '--mask=~/m',
+        '--classifier=~/f',
+        '--eval_folder=$HOME/e',
+        *(f'--config.{key}=~/k' for key in keys),
+    )
+    expected = dict(
+        workdir='w',
+        checkpoint='f',
+        input='g',
+        output='o',
+        mask='m',
+        classifier='f',
+        eval_folder='e',
+    )
+    assert {name: given[name] for name in expected} == {
+        name: f'{tmp_path}/{file}' for name, file in expected.items()
+    }
     assert given['config'].data.path == f'{tmp_path}/p'
-    assert {given['config'][section][name] for key in keys for section, name in [key.split('.')]} == {f'{tmp_path}/k'}
+    assert {
+        given['config'][section][name] for key in keys for section, name in [key.split('.')]
+    } == {f'{tmp_path}/k'}
 
 
 def evaluated(workdir, caplog, eval_folder='eval', **settings) -> str:
     """The log of an evaluation of the loss."""
     config = config_for(3)
-    config.eval.update(enable_sampling=False, enable_bpd=False, metrics_floor=False, most_images=50, **settings)
+    config.eval.update(
+        enable_sampling=False, enable_bpd=False, metrics_floor=False, most_images=50, **settings
+    )
     caplog.clear()
     with caplog.at_level('INFO'):
         run_lib.evaluate(config, workdir, eval_folder)
@@ -367,33 +638,67 @@ def test_evaluation_takes_the_checkpoints_that_exist_one_evaluation_at_a_time(tm
     config = config_for(3)
     config.training.snapshot_freq = 1
     run_lib.train(config, tmp_path)
-    (tmp_path / 'checkpoints' / 'checkpoint_1.pth').rename(tmp_path / 'checkpoints' / 'checkpoint_3.pth')
+    (tmp_path / 'checkpoints' / 'checkpoint_1.pth').rename(
+        tmp_path / 'checkpoints' / 'checkpoint_3.pth'
+    )
     log = evaluated(tmp_path, caplog, begin_ckpt=1, end_ckpt=6)
-    assert 'Skipped 4 missing checkpoints of config.eval.begin_ckpt=1 to config.eval.end_ckpt=6: 1, 4-6.' in log
-    assert sorted(path.name for path in (tmp_path / 'eval').glob('ckpt_*')) == ['ckpt_2_loss.npz', 'ckpt_3_loss.npz']
+    assert (
+        'Skipped 4 missing checkpoints of config.eval.begin_ckpt=1 to config.eval.end_ckpt=6: 1, '
+        '4-6.' in log
+    )
+    assert sorted(path.name for path in (tmp_path / 'eval').glob('ckpt_*')) == [
+        'ckpt_2_loss.npz',
+        'ckpt_3_loss.npz',
+    ]
     assert 'Skipped' not in evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
-    with pytest.raises(UserError, match='has no checkpoint from config.eval.begin_ckpt=4 to config.eval.end_ckpt=26, only 2-3: change '
-                                        'these keys, or wait .* --config.eval.wait_minutes=60$'):
+    with pytest.raises(
+        UserError,
+        match='has no checkpoint from config.eval.begin_ckpt=4 to '
+        'config.eval.end_ckpt=26, only 2-3: change '
+        'these keys, or wait .* --config.eval.wait_minutes=60$',
+    ):
         evaluated(tmp_path, caplog, begin_ckpt=4, end_ckpt=26)
     with pytest.raises(UserError, match='there is no checkpoint .*checkpoint_4.pth after'):
         evaluated(tmp_path, caplog, begin_ckpt=3, end_ckpt=4, wait_minutes=1e-4)
 
     folder = tmp_path / 'eval'
     with checkpoints.only_writer(folder, 'evaluation', '--eval_folder'):
-        with pytest.raises(UserError, match=f'another evaluation is running in {folder} .process {os.getpid()} on .* --eval_folder$'):
+        with pytest.raises(
+            UserError,
+            match=f'another evaluation is running in {folder} .process '
+            f'{os.getpid()} on .* --eval_folder$',
+        ):
             evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
         evaluated(tmp_path, caplog, 'other', begin_ckpt=2, end_ckpt=3)
     evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
 
 
-@pytest.mark.parametrize('changes, sentence', [
-    ({'optim.warmup': 4}, 'config.training.n_iters=3 is less than config.optim.warmup=4: the learning rate never reaches '
-                          'config.optim.lr=0.002'),
-    ({'training.snapshot_freq': 4}, 'config.training.snapshot_freq=4 is greater than config.training.n_iters=3: the only numbered '
-                                    'checkpoint will be that of the last step'),
-    ({'model.attn_resolutions': (4, 16, 2)}, 'config.model.attn_resolutions=(4, 16, 2) includes 16, 2, but the network only has the '
-                                             'resolutions 8, 4: there will be no attention there')])
-def test_settings_that_are_hardly_meant_are_warned_of_before_training(tmp_path, caplog, changes, sentence):
+@pytest.mark.parametrize(
+    'changes, sentence',
+    [
+        (
+            {'optim.warmup': 4},
+            'config.training.n_iters=3 is less than config.optim.warmup=4: the '
+            'learning rate never reaches '
+            'config.optim.lr=0.002',
+        ),
+        (
+            {'training.snapshot_freq': 4},
+            'config.training.snapshot_freq=4 is greater than '
+            'config.training.n_iters=3: the only numbered '
+            'checkpoint will be that of the last step',
+        ),
+        (
+            {'model.attn_resolutions': (4, 16, 2)},
+            'config.model.attn_resolutions=(4, 16, 2) includes '
+            '16, 2, but the network only has the '
+            'resolutions 8, 4: there will be no attention there',
+        ),
+    ],
+)
+def test_settings_that_are_hardly_meant_are_warned_of_before_training(
+    tmp_path, caplog, changes, sentence
+):
     config = config_for(3)
     config.update_from_flattened_dict({'optim.warmup': 3, 'training.snapshot_freq': 3} | changes)
     with caplog.at_level('WARNING'):

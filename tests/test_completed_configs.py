@@ -1,4 +1,7 @@
-"""Configs are completed where they come in: optional keys may be missing, needed ones are reported before anything is written."""
+"""Configs are completed where they come in: optional keys may be missing, needed ones are reported
+before anything is written.
+"""
+
 import copy
 import logging
 import pathlib
@@ -25,8 +28,14 @@ from models import utils as mutils
 from runtime.errors import UserError
 from validation import validate
 
-MODULES = ('ve.cifar10_ncsnpp_continuous', 'vp.cifar10_ddpmpp', 'vp.ddpm.cifar10', 've.ncsn.cifar10', 've.ncsnv2.cifar10',
-           'vp.digits_wideresnet')
+MODULES = (
+    've.cifar10_ncsnpp_continuous',
+    'vp.cifar10_ddpmpp',
+    'vp.ddpm.cifar10',
+    've.ncsn.cifar10',
+    've.ncsnv2.cifar10',
+    'vp.digits_wideresnet',
+)
 
 
 def without(config, *keys) -> ConfigDict:
@@ -40,10 +49,28 @@ def without(config, *keys) -> ConfigDict:
 
 def lean(config) -> ConfigDict:
     """A copy of the config with the keys alone that it must have."""
-    needed = {f'model.{key}' for name in (config.model.name, config.training.sde) for key in rules.NEEDED[name.lower()].split()}
-    needed |= {f'{section}.{key}'.lstrip('.') for section, keys in rules.REQUIRED.items() for key in keys.split()}
-    found = {f'{section}.{key}' for section, content in config.items() if isinstance(content, ConfigDict) for key in content}
-    base = {f'{section}.{key}' for section, content in defaults.base().items() if isinstance(content, ConfigDict) for key in content}
+    needed = {
+        f'model.{key}'
+        for name in (config.model.name, config.training.sde)
+        for key in rules.NEEDED[name.lower()].split()
+    }
+    needed |= {
+        f'{section}.{key}'.lstrip('.')
+        for section, keys in rules.REQUIRED.items()
+        for key in keys.split()
+    }
+    found = {
+        f'{section}.{key}'
+        for section, content in config.items()
+        if isinstance(content, ConfigDict)
+        for key in content
+    }
+    base = {
+        f'{section}.{key}'
+        for section, content in defaults.base().items()
+        if isinstance(content, ConfigDict)
+        for key in content
+    }
     return without(config, 'timeout_minutes', *((found & base) - needed))
 
 
@@ -63,7 +90,10 @@ def test_a_network_without_one_key_is_built_or_names_the_key(module):
     for key in set(config.model) - set(required):
         partial = without(config, f'model.{key}')
         if key in needed:
-            with pytest.raises(UserError, match=f'^the config is missing the key model.{key}: see configs/defaults.py$'):
+            with pytest.raises(
+                UserError,
+                match=f'^the config is missing the key model.{key}: see configs/defaults.py$',
+            ):
                 shapes(partial)
         else:
             assert shapes(partial) == shapes(config), key
@@ -86,7 +116,9 @@ def test_a_lean_config_gives_the_network_of_a_whole_one():
             given.model.dropout, given.training.channels_last = config.model.dropout, False
             torch.manual_seed(0)
             states.append(mutils.create_model(given).state_dict())
-        assert states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[0]), module
+        assert states[0].keys() == states[1].keys() and all(
+            torch.equal(states[0][key], states[1][key]) for key in states[0]
+        ), module
         assert len(lean(config).model) < len(config.model)
 
 
@@ -103,7 +135,11 @@ def small(n_iters=3) -> ConfigDict:
 def test_every_entry_point_takes_a_lean_config(tmp_path):
     """Its results are those of the whole one; it is not changed."""
     config = small()
-    for key, value in (('eval.metrics_backend', 'pixels'), ('eval.stats_dir', str(tmp_path / 'stats')), ('sampling.steps', 2)):
+    for key, value in (
+        ('eval.metrics_backend', 'pixels'),
+        ('eval.stats_dir', str(tmp_path / 'stats')),
+        ('sampling.steps', 2),
+    ):
         section, name = key.split('.')
         config[section][name] = value
     few = lean(config)
@@ -117,9 +153,14 @@ def test_every_entry_point_takes_a_lean_config(tmp_path):
         statistics(given)
         describe_data(given)
         control.control(given, tmp_path / name, 'inpaint', mask='right')
-        sample_metrics.measure(given, tmp_path / name, str(tmp_path / name / 'generated' / 'samples.npz'))
+        sample_metrics.measure(
+            given, tmp_path / name, str(tmp_path / name / 'generated' / 'samples.npz')
+        )
     assert few.to_dict() == before
-    states = [checkpoints.load(tmp_path / name / 'checkpoints' / 'checkpoint_1.pth')['model'] for name in ('whole', 'lean')]
+    states = [
+        checkpoints.load(tmp_path / name / 'checkpoints' / 'checkpoint_1.pth')['model']
+        for name in ('whole', 'lean')
+    ]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     for file in ('generated/samples.npz', 'control_inpaint/results.npz'):
         samples = [np.load(tmp_path / name / file)['samples'] for name in ('whole', 'lean')]
@@ -134,29 +175,42 @@ def test_a_config_of_the_2021_release_has_a_device_object(tmp_path):
     assert '"device": "cpu"' in (tmp_path / 'config.json').read_text()
 
 
-@pytest.mark.parametrize('key', ['model.nf', 'model.sigma_max', 'model.beta_max', 'training.batch_size', 'eval.batch_size'])
+@pytest.mark.parametrize(
+    'key',
+    ['model.nf', 'model.sigma_max', 'model.beta_max', 'training.batch_size', 'eval.batch_size'],
+)
 def test_a_needed_key_is_reported_and_nothing_is_written(tmp_path, key):
     config = without(small(), key)
-    with pytest.raises(UserError, match=f'^the config is missing the key {key}: see configs/defaults.py$'):
+    with pytest.raises(
+        UserError, match=f'^the config is missing the key {key}: see configs/defaults.py$'
+    ):
         (sample if key.startswith('eval') else run_lib.train)(config, tmp_path / 'w')
     assert not list((tmp_path / 'w').glob('*'))
 
 
 def test_a_needed_key_is_never_assumed_when_a_checkpoint_is_loaded(tmp_path):
-    with pytest.raises(UserError, match='^the config is missing the key model.nf: see configs/defaults.py$'):
+    with pytest.raises(
+        UserError, match='^the config is missing the key model.nf: see configs/defaults.py$'
+    ):
         score_model.load_averaged_model(without(small(), 'model.nf'), tmp_path / 'checkpoint.pth')
     (tmp_path / 'mine.py').write_text(
-        'from configs.vp import digits_ddpmpp_continuous\ndef get_config():\n    config = digits_ddpmpp_continuous.get_config()\n'
-        '    del config.model.beta_max\n    return config\n')
-    with pytest.raises(UserError, match='^the config is missing the key model.beta_max: see configs/defaults.py$'):
+        'from configs.vp import digits_ddpmpp_continuous\ndef get_config():\n    config = '
+        'digits_ddpmpp_continuous.get_config()\n'
+        '    del config.model.beta_max\n    return config\n'
+    )
+    with pytest.raises(
+        UserError, match='^the config is missing the key model.beta_max: see configs/defaults.py$'
+    ):
         validate.load_config(tmp_path / 'mine.py', {})
 
 
-# A user's own network -----------------------------------------------------------------------------------------------------------------
+# A user's own network -----------------------------------------------------------------------------
 
 
 class Own(torch.nn.Module):
-    """Reads a key that the config may lack; takes images of one size only, or values that a check does not have."""
+    """Reads a key that the config may lack; takes images of one size only, or values that a check
+    does not have.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -197,7 +251,10 @@ def test_a_fault_without_a_sentence_is_reported(tmp_path, monkeypatch):
 
         def update_fn(self, x, t):
             return x, x
-    monkeypatch.setattr(sampling.PREDICTORS, '_classes', dict(sampling.PREDICTORS._classes, unfinished=Unfinished))
+
+    monkeypatch.setattr(
+        sampling.PREDICTORS, '_classes', dict(sampling.PREDICTORS._classes, unfinished=Unfinished)
+    )
     config = small()
     config.sampling.update(method='pc', predictor='unfinished')
     with pytest.raises(UserError, match=r'^NotImplementedError\(\)$'):
@@ -215,35 +272,69 @@ def test_an_own_network_may_read_values(tmp_path, own):
     preflight.check(own, tmp_path, 'train')
 
 
-# Checks, sentences and the log --------------------------------------------------------------------------------------------------------
+# Checks, sentences and the log --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('sentence, expected', [
-    ("skip_type must be one of '', 'karras', got 'x'", "config.sampling.skip_type must be one of '', 'karras', got 'x'"),
-    ('likelihood_weighting=True is only defined for continuous=True',
-     'config.training.likelihood_weighting=True is only defined for config.training.continuous=True'),
-    ('channels must be divisible by groups=32, got 30',
-     'channels (config.model.nf times config.model.ch_mult) must be divisible by config.model.groups=32, got 30'),
-    ('n_steps must be at least 1, got 0', 'config.sampling.n_steps_each must be at least 1, got 0'),
-    ('config.model.nf=3 and training.sde=x, in any order', 'config.model.nf=3 and training.sde=x, in any order')])
+@pytest.mark.parametrize(
+    'sentence, expected',
+    [
+        (
+            "skip_type must be one of '', 'karras', got 'x'",
+            "config.sampling.skip_type must be one of '', 'karras', got 'x'",
+        ),
+        (
+            'likelihood_weighting=True is only defined for continuous=True',
+            'config.training.likelihood_weighting=True is only defined for '
+            'config.training.continuous=True',
+        ),
+        (
+            'channels must be divisible by groups=32, got 30',
+            'channels (config.model.nf times config.model.ch_mult) must be divisible by '
+            'config.model.groups=32, got 30',
+        ),
+        (
+            'n_steps must be at least 1, got 0',
+            'config.sampling.n_steps_each must be at least 1, got 0',
+        ),
+        (
+            'config.model.nf=3 and training.sde=x, in any order',
+            'config.model.nf=3 and training.sde=x, in any order',
+        ),
+    ],
+)
 def test_arguments_become_keys_of_the_config(sentence, expected):
     assert preflight._in_terms_of_config(sentence) == expected
 
 
 def test_a_network_by_image_size_is_checked_and_trained(tmp_path):
     """'ncsnv2' names a function, not a class."""
-    config = load_config('configs.ve.ncsnv2.cifar10', dict(image_size=8, dataset='DIGITS', num_channels=1), name='ncsnv2', nf=8)
+    config = load_config(
+        'configs.ve.ncsnv2.cifar10',
+        dict(image_size=8, dataset='DIGITS', num_channels=1),
+        name='ncsnv2',
+        nf=8,
+    )
     assert not preflight.warnings(preflight.check(config, tmp_path, 'train'))
 
 
 def checked(monkeypatch, *arguments) -> list[str]:
     """Run the main program with these arguments and return the mode of each check."""
     modes, check = [], preflight.check
-    monkeypatch.setattr(preflight, 'check', lambda config, workdir, mode: modes.append(mode) or check(config, workdir, mode))
+    monkeypatch.setattr(
+        preflight,
+        'check',
+        lambda config, workdir, mode: modes.append(mode) or check(config, workdir, mode),
+    )
     with flagsaver.flagsaver():
         flags.FLAGS.unparse_flags()
-        command_line.parse_flags(['main.py', f'--config={command_line.ROOT}/configs/vp/digits_ddpmpp_continuous.py',
-                                  '--config.device=cpu', *arguments])
+        command_line.parse_flags(
+            [
+                'main.py',
+                f'--config={command_line.ROOT}/configs/vp/digits_ddpmpp_continuous.py',
+                '--config.device=cpu',
+                *arguments,
+            ]
+        )
         main.main(['main.py'])
     return modes
 
@@ -254,5 +345,10 @@ def test_the_main_program_checks_once_and_logs_what_was_accepted(tmp_path, monke
     assert checked(monkeypatch, f'--workdir={tmp_path / "w"}', '--mode=data') == ['data']
     assert 'train set' in (tmp_path / 'w' / 'stdout.txt').read_text()
     with pytest.raises(SystemExit, match='config.data.num_channels'):
-        checked(monkeypatch, f'--workdir={tmp_path / "refused"}', '--mode=data', '--config.data.num_channels=3')
+        checked(
+            monkeypatch,
+            f'--workdir={tmp_path / "refused"}',
+            '--mode=data',
+            '--config.data.num_channels=3',
+        )
     assert not list((tmp_path / 'refused').glob('*'))

@@ -1,8 +1,10 @@
-"""Configs from tired people: whatever its values, a config gives a network, a loss and a sampler that take a step, or it is refused before
-any work by sentences that name its keys.
+"""Configs from tired people: whatever its values, a config gives a network, a loss and a sampler
+that take a step, or it is refused before any work by sentences that name its keys.
 
-Configs are mutated at random, with values that are nearly right, of a wrong type, or absurd. How many: CONFIGS, 300 by default.
+Configs are mutated at random, with values that are nearly right, of a wrong type, or absurd. How
+many: CONFIGS, 300 by default.
 """
+
 import ast
 import copy
 import functools
@@ -29,23 +31,146 @@ from models import utils as mutils
 from models.score import Score
 from runtime.errors import UserError
 
-MODULES = ('ve.digits_ncsnpp_continuous', 'vp.digits_ddpmpp_continuous', 'subvp.digits_ddpmpp_continuous', 'vp.digits_ddpmpp_classes',
-           'vp.digits_wideresnet', 've.cifar10_ncsnpp', 'vp.ddpm.cifar10', 've.ncsn.cifar10', 've.ncsnv2.cifar10')
+MODULES = (
+    've.digits_ncsnpp_continuous',
+    'vp.digits_ddpmpp_continuous',
+    'subvp.digits_ddpmpp_continuous',
+    'vp.digits_ddpmpp_classes',
+    'vp.digits_wideresnet',
+    've.cifar10_ncsnpp',
+    'vp.ddpm.cifar10',
+    've.ncsn.cifar10',
+    've.ncsnv2.cifar10',
+)
 NETWORKS = (*mutils.MODELS.names(), 'unet')
-NAMES = ('none', 'pc', 'ode', 'vesde', 'vpsde', 'subvpsde', 'VPSDE', 'swish', 'elu', 'relu', 'fourier', 'positional', 'biggan', 'ddpm',
-         'residual', 'output_skip', 'input_skip', 'sum', 'cat', 'GroupNorm', 'InstanceNorm++', 'VarianceNorm', 'euler_maruyama',
-         'reverse_diffusion', 'ancestral_sampling', 'langevin', 'ald', 'block', 'level', 'bilinear', 'nearest', 'bfloat16', 'float32',
-         'RK45', 'dopri5', 'Adam', 'DIGITS', 'train', 'test', 'pixels', '', 'x', 'None', 'true', 'crop', 'exact',
-         'raise', 'skip', 'NHWC', 'NCHW',
-         'karras', 'logSNR', 'time_uniform', 'predictor_corrector', 'adaptive', 'ddim', 'heun', 'dpm_solver', 'dpmpp_2m',
-         'dpmpp_2m_sde', 'unipc', *NETWORKS)
-WHOLE = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 30, 32, 64, 100, -1, -2, 2 ** 31, 2 ** 63, 10 ** 30)
-REAL = (0.0, 1e-30, 1e-9, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.999, 1.0, 1.5, 2.0, 16.0, 50.0, 299.0, 1e4, 1e12, 1e30, -1e-9, -1.0, -1e30,
-        float('nan'), float('inf'), float('-inf'))
-TUPLES = ((), (1,), (1, 2), (2, 1), (1, 1, 2), (1, 2, 2, 2), (4,), (8,), (16, 8), (0,), (-1, 2), (1.0, 2.0), ('a',), (None,), ((1, 2),),
-          (1, 3, 3, 1), (1, 1), (1, 2, 1), (1, -1), (0, 0), (3, 10 ** 9), (10 ** 30, 1), (float('nan'), 1.0))
+NAMES = (
+    'none',
+    'pc',
+    'ode',
+    'vesde',
+    'vpsde',
+    'subvpsde',
+    'VPSDE',
+    'swish',
+    'elu',
+    'relu',
+    'fourier',
+    'positional',
+    'biggan',
+    'ddpm',
+    'residual',
+    'output_skip',
+    'input_skip',
+    'sum',
+    'cat',
+    'GroupNorm',
+    'InstanceNorm++',
+    'VarianceNorm',
+    'euler_maruyama',
+    'reverse_diffusion',
+    'ancestral_sampling',
+    'langevin',
+    'ald',
+    'block',
+    'level',
+    'bilinear',
+    'nearest',
+    'bfloat16',
+    'float32',
+    'RK45',
+    'dopri5',
+    'Adam',
+    'DIGITS',
+    'train',
+    'test',
+    'pixels',
+    '',
+    'x',
+    'None',
+    'true',
+    'crop',
+    'exact',
+    'raise',
+    'skip',
+    'NHWC',
+    'NCHW',
+    'karras',
+    'logSNR',
+    'time_uniform',
+    'predictor_corrector',
+    'adaptive',
+    'ddim',
+    'heun',
+    'dpm_solver',
+    'dpmpp_2m',
+    'dpmpp_2m_sde',
+    'unipc',
+    *NETWORKS,
+)
+WHOLE = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 30, 32, 64, 100, -1, -2, 2**31, 2**63, 10**30)
+REAL = (
+    0.0,
+    1e-30,
+    1e-9,
+    1e-4,
+    0.01,
+    0.1,
+    0.3,
+    0.5,
+    0.999,
+    1.0,
+    1.5,
+    2.0,
+    16.0,
+    50.0,
+    299.0,
+    1e4,
+    1e12,
+    1e30,
+    -1e-9,
+    -1.0,
+    -1e30,
+    float('nan'),
+    float('inf'),
+    float('-inf'),
+)
+TUPLES = (
+    (),
+    (1,),
+    (1, 2),
+    (2, 1),
+    (1, 1, 2),
+    (1, 2, 2, 2),
+    (4,),
+    (8,),
+    (16, 8),
+    (0,),
+    (-1, 2),
+    (1.0, 2.0),
+    ('a',),
+    (None,),
+    ((1, 2),),
+    (1, 3, 3, 1),
+    (1, 1),
+    (1, 2, 1),
+    (1, -1),
+    (0, 0),
+    (3, 10**9),
+    (10**30, 1),
+    (float('nan'), 1.0),
+)
 KINDS = {bool: (True, False), int: WHOLE, float: REAL, str: NAMES, tuple: TUPLES, list: TUPLES}
-ANYTHING = (None, b'1', object(), {}, {'a': 1}, [], 1j, torch.ones(2), *(value for values in KINDS.values() for value in values))
+ANYTHING = (
+    None,
+    b'1',
+    object(),
+    {},
+    {'a': 1},
+    [],
+    1j,
+    torch.ones(2),
+    *(value for values in KINDS.values() for value in values),
+)
 GONE = 'gone'
 MODES = ('train', 'classifier', 'sample', 'eval', 'control', 'stats', 'metrics', 'data')
 MISSPELT = ('nff', 'sigma_mx', 'Name', 'dropOut', 'lr', 'x')
@@ -53,9 +178,16 @@ MISSPELT = ('nff', 'sigma_mx', 'Name', 'dropOut', 'lr', 'x')
 
 @functools.cache
 def base(module: str) -> ConfigDict:
-    """The config of a module for images of 8 or 16 pixels, and so small that a step of it takes no time."""
+    """The config of a module for images of 8 or 16 pixels, and so small that a step of it takes no
+    time.
+    """
     config = load_config(f'configs.{module}')
-    config.data.update(dataset='FOLDER', path='pictures', num_channels=1, image_size=16 if 'ncsnv2' in module else 8)
+    config.data.update(
+        dataset='FOLDER',
+        path='pictures',
+        num_channels=1,
+        image_size=16 if 'ncsnv2' in module else 8,
+    )
     config.model.update(nf=32 if config.model.name == 'ddpm' else 8)
     with config.ignore_type():
         if 'ch_mult' in config.model:
@@ -75,22 +207,32 @@ def accepted(key: str) -> list:
 
 @st.composite
 def mutations(draw):
-    """(module, {key: value}): some keys, with values that each may have, so that it is their combination that is tried; or with some of
-    a wrong value or type, or gone, or with another name."""
+    """(module, {key: value}): some keys, with values that each may have, so that it is their
+    combination that is tried; or with some of a wrong value or type, or gone, or with another name.
+    """
     module, tidy = draw(st.sampled_from(MODULES)), draw(st.booleans())
     found = flatten(base(module))
     keys = sorted(found.keys() - {'training.compile', 'device'})
     changes = {}
-    for key in draw(st.lists(st.sampled_from(keys), min_size=1, max_size=8 if tidy else 4, unique=True)):
+    for key in draw(
+        st.lists(st.sampled_from(keys), min_size=1, max_size=8 if tidy else 4, unique=True)
+    ):
         what = 20 if tidy else draw(st.integers(0, 19))
         if what == 0:
             changes[key] = GONE
         elif what == 1:
-            changes |= {key: GONE, f'{key.rpartition(".")[0]}.{draw(st.sampled_from(MISSPELT))}'.lstrip('.'): found[key]}
+            changes |= {
+                key: GONE,
+                f'{key.rpartition(".")[0]}.{draw(st.sampled_from(MISSPELT))}'.lstrip('.'): found[
+                    key
+                ],
+            }
         elif what < 5:
             changes[key] = draw(st.sampled_from(ANYTHING))
         else:
-            changes[key] = draw(st.sampled_from(accepted(key) if tidy else KINDS.get(type(found[key]), ANYTHING)))
+            changes[key] = draw(
+                st.sampled_from(accepted(key) if tidy else KINDS.get(type(found[key]), ANYTHING))
+            )
     return module, changes
 
 
@@ -107,23 +249,43 @@ def mutated(module: str, changes: dict) -> ConfigDict:
 
 def flatten(config) -> dict:
     """{'model.nf': 8, ...}"""
-    return {f'{section}.{name}' if name else section: value for section, content in config.items()
-            for name, value in (content.items() if isinstance(content, ConfigDict) else [('', content)])}
+    return {
+        f'{section}.{name}' if name else section: value
+        for section, content in config.items()
+        for name, value in (content.items() if isinstance(content, ConfigDict) else [('', content)])
+    }
 
 
 def take_a_step(config, classifies: bool):
     """Everything that a training and a sampler begin with; all numbers must be finite."""
     device, settings = torch.device(config.device), config.training
-    state, sde, known = run_lib.create_state(config), sde_lib.get_sde(config), config.model.num_classes
+    state, sde, known = (
+        run_lib.create_state(config),
+        sde_lib.get_sde(config),
+        config.model.num_classes,
+    )
     parts = settings.accumulation
-    x = torch.rand(2 * parts, config.data.num_channels, config.data.image_size, config.data.image_size, device=device)
+    x = torch.rand(
+        2 * parts,
+        config.data.num_channels,
+        config.data.image_size,
+        config.data.image_size,
+        device=device,
+    )
     classes = {'classes': torch.arange(2 * parts) % known} if known else {}
     optimize_fn = losses.optimization_manager(config)
     if classifies:
         step_fn = losses.get_classifier_step_fn(sde, True, optimize_fn, accumulation=parts)
     else:
-        step_fn = losses.get_step_fn(sde, True, optimize_fn, settings.reduce_mean, settings.continuous, settings.likelihood_weighting,
-                                     accumulation=parts)
+        step_fn = losses.get_step_fn(
+            sde,
+            True,
+            optimize_fn,
+            settings.reduce_mean,
+            settings.continuous,
+            settings.likelihood_weighting,
+            accumulation=parts,
+        )
     drawn = [] if classifies else [begin_sampling(config, state['model'], x[:2])]
     loss = step_fn(state, x, **classes)
     numbers = [loss, *state['model'].parameters(), *state['ema'].shadow_params, *drawn]
@@ -133,9 +295,16 @@ def take_a_step(config, classifies: bool):
 @torch.no_grad()
 def begin_sampling(config, model, x):
     """A step of the sampler from the prior."""
-    score, options = Score(model, sde_lib.get_sde(config), config.training.continuous), sampling.Options.of(config.sampling)
+    score, options = (
+        Score(model, sde_lib.get_sde(config), config.training.continuous),
+        sampling.Options.of(config.sampling),
+    )
     sampling.check(score, options)
-    sde, times, x = score.sde, sampling.times_of(score.sde, options), score.sde.prior_sampling(x.shape)
+    sde, times, x = (
+        score.sde,
+        sampling.times_of(score.sde, options),
+        score.sde.prior_sampling(x.shape),
+    )
     if options.solver():
         return options.solver()(sde, score.score, times, **options.solver_settings()).step(x, 0)
     if options.method.lower() in ('ode', 'adaptive'):
@@ -150,11 +319,32 @@ def begin_sampling(config, model, x):
 
 def names_a_key(line: str, keys) -> bool:
     """A key with its section, or one whose name is no common word."""
-    known = {name.rpartition('.')[2] for name in keys} | {name for section in rules.RULES.values() for name in section}
-    common = {'name', 'path', 'steps', 'images', 'loss', 'device', 'seed', 'order', 'results', 'round', 'fit'}
+    known = {name.rpartition('.')[2] for name in keys} | {
+        name for section in rules.RULES.values() for name in section
+    }
+    common = {
+        'name',
+        'path',
+        'steps',
+        'images',
+        'loss',
+        'device',
+        'seed',
+        'order',
+        'results',
+        'round',
+        'fit',
+    }
     words = set(re.findall(r'\w+', line)) - common
-    full = {f'{section}.{name}' for section in rules.RULES for name in rules.RULES[section]} | set(keys)
-    return bool(known & words) or any(key in line for key in full if '.' in key) or 'config.' in line or 'missing the key ' in line
+    full = {f'{section}.{name}' for section in rules.RULES for name in rules.RULES[section]} | set(
+        keys
+    )
+    return (
+        bool(known & words)
+        or any(key in line for key in full if '.' in key)
+        or 'config.' in line
+        or 'missing the key ' in line
+    )
 
 
 def is_refused(config, workdir, mode) -> bool:
@@ -173,7 +363,12 @@ def workdir(tmp_path_factory):
 
 
 @seed(0)
-@settings(max_examples=int(os.environ.get('CONFIGS', 300)), deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get('CONFIGS', 300)),
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(mutations())
 def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
     config = mutated(*mutation)
@@ -181,7 +376,8 @@ def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
     classifies = config.model.get('name') == 'wideresnet'
     refused = is_refused(config, workdir, 'classifier' if classifies else 'train')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight, '_network', lambda config: None)  # the network was built once: that is what takes time
+        # the network was built once: that is what takes time
+        patch.setattr(preflight, '_network', lambda config: None)
         others = [mode for mode in MODES if is_refused(config, workdir, mode)]
     if refused or not classifies and 'sample' in others:
         event('refused')
@@ -216,24 +412,38 @@ def test_all_that_is_wrong_is_told_at_once(workdir):
         "config.model.conditional must be True or False, got 'yes'",
         'config.model.dropot is not a known key: did you mean config.model.dropout?',
         'config.model.dropout must be a number in [0, 1), got 1.5',
-        "config.sampling.predictor must be one of 'ancestral_sampling', 'euler_maruyama', 'none', 'reverse_diffusion', got 'eulr'"]
-    for beginning in ("config.sampling.ode_method must be one of 'dopri5'", 'a VP chain of N=100 steps',
-                      "config.training.precision must be one of 'float32', 'bfloat16', got 'half'"):
+        "config.sampling.predictor must be one of 'ancestral_sampling', 'euler_maruyama', 'none', "
+        "'reverse_diffusion', got 'eulr'",
+    ]
+    for beginning in (
+        "config.sampling.ode_method must be one of 'dopri5'",
+        'a VP chain of N=100 steps',
+        "config.training.precision must be one of 'float32', 'bfloat16', got 'half'",
+    ):
         assert sum(line.startswith(beginning) for line in lines[9:]) == 1, (beginning, lines)
     assert len(lines) == 12, lines
 
 
 def test_keys_of_a_network_or_data_set_of_ones_own(workdir, monkeypatch):
     monkeypatch.setattr(mutils.MODELS, '_classes', dict(mutils.MODELS._classes))
+
     @mutils.register_model(name='of_my_own')
     class Mine(torch.nn.Module):
         def __init__(self, config):
             super().__init__()
-            self.layer = torch.nn.Conv2d(config.data.num_channels, config.data.num_channels, config.model.my_kernel, padding='same')
+            self.layer = torch.nn.Conv2d(
+                config.data.num_channels,
+                config.data.num_channels,
+                config.model.my_kernel,
+                padding='same',
+            )
 
         def forward(self, x, labels):
             return self.layer(x)
-    monkeypatch.setitem(datasets.SOURCES, 'MINE', datasets.SOURCES['FOLDER']._replace(keys=('path', 'my_part')))
+
+    monkeypatch.setitem(
+        datasets.SOURCES, 'MINE', datasets.SOURCES['FOLDER']._replace(keys=('path', 'my_part'))
+    )
     config = base('vp.digits_ddpmpp_continuous').copy_and_resolve_references()
     with config.unlocked():
         config.model.update(name='of_my_own', my_kernel=3)
@@ -258,18 +468,29 @@ def test_every_key_has_a_rule_and_is_explained():
 def test_a_network_whose_groups_have_one_value_is_refused(workdir):
     config = base('vp.ddpm.cifar10').copy_and_resolve_references()
     config.data.image_size = 2
-    with pytest.raises(UserError, match='cannot take images of config.data.image_size=2: Expected more than 1 value per channel'):
+    with pytest.raises(
+        UserError,
+        match='cannot take images of config.data.image_size=2: Expected '
+        'more than 1 value per channel',
+    ):
         preflight.check(config, workdir, 'sample')
 
 
 def reads_with_a_default() -> list[str]:
     """Every `section.get('key', ...)` of a key of the config, as 'file:line'."""
     found, keys = [], {name for section in rules.RULES.values() for name in section}
-    sections = {'config', 'settings', 'chosen', *rules.RULES}  # what they are called where they are read
-    for path in [*ROOT.glob('*.py'), *(path for room in ROOT.glob('*/__init__.py') for path in room.parent.glob('**/*.py'))]:
+    # what they are called where they are read
+    sections = {'config', 'settings', 'chosen', *rules.RULES}
+    for path in [
+        *ROOT.glob('*.py'),
+        *(path for room in ROOT.glob('*/__init__.py') for path in room.parent.glob('**/*.py')),
+    ]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'get' and node.args:
-                receiver, key = ast.unparse(node.func.value).rpartition('.')[2], getattr(node.args[0], 'value', None)
+                receiver, key = (
+                    ast.unparse(node.func.value).rpartition('.')[2],
+                    getattr(node.args[0], 'value', None),
+                )
                 if key in keys and receiver in sections:
                     found.append(f'{path.name}:{node.lineno}')
     return found

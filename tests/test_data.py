@@ -1,4 +1,5 @@
 """Data sets: what batches hold, what they are a function of, and the way to and from 8 bits."""
+
 import sys
 import types
 
@@ -21,7 +22,11 @@ def config():
 
 def numbered(n, levels=256):
     """n images, the k-th of which is constant k: a batch then tells which images it holds."""
-    return datasets.Images(np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8), np.arange(n), levels)
+    return datasets.Images(
+        np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8),
+        np.arange(n),
+        levels,
+    )
 
 
 def test_digits_are_the_real_ones_split_without_overlap(config):
@@ -29,8 +34,12 @@ def test_digits_are_the_real_ones_split_without_overlap(config):
     assert (len(train.images), len(test.images)) == (1438, 359)
     assert train.images.shape[1:] == (8, 8, 1) and train.images.max() == 16
     from sklearn.datasets import load_digits
+
     theirs = {tuple(row) for row in load_digits().images.reshape(1797, -1).astype(int)}
-    ours = [tuple(row) for row in np.concatenate([train.images, test.images]).reshape(1797, -1).astype(int)]
+    ours = [
+        tuple(row)
+        for row in np.concatenate([train.images, test.images]).reshape(1797, -1).astype(int)
+    ]
     assert set(ours) == theirs and len(ours) == 1797
     assert set(test.labels) == set(range(10))
 
@@ -45,7 +54,9 @@ def test_training_sees_every_image_once_an_epoch_in_a_new_order():
 
 def test_batches_follow_from_seed_and_step_alone():
     def make(seed, start):
-        return datasets.Batches(numbered(20), 8, seed=seed, shuffle=True, random_flip=True, dequantize=True, start=start)
+        return datasets.Batches(
+            numbered(20), 8, seed=seed, shuffle=True, random_flip=True, dequantize=True, start=start
+        )
 
     whole = [batch['image'] for _, batch in zip(range(6), make(1, 0))]
     resumed = [batch['image'] for _, batch in zip(range(3), make(1, 3))]
@@ -64,7 +75,9 @@ def test_evaluation_data_are_never_flipped_and_training_data_are(config):
     train_ds, eval_ds, _ = datasets.get_dataset(config)
     test = datasets.get_split(config, 'test')
     batch = next(iter(eval_ds))
-    assert np.array_equal(batch['image'], test.images[:len(batch['image'])].astype(np.float32) / 16)
+    assert np.array_equal(
+        batch['image'], test.images[: len(batch['image'])].astype(np.float32) / 16
+    )
     original = {tuple(image.ravel()) for image in datasets.get_split(config, 'train').images}
     images = np.round(next(iter(train_ds))['image'] * 16).astype(np.uint8)
     unflipped = sum(tuple(image.ravel()) in original for image in images)
@@ -78,7 +91,9 @@ def test_values_and_dequantisation():
     noisy_batches = datasets.Batches(images, 17, dequantize=True)
     noisy, again = next(iter(noisy_batches))['image'], next(iter(noisy_batches))['image']
     assert np.array_equal(np.floor(noisy * 17), images.images) and not np.array_equal(noisy, again)
-    assert np.array_equal(datasets.to_uint8(noisy, 17, dequantized=True), datasets.to_uint8(plain + 1e-6, 17))
+    assert np.array_equal(
+        datasets.to_uint8(noisy, 17, dequantized=True), datasets.to_uint8(plain + 1e-6, 17)
+    )
 
 
 def test_eight_bits_are_truncated_as_published():
@@ -87,8 +102,15 @@ def test_eight_bits_are_truncated_as_published():
 
 
 def test_batch_answers_as_a_tensorflow_tensor_does(config):
-    image = next(iter(datasets.get_dataset(config, uniform_dequantization=True, evaluation=True)[1]))['image']
-    assert type(image._numpy()) is np.ndarray and torch.from_numpy(image._numpy()).shape == (359, 8, 8, 1)
+    image = next(
+        iter(datasets.get_dataset(config, uniform_dequantization=True, evaluation=True)[1])
+    )['image']
+    assert type(image._numpy()) is np.ndarray and torch.from_numpy(image._numpy()).shape == (
+        359,
+        8,
+        8,
+        1,
+    )
 
 
 @pytest.mark.parametrize('centered', [True, False])
@@ -102,7 +124,9 @@ def test_scalers_are_inverse(config, centered):
 
 def test_errors_name_the_key(config):
     config.data.dataset = 'IMAGENET'
-    with pytest.raises(UserError, match="config.data.dataset must be one of CIFAR10, .*DIGITS.*, got 'IMAGENET'"):
+    with pytest.raises(
+        UserError, match="config.data.dataset must be one of CIFAR10, .*DIGITS.*, got 'IMAGENET'"
+    ):
         datasets.get_source(config)
     config.data.dataset, config.data.image_size = 'DIGITS', 32
     with pytest.raises(UserError, match='config.data.image_size=32.*8x8'):
@@ -113,17 +137,28 @@ def test_errors_name_the_key(config):
 
 
 def test_unprepared_tfds_data_set_is_told_in_one_sentence(tmp_path, monkeypatch):
-    """TFDS itself is stood in for: what matters is that whatever it raises names the key and the folder."""
+    """TFDS itself is stood in for: what matters is that whatever it raises names the key and the
+    folder.
+    """
+
     def builder(name, data_dir):
         raise ConnectionError(f'no way to {name}\nsecond line')
+
     monkeypatch.setitem(sys.modules, 'tensorflow_datasets', types.SimpleNamespace(builder=builder))
     monkeypatch.setattr(datasets.image_sources, 'tensorflow', lambda: None)
     config = cifar10_ddpmpp_continuous.get_config()
     config.data.tfds_dir = str(tmp_path)
     with pytest.raises(UserError) as caught:
         datasets.get_dataset(config)
-    assert str(tmp_path) in str(caught.value) and 'no way to cifar10' in str(caught.value) and '\n' not in str(caught.value)
-    assert all(word in str(caught.value) for word in ('Set data.tfds_dir', 'data.path with data.dataset=NPZ', 'FOLDER'))
+    assert (
+        str(tmp_path) in str(caught.value)
+        and 'no way to cifar10' in str(caught.value)
+        and '\n' not in str(caught.value)
+    )
+    assert all(
+        word in str(caught.value)
+        for word in ('Set data.tfds_dir', 'data.path with data.dataset=NPZ', 'FOLDER')
+    )
 
 
 def test_cifar10_is_read_through_tfds(tmp_path):
@@ -131,20 +166,43 @@ def test_cifar10_is_read_through_tfds(tmp_path):
     tf = image_sources.tensorflow()
     tfds = pytest.importorskip('tensorflow_datasets')
     rng = np.random.default_rng(0)
-    images = {'train': rng.integers(0, 256, (30, 32, 32, 3), np.uint8), 'test': rng.integers(0, 256, (20, 32, 32, 3), np.uint8)}
-    features = tfds.features.FeaturesDict({'id': tfds.features.Text(), 'image': tfds.features.Image(shape=(32, 32, 3)),
-                                           'label': tfds.features.ClassLabel(num_classes=10)})
-    splits = {name: tf.data.Dataset.from_tensor_slices({'id': [f'{name}{i}' for i in range(len(x))], 'image': x,
-                                                        'label': np.arange(len(x), dtype=np.int64) % 10}) for name, x in images.items()}
-    tfds.dataset_builders.store_as_tfds_dataset(name='cifar10', version='3.0.2', data_dir=str(tmp_path), features=features,
-                                                split_datasets=splits)
+    images = {
+        'train': rng.integers(0, 256, (30, 32, 32, 3), np.uint8),
+        'test': rng.integers(0, 256, (20, 32, 32, 3), np.uint8),
+    }
+    features = tfds.features.FeaturesDict(
+        {
+            'id': tfds.features.Text(),
+            'image': tfds.features.Image(shape=(32, 32, 3)),
+            'label': tfds.features.ClassLabel(num_classes=10),
+        }
+    )
+    splits = {
+        name: tf.data.Dataset.from_tensor_slices(
+            {
+                'id': [f'{name}{i}' for i in range(len(x))],
+                'image': x,
+                'label': np.arange(len(x), dtype=np.int64) % 10,
+            }
+        )
+        for name, x in images.items()
+    }
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name='cifar10',
+        version='3.0.2',
+        data_dir=str(tmp_path),
+        features=features,
+        split_datasets=splits,
+    )
     config = cifar10_ddpmpp_continuous.get_config()
     config.data.tfds_dir, config.eval.batch_size = str(tmp_path), 8
     train_ds, test_ds, builder = datasets.get_dataset(config, evaluation=True)
     assert builder.info.splits['train'].num_examples == 30
     for ds, name in ((train_ds, 'train'), (test_ds, 'test')):
         got = np.round(np.concatenate([batch['image'] for batch in ds]) * 255).astype(np.uint8)
-        assert sorted(image.tobytes() for image in got) == sorted(image.tobytes() for image in images[name])
+        assert sorted(image.tobytes() for image in got) == sorted(
+            image.tobytes() for image in images[name]
+        )
 
 
 def test_crops_and_resizes():
@@ -154,7 +212,8 @@ def test_crops_and_resizes():
     edge = np.zeros((20, 32, 3), np.uint8)
     edge[:, 16:] = 255
     cropped = datasets.crop_resize(tf.constant(edge), 10).numpy()
-    # A bicubic filter overshoots at the edge; without clipping the bright side would wrap round to dark values.
+    # A bicubic filter overshoots at the edge; without clipping the bright side would wrap round to
+    # dark values.
     assert cropped.shape == (10, 10, 3) and cropped.dtype == np.uint8
     assert cropped[:, :4].max() < 30 and cropped[:, -4:].min() > 225
     assert datasets.resize_small(tf.constant(edge), 10).shape == (10, 16, 3)

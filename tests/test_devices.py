@@ -1,4 +1,7 @@
-"""On a device without float64, such as MPS: training, every sampler, guidance, codes and likelihoods give what they give on the CPU."""
+"""On a device without float64, such as MPS: training, every sampler, guidance, codes and
+likelihoods give what they give on the CPU.
+"""
+
 import pytest
 import torch
 from test_modes import CASES, SDES, SHAPE, network, sampled
@@ -23,7 +26,9 @@ from stand_in import Held, without_float64
 
 
 def on_both(run, model, monkeypatch):
-    """What run(model, device) returns on the CPU, and on the device without float64, brought to the CPU."""
+    """What run(model, device) returns on the CPU, and on the device without float64, brought to the
+    CPU.
+    """
     results = []
     torch.manual_seed(3)
     results.append(run(model, 'cpu'))
@@ -39,15 +44,21 @@ def test_the_device_has_no_float64(monkeypatch):
     with without_float64(monkeypatch) as device:
         x = torch.rand(3, device=device)
         assert torch.equal((x + x).cpu(), 2 * x.cpu()) and x.device.type == device
-        for wrong in (x.double, lambda: x + torch.rand(3), lambda: torch.zeros(3, dtype=torch.float64, device=device),
-                      lambda: torch.zeros(3, dtype=torch.float64).to(device)):
+        for wrong in (
+            x.double,
+            lambda: x + torch.rand(3),
+            lambda: torch.zeros(3, dtype=torch.float64, device=device),
+            lambda: torch.zeros(3, dtype=torch.float64).to(device),
+        ):
             with pytest.raises(TypeError):
                 wrong()
 
 
 @pytest.mark.parametrize('kind, name', CASES)
 def test_samplers(kind, name, monkeypatch):
-    ours, theirs = on_both(lambda model, device: [sampled(kind, name, model)], network(kind), monkeypatch)
+    ours, theirs = on_both(
+        lambda model, device: [sampled(kind, name, model)], network(kind), monkeypatch
+    )
     assert torch.equal(theirs[0], ours[0])
 
 
@@ -55,32 +66,52 @@ def test_samplers(kind, name, monkeypatch):
 @pytest.mark.parametrize('kind', ['ve', 'vp'])
 def test_training(kind, continuous, monkeypatch):
     """Three steps: losses, parameters, averages; and the loss of the averaged weights."""
-    module = {'ve': 'configs.ve.cifar10_ncsnpp', 'vp': 'configs.vp.cifar10_ddpmpp'}[kind] + '_continuous' * continuous
+    module = {'ve': 'configs.ve.cifar10_ncsnpp', 'vp': 'configs.vp.cifar10_ddpmpp'}[
+        kind
+    ] + '_continuous' * continuous
 
     def run(model, device):
-        config = load_config(module, dict(image_size=8), **TINY, num_scales=30)  # without dropout, whose masks differ between devices
+        # without dropout, whose masks differ between devices
+        config = load_config(module, dict(image_size=8), **TINY, num_scales=30)
         config.optim.warmup = 0
         torch.manual_seed(0)
         with torch.device('cpu'):
             network = mutils.create_model(config).to(device)
-        state = dict(model=network, optimizer=losses.get_optimizer(config, network.parameters()), step=0,
-                     ema=ExponentialMovingAverage(network.parameters(), decay=0.9))
+        state = dict(
+            model=network,
+            optimizer=losses.get_optimizer(config, network.parameters()),
+            step=0,
+            ema=ExponentialMovingAverage(network.parameters(), decay=0.9),
+        )
         setting = dict(reduce_mean=True, continuous=continuous)
-        step_fn = losses.get_step_fn(get_sde(config), True, losses.optimization_manager(config), accumulation=2, **setting)
+        step_fn = losses.get_step_fn(
+            get_sde(config), True, losses.optimization_manager(config), accumulation=2, **setting
+        )
         found = [step_fn(state, torch.rand(SHAPE, device=device)) for _ in range(3)]
-        found.append(losses.get_step_fn(get_sde(config), False, **setting)(state, torch.rand(SHAPE, device=device)))
+        found.append(
+            losses.get_step_fn(get_sde(config), False, **setting)(
+                state, torch.rand(SHAPE, device=device)
+            )
+        )
         return [*found, *network.parameters(), *state['ema'].shadow_params]
+
     ours, theirs = on_both(run, torch.nn.Identity(), monkeypatch)
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=2e-5)  # rounding, and Adam, which divides by small numbers
+    # rounding, and Adam, which divides by small numbers
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize('kind', SDES)
 @pytest.mark.parametrize('method', ['RK45', 'dopri5'])
 def test_likelihood(kind, method, monkeypatch):
     def run(model, device):
-        options = likelihood.Options(hutchinson_type='Gaussian', rtol=1.0, atol=1.0, method=method, probes=2)
+        options = likelihood.Options(
+            hutchinson_type='Gaussian', rtol=1.0, atol=1.0, method=method, probes=2
+        )
         x = torch.rand(SHAPE, device=device)
-        return likelihood.log_likelihood(Score(model, SDES[kind]), x, lambda y: (y + 1) / 2, options=options)[:5]
+        return likelihood.log_likelihood(
+            Score(model, SDES[kind]), x, lambda y: (y + 1) / 2, options=options
+        )[:5]
+
     ours, theirs = on_both(run, network(kind), monkeypatch)
     assert all(map(torch.equal, theirs, ours))
 
@@ -88,10 +119,20 @@ def test_likelihood(kind, method, monkeypatch):
 @pytest.mark.parametrize('kind', SDES)
 def test_codes_and_measurements(kind, monkeypatch):
     def run(model, device):
-        model, x, half = Score(model, SDES[kind]), torch.rand(SHAPE, device=device), downsampling(8, 8, 2)
-        codes = [latents.encode(model, x, options)[0] for options in (Options(method='ode', rtol=1.0, atol=1.0), Options(steps=3))]
-        pc = Options(method='pc', predictor='reverse_diffusion', corrector='langevin', snr=0.1, eps=1e-2)
+        model, x, half = (
+            Score(model, SDES[kind]),
+            torch.rand(SHAPE, device=device),
+            downsampling(8, 8, 2),
+        )
+        codes = [
+            latents.encode(model, x, options)[0]
+            for options in (Options(method='ode', rtol=1.0, atol=1.0), Options(steps=3))
+        ]
+        pc = Options(
+            method='pc', predictor='reverse_diffusion', corrector='langevin', snr=0.1, eps=1e-2
+        )
         return [*codes, control.sample_measured(model, half, half(x), pc, consistency=1.0)[0]]
+
     ours, theirs = on_both(run, network(kind), monkeypatch)
     assert all(map(torch.equal, theirs, ours))
 
@@ -102,11 +143,16 @@ def test_a_device_that_is_missing_is_one_sentence(tmp_path, monkeypatch):
     config.device = 'mps'
     with pytest.raises(UserError) as error:
         preflight.check(config, tmp_path, 'sample')
-    assert str(error.value) == "config.device is 'mps', but PyTorch finds no MPS device here: use --config.device=cpu"
+    assert (
+        str(error.value)
+        == "config.device is 'mps', but PyTorch finds no MPS device here: use --config.device=cpu"
+    )
 
 
 def test_random_numbers_of_mps_are_kept_and_come_back(monkeypatch):
-    """The stream of the device is saved with a checkpoint, continues from there, and is unchanged by a block with its own numbers."""
+    """The stream of the device is saved with a checkpoint, continues from there, and is unchanged
+    by a block with its own numbers.
+    """
     stream = torch.Generator().manual_seed(5)
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
     monkeypatch.setattr(torch.mps, 'get_rng_state', stream.get_state)

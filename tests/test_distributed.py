@@ -1,4 +1,7 @@
-"""Several processes do what one does: the same losses, samples and files. Each runs on the CPU, with gloo."""
+"""Several processes do what one does: the same losses, samples and files. Each runs on the CPU,
+with gloo.
+"""
+
 import os
 import pathlib
 import re
@@ -21,17 +24,53 @@ from runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'configs/vp/digits_ddpmpp_continuous.py'
-SMALL = ['--config.device=cpu', '--config.model.nf=8', '--config.model.num_scales=25', '--config.training.batch_size=16',
-         '--config.training.n_iters=21', '--config.training.snapshot_freq=20', '--config.training.snapshot_freq_for_preemption=100',
-         '--config.training.log_freq=1', '--config.training.eval_freq=5', '--config.sampling.seed_per_image=True']
-EVALUATION = ['--config.eval.num_samples=50', '--config.eval.batch_size=20', '--config.eval.bpd_rtol=0.1', '--config.eval.bpd_atol=0.1']
+SMALL = [
+    '--config.device=cpu',
+    '--config.model.nf=8',
+    '--config.model.num_scales=25',
+    '--config.training.batch_size=16',
+    '--config.training.n_iters=21',
+    '--config.training.snapshot_freq=20',
+    '--config.training.snapshot_freq_for_preemption=100',
+    '--config.training.log_freq=1',
+    '--config.training.eval_freq=5',
+    '--config.sampling.seed_per_image=True',
+]
+EVALUATION = [
+    '--config.eval.num_samples=50',
+    '--config.eval.batch_size=20',
+    '--config.eval.bpd_rtol=0.1',
+    '--config.eval.bpd_atol=0.1',
+]
 
 
 def run(processes, workdir, mode, *arguments, fails=False):
     """The log of the command line in so many processes."""
-    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
-    result = subprocess.run([sys.executable, *launcher, 'main.py', '--config', CONFIG, '--workdir', str(workdir), '--mode', mode, *SMALL,
-                             *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    launcher = (
+        ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+        if processes > 1
+        else []
+    )
+    result = subprocess.run(
+        [
+            sys.executable,
+            *launcher,
+            'main.py',
+            '--config',
+            CONFIG,
+            '--workdir',
+            str(workdir),
+            '--mode',
+            mode,
+            *SMALL,
+            *arguments,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+    )
     assert (result.returncode != 0) == fails, result.stderr
     return result.stderr
 
@@ -51,10 +90,31 @@ def endless(tmp_path, *arguments, wanted='step: 4, training_loss'):
     """A job of two processes, some steps into a training that would not end by itself."""
     log = tmp_path / 'stdout.txt'
     job = subprocess.Popen(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'main.py', '--config', CONFIG, '--workdir',
-         str(tmp_path), '--mode', 'train', *SMALL, '--config.training.n_iters=100000', '--config.training.snapshot_freq_for_preemption=2',
-         '--config.training.snapshot_freq=100000', '--config.timeout_minutes=0.5', *arguments],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc_per_node=2',
+            'main.py',
+            '--config',
+            CONFIG,
+            '--workdir',
+            str(tmp_path),
+            '--mode',
+            'train',
+            *SMALL,
+            '--config.training.n_iters=100000',
+            '--config.training.snapshot_freq_for_preemption=2',
+            '--config.training.snapshot_freq=100000',
+            '--config.timeout_minutes=0.5',
+            *arguments,
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+    )
     deadline = time.monotonic() + 120
     while not (log.is_file() and wanted in log.read_text()):
         assert time.monotonic() < deadline and job.poll() is None, job.communicate()[1]
@@ -66,9 +126,17 @@ def test_a_signal_to_two_processes_saves_and_stops(tmp_path):
     job = endless(tmp_path)
     job.send_signal(signal.SIGTERM)
     job.communicate(timeout=60)
-    stopped = re.search(r'Stopped by signal 15 after step (\d+)', (tmp_path / 'stdout.txt').read_text())
+    stopped = re.search(
+        r'Stopped by signal 15 after step (\d+)', (tmp_path / 'stdout.txt').read_text()
+    )
     assert job.returncode != 0 and checkpoint(tmp_path)['step'] == int(stopped[1]) + 1 > 5
-    log = run(2, tmp_path, 'train', '--config.training.snapshot_freq=100000', f'--config.training.n_iters={int(stopped[1]) + 4}')
+    log = run(
+        2,
+        tmp_path,
+        'train',
+        '--config.training.snapshot_freq=100000',
+        f'--config.training.n_iters={int(stopped[1]) + 4}',
+    )
     assert logged(log, 'step')[0] == int(stopped[1]) + 1  # and goes on with the next one
 
 
@@ -77,7 +145,11 @@ def workers_of(tmp_path) -> dict[int, int]:
     workers = {}
     for folder in pathlib.Path('/proc').glob('[0-9]*'):
         try:
-            settings = dict(part.split('=', 1) for part in (folder / 'environ').read_text().split('\0') if '=' in part)
+            settings = dict(
+                part.split('=', 1)
+                for part in (folder / 'environ').read_text().split('\0')
+                if '=' in part
+            )
             if str(tmp_path) in (folder / 'cmdline').read_text() and 'LOCAL_RANK' in settings:
                 workers[int(settings['RANK'])] = int(folder.name)
         except OSError:  # of somebody else, or gone
@@ -87,7 +159,9 @@ def workers_of(tmp_path) -> dict[int, int]:
 
 
 def test_a_signal_to_one_of_two_processes_while_a_snapshot_is_sampled(tmp_path):
-    """Both leave within seconds, by the other's word, and with status 143; the samples are drawn on resume."""
+    """Both leave within seconds, by the other's word, and with status 143; the samples are drawn on
+    resume.
+    """
     slow = ['--config.training.snapshot_freq=4', '--config.sampling.steps=20000']
     job = endless(tmp_path, *slow, wanted='step: 4, training_loss')
     time.sleep(0.5)
@@ -106,7 +180,10 @@ def test_a_dead_process_ends_the_job_with_a_message(tmp_path):
     job = endless(tmp_path)
     os.kill(workers_of(tmp_path)[1], signal.SIGKILL)
     said = job.communicate(timeout=60)[1]
-    assert job.returncode != 0 and 'error: process 0 of 2: another process of this job has died' in said, said
+    assert (
+        job.returncode != 0
+        and 'error: process 0 of 2: another process of this job has died' in said
+    ), said
     assert checkpoint(tmp_path)['step'] >= 3
 
 
@@ -122,12 +199,19 @@ def test_training_gives_the_losses_of_one_process(trained):
     one, two = (checkpoint(trained[n][0]) for n in (1, 2))
     assert one['step'] == two['step'] == 21 and list(one['model']) == list(two['model'])
     for a, b in zip(one['ema']['shadow_params'], two['ema']['shadow_params']):
-        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)  # 21 steps of Adam, which divides by small numbers
+        # 21 steps of Adam, which divides by small numbers
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
 
 
 def test_only_process_0_writes(trained):
-    files = [sorted(str(path.relative_to(workdir)) for path in workdir.rglob('*') if 'tfevents' not in path.name)
-             for workdir, _ in trained.values()]
+    files = [
+        sorted(
+            str(path.relative_to(workdir))
+            for path in workdir.rglob('*')
+            if 'tfevents' not in path.name
+        )
+        for workdir, _ in trained.values()
+    ]
     assert files[0] == files[1]
     for workdir, _ in trained.values():
         assert len(list(workdir.glob('tensorboard/*'))) == 1
@@ -135,18 +219,26 @@ def test_only_process_0_writes(trained):
 
 
 def test_training_draws_the_samples_of_one_process(trained):
-    one, two = (np.load(workdir / 'samples' / 'iter_20' / 'sample.np').astype(int) for workdir, _ in trained.values())
-    assert one.shape == (16, 8, 8, 1) and np.abs(one - two).max() <= 255 // 16  # of the 17 grey levels one up or down
+    one, two = (
+        np.load(workdir / 'samples' / 'iter_20' / 'sample.np').astype(int)
+        for workdir, _ in trained.values()
+    )
+    # of the 17 grey levels one up or down
+    assert one.shape == (16, 8, 8, 1) and np.abs(one - two).max() <= 255 // 16
     assert (one != two).mean() < 0.01
 
 
 def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
-    """What all draw together goes on; so does each process's own stream where their number stays, bit by bit."""
+    """What all draw together goes on; so does each process's own stream where their number stays,
+    bit by bit.
+    """
     run(2, tmp_path / 'two', 'train', '--config.training.n_iters=9')
     before = checkpoint(tmp_path / 'two')
     assert len(before['rng']['own']) == 2 and not torch.equal(*before['rng']['own'])
     log = run(1, shutil.copytree(tmp_path / 'two', tmp_path / 'one'), 'train')
-    np.testing.assert_allclose(logged(log, 'training_loss'), logged(trained[1][1], 'training_loss')[9:], rtol=1e-5)
+    np.testing.assert_allclose(
+        logged(log, 'training_loss'), logged(trained[1][1], 'training_loss')[9:], rtol=1e-5
+    )
 
     run(2, tmp_path / 'two', 'train')
     resumed, whole = checkpoint(tmp_path / 'two'), checkpoint(trained[2][0])
@@ -156,23 +248,39 @@ def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
 
 
 def test_evaluation_gives_the_files_of_one_process(trained, tmp_path):
-    """Losses, likelihoods, whose solver takes other numbers of steps in each process, samples, features, statistics and metrics."""
+    """Losses, likelihoods, whose solver takes other numbers of steps in each process, samples,
+    features, statistics and metrics.
+    """
     workdir = trained[1][0]
     for n in (1, 2):
-        log = run(n, workdir, 'eval', f'--eval_folder=eval{n}', *EVALUATION, f'--config.eval.stats_dir={tmp_path / str(n)}')
+        log = run(
+            n,
+            workdir,
+            'eval',
+            f'--eval_folder=eval{n}',
+            *EVALUATION,
+            f'--config.eval.stats_dir={tmp_path / str(n)}',
+        )
         assert log.count('Wrote') >= 1 and 'Frechet distance, pixels' in log
-    one, two = ({path.relative_to(folder): path for path in sorted(folder.rglob('*.npz'))}
-                for folder in (workdir / 'eval1', workdir / 'eval2'))
+    one, two = (
+        {path.relative_to(folder): path for path in sorted(folder.rglob('*.npz'))}
+        for folder in (workdir / 'eval1', workdir / 'eval2')
+    )
     assert list(one) == list(two) and len(one) == 1 + 18 + 6 + 1
     for name in one:
         a, b = (dict(np.load(path)) for path in (one[name], two[name]))
         assert a.pop('protocol') == b.pop('protocol') and a.keys() == b.keys()
         a.pop('seconds', None)  # which it took
         for key in a:
-            np.testing.assert_allclose(b[key], a[key], rtol=1e-6, atol=1e-6, err_msg=f'{name} {key}')
+            np.testing.assert_allclose(
+                b[key], a[key], rtol=1e-6, atol=1e-6, err_msg=f'{name} {key}'
+            )
     nfe = {int(np.load(path)['nfe']) for path in one.values() if 'bpd' in path.name}
     assert len(nfe) > 1, 'batches whose solvers take the same number of steps show nothing'
-    a, b = (np.load(next((tmp_path / str(n)).glob('digits_pixels*_stats.npz')))['pool_3'] for n in (1, 2))
+    a, b = (
+        np.load(next((tmp_path / str(n)).glob('digits_pixels*_stats.npz')))['pool_3']
+        for n in (1, 2)
+    )
     np.testing.assert_array_equal(a, b)
 
 
@@ -188,7 +296,10 @@ def test_random_numbers_of_another_device_begin_anew(caplog):
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    for state in (dict(device='cuda', common=torch.zeros(16, dtype=torch.uint8), own=[]), dict(cpu=torch.get_rng_state())):
+    for state in (
+        dict(device='cuda', common=torch.zeros(16, dtype=torch.uint8), own=[]),
+        dict(cpu=torch.get_rng_state()),
+    ):
         distributed.begin_randomness('cpu', 0, state)
     assert torch.equal(torch.rand(2), expected) and 'begin anew' in caplog.text
 
@@ -200,15 +311,23 @@ def test_control_is_the_work_of_one_process(tmp_path):
 
 def test_a_fault_ends_all_processes(tmp_path):
     log = run(2, tmp_path, 'train', '--config.training.batch_size=15', fails=True)
-    assert 'config.training.batch_size must be a multiple of config.training.accumulation=1 times 2 processes, got 15' in log
+    assert (
+        'config.training.batch_size must be a multiple of config.training.accumulation=1 times 2 '
+        'processes, got 15' in log
+    )
 
 
-# The functions, in processes of this test ---------------------------------------------------------------------------------------------
+# The functions, in processes of this test ---------------------------------------------------------
 
 
 def _process(rank, check, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE='3', LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1',
-                      MASTER_PORT=(folder / 'port').read_text())
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE='3',
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=(folder / 'port').read_text(),
+    )
     torch.set_num_threads(1)
     assert distributed.start('cpu', timeout_minutes=1) == 'cpu'
     check(rank, folder)
@@ -217,6 +336,7 @@ def _process(rank, check, folder):
 
 def in_three_processes(check, folder):
     import socket
+
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         (folder / 'port').write_text(str(probe.getsockname()[1]))
@@ -224,7 +344,11 @@ def in_three_processes(check, folder):
 
 
 def _check_exchange(rank, folder):
-    assert distributed.size() == 3 and distributed.rank() == rank and distributed.is_main() == (rank == 0)
+    assert (
+        distributed.size() == 3
+        and distributed.rank() == rank
+        and distributed.is_main() == (rank == 0)
+    )
     assert distributed.mean(torch.tensor([1.0, rank])).tolist() == [1.0, 1.0]
     assert distributed.broadcast({'of': rank}) == {'of': 0}
     assert distributed.gather(rank) == ([0, 1, 2] if rank == 0 else None)
@@ -234,18 +358,24 @@ def _check_exchange(rank, folder):
     done = []
     found = list(distributed.in_turns('abcdefg', lambda item: done.append(item) or (item, rank)))
     assert ''.join(done) == 'abcdefg'[rank::3]
-    assert found == ([(item, (item, i % 3)) for i, item in enumerate('abcdefg')] if rank == 0 else [])
+    assert found == (
+        [(item, (item, i % 3)) for i, item in enumerate('abcdefg')] if rank == 0 else []
+    )
     assert list(distributed.in_turns([], done.append)) == []
     _check_interruption(rank)
 
 
 def _check_interruption(rank):
-    """One process is interrupted in its work, in the second round; the others learn of it at their next look, and all leave."""
+    """One process is interrupted in its work, in the second round; the others learn of it at their
+    next look, and all leave.
+    """
+
     def work(item):
         if item == 4:
             raise interruption.Interrupted(15)
         interruption.look()
         return item
+
     with pytest.raises(SystemExit) as caught:
         assert list(distributed.in_turns(range(9), work)) == []
     assert caught.value.code == 143
@@ -279,7 +409,9 @@ def _check_randomness(rank, folder):
     after = torch.rand(4, generator=generator), torch.rand(4)
     distributed.begin_randomness('cpu', 5, state)
     generator = distributed.common_generator('cpu')
-    assert torch.equal(torch.rand(4, generator=generator), after[0]) and torch.equal(torch.rand(4), after[1])
+    assert torch.equal(torch.rand(4, generator=generator), after[0]) and torch.equal(
+        torch.rand(4), after[1]
+    )
 
 
 def test_randomness(tmp_path):
@@ -289,7 +421,11 @@ def test_randomness(tmp_path):
 def test_a_single_process_needs_none_of_it(monkeypatch):
     monkeypatch.delenv('WORLD_SIZE', raising=False)
     assert distributed.start('cpu', 1.0) == 'cpu' and not torch.distributed.is_initialized()
-    assert distributed.rows(5) == slice(0, 5) and distributed.broadcast(3) == 3 and distributed.gather(3) == [3]
+    assert (
+        distributed.rows(5) == slice(0, 5)
+        and distributed.broadcast(3) == 3
+        and distributed.gather(3) == [3]
+    )
     assert list(distributed.in_turns([1, 2], lambda item: 10 * item)) == [(1, 10), (2, 20)]
     assert distributed.common_generator('cpu') is None
     torch.manual_seed(3)
@@ -299,7 +435,7 @@ def test_a_single_process_needs_none_of_it(monkeypatch):
     assert torch.equal(torch.rand(3), drawn)
 
 
-# Data ---------------------------------------------------------------------------------------------------------------------------------
+# Data ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('dequantize', [False, True])
@@ -313,9 +449,14 @@ def test_rows_of_a_batch_make_up_the_batch(dequantize):
             return super().read(indices)
 
     images = Counting(rng.integers(0, 256, (50, 6, 6, 3), np.uint8), np.arange(50))
-    settings = dict(batch_size=12, seed=1, start=0, shuffle=True, random_flip=True, dequantize=dequantize)
+    settings = dict(
+        batch_size=12, seed=1, start=0, shuffle=True, random_flip=True, dequantize=dequantize
+    )
     whole = datasets.Batches(images, **settings)
-    parts = [datasets.Batches(images, **settings, rows=slice(4 * rank, 4 * rank + 4)) for rank in range(3)]
+    parts = [
+        datasets.Batches(images, **settings, rows=slice(4 * rank, 4 * rank + 4))
+        for rank in range(3)
+    ]
     for i in (0, 3, 4, 40):  # also across the end of an epoch
         read.clear()
         expected = whole.batch(i)
@@ -326,11 +467,17 @@ def test_rows_of_a_batch_make_up_the_batch(dequantize):
             assert len(read) == 4 * len(found)
         assert sorted(read) == all_read
         for key in expected:
-            np.testing.assert_array_equal(np.concatenate([part[key] for part in found]), expected[key])
+            np.testing.assert_array_equal(
+                np.concatenate([part[key] for part in found]), expected[key]
+            )
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
     config = digits_ddpmpp_continuous.get_config()
     config.device, config.training.batch_size, config.training.accumulation = 'cpu', 16, 3
-    with pytest.raises(UserError, match='config.training.batch_size must be a multiple of config.training.accumulation=3.*, got 16'):
+    with pytest.raises(
+        UserError,
+        match='config.training.batch_size must be a multiple of '
+        'config.training.accumulation=3.*, got 16',
+    ):
         preflight.check(config, tmp_path, 'train')

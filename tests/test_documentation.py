@@ -1,4 +1,5 @@
 """README and docs: their Python runs, their commands parse, their links lead somewhere."""
+
 import importlib
 import re
 import shlex
@@ -10,7 +11,11 @@ from absl.testing import flagsaver
 from commands import command_line
 from conftest import ROOT
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), *sorted((ROOT / 'docs').glob('models/*.md'))]
+PAGES = [
+    ROOT / 'README.md',
+    *sorted((ROOT / 'docs').glob('*.md')),
+    *sorted((ROOT / 'docs').glob('models/*.md')),
+]
 IDS = [path.relative_to(ROOT).as_posix() for path in PAGES]
 RUN_ELSEWHERE = {'docs/extending.md'}  # tests/test_examples.py
 
@@ -19,8 +24,15 @@ def blocks(path, language: str) -> list[str]:
     return re.findall(rf'```{language}\n(.*?)```', path.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize('path', [path for path, name in zip(PAGES, IDS) if blocks(path, 'python') and name not in RUN_ELSEWHERE],
-                         ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    'path',
+    [
+        path
+        for path, name in zip(PAGES, IDS)
+        if blocks(path, 'python') and name not in RUN_ELSEWHERE
+    ],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
 def test_python_runs(path, tmp_path, monkeypatch):
     """All code of a page, from top to bottom, in an empty folder."""
     monkeypatch.chdir(tmp_path)
@@ -33,10 +45,14 @@ def commands(path) -> list[list[str]]:
     """The words of every `python main.py ...` of a page."""
     lines = '\n'.join(blocks(path, 'sh')).replace('\\\n', ' ').splitlines()
     found = [shlex.split(line, comments=True) for line in lines if 'main.py' in line]
-    return [words[words.index('main.py'):] for words in found]
+    return [words[words.index('main.py') :] for words in found]
 
 
-@pytest.mark.parametrize('path', [path for path in PAGES if commands(path)], ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    'path',
+    [path for path in PAGES if commands(path)],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
 def test_commands_are_understood(path, tmp_path):
     """By the parser of the command line, with files of the user replaced by ones that exist."""
     importlib.import_module('main')
@@ -65,17 +81,32 @@ def test_links_lead_somewhere(path):
 
 def test_every_page_is_listed():
     listed = set(re.findall(r'\]\(([\w/.-]+\.md)\)', (ROOT / 'docs' / 'README.md').read_text()))
-    assert {path.relative_to(ROOT / 'docs').as_posix() for path in PAGES[1:]} - {'README.md'} <= listed
+    assert {path.relative_to(ROOT / 'docs').as_posix() for path in PAGES[1:]} - {
+        'README.md'
+    } <= listed
 
 
 def test_the_readme_is_short():
     assert (ROOT / 'README.md').stat().st_size <= 8000
 
 
-@pytest.mark.parametrize('path', [ROOT / 'README.md', *(path for path in PAGES if path.name != 'architecture.md')],
-                         ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    'path',
+    [ROOT / 'README.md', *(path for path in PAGES if path.name != 'architecture.md')],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
 def test_plain_words(path):
     """None of the turns of phrase that readers stumbled over."""
-    for phrase in (r'\bis told\b', r'\btells\b', r'\banew\b', r'\bgoes on\b', r'\bof its own\b', r'\bso many\b', r'\bwhatever\b',
-                   r'\bbehind the\b', r'\bsuch as do not\b', r'\bis refused\b'):
+    for phrase in (
+        r'\bis told\b',
+        r'\btells\b',
+        r'\banew\b',
+        r'\bgoes on\b',
+        r'\bof its own\b',
+        r'\bso many\b',
+        r'\bwhatever\b',
+        r'\bbehind the\b',
+        r'\bsuch as do not\b',
+        r'\bis refused\b',
+    ):
         assert not re.search(phrase, path.read_text()), phrase

@@ -1,4 +1,7 @@
-"""What a user can add by name: the example file as real commands, its SDE against exact answers, the blocks of docs/extending.md."""
+"""What a user can add by name: the example file as real commands, its SDE against exact answers,
+the blocks of docs/extending.md.
+"""
+
 import math
 import re
 import subprocess
@@ -48,29 +51,37 @@ def example(unregistered):
     return config
 
 
-# The cosine SDE of the example -------------------------------------------------------------------------------------------------------
+# The cosine SDE of the example --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('s', [0.008, 0.05])
 def test_the_marginal_solves_the_moment_equations(example, s):
-    """dm/dt = -beta/2 m and dv/dt = beta (1 - v) with the beta of the drift and the g^2 of the diffusion, integrated numerically."""
+    """dm/dt = -beta/2 m and dv/dt = beta (1 - v) with the beta of the drift and the g^2 of the
+    diffusion, integrated numerically.
+    """
     sde = sde_lib.SDES.get('cosinevp')(cosine_s=s)
 
     def rates(t, moments):
-        drift, diffusion = sde.sde(torch.ones(1, 1, dtype=torch.float64), torch.tensor([t], dtype=torch.float64))
+        drift, diffusion = sde.sde(
+            torch.ones(1, 1, dtype=torch.float64), torch.tensor([t], dtype=torch.float64)
+        )
         return [float(drift) * moments[0], 2 * float(drift) * moments[1] + float(diffusion) ** 2]
+
     times = np.array([1e-3, 0.1, 0.5, 0.9, sde.T])
     found = solve_ivp(rates, (0, sde.T), [1.0, 0.0], 'LSODA', times, rtol=1e-10, atol=1e-12)
     t = torch.tensor(times)
     mean, std = sde.marginal_prob(torch.ones(5, 1, dtype=torch.float64), t)
     np.testing.assert_allclose(mean[:, 0], found.y[0], rtol=1e-6)
-    np.testing.assert_allclose(std ** 2, found.y[1], rtol=1e-6)
+    np.testing.assert_allclose(std**2, found.y[1], rtol=1e-6)
     drift, diffusion = sde.sde(torch.ones(5, 1, dtype=torch.float64), t)
-    np.testing.assert_allclose(diffusion ** 2, -2 * drift[:, 0], rtol=1e-12)  # the variance stays 1 where it is 1
+    # the variance stays 1 where it is 1
+    np.testing.assert_allclose(diffusion**2, -2 * drift[:, 0], rtol=1e-12)
 
 
 def test_the_schedule_is_that_of_the_paper(example):
-    """Nichol & Dhariwal 2021, Eq. 17, with s = 0.008; in float32 the standard deviation is accurate down to the smallest times."""
+    """Nichol & Dhariwal 2021, Eq. 17, with s = 0.008; in float32 the standard deviation is accurate
+    down to the smallest times.
+    """
     sde, t = sde_lib.get_sde(example), np.array([1e-5, 1e-3, 0.3, 0.99])
     f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
     mean, std = sde.marginal_prob(torch.ones(4, 1), torch.tensor(t, dtype=torch.float32))
@@ -83,11 +94,22 @@ def exact_model(sde):
     return ScoreModel(ExactNoise(sde), sde, shape=(1, 4, 4))
 
 
-@pytest.mark.parametrize('settings', [dict(predictor='posterior'), dict(predictor='reverse_diffusion'),
-                                      dict(predictor='posterior', skip_type='logSNR')], ids=lambda settings: '-'.join(settings.values()))
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(predictor='posterior'),
+        dict(predictor='reverse_diffusion'),
+        dict(predictor='posterior', skip_type='logSNR'),
+    ],
+    ids=lambda settings: '-'.join(settings.values()),
+)
 def test_sampling_with_the_exact_score_reaches_the_data(example, settings):
-    """Of 8000 values: their mean is known to 0.006, their standard deviation to 0.004; steps of T/N add errors of order 1/N."""
-    samples, nfe = exact_model(sde_lib.get_sde(example)).draw(500, method='pc', steps=400, **settings)
+    """Of 8000 values: their mean is known to 0.006, their standard deviation to 0.004; steps of T/N
+    add errors of order 1/N.
+    """
+    samples, nfe = exact_model(sde_lib.get_sde(example)).draw(
+        500, method='pc', steps=400, **settings
+    )
     assert nfe == 400
     assert samples.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert samples.std().item() == pytest.approx(STD, abs=0.02)
@@ -95,9 +117,16 @@ def test_sampling_with_the_exact_score_reaches_the_data(example, settings):
 
 @pytest.mark.parametrize('method', ['heun', 'dpmpp_2m', 'unipc'])
 def test_solvers_follow_the_flow_of_the_cosine_sde(example, method):
-    """Of Gaussian data the flow keeps every value at its distance from the mean in units of the standard deviation."""
+    """Of Gaussian data the flow keeps every value at its distance from the mean in units of the
+    standard deviation.
+    """
     sde, z = sde_lib.get_sde(example), torch.randn(100, 1, 4, 4)
-    samples, _ = sampling.sample(exact_model(sde), z.shape, sampling.Options(method=method, steps=100, noise_removal=False), z=z)
+    samples, _ = sampling.sample(
+        exact_model(sde),
+        z.shape,
+        sampling.Options(method=method, steps=100, noise_removal=False),
+        z=z,
+    )
     (start, start_std), (end, end_std) = marginal(sde, sde.T), marginal(sde, 1e-3)
     torch.testing.assert_close(samples, end + end_std * (z - start) / start_std, atol=0.01, rtol=0)
 
@@ -108,22 +137,41 @@ def test_likelihoods_of_gaussian_data_are_exact(example):
     (start, start_std), (end, end_std) = marginal(sde, 1e-5), marginal(sde, sde.T)
     code = end + end_std * (data - start) / start_std
     torch.testing.assert_close(result.z, code, atol=1e-4, rtol=0)
-    torch.testing.assert_close(result.nats, sde.prior_logp(code) + 16 * math.log(end_std / start_std), atol=2e-3, rtol=0)
-    exact = torch.distributions.Normal(MEAN, STD).log_prob(data).flatten(1).sum(1)  # but for the prior, which is almost p_T
+    torch.testing.assert_close(
+        result.nats, sde.prior_logp(code) + 16 * math.log(end_std / start_std), atol=2e-3, rtol=0
+    )
+    # but for the prior, which is almost p_T
+    exact = torch.distributions.Normal(MEAN, STD).log_prob(data).flatten(1).sum(1)
     torch.testing.assert_close(result.nats, exact, atol=0.05, rtol=0)
 
 
-# Real commands -----------------------------------------------------------------------------------------------------------------------
+# Real commands ------------------------------------------------------------------------------------
 
-SHORT = ('--config.device=cpu', '--config.model.cnn_width=16', '--config.training.n_iters=6', '--config.training.snapshot_freq=5',
-         '--config.training.snapshot_sampling=False', '--config.model.num_scales=5', '--config.eval.num_samples=8',
-         '--config.eval.metrics_backend=none', '--config.eval.metrics_floor=False', '--config.eval.most_images=8',
-         '--config.eval.bpd_rtol=0.1', '--config.eval.bpd_atol=0.1')
+SHORT = (
+    '--config.device=cpu',
+    '--config.model.cnn_width=16',
+    '--config.training.n_iters=6',
+    '--config.training.snapshot_freq=5',
+    '--config.training.snapshot_sampling=False',
+    '--config.model.num_scales=5',
+    '--config.eval.num_samples=8',
+    '--config.eval.metrics_backend=none',
+    '--config.eval.metrics_floor=False',
+    '--config.eval.most_images=8',
+    '--config.eval.bpd_rtol=0.1',
+    '--config.eval.bpd_atol=0.1',
+)
 
 
 def command(folder, *flags):
     """Run main.py in `folder`."""
-    return subprocess.run([sys.executable, ROOT / 'main.py', *flags], cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, ROOT / 'main.py', *flags],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_path, example):
@@ -132,19 +180,40 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
     (elsewhere / 'beside.py').write_text('')
     (elsewhere / 'mine.py').write_text('import beside\n' + EXAMPLE.read_text())
     for mode in ('train', 'eval', 'sample'):
-        done = command(tmp_path, '--config=elsewhere/mine.py', f'--workdir={workdir}', f'--mode={mode}', '--num_samples=4', *SHORT)
+        done = command(
+            tmp_path,
+            '--config=elsewhere/mine.py',
+            f'--workdir={workdir}',
+            f'--mode={mode}',
+            '--num_samples=4',
+            *SHORT,
+        )
         assert done.returncode == 0, done.stderr
     log = (workdir / 'stdout.txt').read_text()
-    assert 'CosineVPSDE(cosine_s=0.008, N=5), continuous time' in log and 'small_cnn, 10,801 parameters' in log
-    assert (workdir / 'checkpoints' / 'checkpoint_1.pth').is_file() and (workdir / 'generated' / '00003.png').is_file()
-    assert 'bits/dim' in (workdir / 'eval' / 'report.md').read_text() and np.load(workdir / 'eval/ckpt_1/samples_0.npz')['samples'].any()
+    assert (
+        'CosineVPSDE(cosine_s=0.008, N=5), continuous time' in log
+        and 'small_cnn, 10,801 parameters' in log
+    )
+    assert (workdir / 'checkpoints' / 'checkpoint_1.pth').is_file() and (
+        workdir / 'generated' / '00003.png'
+    ).is_file()
+    assert (
+        'bits/dim' in (workdir / 'eval' / 'report.md').read_text()
+        and np.load(workdir / 'eval/ckpt_1/samples_0.npz')['samples'].any()
+    )
     done = command(tmp_path, f'--workdir={workdir}', '--mode=sample')
     assert done.returncode == 1 and done.stderr == (
-        f"error: {workdir} was trained with config.model.name='small_cnn', config.training.sde='cosinevp', "
+        f"error: {workdir} was trained with config.model.name='small_cnn', "
+        "config.training.sde='cosinevp', "
         "config.sampling.predictor='posterior', config.data.dataset='shapes', not registered here: "
-        'pass --config FILE, the Python file that registers them\n')
+        'pass --config FILE, the Python file that registers them\n'
+    )
     example.model.update(cosine_s=0.02, num_scales=5, cnn_width=16)
-    with pytest.raises(UserError, match=r'^config.model.cosine_s=0.02 differs from 0.008, with which .*checkpoint_1.pth was trained'):
+    with pytest.raises(
+        UserError,
+        match=r'^config.model.cosine_s=0.02 differs from 0.008, with '
+        r'which .*checkpoint_1.pth was trained',
+    ):
         score_model.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
 
 
@@ -155,34 +224,65 @@ def test_a_config_file_may_be_loaded_again(unregistered):
     assert type(sde_lib.get_sde(config)) is sys.modules['own_process'].CosineVPSDE
 
 
-# What the library asks an SDE ----------------------------------------------------------------------------------------------------------
+# What the library asks an SDE ---------------------------------------------------------------------
 
 
 def test_the_sdes_of_this_library_are_built_from_their_own_keys():
-    config = load_config('configs.vp.digits_ddpmpp_continuous', beta_min=0.2, beta_max=8.0, sigma_min=0.1, sigma_max=3.0, num_scales=30)
-    for name, shown in (('vpsde', 'VPSDE(beta_min=0.2, beta_max=8.0, N=30)'), ('subVPSDE', 'subVPSDE(beta_min=0.2, beta_max=8.0, N=30)'),
-                        ('VESDE', 'VESDE(sigma_min=0.1, sigma_max=3.0, N=30)')):
+    config = load_config(
+        'configs.vp.digits_ddpmpp_continuous',
+        beta_min=0.2,
+        beta_max=8.0,
+        sigma_min=0.1,
+        sigma_max=3.0,
+        num_scales=30,
+    )
+    for name, shown in (
+        ('vpsde', 'VPSDE(beta_min=0.2, beta_max=8.0, N=30)'),
+        ('subVPSDE', 'subVPSDE(beta_min=0.2, beta_max=8.0, N=30)'),
+        ('VESDE', 'VESDE(sigma_min=0.1, sigma_max=3.0, N=30)'),
+    ):
         config.training.sde = name
         assert repr(sde_lib.get_sde(config)) == shown
     config.training.sde = 'cosine'
-    with pytest.raises(UserError, match="^config.training.sde must be one of .*'subvpsde', 'vesde', 'vpsde', got 'cosine'$"):
+    with pytest.raises(
+        UserError,
+        match="^config.training.sde must be one of .*'subvpsde', 'vesde', 'vpsde', got 'cosine'$",
+    ):
         sde_lib.get_sde(config)
 
 
 def test_the_keys_that_define_a_model_follow_from_its_sde(example):
     """A key of another SDE than the one in use, own ones included, does not define the model."""
-    unused = {'vpsde': {'sigma_min', 'sigma_max', 'cosine_s'}, 'subvpsde': {'sigma_min', 'sigma_max', 'cosine_s'},
-              'vesde': {'beta_min', 'beta_max', 'cosine_s'}, 'cosinevp': {'beta_min', 'beta_max', 'sigma_min', 'sigma_max'},
-              'unheard_of': set()}
+    unused = {
+        'vpsde': {'sigma_min', 'sigma_max', 'cosine_s'},
+        'subvpsde': {'sigma_min', 'sigma_max', 'cosine_s'},
+        'vesde': {'beta_min', 'beta_max', 'cosine_s'},
+        'cosinevp': {'beta_min', 'beta_max', 'sigma_min', 'sigma_max'},
+        'unheard_of': set(),
+    }
     for name, absent in unused.items():
         example.training.sde = name
-        keys = ('beta_min', 'beta_max', 'sigma_min', 'sigma_max', 'cosine_s', 'num_scales', 'cnn_width')
-        assert {key for key in keys if not stored.defines_model(f'model.{key}', example)} == absent, name
-        assert not stored.defines_model('sampling.snr', example) and stored.defines_model('data.centered', example)
+        keys = (
+            'beta_min',
+            'beta_max',
+            'sigma_min',
+            'sigma_max',
+            'cosine_s',
+            'num_scales',
+            'cnn_width',
+        )
+        assert {
+            key for key in keys if not stored.defines_model(f'model.{key}', example)
+        } == absent, name
+        assert not stored.defines_model('sampling.snr', example) and stored.defines_model(
+            'data.centered', example
+        )
 
 
 def test_own_keys_of_an_sde_are_accepted_by_name(example, tmp_path):
-    """Beside a network of this library its keys are those of the constructor, whose first letters alone are not enough."""
+    """Beside a network of this library its keys are those of the constructor, whose first letters
+    alone are not enough.
+    """
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.training.sde = 'cosinevp'
     config.model.cosine_s = 0.02
@@ -204,6 +304,7 @@ def test_an_sde_whose_labels_are_noise_levels_may_divide_by_them(unregistered, t
     @sde_lib.register_sde(name='my_ve')
     class MyVE(sde_lib.VESDE):
         pass
+
     config = load_config('configs.ve.digits_ncsnpp_continuous')
     config.training.sde = 'my_ve'
     preflight.check(config, tmp_path, 'train')
@@ -215,73 +316,129 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
     config = load_config('configs.vp.digits_wideresnet')
     config.training.sde = 'cosinevp'
     config.model.update(nf=4, widen=1, num_res_blocks=1, cosine_s=0.008)
-    checkpoints.save(tmp_path / 'classifier.pth', run_lib.create_state(config) | dict(config=config.to_json()))
+    checkpoints.save(
+        tmp_path / 'classifier.pth', run_lib.create_state(config) | dict(config=config.to_json())
+    )
     if key is None:
-        assert score_model.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes == 10
+        assert (
+            score_model.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes
+            == 10
+        )
         return
     example.model[key] = value
-    with pytest.raises(UserError, match='was trained with model.cosine_s=0.008, but the config has 0.02: they must be equal'):
+    with pytest.raises(
+        UserError,
+        match='was trained with model.cosine_s=0.008, but the config has 0.02: they must be equal',
+    ):
         score_model.load_classifier(tmp_path / 'classifier.pth', example)
 
 
 def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
-    """An unknown name that the work directory does not have is a slip: it gets the known names instead."""
+    """An unknown name that the work directory does not have is a slip: it gets the known names
+    instead.
+    """
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.sampling.predictor = 'mine'
     config.sampling.my_step = 3  # a key of that predictor
     stored.write(config, tmp_path)
     with pytest.raises(UserError) as caught:
         preflight.check(config, tmp_path, 'sample')
-    assert str(caught.value) == (f"{tmp_path} was trained with config.sampling.predictor='mine', not registered here: "
-                                 'pass --config FILE, the Python file that registers them')
+    assert str(caught.value) == (
+        f"{tmp_path} was trained with config.sampling.predictor='mine', "
+        'not registered here: '
+        'pass --config FILE, the Python file that registers them'
+    )
     del config.sampling['my_step']
     config.sampling.predictor = 'eulr'
-    with pytest.raises(UserError, match="^config.sampling.predictor must be one of 'ancestral_sampling', "):
+    with pytest.raises(
+        UserError, match="^config.sampling.predictor must be one of 'ancestral_sampling', "
+    ):
         preflight.check(config, tmp_path, 'sample')
 
 
-# Data sets and measurements ------------------------------------------------------------------------------------------------------------
+# Data sets and measurements -----------------------------------------------------------------------
 
 
 def test_a_data_set_is_described_by_what_it_returns(unregistered, example):
     """Statistics of other images than those that its function returns now are recognised."""
     before = datasets.describe(example, 'train')
-    assert before['dataset'] == 'SHAPES' and datasets.get_name(example) == 'shapes_8' and len(before['digest']) == 16
+    assert (
+        before['dataset'] == 'SHAPES'
+        and datasets.get_name(example) == 'shapes_8'
+        and len(before['digest']) == 16
+    )
     assert datasets.describe(example, 'train') == before != datasets.describe(example, 'test')
     example.data.image_size = 12
     images, labels = datasets.get_split(example, 'train').read(np.arange(2000))
-    assert images.shape == (2000, 12, 12, 1) and images.dtype == np.uint8 and labels.dtype == np.int64 and set(labels) == {0, 1}
-    assert images[labels == 0].mean() > 1.3 * images[labels == 1].mean() > 0  # discs are full, crosses are not
-    assert datasets.describe(example, 'train')['digest'] != before['digest'] and datasets.get_name(example) == 'shapes_12'
+    assert (
+        images.shape == (2000, 12, 12, 1)
+        and images.dtype == np.uint8
+        and labels.dtype == np.int64
+        and set(labels) == {0, 1}
+    )
+    # discs are full, crosses are not
+    assert images[labels == 0].mean() > 1.3 * images[labels == 1].mean() > 0
+    assert (
+        datasets.describe(example, 'train')['digest'] != before['digest']
+        and datasets.get_name(example) == 'shapes_12'
+    )
 
 
 def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
     @datasets.register_dataset(levels=4, keys=('brightness',))
     def flat(config, split):
         return np.full((6, 8, 8, 1), config.data.brightness), np.arange(6)
-    config = load_config('configs.vp.digits_ddpmpp_continuous', dict(dataset='Flat', uniform_dequantization=False))
+
+    config = load_config(
+        'configs.vp.digits_ddpmpp_continuous', dict(dataset='Flat', uniform_dequantization=False)
+    )
     config.data.brightness = 3
     preflight.check(config, tmp_path, 'data')
-    assert datasets.get_levels(config) == 4 and datasets.describe(config, 'train')['brightness'] == 3
+    assert (
+        datasets.get_levels(config) == 4 and datasets.describe(config, 'train')['brightness'] == 3
+    )
     train, _, _ = datasets.get_dataset(config, evaluation=True)
     assert (next(iter(train))['image'] == 1).all()
-    for images, got in ((np.full((6, 8, 8, 1), 4), r'got int64 \(6, 8, 8, 1\) and 6 labels'),
-                        (np.zeros((6, 8, 8, 3), np.uint8), r'got uint8 \(6, 8, 8, 3\) and 6 labels'),
-                        (np.zeros((5, 8, 8, 1), np.uint8), r'got uint8 \(5, 8, 8, 1\) and 6 labels'),
-                        (np.zeros((6, 8, 8, 1)), r'got float64 \(6, 8, 8, 1\) and 6 labels')):
-        datasets.register_dataset(lambda config, split, images=images: (images, np.arange(6)), name='wrong', levels=4)
+    for images, got in (
+        (np.full((6, 8, 8, 1), 4), r'got int64 \(6, 8, 8, 1\) and 6 labels'),
+        (
+            np.zeros((6, 8, 8, 3), np.uint8),
+            r'got uint8 \(6, 8, 8, 3\) and 6 '
+            r'labels',
+        ),
+        (
+            np.zeros((5, 8, 8, 1), np.uint8),
+            r'got uint8 \(5, 8, 8, 1\) and 6 '
+            r'labels',
+        ),
+        (np.zeros((6, 8, 8, 1)), r'got float64 \(6, 8, 8, 1\) and 6 labels'),
+    ):
+        datasets.register_dataset(
+            lambda config, split, images=images: (images, np.arange(6)), name='wrong', levels=4
+        )
         config.data.dataset = 'wrong'
-        with pytest.raises(UserError, match=rf'^the data set WRONG must be images \(6, 8, 8, 1\) of integers from 0 to 3 .*, {got}$'):
+        with pytest.raises(
+            UserError,
+            match=r'^the data set WRONG must be images \(6, 8, 8, 1\) '
+            rf'of integers from 0 to 3 .*, {got}$',
+        ):
             datasets.get_split(config, 'train')
     assert datasets.register_dataset(flat, levels=4) is flat  # once more, as in a notebook
-    with pytest.raises(UserError, match="the data set name 'FLAT' is taken by .*flat: choose another"):
+    with pytest.raises(
+        UserError, match="the data set name 'FLAT' is taken by .*flat: choose another"
+    ):
         datasets.register_dataset(lambda config, split: None, name='flat')
-    with pytest.raises(UserError, match="the data set name 'DIGITS' is taken by data.image_sources.digits: choose another"):
+    with pytest.raises(
+        UserError,
+        match="the data set name 'DIGITS' is taken by data.image_sources.digits: choose another",
+    ):
         datasets.register_dataset(flat, name='digits')
 
 
 def test_a_measurement_is_a_task(unregistered, example, tmp_path):
-    """Here of five weighted sums of the pixels, which are no picture: what is known is shown as A^+ y."""
+    """Here of five weighted sums of the pixels, which are no picture: what is known is shown as A^+
+    y.
+    """
     weights = torch.linalg.qr(torch.randn(64, 5))[0].T
 
     @control.register_measurement(name='sums')
@@ -294,6 +451,7 @@ def test_a_measurement_is_a_task(unregistered, example, tmp_path):
 
         def pinv(self, y):
             return (y @ weights.to(y)).reshape(-1, 1, 8, 8)
+
     example.control.update(images=2, results=3)
     example.data.uniform_dequantization = False
     example.model.num_scales = 20
@@ -304,11 +462,13 @@ def test_a_measurement_is_a_task(unregistered, example, tmp_path):
     x = torch.from_numpy(found['inputs']).permute(0, 3, 1, 2) / 255 * 2 - 1
     known = ((x.flatten(1) @ weights.T @ weights + 1) / 2).clamp(0, 1).reshape(2, 8, 8, 1) * 255
     assert abs(found['known'] - known.numpy()).max() <= 1
-    with pytest.raises(UserError, match="the task name 'inpaint' is taken by this library: choose another"):
+    with pytest.raises(
+        UserError, match="the task name 'inpaint' is taken by this library: choose another"
+    ):
         control.register_measurement(Sums, name='inpaint')
 
 
-# The page docs/extending.md --------------------------------------------------------------------------------------------------------------
+# The page docs/extending.md -----------------------------------------------------------------------
 
 PAGE = (ROOT / 'docs' / 'extending.md').read_text()
 
@@ -324,7 +484,8 @@ def page_file(tmp_path_factory):
 def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path):
     config = command_line.load_config(str(page_file))
     config.device, config.model.num_scales = 'cpu', 10
-    config.training.update(n_iters=3, snapshot_freq=2)  # with samples by the predictor and the corrector
+    # with samples by the predictor and the corrector
+    config.training.update(n_iters=3, snapshot_freq=2)
     config.eval.update(enable_bpd=True, bpd_repeats=1, bpd_rtol=0.1, bpd_atol=0.1)
     config.control.update(images=2, results=2)
     run_lib.train(config, tmp_path)
@@ -337,7 +498,10 @@ def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path)
     assert np.load(folder / 'samples.npz')['samples'].shape == (3, 8, 8, 1)
     assert ScoreModel.load(tmp_path, device='cpu').sample(2, steps=2).shape == (2, 1, 8, 8)
     images, labels = datasets.get_split(config, 'test').read(np.arange(100))
-    assert set(np.unique(images)) == {0, 255} and (images[labels == 0] == images[labels == 0][:, :, :1]).all()
+    assert (
+        set(np.unique(images)) == {0, 255}
+        and (images[labels == 0] == images[labels == 0][:, :, :1]).all()
+    )
 
 
 def test_the_solver_of_the_page_has_order_one(page_file, unregistered):
@@ -355,8 +519,15 @@ def test_the_solver_of_the_page_has_order_one(page_file, unregistered):
 
 def test_the_page_names_what_there_is():
     """Its table has all registries, and its members of an SDE exist."""
-    for function in ('sde_lib.register_sde', 'models.utils.register_model', 'sampling.register_predictor', 'sampling.register_corrector',
-                     'solvers.register_solver', 'datasets.register_dataset', 'commands.control.register_measurement'):
+    for function in (
+        'sde_lib.register_sde',
+        'models.utils.register_model',
+        'sampling.register_predictor',
+        'sampling.register_corrector',
+        'solvers.register_solver',
+        'datasets.register_dataset',
+        'commands.control.register_measurement',
+    ):
         module, _, name = function.rpartition('.')
         assert f'`{function}`' in PAGE and callable(getattr(sys.modules[module], name))
     for names in re.findall(r'^\| (`[a-z_]+`(?:, `[a-z_]+`)*) \|', PAGE, re.MULTILINE):

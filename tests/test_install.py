@@ -1,4 +1,7 @@
-"""What an installation brings: the packages, the modules, and a clear word where another package has one of our names."""
+"""What an installation brings: the packages, the modules, and a clear word where another package
+has one of our names.
+"""
+
 import re
 import subprocess
 import sys
@@ -8,7 +11,9 @@ import pytest
 from conftest import ROOT
 
 if sys.version_info < (3, 11):
-    pytest.skip('reads pyproject.toml with tomllib, which Python 3.10 lacks', allow_module_level=True)
+    pytest.skip(
+        'reads pyproject.toml with tomllib, which Python 3.10 lacks', allow_module_level=True
+    )
 import tomllib
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
@@ -16,7 +21,10 @@ PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 
 def test_requirements_are_all_dependencies():
     extras = PROJECT['project']['optional-dependencies']
-    named = [*PROJECT['project']['dependencies'], *(name for names in extras.values() for name in names)]
+    named = [
+        *PROJECT['project']['dependencies'],
+        *(name for names in extras.values() for name in names),
+    ]
     assert sorted(named, key=str.lower) == (ROOT / 'requirements.txt').read_text().split()
 
 
@@ -24,7 +32,9 @@ def test_every_module_is_installed():
     settings = PROJECT['tool']['setuptools']
     assert settings['py-modules'] == sorted(path.stem for path in ROOT.glob('*.py'))
     packages = {path.parent.name for path in ROOT.glob('*/__init__.py')}
-    assert {name.rstrip('*') for name in settings['packages']['find']['include']} == packages - {'tests'}
+    assert {name.rstrip('*') for name in settings['packages']['find']['include']} == packages - {
+        'tests'
+    }
 
 
 @pytest.mark.parametrize('name', ['datasets', 'models', 'configs'])
@@ -32,10 +42,14 @@ def test_another_package_with_one_of_our_names(name, tmp_path):
     """As Hugging Face's `datasets`: the first import of ours says so."""
     (tmp_path / f'{name}.py').write_text('')
     code = f'import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import score_model'
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert result.returncode == 1 and re.search(
-        rf'ImportError: expected the package {name} of this library, got {re.escape(str(tmp_path))}/{name}\.py: put \S+ first on sys\.path',
-        result.stderr), result.stderr
+        rf'ImportError: expected the package {name} of this library, got '
+        rf'{re.escape(str(tmp_path))}/{name}\.py: put \S+ first on sys\.path',
+        result.stderr,
+    ), result.stderr
 
 
 def test_folders_with_our_names_in_the_project_of_a_user(tmp_path):

@@ -1,4 +1,7 @@
-"""Latent codes: the way from images to codes and back where it is known exactly, and what becomes of codes between, around and mixed."""
+"""Latent codes: the way from images to codes and back where it is known exactly, and what becomes
+of codes between, around and mixed.
+"""
+
 import functools
 import math
 
@@ -32,22 +35,32 @@ def target():
 def marginal(sde, t):
     """Mean and standard deviation (1, 2, 2) of x_t."""
     m, std = level(sde, torch.tensor([t]))
-    return (m * torch.tensor(MEAN, dtype=torch.float64)).reshape(SHAPE), (m ** 2 * VARIANCES + std ** 2).sqrt().reshape(SHAPE)
+    return (m * torch.tensor(MEAN, dtype=torch.float64)).reshape(SHAPE), (
+        m**2 * VARIANCES + std**2
+    ).sqrt().reshape(SHAPE)
 
 
 def carried(sde, x, s, t):
-    """Where the flow carries x from time s to time t: in one dimension it keeps the order of points, so quantiles go to quantiles."""
+    """Where the flow carries x from time s to time t: in one dimension it keeps the order of
+    points, so quantiles go to quantiles.
+    """
     (mean_s, std_s), (mean_t, std_t) = marginal(sde, s), marginal(sde, t)
     return mean_t + std_t * (x - mean_s) / std_s
 
 
-# The way there and back -------------------------------------------------------------------------------------------------------------
+# The way there and back ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('eps', [None, 0.05])
 def test_codes_of_a_gaussian_are_exact(sde, target, eps):
-    """From `eps`, by default where the SDE stops, to T and back: ten times the solver's tolerance, in units of the codes."""
-    network, x, options = ExactNetwork(sde, target), target.sample(50), OPTIONS(rtol=1e-6, atol=1e-6, eps=eps)
+    """From `eps`, by default where the SDE stops, to T and back: ten times the solver's tolerance,
+    in units of the codes.
+    """
+    network, x, options = (
+        ExactNetwork(sde, target),
+        target.sample(50),
+        OPTIONS(rtol=1e-6, atol=1e-6, eps=eps),
+    )
     start = sde.sampling_eps if eps is None else eps
     codes, nfe = encode(Score(network, sde), x, options)
     scale = marginal(sde, sde.T)[1].mean().item()
@@ -59,11 +72,14 @@ def test_codes_of_a_gaussian_are_exact(sde, target, eps):
     network.calls = 0
     images, nfe = decode(Score(network, sde), z, options)
     assert nfe == network.calls > 0 and not images.requires_grad
-    torch.testing.assert_close(images, x, rtol=0, atol=1e-4)  # VE: an error of 1e-6 of codes of 20 in images of 1
+    # VE: an error of 1e-6 of codes of 20 in images of 1
+    torch.testing.assert_close(images, x, rtol=0, atol=1e-4)
 
 
 def test_images_come_back(sde, target):
-    """Encoded and decoded with the tolerances of the defaults, which are 1e-5: to a quarter of a grey level of 256, in float32."""
+    """Encoded and decoded with the tolerances of the defaults, which are 1e-5: to a quarter of a
+    grey level of 256, in float32.
+    """
     model, x = Score(ExactNetwork(sde, target), sde), target.sample(50).float()
     codes, _ = encode(model, x, OPTIONS())
     back, _ = decode(model, codes, OPTIONS())
@@ -72,9 +88,13 @@ def test_images_come_back(sde, target):
 
 
 def test_codes_are_distributed_as_the_prior(sde, target):
-    """Up to what the SDE leaves of the data at T: mean and standard deviation of each pixel, no correlation, to four standard errors."""
+    """Up to what the SDE leaves of the data at T: mean and standard deviation of each pixel, no
+    correlation, to four standard errors.
+    """
     n = 4000
-    z = encode(Score(ExactNetwork(sde, target), sde), target.sample(n), OPTIONS(rtol=1e-3, atol=1e-3))[0].flatten(1)
+    z = encode(
+        Score(ExactNetwork(sde, target), sde), target.sample(n), OPTIONS(rtol=1e-3, atol=1e-3)
+    )[0].flatten(1)
     mean, std = (v.flatten() for v in marginal(sde, sde.T))
     assert ((z.mean(0) - mean) / std).abs().max() < 4 / math.sqrt(n)
     assert (z.std(0) / std - 1).abs().max() < 4 / math.sqrt(2 * n) + 1e-3
@@ -86,7 +106,9 @@ def test_tolerances_and_the_method_are_those_of_the_solver(target, method):
     """Ten thousand times the tolerance takes fewer evaluations."""
     sde, x = VPSDE(), target.sample(5)
     model = Score(ExactNetwork(sde, target), sde)
-    rough, fine = (OPTIONS(ode_method=method, rtol=tolerance, atol=tolerance) for tolerance in (1e-2, 1e-6))
+    rough, fine = (
+        OPTIONS(ode_method=method, rtol=tolerance, atol=tolerance) for tolerance in (1e-2, 1e-6)
+    )
     found = [encode(model, x, options) for options in (rough, fine)]
     assert found[0][1] < found[1][1]
     torch.testing.assert_close(found[1][0], carried(sde, x, 1e-3, 1.0), rtol=0, atol=1e-4)
@@ -98,24 +120,40 @@ def test_tolerances_and_the_method_are_those_of_the_solver(target, method):
 
 
 def test_codes_follow_a_guidance(sde, target):
-    """Of a network of another Gaussian, with what it lacks added: the codes are those of the right one, both ways."""
-    other, right = ExactNetwork(sde, gaussian([0.0] * 4, [1.0] * 4, SHAPE)), ExactNetwork(sde, target)
+    """Of a network of another Gaussian, with what it lacks added: the codes are those of the right
+    one, both ways.
+    """
+    other, right = (
+        ExactNetwork(sde, gaussian([0.0] * 4, [1.0] * 4, SHAPE)),
+        ExactNetwork(sde, target),
+    )
 
     def guidance(score_fn):
-        return lambda x, t: score_fn(x, t) + target.score(x, *level(sde, t)) - other.target.score(x, *level(sde, t))
+        return lambda x, t: (
+            score_fn(x, t) + target.score(x, *level(sde, t)) - other.target.score(x, *level(sde, t))
+        )
+
     x = target.sample(5)
     guided, right = Score(other, sde).guided_by(guidance), Score(right, sde)
     codes, nfe = encode(guided, x, OPTIONS())
     assert nfe == other.calls
-    torch.testing.assert_close(codes, encode(right, x, OPTIONS())[0], rtol=1e-6, atol=1e-6)  # the same steps of the solver
-    torch.testing.assert_close(decode(guided, codes, OPTIONS())[0], decode(right, codes, OPTIONS())[0], rtol=1e-6, atol=1e-6)
+    # the same steps of the solver
+    torch.testing.assert_close(codes, encode(right, x, OPTIONS())[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        decode(guided, codes, OPTIONS())[0],
+        decode(right, codes, OPTIONS())[0],
+        rtol=1e-6,
+        atol=1e-6,
+    )
 
 
-# Between codes ----------------------------------------------------------------------------------------------------------------------
+# Between codes ------------------------------------------------------------------------------------
 
 
 def codes_of(n, shape=(2, 3, 3), seed=0):
-    return torch.randn(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def angles(a, b):
@@ -132,42 +170,69 @@ def test_interpolation_begins_and_ends_at_its_codes():
 
 
 def test_interpolation_goes_along_the_great_circle():
-    """Of codes of one norm: that norm all the way, and angles proportional to the fractions; beyond the ends too."""
-    z0, z1 = (z / z.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) * 7 for z in (codes_of(5), codes_of(5, seed=1)))
+    """Of codes of one norm: that norm all the way, and angles proportional to the fractions; beyond
+    the ends too.
+    """
+    z0, z1 = (
+        z / z.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) * 7
+        for z in (codes_of(5), codes_of(5, seed=1))
+    )
     fractions = torch.tensor([-0.2, 0.0, 0.1, 0.5, 0.9, 1.0, 1.3], dtype=torch.float64)
     between, whole = interpolate(z0, z1, fractions), angles(z0, z1)
-    torch.testing.assert_close(between.flatten(2).norm(dim=2), torch.full((7, 5), 7.0, dtype=torch.float64), rtol=1e-12, atol=0)
-    torch.testing.assert_close(angles(between, z0[None]), (fractions.abs()[:, None] * whole), rtol=0, atol=1e-7)  # arccos near 1
-    torch.testing.assert_close(between[3], (z0 + z1) / (2 * (whole / 2).cos()).reshape(-1, 1, 1, 1), rtol=1e-12, atol=1e-12)  # halfway
+    torch.testing.assert_close(
+        between.flatten(2).norm(dim=2),
+        torch.full((7, 5), 7.0, dtype=torch.float64),
+        rtol=1e-12,
+        atol=0,
+    )
+    # arccos near 1
+    torch.testing.assert_close(
+        angles(between, z0[None]), (fractions.abs()[:, None] * whole), rtol=0, atol=1e-7
+    )
+    # halfway
+    torch.testing.assert_close(
+        between[3], (z0 + z1) / (2 * (whole / 2).cos()).reshape(-1, 1, 1, 1), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_interpolation_is_a_rotation_in_the_plane_of_its_codes():
-    """From cos 0 a + sin 0 b to cos w a + sin w b of orthogonal a and b: at the fraction f the angle is f w. From small angles, where the
-    arccos of a number near 1 knows 1e-16 / w, to nearly opposite codes, where the sine by which all is divided is 0.01."""
+    """From cos 0 a + sin 0 b to cos w a + sin w b of orthogonal a and b: at the fraction f the
+    angle is f w. From small angles, where the arccos of a number near 1 knows 1e-16 / w, to nearly
+    opposite codes, where the sine by which all is divided is 0.01.
+    """
     a, b = torch.zeros(7, 4, dtype=torch.float64), torch.zeros(7, 4, dtype=torch.float64)
     a[:, 0] = b[:, 1] = 2.0
-    w, f = torch.tensor([2e-3, 0.01, 0.05, 0.5, 1.5, 3.0, 3.13], dtype=torch.float64)[:, None], torch.linspace(0, 1, 5)
+    w, f = (
+        torch.tensor([2e-3, 0.01, 0.05, 0.5, 1.5, 3.0, 3.13], dtype=torch.float64)[:, None],
+        torch.linspace(0, 1, 5),
+    )
     between, angle = interpolate(a, w.cos() * a + w.sin() * b, f), f.double()[:, None, None] * w
     torch.testing.assert_close(between, angle.cos() * a + angle.sin() * b, rtol=0, atol=1e-11)
 
 
 def test_interpolation_of_two_codes_does_not_see_the_others():
     z0, z1, fractions = codes_of(5), codes_of(5, seed=1), [0.0, 0.3, 1.0]
-    alone = torch.cat([interpolate(z0[i:i + 1], z1[i:i + 1], fractions) for i in range(5)], 1)
+    alone = torch.cat([interpolate(z0[i : i + 1], z1[i : i + 1], fractions) for i in range(5)], 1)
     torch.testing.assert_close(interpolate(z0, z1, fractions), alone, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('distance', [0.0, 1e-12, 1e-6, 1e-4, 1e-3, 1.1e-3, 1e-2])
 def test_interpolation_of_nearly_equal_codes(dtype, distance):
-    """There circle and line agree to the square of the angle; none is lost where the sines vanish."""
+    """There circle and line agree to the square of the angle; none is lost where the sines
+    vanish.
+    """
     z0 = codes_of(3, (1, 8, 8)).to(dtype)
     z1 = z0 + distance * codes_of(3, (1, 8, 8), seed=1).to(dtype)
     between = interpolate(z0, z1, torch.linspace(0, 1, 5))
     line = torch.stack([z0 + f * (z1 - z0) for f in torch.linspace(0, 1, 5).to(dtype)])
     assert between.dtype == dtype and between.isfinite().all()
-    torch.testing.assert_close(between, line, rtol=0, atol=3 * distance ** 2 + 20 * torch.finfo(dtype).eps)
-    torch.testing.assert_close(between[[0, -1]], torch.stack([z0, z1]), rtol=0, atol=20 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(
+        between, line, rtol=0, atol=3 * distance**2 + 20 * torch.finfo(dtype).eps
+    )
+    torch.testing.assert_close(
+        between[[0, -1]], torch.stack([z0, z1]), rtol=0, atol=20 * torch.finfo(dtype).eps
+    )
 
 
 def test_there_is_no_way_between_opposite_codes():
@@ -180,7 +245,9 @@ def test_there_is_no_way_between_opposite_codes():
 
 
 def test_the_way_between_codes_decodes_to_the_way_between_images(target):
-    """For a Gaussian the flow is affine: what lies halfway between codes comes from the images in the same proportions about the mean."""
+    """For a Gaussian the flow is affine: what lies halfway between codes comes from the images in
+    the same proportions about the mean.
+    """
     sde, x = VPSDE(), target.sample(4)
     model = Score(ExactNetwork(sde, target), sde)
     z, _ = encode(model, x, OPTIONS())
@@ -190,12 +257,16 @@ def test_the_way_between_codes_decodes_to_the_way_between_images(target):
     torch.testing.assert_close(images[1], carried(sde, between[1], 1.0, 1e-3), rtol=0, atol=1e-3)
 
 
-# Around and mixed -------------------------------------------------------------------------------------------------------------------
+# Around and mixed ---------------------------------------------------------------------------------
 
 
 def test_temperature_is_a_factor():
     z = codes_of(3)
-    assert torch.equal(temper(z, 0.5), z / 2) and torch.equal(temper(z, 1.0), z) and not temper(z, 0.0).any()
+    assert (
+        torch.equal(temper(z, 0.5), z / 2)
+        and torch.equal(temper(z, 1.0), z)
+        and not temper(z, 0.0).any()
+    )
 
 
 @pytest.mark.parametrize('weights', [[1.0, 1.0], [3.0, 1.0, 0.5], [1.0, -2.0], [0.0, 2.0]], ids=str)
@@ -205,26 +276,39 @@ def test_a_mixture_of_codes_is_distributed_as_they_are(weights):
     codes = torch.stack([codes_of(n, shape, seed=k) for k in range(len(weights))])
     z = mix(codes, weights)
     assert z.shape == (n, *shape) and z.dtype == torch.float64
-    assert z.mean(0).abs().max() < 4 / math.sqrt(n) and (z.var(0) - 1).abs().max() < 4 * math.sqrt(2 / n)
+    assert z.mean(0).abs().max() < 4 / math.sqrt(n) and (z.var(0) - 1).abs().max() < 4 * math.sqrt(
+        2 / n
+    )
     assert (torch.corrcoef(z.flatten(1).T) - torch.eye(4)).abs().max() < 4 / math.sqrt(n)
     torch.testing.assert_close(mix(codes, torch.tensor(weights)), z)
-    torch.testing.assert_close(mix(codes, [3 * w for w in weights]), z)  # proportions are what counts
-    expected = sum(w * code for w, code in zip(weights, codes)) / math.sqrt(sum(w ** 2 for w in weights))
+    # proportions are what counts
+    torch.testing.assert_close(mix(codes, [3 * w for w in weights]), z)
+    expected = sum(w * code for w, code in zip(weights, codes)) / math.sqrt(
+        sum(w**2 for w in weights)
+    )
     torch.testing.assert_close(z, expected)
 
 
 def test_masks_join_regions_of_codes():
-    """Bit by bit where each mask is one; where they overlap, with the variance kept; one for all codes, for each, for each channel."""
+    """Bit by bit where each mask is one; where they overlap, with the variance kept; one for all
+    codes, for each, for each channel.
+    """
     codes = torch.stack([codes_of(4, seed=k) for k in range(2)])
     left = (torch.arange(3) < 1).double().expand(3, 3)
     joined = mix(codes, torch.stack([left, 1 - left])[:, None, None])
-    assert torch.equal(joined[..., :1], codes[0][..., :1]) and torch.equal(joined[..., 1:], codes[1][..., 1:])
-    each = torch.stack([torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 1.0])]).reshape(2, 4, 1, 1, 1)
+    assert torch.equal(joined[..., :1], codes[0][..., :1]) and torch.equal(
+        joined[..., 1:], codes[1][..., 1:]
+    )
+    each = torch.stack(
+        [torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 1.0])]
+    ).reshape(2, 4, 1, 1, 1)
     assert torch.equal(mix(codes, each), torch.where(each[0] == 1, codes[0], codes[1]))
     channel = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[:, None, :, None, None]
     assert torch.equal(mix(codes, channel), torch.stack([codes[0][:, 0], codes[1][:, 1]], 1))
     soft = torch.stack([torch.ones(3, 3), left.float()])[:, None, None]
-    torch.testing.assert_close(mix(codes, soft)[..., 0], (codes[0] + codes[1])[..., 0] / math.sqrt(2))
+    torch.testing.assert_close(
+        mix(codes, soft)[..., 0], (codes[0] + codes[1])[..., 0] / math.sqrt(2)
+    )
     assert torch.equal(mix(codes, soft)[..., 1:], codes[0][..., 1:])
 
 
@@ -238,7 +322,9 @@ def test_weights_that_are_all_zero_are_refused():
 
 
 def test_reconstruction_error_is_in_grey_levels():
-    """Two pixels of four off, by a quarter and by a half of the range, in the second of three images."""
+    """Two pixels of four off, by a quarter and by a half of the range, in the second of three
+    images.
+    """
     x, y = torch.full((3, 1, 2, 2), 0.25), torch.full((3, 1, 2, 2), 0.25)
     y[1, 0, 0] = torch.tensor([0.5, 0.75])
     for levels, settings in ((256, {}), (17, dict(levels=17))):

@@ -1,4 +1,7 @@
-"""What is known of an image: each measurement against a reference of its own, and all of them as matrices, where A^+ and P have algebra."""
+"""What is known of an image: each measurement against a reference of its own, and all of them as
+matrices, where A^+ and P have algebra.
+"""
+
 import math
 
 import pytest
@@ -6,14 +9,26 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from control.measurements import MASKS, Grey, Mask, Measurement, Separable, blur, downsampling, named_mask
+from control.measurements import (
+    MASKS,
+    Grey,
+    Mask,
+    Measurement,
+    Separable,
+    blur,
+    downsampling,
+    named_mask,
+)
 from runtime.errors import UserError
 
 CHANNELS = 3
 SIZES = [(8, 8), (6, 10), (5, 7)]
-TOLERANCE = 0.03  # the gain, as a part of the largest, up to which a component counts as not measured
-ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}  # of sums over a hundred pixels, divided by gains of 0.03 and more: 1e3 epsilons
-SIGMAS = [0.1, 0.5, 1.0, 2.0, 20.0]  # in pixels: from none, a single weight, to more than the image, which goes on mirrored many times
+# the gain, as a part of the largest, up to which a component counts as not measured
+TOLERANCE = 0.03
+# of sums over a hundred pixels, divided by gains of 0.03 and more: 1e3 epsilons
+ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}
+# in pixels: from none, a single weight, to more than the image, which goes on mirrored many times
+SIGMAS = [0.1, 0.5, 1.0, 2.0, 20.0]
 
 
 def downsampled(factor):
@@ -24,11 +39,28 @@ def blurred(sigma):
     return lambda height, width: blur(height, width, sigma)
 
 
-MASK = {'mask': (lambda height, width: Mask(named_mask('half', height, width)), (6, 10)),
-        'mask of each channel': (lambda height, width: Mask(torch.arange(CHANNELS)[:, None, None] == 1), (5, 7))}
-EXACT = {**MASK, **{f'grey {size}': (lambda height, width: Grey(CHANNELS), size) for size in SIZES},
-         **{f'downsampling {factor} {size}': (downsampled(factor), size) for factor, size in [
-             (1, (5, 7)), (2, (8, 8)), (2, (6, 10)), (4, (8, 12)), (4, (4, 4)), (3, (6, 9))]}}
+MASK = {
+    'mask': (lambda height, width: Mask(named_mask('half', height, width)), (6, 10)),
+    'mask of each channel': (
+        lambda height, width: Mask(torch.arange(CHANNELS)[:, None, None] == 1),
+        (5, 7),
+    ),
+}
+EXACT = {
+    **MASK,
+    **{f'grey {size}': (lambda height, width: Grey(CHANNELS), size) for size in SIZES},
+    **{
+        f'downsampling {factor} {size}': (downsampled(factor), size)
+        for factor, size in [
+            (1, (5, 7)),
+            (2, (8, 8)),
+            (2, (6, 10)),
+            (4, (8, 12)),
+            (4, (4, 4)),
+            (3, (6, 9)),
+        ]
+    },
+}
 BLUR = {f'blur {sigma} {size}': (blurred(sigma), size) for sigma in SIGMAS for size in SIZES}
 ALL = EXACT | BLUR
 
@@ -42,13 +74,19 @@ def matrices(measurement, size):
     unit = torch.eye(CHANNELS * math.prod(size), dtype=torch.float64).reshape(-1, CHANNELS, *size)
     measured = measurement(unit)
     unit_y = torch.eye(measured[0].numel(), dtype=torch.float64).reshape(-1, *measured.shape[1:])
-    return measured.flatten(1).T, measurement.pinv(unit_y).flatten(1).T, measurement.project(unit).flatten(1).T
+    return (
+        measured.flatten(1).T,
+        measurement.pinv(unit_y).flatten(1).T,
+        measurement.project(unit).flatten(1).T,
+    )
 
 
 @pytest.mark.parametrize('make, size', ALL.values(), ids=ALL)
 def test_the_pseudoinverse_is_that_of_moore_and_penrose(make, size):
-    """Against numpy's, which drops the same small gains, and by the conditions that define it. With gains dropped A A^+ A = A holds for
-    what is kept of A: A P. The conditions are in units of A^+, of norm 1/0.03 at most: 30 times the rounding of 1e-15 times sums."""
+    """Against numpy's, which drops the same small gains, and by the conditions that define it. With
+    gains dropped A A^+ A = A holds for what is kept of A: A P. The conditions are in units of A^+,
+    of norm 1/0.03 at most: 30 times the rounding of 1e-15 times sums.
+    """
     A, A_pinv, P = matrices(make(*size), size)
     torch.testing.assert_close(A_pinv, torch.linalg.pinv(A, rtol=TOLERANCE), rtol=0, atol=1e-10)
     torch.testing.assert_close(P, A_pinv @ A, rtol=0, atol=1e-12)
@@ -68,16 +106,22 @@ def test_nothing_is_dropped_but_by_blur(make, size):
 @pytest.mark.parametrize('size', SIZES, ids=str)
 @pytest.mark.parametrize('sigma', SIGMAS)
 def test_what_blur_drops_is_what_it_nearly_extinguishes(sigma, size):
-    """A^+ amplifies the noise of y by 1/0.03 at most, as the largest gain is that of a constant image, 1. What is left out is measured
-    with at most 0.03 of its size: A (1 - P). And the wider the blur the more is left out; next to none leaves out nothing."""
+    """A^+ amplifies the noise of y by 1/0.03 at most, as the largest gain is that of a constant
+    image, 1. What is left out is measured with at most 0.03 of its size: A (1 - P). And the wider
+    the blur the more is left out; next to none leaves out nothing.
+    """
     A, A_pinv, P = matrices(blur(*size, sigma), size)
     gains, rank = torch.linalg.svdvals(A), P.trace().item()
     assert gains[0].item() == pytest.approx(1, abs=1e-12)
     assert torch.linalg.matrix_norm(A_pinv, 2) <= (1 + 1e-9) / TOLERANCE
     assert torch.linalg.matrix_norm(A - A @ P, 2) <= (1 + 1e-9) * TOLERANCE
     assert rank == pytest.approx((gains > TOLERANCE).sum().item(), abs=1e-9)
-    least, most = {0.1: (1, 1), 0.5: (1, 1), 1.0: (0.3, 0.9), 2.0: (0.05, 0.3), 20.0: (0, 1 / 30)}[sigma]  # of all components
-    assert least * len(A) <= rank + 1e-9 and rank - 1e-9 <= most * len(A) and rank > CHANNELS - 1e-9  # the mean is always seen
+    # of all components
+    least, most = {0.1: (1, 1), 0.5: (1, 1), 1.0: (0.3, 0.9), 2.0: (0.05, 0.3), 20.0: (0, 1 / 30)}[
+        sigma
+    ]
+    # the mean is always seen
+    assert least * len(A) <= rank + 1e-9 and rank - 1e-9 <= most * len(A) and rank > CHANNELS - 1e-9
 
 
 @pytest.mark.parametrize('make, size', ALL.values(), ids=ALL)
@@ -89,9 +133,15 @@ def test_project_is_the_inverse_of_the_measurement(dtype, make, size):
     assert isinstance(measurement, Measurement)
     assert y.dtype == measurement.pinv(y).dtype == measurement.project(x).dtype == dtype
     assert measurement.project(x).shape == x.shape and len(y) == 4
-    torch.testing.assert_close(measurement.project(x), measurement.pinv(y), rtol=0, atol=ROUNDING[dtype])
-    torch.testing.assert_close(measurement.pinv(y), matrices(measurement, size)[1].to(dtype).matmul(y.flatten(1).T).T.reshape(x.shape),
-                               rtol=0, atol=2 * ROUNDING[dtype])
+    torch.testing.assert_close(
+        measurement.project(x), measurement.pinv(y), rtol=0, atol=ROUNDING[dtype]
+    )
+    torch.testing.assert_close(
+        measurement.pinv(y),
+        matrices(measurement, size)[1].to(dtype).matmul(y.flatten(1).T).T.reshape(x.shape),
+        rtol=0,
+        atol=2 * ROUNDING[dtype],
+    )
 
 
 UNMASKED = {name: case for name, case in ALL.items() if name not in MASK}
@@ -100,7 +150,9 @@ UNMASKED = {name: case for name, case in ALL.items() if name not in MASK}
 @pytest.mark.parametrize('make, size', UNMASKED.values(), ids=UNMASKED)
 @pytest.mark.parametrize('dtype', ROUNDING)
 def test_all_but_masks_commute_with_the_scalers(dtype, make, size):
-    """x -> 2x - 1 and back, as a config's data are scaled: an image may be measured before or behind."""
+    """x -> 2x - 1 and back, as a config's data are scaled: an image may be measured before or
+    behind.
+    """
     measurement, x = make(*size), images(2, size, dtype)
     y = measurement(x)
     for scaled in (lambda v: 2 * v - 1, lambda v: (v + 1) / 2):
@@ -110,56 +162,89 @@ def test_all_but_masks_commute_with_the_scalers(dtype, make, size):
 
 # Against other implementations
 
+
 @pytest.mark.parametrize('dtype', ROUNDING)
-@pytest.mark.parametrize('factor, size', [(1, (5, 7)), (2, (8, 8)), (2, (6, 10)), (4, (8, 12)), (3, (6, 9))])
+@pytest.mark.parametrize(
+    'factor, size', [(1, (5, 7)), (2, (8, 8)), (2, (6, 10)), (4, (8, 12)), (3, (6, 9))]
+)
 def test_downsampling_is_average_pooling(factor, size, dtype):
     x = images(2, size, dtype)
     y = downsampling(*size, factor)(x)
     assert y.shape == (2, CHANNELS, size[0] // factor, size[1] // factor)
-    torch.testing.assert_close(y, F.avg_pool2d(x, factor), rtol=0, atol=ROUNDING[dtype] / 10)  # sums of 16 values: a few epsilons
+    # sums of 16 values: a few epsilons
+    torch.testing.assert_close(y, F.avg_pool2d(x, factor), rtol=0, atol=ROUNDING[dtype] / 10)
 
 
 @pytest.mark.parametrize('size', [*SIZES, (1, 9)], ids=str)
 @pytest.mark.parametrize('sigma', SIGMAS)
 def test_blur_is_scipys(sigma, size):
     x = images(2, size)
-    exact = torch.from_numpy(gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode='reflect', truncate=4.0))
+    exact = torch.from_numpy(
+        gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode='reflect', truncate=4.0)
+    )
     torch.testing.assert_close(blur(*size, sigma)(x), exact, rtol=0, atol=1e-12)  # float64
     torch.testing.assert_close(blur(*size, sigma)(x.float()), exact.float(), rtol=0, atol=1e-6)
 
 
 def test_grey_is_the_mean_of_the_channels():
     x = images(2, (4, 6))
-    torch.testing.assert_close(Grey(CHANNELS)(x), (x[:, :1] + x[:, 1:2] + x[:, 2:]) / 3, rtol=0, atol=1e-15)  # an epsilon
-    assert torch.equal(Grey(CHANNELS).pinv(x[:, :1]), x[:, [0, 0, 0]])  # of all such images the one of least norm
+    # an epsilon
+    torch.testing.assert_close(
+        Grey(CHANNELS)(x), (x[:, :1] + x[:, 1:2] + x[:, 2:]) / 3, rtol=0, atol=1e-15
+    )
+    # of all such images the one of least norm
+    assert torch.equal(Grey(CHANNELS).pinv(x[:, :1]), x[:, [0, 0, 0]])
 
 
 def test_rows_and_columns_have_filters_of_their_own():
     """R x C^T, for matrices that differ in shape and content."""
-    R, C, x = torch.randn(3, 5, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64), images(2, (5, 7))
-    torch.testing.assert_close(Separable(R, C)(x), torch.einsum('hr,bcrs,ws->bchw', R, x, C), rtol=0, atol=1e-13)
+    R, C, x = (
+        torch.randn(3, 5, dtype=torch.float64),
+        torch.randn(2, 7, dtype=torch.float64),
+        images(2, (5, 7)),
+    )
+    torch.testing.assert_close(
+        Separable(R, C)(x), torch.einsum('hr,bcrs,ws->bchw', R, x, C), rtol=0, atol=1e-13
+    )
 
 
-@pytest.mark.parametrize('shape', [(4, 6), (1, 4, 6), (3, 4, 6), (2, 1, 4, 6), (2, 3, 4, 6), (6,), (3, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    'shape', [(4, 6), (1, 4, 6), (3, 4, 6), (2, 1, 4, 6), (2, 3, 4, 6), (6,), (3, 1, 1)], ids=str
+)
 def test_masks_broadcast(shape):
-    """What is masked has no influence, were it not a number at all; what is known is copied. 0, 1, False and True say the same."""
+    """What is masked has no influence, were it not a number at all; what is known is copied. 0, 1,
+    False and True say the same.
+    """
     x, mask = images(2, (4, 6)), (torch.randn(shape) > 0)
     full = mask.expand(x.shape)
     expected = torch.zeros_like(x)
     expected[full] = x[full]
     for m in (mask, mask.float(), mask.long()):
         for f in (Mask(m), Mask(m).pinv, Mask(m).project):
-            assert torch.equal(f(x), expected) and torch.equal(f(x.masked_fill(~full, math.nan)), expected)
+            assert torch.equal(f(x), expected) and torch.equal(
+                f(x.masked_fill(~full, math.nan)), expected
+            )
 
 
 # Refusals
 
-@pytest.mark.parametrize('make, named', [
-    (lambda: Mask(torch.tensor([0.0, 0.5, 1.0])), 'mask'), (lambda: Mask(torch.tensor([0, 255])), 'mask'),
-    (lambda: Mask(torch.tensor([math.nan, 1.0])), 'mask'),
-    (lambda: downsampling(6, 8, 4), '6x8.*4x4'), (lambda: downsampling(8, 6, 4), '8x6.*4x4'), (lambda: downsampling(8, 8, 0), '0x0'),
-    (lambda: downsampling(8, 8, -2), '-2'), (lambda: blur(8, 8, 0), 'sigma=0'), (lambda: blur(8, 8, -1.5), 'sigma=-1.5'),
-    (lambda: blur(8, 8, math.nan), 'sigma=nan'), (lambda: named_mask('middle', 8, 8), "'middle'")])
+
+@pytest.mark.parametrize(
+    'make, named',
+    [
+        (lambda: Mask(torch.tensor([0.0, 0.5, 1.0])), 'mask'),
+        (lambda: Mask(torch.tensor([0, 255])), 'mask'),
+        (lambda: Mask(torch.tensor([math.nan, 1.0])), 'mask'),
+        (lambda: downsampling(6, 8, 4), '6x8.*4x4'),
+        (lambda: downsampling(8, 6, 4), '8x6.*4x4'),
+        (lambda: downsampling(8, 8, 0), '0x0'),
+        (lambda: downsampling(8, 8, -2), '-2'),
+        (lambda: blur(8, 8, 0), 'sigma=0'),
+        (lambda: blur(8, 8, -1.5), 'sigma=-1.5'),
+        (lambda: blur(8, 8, math.nan), 'sigma=nan'),
+        (lambda: named_mask('middle', 8, 8), "'middle'"),
+    ],
+)
 def test_what_has_no_meaning_is_refused(make, named):
     with pytest.raises(UserError, match=named) as error:
         make()
@@ -186,25 +271,34 @@ def test_named_masks_are_zeros_and_ones(name, size):
 
 
 @pytest.mark.parametrize('size', MASK_SIZES, ids=str)
-@pytest.mark.parametrize('name, axis, reverse', [('left', 1, False), ('right', 1, True), ('top', 0, False), ('bottom', 0, True)])
+@pytest.mark.parametrize(
+    'name, axis, reverse',
+    [('left', 1, False), ('right', 1, True), ('top', 0, False), ('bottom', 0, True)],
+)
 def test_a_half_is_missing(name, axis, reverse, size):
-    """By the side it is named after, that of small indices left and on top; an odd row in the middle is on either side."""
+    """By the side it is named after, that of small indices left and on top; an odd row in the
+    middle is on either side.
+    """
     mask = named_mask(name, *size).movedim(axis, 0)
     mask = mask.flip(0) if reverse else mask
     n = len(mask)
-    assert (mask[:n // 2] == 0).all() and (mask[(n + 1) // 2:] == 1).all()
+    assert (mask[: n // 2] == 0).all() and (mask[(n + 1) // 2 :] == 1).all()
     assert (mask[n // 2] == mask[n // 2, 0]).all()
 
 
 @pytest.mark.parametrize('size', MASK_SIZES, ids=str)
 def test_center_and_border_are_complementary(size):
-    """A rectangle in the middle, as long as half the image or, where that cannot be, a pixel more or less."""
+    """A rectangle in the middle, as long as half the image or, where that cannot be, a pixel more
+    or less.
+    """
     center, border = named_mask('center', *size), named_mask('border', *size)
     assert torch.equal(center + border, torch.ones(size))
     rows, columns = (center == 0).any(1), (center == 0).any(0)
     assert torch.equal(center == 0, rows[:, None] & columns)
     for inside, n in ((rows, size[0]), (columns, size[1])):
-        assert torch.equal(inside, inside.flip(0)) and abs(inside.sum() - n / 2) <= (0 if n % 4 == 0 else 1)
+        assert torch.equal(inside, inside.flip(0)) and abs(inside.sum() - n / 2) <= (
+            0 if n % 4 == 0 else 1
+        )
         places = inside.nonzero()
         assert len(places) == 0 or places[-1] - places[0] + 1 == len(places)
 
@@ -215,7 +309,8 @@ def test_random_masks_have_their_fraction_and_are_always_the_same(name, known, s
     torch.manual_seed(1)
     mask = named_mask(name, *size)
     state = torch.get_rng_state()
-    assert torch.equal(named_mask(name, *size), mask) and torch.equal(torch.get_rng_state(), state)  # nor do they take from the seed
+    # nor do they take from the seed
+    assert torch.equal(named_mask(name, *size), mask) and torch.equal(torch.get_rng_state(), state)
     assert abs(mask.sum().item() - known * mask.numel()) < 1
     if mask.numel() > 90:  # scattered: no half of the image has all the known ones
         for side in ('left', 'right', 'top', 'bottom'):

@@ -1,4 +1,7 @@
-"""Metrics from features: exact values where there are any, TF-GAN's and torch-fidelity's numbers elsewhere, and no NaN anywhere."""
+"""Metrics from features: exact values where there are any, TF-GAN's and torch-fidelity's numbers
+elsewhere, and no NaN anywhere.
+"""
+
 import time
 import tracemalloc
 
@@ -20,10 +23,14 @@ def rng():
 @pytest.mark.parametrize('case', ['a', 'b', 'few', 'one_block'])
 def test_numbers_of_tfgan(case):
     """1e-5 is what its float32 leaves."""
-    data, samples, logits = (REFERENCE[f'{case}_{key}'] for key in ('pool_data', 'pool_samples', 'logits'))
+    data, samples, logits = (
+        REFERENCE[f'{case}_{key}'] for key in ('pool_data', 'pool_samples', 'logits')
+    )
     fid = metrics.frechet_distance(metrics.statistics(data), metrics.statistics(samples))
     assert fid == pytest.approx(REFERENCE[f'{case}_fid'], rel=1e-6)
-    assert metrics.kernel_distance(data, samples).mean == pytest.approx(REFERENCE[f'{case}_kid'], rel=1e-5)
+    assert metrics.kernel_distance(data, samples).mean == pytest.approx(
+        REFERENCE[f'{case}_kid'], rel=1e-5
+    )
     assert metrics.inception_score(logits)[0] == pytest.approx(REFERENCE[f'{case}_is'], rel=1e-6)
 
 
@@ -38,8 +45,13 @@ def test_frechet_distance_of_known_gaussians(rng):
     """Covariances with common eigenvectors: |mu|^2 + sum (sqrt(p) - sqrt(q))^2."""
     basis = np.linalg.qr(rng.standard_normal((20, 20)))[0]
     p, q, shift = rng.random(20), rng.random(20), rng.standard_normal(20)
-    a, b = (metrics.Statistics(mean, basis * values @ basis.T, 100) for mean, values in ((np.zeros(20), p), (shift, q)))
-    assert metrics.frechet_distance(a, b) == pytest.approx(np.square(shift).sum() + np.square(p**0.5 - q**0.5).sum(), rel=1e-12)
+    a, b = (
+        metrics.Statistics(mean, basis * values @ basis.T, 100)
+        for mean, values in ((np.zeros(20), p), (shift, q))
+    )
+    assert metrics.frechet_distance(a, b) == pytest.approx(
+        np.square(shift).sum() + np.square(p**0.5 - q**0.5).sum(), rel=1e-12
+    )
     assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
 
 
@@ -54,16 +66,26 @@ def test_frechet_distance_of_fewer_features_than_dimensions_is_exact(rng):
     mixing = rng.standard_normal((400, 400)) * np.exp(-np.arange(400) / 60)
     a, b = rng.standard_normal((50, 400)) @ mixing, rng.standard_normal((70, 400)) @ mixing + 1
     centred = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]
-    exact = (np.square(a.mean(0) - b.mean(0)).sum() + sum(np.square(x).sum() for x in centred)
-             - 2 * np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum())
-    assert metrics.frechet_distance(metrics.statistics(a), metrics.statistics(b)) == pytest.approx(exact, rel=1e-12)
+    exact = (
+        np.square(a.mean(0) - b.mean(0)).sum()
+        + sum(np.square(x).sum() for x in centred)
+        - 2 * np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    )
+    assert metrics.frechet_distance(metrics.statistics(a), metrics.statistics(b)) == pytest.approx(
+        exact, rel=1e-12
+    )
     assert by_covariances(a, b) == pytest.approx(exact, rel=1e-10)
 
 
-@pytest.mark.parametrize('n, m', [(40, 50), (50, 40), (63, 63), (63, 900), (900, 20), (2, 3), (64, 64), (700, 900)])
+@pytest.mark.parametrize(
+    'n, m', [(40, 50), (50, 40), (63, 63), (63, 900), (900, 20), (2, 3), (64, 64), (700, 900)]
+)
 def test_both_ways_to_the_frechet_distance_agree_on_digits(rng, monkeypatch, n, m):
-    """8x8 digits have 64 values, some of them always 0; the larger set is read in several blocks."""
+    """8x8 digits have 64 values, some of them always 0; the larger set is read in several
+    blocks.
+    """
     from sklearn.datasets import load_digits
+
     monkeypatch.setattr(metrics.distances, 'BLOCK_VALUES', 64 * 100)
     digits = rng.permutation(load_digits().data / 16).astype(np.float32)
     a, b = digits[:n], digits[-m:]
@@ -91,31 +113,46 @@ def test_kernel_distance_is_its_definition(rng):
     x, y = rng.standard_normal((12, 3)), rng.standard_normal((15, 3)) + 0.5
 
     def mean(p, q, same):
-        values = [(u @ v / 3 + 1) ** 3 for i, u in enumerate(p) for j, v in enumerate(q) if not (same and i == j)]
+        values = [
+            (u @ v / 3 + 1) ** 3
+            for i, u in enumerate(p)
+            for j, v in enumerate(q)
+            if not (same and i == j)
+        ]
         return np.mean(values)
+
     expected = mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
     assert metrics.kernel_distance(x, y).mean == pytest.approx(expected, rel=1e-12)
 
 
 def test_kernel_distance_is_unbiased_and_knows_its_error(rng):
-    found = [metrics.kernel_distance(*rng.standard_normal((2, 200, 4)), block_size=20) for _ in range(200)]
+    found = [
+        metrics.kernel_distance(*rng.standard_normal((2, 200, 4)), block_size=20)
+        for _ in range(200)
+    ]
     means = np.array([value.mean for value in found])
     assert abs(means.mean()) < 4 * means.std() / 200**0.5  # of one distribution: 0
-    assert np.mean([value.error for value in found]) == pytest.approx(means.std(), rel=0.15)  # 10 blocks x 200 repeats: 2 %, with skew
+    # 10 blocks x 200 repeats: 2 %, with skew
+    assert np.mean([value.error for value in found]) == pytest.approx(means.std(), rel=0.15)
 
 
 @pytest.mark.parametrize('n, m', [(4, 4), (4, 5000), (7, 3000), (50, 50), (1024, 1025), (3000, 17)])
 def test_kernel_distance_is_never_nan(rng, n, m):
     found = metrics.kernel_distance(rng.standard_normal((n, 3)), rng.standard_normal((m, 3)))
     assert np.isfinite(found.mean) and np.isfinite(found.error) and found.error_blocks >= 2
-    assert min(n, m) // found.blocks >= min(16, n, m) and found.error_blocks >= min(10, min(n, m) // 2)
+    assert min(n, m) // found.blocks >= min(16, n, m) and found.error_blocks >= min(
+        10, min(n, m) // 2
+    )
 
 
 def test_inception_score_of_sure_and_of_clueless_classifiers():
     sure = 1000.0 * np.eye(10)[np.arange(50) % 10]
     assert metrics.inception_score(sure) == (pytest.approx(10), 0)
     assert metrics.inception_score(np.zeros((50, 10))) == (pytest.approx(1), 0)
-    assert metrics.inception_score(1000.0 * np.eye(10)[np.arange(50) // 5], splits=10) == (pytest.approx(1), pytest.approx(0))
+    assert metrics.inception_score(1000.0 * np.eye(10)[np.arange(50) // 5], splits=10) == (
+        pytest.approx(1),
+        pytest.approx(0),
+    )
 
 
 def test_precision_and_recall_of_disjoint_nested_and_equal_sets(rng):
@@ -123,19 +160,30 @@ def test_precision_and_recall_of_disjoint_nested_and_equal_sets(rng):
     assert metrics.precision_recall(wide, wide) == (1, 1)
     assert metrics.precision_recall(wide, wide + 10) == (0, 0)
     precision, recall = metrics.precision_recall(wide, narrow)
-    assert precision > 0.95 and recall < 0.05  # the narrow square covers a hundredth of the wide one
+    # the narrow square covers a hundredth of the wide one
+    assert precision > 0.95 and recall < 0.05
 
 
 def test_precision_and_recall_of_torch_fidelity(rng):
     import torch
     from torch_fidelity.metric_prc import calculate_precision_recall_full
+
     real, samples = rng.standard_normal((900, 64)), 0.9 * rng.standard_normal((1100, 64)) + 0.1
-    theirs = calculate_precision_recall_full(torch.tensor(samples).float(), torch.tensor(real).float())
+    theirs = calculate_precision_recall_full(
+        torch.tensor(samples).float(), torch.tensor(real).float()
+    )
     assert metrics.precision_recall(real, samples) == pytest.approx(theirs, abs=1e-6)
 
 
-@pytest.mark.parametrize('call', [lambda x: metrics.statistics(x[:1]), lambda x: metrics.kernel_distance(x[:3], x),
-                                  lambda x: metrics.precision_recall(x, x[:3]), lambda x: metrics.inception_score(x, splits=11)])
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda x: metrics.statistics(x[:1]),
+        lambda x: metrics.kernel_distance(x[:3], x),
+        lambda x: metrics.precision_recall(x, x[:3]),
+        lambda x: metrics.inception_score(x, splits=11),
+    ],
+)
 def test_too_few_samples_are_an_error(rng, call):
     with pytest.raises(UserError, match=r'\d'):
         call(rng.standard_normal((10, 2)))

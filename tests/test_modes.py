@@ -1,4 +1,7 @@
-"""Under other modes than those of training: within `torch.inference_mode`, and with networks cast to half precision."""
+"""Under other modes than those of training: within `torch.inference_mode`, and with networks cast
+to half precision.
+"""
+
 import functools
 
 import pytest
@@ -31,29 +34,54 @@ def samplers() -> dict:
     """The options of every predictor, corrector and solver, by name."""
     predictors = sampling.PREDICTORS.names()
     made = {name: PC(predictor=name) for name in predictors if name != 'none'}
-    made |= {name: PC(predictor='reverse_diffusion', corrector=name) for name in sampling.CORRECTORS.names() if name != 'none'}
-    made |= {f'{name} on a grid': PC(predictor=name, corrector='langevin', skip_type='logSNR') for name in predictors}
-    made |= {name: Options(method=name, steps=4, eps=1e-2, eta=0.5, churn=2.0) for name in solvers.SOLVERS.names()}
-    made |= {method: Options(method='ode', ode_method=method, rtol=1.0, atol=1.0, eps=1e-2) for method in ('RK45', 'dopri5')}
+    made |= {
+        name: PC(predictor='reverse_diffusion', corrector=name)
+        for name in sampling.CORRECTORS.names()
+        if name != 'none'
+    }
+    made |= {
+        f'{name} on a grid': PC(predictor=name, corrector='langevin', skip_type='logSNR')
+        for name in predictors
+    }
+    made |= {
+        name: Options(method=name, steps=4, eps=1e-2, eta=0.5, churn=2.0)
+        for name in solvers.SOLVERS.names()
+    }
+    made |= {
+        method: Options(method='ode', ode_method=method, rtol=1.0, atol=1.0, eps=1e-2)
+        for method in ('RK45', 'dopri5')
+    }
     return made | {'adaptive': Options(method='adaptive', rtol=0.2, atol=0.05, eps=1e-2)}
 
 
 SAMPLERS = samplers()
-CASES = [(kind, name) for kind in SDES for name in SAMPLERS if (kind, name) != ('subvp', 'ancestral_sampling')]
+CASES = [
+    (kind, name)
+    for kind in SDES
+    for name in SAMPLERS
+    if (kind, name) != ('subvp', 'ancestral_sampling')
+]
 
 
 def sampled(kind, name, network):
     return sampling.sample(Score(network, SDES[kind]), SHAPE, SAMPLERS[name])[0]
 
 
-# torch.inference_mode ----------------------------------------------------------------------------------------------------------------
+# torch.inference_mode -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', SDES)
-@pytest.mark.parametrize('task', ['likelihood', 'divergence', 'classifier', 'measurement', 'inpainting'])
+@pytest.mark.parametrize(
+    'task', ['likelihood', 'divergence', 'classifier', 'measurement', 'inpainting']
+)
 def test_gradients_under_inference_mode(kind, task):
-    """What needs gradients turns them on itself, and returns what it does without the mode, inputs of the mode included."""
-    sde, classifier = SDES[kind], build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1))
+    """What needs gradients turns them on itself, and returns what it does without the mode, inputs
+    of the mode included.
+    """
+    sde, classifier = (
+        SDES[kind],
+        build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1)),
+    )
     score = Score(network(kind), sde)
 
     def run():
@@ -65,11 +93,22 @@ def test_gradients_under_inference_mode(kind, task):
         if task == 'divergence':
             return likelihood.get_div_fn(score.score)(x, torch.full((2,), 0.5), torch.randn(SHAPE))
         if task == 'inpainting':
-            mask, options = Mask(torch.rand(8, 8) < 0.5), Options(method='pc', predictor='reverse_diffusion', eps=1e-5)
+            mask, options = (
+                Mask(torch.rand(8, 8) < 0.5),
+                Options(method='pc', predictor='reverse_diffusion', eps=1e-5),
+            )
             return control.sample_measured(score, mask, mask(x), options, consistency=1.0)[0]
-        guidance = (control.classifier_guidance(sde, classifier, torch.tensor([0, 1])) if task == 'classifier' else
-                    control.measurement_guidance(sde, downsampling(8, 8, 2), torch.zeros(2, 3, 4, 4)))
-        return sampling.sample(score.guided_by(guidance), SHAPE, PC(predictor='reverse_diffusion', corrector='langevin'))[0]
+        guidance = (
+            control.classifier_guidance(sde, classifier, torch.tensor([0, 1]))
+            if task == 'classifier'
+            else control.measurement_guidance(sde, downsampling(8, 8, 2), torch.zeros(2, 3, 4, 4))
+        )
+        return sampling.sample(
+            score.guided_by(guidance),
+            SHAPE,
+            PC(predictor='reverse_diffusion', corrector='langevin'),
+        )[0]
+
     expected = run()
     with torch.inference_mode():
         assert torch.equal(run(), expected)
@@ -81,16 +120,24 @@ def test_tables_made_under_inference_mode_serve_training():
     """They are kept for all later calls, in which autograd would refuse inference tensors."""
     sde = VPSDE(0.1, 19.5, N=37)
     with torch.inference_mode():
-        sampling.sample(Score(network('vp'), sde), SHAPE, PC(predictor='reverse_diffusion', corrector='langevin'))
-        mutils.get_score_fn(sde, network('vp'), continuous=False)(torch.rand(SHAPE), torch.full((2,), 0.5))
+        sampling.sample(
+            Score(network('vp'), sde),
+            SHAPE,
+            PC(predictor='reverse_diffusion', corrector='langevin'),
+        )
+        mutils.get_score_fn(sde, network('vp'), continuous=False)(
+            torch.rand(SHAPE), torch.full((2,), 0.5)
+        )
         model = mutils.create_model(tiny_config('ddpmpp'))
-    score = mutils.get_score_fn(sde, model, train=True, continuous=False)(torch.rand(SHAPE), torch.full((2,), 0.5))
+    score = mutils.get_score_fn(sde, model, train=True, continuous=False)(
+        torch.rand(SHAPE), torch.full((2,), 0.5)
+    )
     score.square().mean().backward()
     losses.get_ddpm_loss_fn(sde, train=True)(model, torch.rand(SHAPE)).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-# Half precision ----------------------------------------------------------------------------------------------------------------------
+# Half precision -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
@@ -110,11 +157,17 @@ def test_cast_networks_in_every_sampler(kind, name, dtype):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', ['ncsnpp', 'ddpmpp', 'ddpm', 'ncsn', 'ncsnv2_64', 'wideresnet'])
 def test_cast_networks_answer_as_in_float32(name, dtype):
-    """Also far into the noise, where embeddings of times and noise levels need more digits than half precision has."""
+    """Also far into the noise, where embeddings of times and noise levels need more digits than
+    half precision has.
+    """
     size = 16 if name.startswith('ncsn') and name != 'ncsnpp' else 8
-    model = build(tiny_config(name, module='configs.ve.cifar10_wideresnet' if name == 'wideresnet' else None)).requires_grad_(False)
+    model = build(
+        tiny_config(name, module='configs.ve.cifar10_wideresnet' if name == 'wideresnet' else None)
+    ).requires_grad_(False)
     x, fn = torch.rand(4, 3, size, size), mutils.get_model_fn(model)
-    labels = torch.tensor([1, 2, 7, 9]) if size == 16 else torch.tensor([1.137, 7.137, 27.137, 49.137])
+    labels = (
+        torch.tensor([1, 2, 7, 9]) if size == 16 else torch.tensor([1.137, 7.137, 27.137, 49.137])
+    )
     expected = fn(x, labels)
     model.to(dtype)
     assert fn(x, labels).dtype == torch.float32
@@ -124,17 +177,22 @@ def test_cast_networks_answer_as_in_float32(name, dtype):
 @pytest.mark.parametrize('kind', SDES)
 def test_cast_networks_in_likelihood_and_codes(kind):
     model, x = Score(network(kind).bfloat16(), SDES[kind]), torch.rand(SHAPE)
-    result = likelihood.log_likelihood(model, x, lambda y: (y + 1) / 2, options=likelihood.Options(rtol=1.0, atol=1.0))
+    result = likelihood.log_likelihood(
+        model, x, lambda y: (y + 1) / 2, options=likelihood.Options(rtol=1.0, atol=1.0)
+    )
     assert result.bpd.dtype == result.z.dtype == torch.float32 and result.bpd.isfinite().all()
     codes, _ = latents.encode(model, x, Options(method='heun', steps=3))
     assert codes.dtype == torch.float32 and codes.isfinite().all()
 
 
-# Names -------------------------------------------------------------------------------------------------------------------------------
+# Names --------------------------------------------------------------------------------------------
 
 
 def test_an_sde_shows_its_parameters():
     assert repr(VESDE(0.02, 30, N=50)) == 'VESDE(sigma_min=0.02, sigma_max=30, N=50)'
     assert repr(VPSDE()) == 'VPSDE(beta_min=0.1, beta_max=20, N=1000)'
     assert repr(subVPSDE(N=30)) == 'subVPSDE(beta_min=0.1, beta_max=20, N=30)'
-    assert repr(VPSDE().reverse(None, True)) == 'ReverseSDE(VPSDE(beta_min=0.1, beta_max=20, N=1000), probability_flow=True)'
+    assert (
+        repr(VPSDE().reverse(None, True))
+        == 'ReverseSDE(VPSDE(beta_min=0.1, beta_max=20, N=1000), probability_flow=True)'
+    )

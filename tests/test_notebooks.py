@@ -1,4 +1,7 @@
-"""The notebooks run from top to bottom, and are kept as they ran: with their outputs, and their pictures in assets."""
+"""The notebooks run from top to bottom, and are kept as they ran: with their outputs, and their
+pictures in assets.
+"""
+
 import re
 
 import nbformat
@@ -10,7 +13,9 @@ from notebooks.execute import execute, notebooks, pictures
 
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
-    """Variables for all notebooks, which share a folder for what they train, and here train shortly: what comes of it shows elsewhere."""
+    """Variables for all notebooks, which share a folder for what they train, and here train
+    shortly: what comes of it shows elsewhere.
+    """
     return dict(OMP_NUM_THREADS='1', RUNS=str(tmp_path_factory.mktemp('runs')), STEPS='300')
 
 
@@ -18,31 +23,49 @@ def environment(tmp_path_factory):
 def test_notebook_runs(path, environment):
     """Without an error, in time, and every cell that names a picture draws one."""
     fresh = execute(path, environment, limit=600)
-    assert {name: len(images) for name, images in pictures(fresh).items()} == dict.fromkeys(pictures(fresh), 1)
+    assert {name: len(images) for name, images in pictures(fresh).items()} == dict.fromkeys(
+        pictures(fresh), 1
+    )
     for stored, cell in zip(nbformat.read(path, as_version=4).cells, fresh.cells, strict=True):
         assert stored.source == cell.source
-        assert [kind(output) for output in stored.get('outputs', ())] == [kind(output) for output in cell.get('outputs', ())], (
-            f'{path.name} was not saved as it runs: python notebooks/execute.py {path.stem}')
+        assert [kind(output) for output in stored.get('outputs', ())] == [
+            kind(output) for output in cell.get('outputs', ())
+        ], f'{path.name} was not saved as it runs: python notebooks/execute.py {path.stem}'
 
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda path: path.stem)
 def test_notebook_was_saved_as_it_ran(path):
-    """Every cell, in order; with the pictures that are in assets, and nothing that tells of a machine or a time."""
+    """Every cell, in order; with the pictures that are in assets, and nothing that tells of a
+    machine or a time.
+    """
     stored = nbformat.read(path, as_version=4)
     nbformat.validate(stored)
-    assert [cell.id for cell in stored.cells] == [f'{path.stem}-{number:02d}' for number in range(len(stored.cells))]
+    assert [cell.id for cell in stored.cells] == [
+        f'{path.stem}-{number:02d}' for number in range(len(stored.cells))
+    ]
     code = [cell for cell in stored.cells if cell.cell_type == 'code']
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), f'run: python notebooks/execute.py {path.stem}'
-    assert stored.metadata.keys() == {'kernelspec', 'language_info'} and stored.metadata.kernelspec.name == 'python3'
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), (
+        f'run: python notebooks/execute.py {path.stem}'
+    )
+    assert (
+        stored.metadata.keys() == {'kernelspec', 'language_info'}
+        and stored.metadata.kernelspec.name == 'python3'
+    )
     assert all(cell.metadata.keys() <= {'picture'} for cell in stored.cells)
     for name, images in pictures(stored).items():
         assert images == [(ROOT / 'assets' / f'{name}.png').read_bytes()], f'assets/{name}.png'
 
 
 def test_the_documentation_shows_pictures_that_are_there():
-    """Each picture in assets that the README or a page of docs shows is a file, and some are drawn by notebooks."""
+    """Each picture in assets that the README or a page of docs shows is a file, and some are drawn
+    by notebooks.
+    """
     pages = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
-    shown = {name for page in pages for name in re.findall(r'\]\((?:\.\./)*assets/(\w+)\.png\)', page.read_text())}
+    shown = {
+        name
+        for page in pages
+        for name in re.findall(r'\]\((?:\.\./)*assets/(\w+)\.png\)', page.read_text())
+    }
     assert not [name for name in shown if not (ROOT / 'assets' / f'{name}.png').is_file()]
     drawn = {name for path in notebooks() for name in pictures(nbformat.read(path, as_version=4))}
     assert len(shown & drawn) > 2

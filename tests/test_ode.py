@@ -1,4 +1,5 @@
 """The solvers of initial value problems against exact solutions, on the device and on the host."""
+
 import math
 
 import pytest
@@ -9,8 +10,21 @@ from solvers import ode
 
 
 def test_methods_are_known():
-    assert set(ode.METHODS) == {'dopri5', 'bosh3', 'dopri8', 'RK45', 'RK23', 'DOP853', 'Radau', 'BDF', 'LSODA'}
-    for check in (ode.check_method, lambda name: ode.solve(lambda t, x: (x,), (torch.ones(1),), 0, 1, method=name)):
+    assert set(ode.METHODS) == {
+        'dopri5',
+        'bosh3',
+        'dopri8',
+        'RK45',
+        'RK23',
+        'DOP853',
+        'Radau',
+        'BDF',
+        'LSODA',
+    }
+    for check in (
+        ode.check_method,
+        lambda name: ode.solve(lambda t, x: (x,), (torch.ones(1),), 0, 1, method=name),
+    ):
         with pytest.raises(UserError, match="unknown ODE method 'euler': known are dopri5"):
             check('euler')
 
@@ -18,39 +32,69 @@ def test_methods_are_known():
 @pytest.mark.parametrize('backwards', [False, True])
 @pytest.mark.parametrize('method', ode.METHODS)
 def test_two_coupled_parts(method, backwards):
-    """dx/dt = a y, dy/dt = -a x: a rotation, whose parts have other shapes and dtypes; then each comes back in its own."""
+    """dx/dt = a y, dy/dt = -a x: a rotation, whose parts have other shapes and dtypes; then each
+    comes back in its own.
+    """
     a, t0, t1 = 3.0, 0.25, 1.5
     ends = (t1, t0) if backwards else (t0, t1)
 
     def f(t, x, y):
-        assert x.dtype == torch.float32 and y.dtype == torch.float64 and x.shape == (2, 3) and y.shape == (6,)
+        assert (
+            x.dtype == torch.float32
+            and y.dtype == torch.float64
+            and x.shape == (2, 3)
+            and y.shape == (6,)
+        )
         assert t0 <= float(t) <= t1
         return a * y.reshape(2, 3), -a * x.reshape(6)
+
     x, y = torch.rand(2, 3), torch.rand(6, dtype=torch.float64)
     (x1, y1), nfe = ode.solve(f, (x, y), *ends, rtol=1e-6, atol=1e-6, method=method)
     angle = a * (ends[1] - ends[0])
-    assert x1.dtype == x.dtype and x1.shape == x.shape and y1.dtype == y.dtype and y1.shape == y.shape
-    torch.testing.assert_close(x1.double(), math.cos(angle) * x.double() + math.sin(angle) * y.reshape(2, 3), rtol=0, atol=1e-4)
-    torch.testing.assert_close(y1, math.cos(angle) * y - math.sin(angle) * x.reshape(6).double(), rtol=0, atol=1e-4)
+    assert (
+        x1.dtype == x.dtype and x1.shape == x.shape and y1.dtype == y.dtype and y1.shape == y.shape
+    )
+    torch.testing.assert_close(
+        x1.double(),
+        math.cos(angle) * x.double() + math.sin(angle) * y.reshape(2, 3),
+        rtol=0,
+        atol=1e-4,
+    )
+    torch.testing.assert_close(
+        y1, math.cos(angle) * y - math.sin(angle) * x.reshape(6).double(), rtol=0, atol=1e-4
+    )
     assert 10 < nfe < 2000
 
 
 @pytest.mark.parametrize('method', ode.METHODS)
 def test_evaluations_are_counted(method):
     calls = []
-    _, nfe = ode.solve(lambda t, x: (calls.append(t) or -x,), (torch.ones(3),), 0, 2, rtol=1e-4, atol=1e-4, method=method)
+    _, nfe = ode.solve(
+        lambda t, x: (calls.append(t) or -x,),
+        (torch.ones(3),),
+        0,
+        2,
+        rtol=1e-4,
+        atol=1e-4,
+        method=method,
+    )
     if method not in ('Radau', 'BDF'):  # SciPy does not count what it spends on Jacobians
         assert nfe == len(calls)
 
 
 @pytest.mark.parametrize('method, order', [('dopri5', 5), ('bosh3', 3), ('dopri8', 8), ('RK45', 5)])
 def test_the_error_follows_the_tolerance(method, order):
-    """A hundredth of the tolerance: at least ten times nearer to the exact exponential, for 100^(1/order) times the work."""
+    """A hundredth of the tolerance: at least ten times nearer to the exact exponential, for
+    100^(1/order) times the work.
+    """
     x = torch.linspace(0.5, 2, 7, dtype=torch.float64)
 
     def error(tolerance):
-        (end,), nfe = ode.solve(lambda t, x: (-t * x,), (x,), 0, 2, rtol=tolerance, atol=tolerance, method=method)
+        (end,), nfe = ode.solve(
+            lambda t, x: (-t * x,), (x,), 0, 2, rtol=tolerance, atol=tolerance, method=method
+        )
         return (end - x * math.exp(-2)).abs().max().item(), nfe
+
     (coarse, few), (fine, many) = error(1e-4), error(1e-6)
     assert fine < coarse / 10 or fine < 1e-9
     assert many < 1.5 * 100 ** (1 / order) * few
@@ -59,12 +103,15 @@ def test_the_error_follows_the_tolerance(method, order):
 @pytest.mark.parametrize('method', ['dopri5', 'dopri8', 'RK45'])
 @pytest.mark.parametrize('ends', [(0.0, 1.0), (1.0, 0.0)])
 def test_nothing_is_asked_beyond_the_ends(method, ends):
-    """Even where the first step that suggests itself is far longer than the interval: there f is not defined."""
+    """Even where the first step that suggests itself is far longer than the interval: there f is
+    not defined.
+    """
     seen = []
 
     def f(t, x):
         seen.append(float(t))
         return (1e-6 * x,)
+
     ode.solve(f, (torch.ones(4),), *ends, rtol=1e-3, atol=1e-3, method=method)
     assert 0 <= min(seen) and max(seen) <= 1
 
@@ -72,7 +119,8 @@ def test_nothing_is_asked_beyond_the_ends(method, ends):
 @pytest.mark.parametrize('method', ['dopri5', 'RK45'])
 def test_a_solver_that_gives_up_says_where(method):
     with pytest.raises(RuntimeError, match=f'the ODE solver {method} stopped before t=2'):
-        ode.solve(lambda t, x: (x ** 2,), (torch.ones(2, dtype=torch.float64),), 0, 2, method=method)  # the solution ends at t=1
+        # the solution ends at t=1
+        ode.solve(lambda t, x: (x**2,), (torch.ones(2, dtype=torch.float64),), 0, 2, method=method)
 
 
 @pytest.mark.parametrize('method', ['dopri5', 'RK45'])

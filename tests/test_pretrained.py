@@ -1,4 +1,5 @@
 """The networks that come with the library sample as they are, without a data set."""
+
 import numpy as np
 import pytest
 
@@ -11,7 +12,9 @@ FOLDER = ROOT / 'assets' / 'pretrained'
 
 @pytest.mark.parametrize('name', sorted(path.stem for path in FOLDER.glob('*.json')))
 def test_samples_are_pictures_on_black(name, tmp_path):
-    """Digits and clothes on a black ground: noise, or a network of another SDE, has no such corners."""
+    """Digits and clothes on a black ground: noise, or a network of another SDE, has no such
+    corners.
+    """
     config = stored.get_config(FOLDER / f'{name}.json')
     config.device = 'cpu'
     sample(config, tmp_path, FOLDER / f'{name}.safetensors', 8)

@@ -1,4 +1,7 @@
-"""What makes networks and steps faster or smaller leaves their numbers: layout, precision, compilation, accumulation, recomputation."""
+"""What makes networks and steps faster or smaller leaves their numbers: layout, precision,
+compilation, accumulation, recomputation.
+"""
+
 import copy
 import shutil
 
@@ -11,8 +14,17 @@ import run_lib
 import sde_lib
 from commands import preflight
 from configs import defaults
-from configs.ve import cifar10_ncsnpp_continuous, digits_ncsnpp_continuous, ffhq_256_ncsnpp_continuous
-from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
+from configs.ve import (
+    cifar10_ncsnpp_continuous,
+    digits_ncsnpp_continuous,
+    ffhq_256_ncsnpp_continuous,
+)
+from configs.vp import (
+    cifar10_ddpmpp_continuous,
+    digits_ddpmpp_classes,
+    digits_ddpmpp_continuous,
+    digits_wideresnet,
+)
 from models import utils as mutils
 from runtime.errors import UserError
 
@@ -37,12 +49,17 @@ def ncsn(name):
 NETWORKS = {
     'ncsnpp': lambda: tiny(cifar10_ncsnpp_continuous.get_config()),
     'ncsnpp, pyramids with skips': lambda: tiny(ffhq_256_ncsnpp_continuous.get_config()),
-    'ncsnpp, residual output': lambda: tiny(cifar10_ncsnpp_continuous.get_config(), progressive='residual', resblock_type='ddpm'),
+    'ncsnpp, residual output': lambda: tiny(
+        cifar10_ncsnpp_continuous.get_config(), progressive='residual', resblock_type='ddpm'
+    ),
     'ddpmpp': lambda: tiny(cifar10_ddpmpp_continuous.get_config(), name='ddpmpp'),
     'ddpmpp, classes': lambda: tiny(digits_ddpmpp_classes.get_config()),
     'ddpm': lambda: tiny(defaults.ddpm(defaults.vp(defaults.cifar10(), continuous=False)), nf=32),
     'wideresnet': lambda: tiny(digits_wideresnet.get_config(), widen=1),
-    **{name: lambda name=name: ncsn(name) for name in ('ncsn', 'ncsnv2', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256')},
+    **{
+        name: lambda name=name: ncsn(name)
+        for name in ('ncsn', 'ncsnv2', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256')
+    },
 }
 
 
@@ -83,9 +100,12 @@ def compiled_twin(model):
     return twin
 
 
-@pytest.mark.parametrize('name', [name for name in NETWORKS if name != 'ncsnv2'])  # which is one of the others
+# which is one of the others
+@pytest.mark.parametrize('name', [name for name in NETWORKS if name != 'ncsnv2'])
 def test_networks_train_as_one_graph(name):
-    """Forwards and backwards, in one piece (fullgraph), to the numbers of the network as it stands."""
+    """Forwards and backwards, in one piece (fullgraph), to the numbers of the network as it
+    stands.
+    """
     _, model, inputs = build(name)
     twin = compiled_twin(model)
     torch.manual_seed(1)
@@ -104,7 +124,10 @@ def test_u_nets_evaluate_as_one_graph(name):
         assert error(twin(*inputs), model(*inputs)) < 1e-5
 
 
-@pytest.mark.skipif(shutil.which('g++') is None and shutil.which('clang++') is None, reason='compiling for a CPU needs a C++ compiler')
+@pytest.mark.skipif(
+    shutil.which('g++') is None and shutil.which('clang++') is None,
+    reason='compiling for a CPU needs a C++ compiler',
+)
 def test_the_setting_compiles():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -120,7 +143,9 @@ def test_the_layout_changes_rounding_only(name):
     _, first, inputs = build(name, channels_last=False)
     _, last, _ = build(name, channels_last=True)
     convolutions = [p for p in last.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
-    assert convolutions and all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+    assert convolutions and all(
+        p.is_contiguous(memory_format=torch.channels_last) for p in convolutions
+    )
     expected, value = first.eval()(*inputs), last.eval()(*inputs)
     assert error(value, expected) < 1e-5 and value.is_contiguous()
     assert error(gradients(last, value), gradients(first, expected)) < 1e-4
@@ -130,8 +155,10 @@ def test_the_layout_changes_rounding_only(name):
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_bfloat16_is_near_float32(name):
-    """To its 8 bits, after a few roundings; parameters, outputs and gradients stay float32. NCSNv2 for 256 pixels, the deepest network, has
-    the largest error: a cosine of 0.966 between the gradients."""
+    """To its 8 bits, after a few roundings; parameters, outputs and gradients stay float32. NCSNv2
+    for 256 pixels, the deepest network, has the largest error: a cosine of 0.966 between the
+    gradients.
+    """
     _, model, inputs = build(name)
     _, low, _ = build(name, precision='bfloat16')
     seen = []
@@ -141,13 +168,29 @@ def test_bfloat16_is_near_float32(name):
     assert seen == [torch.bfloat16] and value.dtype == torch.float32 and value.is_contiguous()
     assert 1e-5 < error(value, expected) < 0.06
     grad = gradients(low, value)
-    assert grad.dtype == torch.float32 and torch.nn.functional.cosine_similarity(grad, gradients(model, expected), dim=0) > 0.95
+    assert (
+        grad.dtype == torch.float32
+        and torch.nn.functional.cosine_similarity(grad, gradients(model, expected), dim=0) > 0.95
+    )
 
 
-@pytest.mark.parametrize('key, value, message', [
-    ('precision', 'float8', "^config.training.precision must be one of 'float32', 'bfloat16', got 'float8'$"),
-    ('accumulation', 0, '^config.training.accumulation must be an integer >= 1, got 0$'),
-    ('accumulation', 7, '^config.training.batch_size must be a multiple of config.training.accumulation=7, got 64$')])
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        (
+            'precision',
+            'float8',
+            "^config.training.precision must be one of 'float32', 'bfloat16', got 'float8'$",
+        ),
+        ('accumulation', 0, '^config.training.accumulation must be an integer >= 1, got 0$'),
+        (
+            'accumulation',
+            7,
+            '^config.training.batch_size must be a multiple of '
+            'config.training.accumulation=7, got 64$',
+        ),
+    ],
+)
 def test_settings_without_a_meaning_are_refused(key, value, message, tmp_path):
     config = digits_ddpmpp_continuous.get_config()
     config.device, config.training[key] = 'cpu', value
@@ -158,22 +201,30 @@ def test_settings_without_a_meaning_are_refused(key, value, message, tmp_path):
 def test_recomputation_is_for_u_nets(tmp_path):
     config = ncsn('ncsnv2_64')
     config.training.recompute = True
-    with pytest.raises(UserError, match="config.training.recompute=True is for U-Nets only, got config.model.name='ncsnv2_64'"):
+    with pytest.raises(
+        UserError,
+        match='config.training.recompute=True is for U-Nets only, got '
+        "config.model.name='ncsnv2_64'",
+    ):
         preflight.check(config, tmp_path, 'train')
 
 
-# Steps -----------------------------------------------------------------------------------------------------------------------------------
+# Steps --------------------------------------------------------------------------------------------
 
 
 def steps(config, count=3, **settings):
     """Losses of some steps of training and the parameters behind them."""
     torch.manual_seed(0)
     state = run_lib.create_state(config)
-    step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config), **settings)
+    step = losses.get_step_fn(
+        sde_lib.get_sde(config), True, losses.optimization_manager(config), **settings
+    )
     found = []
     for i in range(count):
         torch.manual_seed(10 + i)
-        found.append(step(state, torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(i))))
+        found.append(
+            step(state, torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(i)))
+        )
     return torch.stack(found), state
 
 
@@ -186,28 +237,44 @@ def test_parts_of_a_batch_add_up_to_it(continuous, accumulation):
     whole, one = steps(config, continuous=continuous)
     parts, many = steps(config, continuous=continuous, accumulation=accumulation)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=0)
-    moments = [torch.cat([s['exp_avg'].flatten() for s in state['optimizer'].state.values()]) for state in (one, many)]
+    moments = [
+        torch.cat([s['exp_avg'].flatten() for s in state['optimizer'].state.values()])
+        for state in (one, many)
+    ]
     assert error(moments[1], moments[0]) < 1e-4
 
 
 def test_parts_must_be_equal():
-    with pytest.raises(UserError, match='the batch size must be a multiple of accumulation=5, got 12'):
+    with pytest.raises(
+        UserError, match='the batch size must be a multiple of accumulation=5, got 12'
+    ):
         config = digits_ddpmpp_continuous.get_config()
         config.device = 'cpu'
         steps(config, accumulation=5)
 
 
-@pytest.mark.parametrize('config', [digits_ddpmpp_continuous, digits_ncsnpp_continuous], ids=['ddpmpp', 'ncsnpp'])
+@pytest.mark.parametrize(
+    'config', [digits_ddpmpp_continuous, digits_ncsnpp_continuous], ids=['ddpmpp', 'ncsnpp']
+)
 def test_recomputation_keeps_less_and_changes_nothing(config):
     """Bit by bit, dropout included."""
     results = []
     for recompute in (False, True):
         settings = config.get_config()
-        settings.device, settings.training.recompute, settings.model.dropout, settings.optim.warmup = 'cpu', recompute, 0.2, 0
+        (
+            settings.device,
+            settings.training.recompute,
+            settings.model.dropout,
+            settings.optim.warmup,
+        ) = 'cpu', recompute, 0.2, 0
         kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
+        ):
             found, state = steps(settings)
-        results.append((sum(kept), found, torch.cat([p.flatten() for p in state['model'].parameters()])))
+        results.append(
+            (sum(kept), found, torch.cat([p.flatten() for p in state['model'].parameters()]))
+        )
     (plain, *expected), (less, *values) = results
     assert less < 0.5 * plain
     assert all(map(torch.equal, values, expected))
@@ -221,19 +288,29 @@ class Waiting(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default, torch.ops.aten.equal.default,
-                    torch.ops.aten.nonzero.default):
+        if func in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.is_nonzero.default,
+            torch.ops.aten.equal.default,
+            torch.ops.aten.nonzero.default,
+        ):
             self.found.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize('config', [digits_ddpmpp_continuous, digits_ncsnpp_continuous], ids=['ddpmpp', 'ncsnpp'])
+@pytest.mark.parametrize(
+    'config', [digits_ddpmpp_continuous, digits_ncsnpp_continuous], ids=['ddpmpp', 'ncsnpp']
+)
 def test_the_host_does_not_wait_within_a_step(config):
-    """Loss, backward pass, clipping, the decision to skip a step, optimizer and average: nothing is read back."""
+    """Loss, backward pass, clipping, the decision to skip a step, optimizer and average: nothing is
+    read back.
+    """
     settings = config.get_config()
     settings.device = 'cpu'
     state = run_lib.create_state(settings)
-    step = losses.get_step_fn(sde_lib.get_sde(settings), True, losses.optimization_manager(settings))
+    step = losses.get_step_fn(
+        sde_lib.get_sde(settings), True, losses.optimization_manager(settings)
+    )
     x = torch.rand(4, 1, 8, 8)
     step(state, x)
     with Waiting() as waiting:
@@ -244,7 +321,10 @@ def test_the_host_does_not_wait_within_a_step(config):
 
 
 def test_a_network_is_not_walked_through_for_every_evaluation():
-    """Switching between training and evaluation visits every module; where nothing changes it is left out."""
+    """Switching between training and evaluation visits every module; where nothing changes it is
+    left out.
+    """
+
     class Counting(torch.nn.Module):
         switched = 0
 
@@ -254,6 +334,7 @@ def test_a_network_is_not_walked_through_for_every_evaluation():
 
         def forward(self, x, labels):
             return x
+
     model = Counting()
     for train in (False, False, True, True, False):
         mutils.get_model_fn(model, train)(torch.zeros(1), None)

@@ -1,4 +1,7 @@
-"""A work directory knows its config: it serves without `--config`, and another model than the trained one is refused by name."""
+"""A work directory knows its config: it serves without `--config`, and another model than the
+trained one is refused by name.
+"""
+
 import json
 import pathlib
 import re
@@ -38,12 +41,19 @@ def workdir(tmp_path_factory):
 
 def tree(folder) -> dict[str, tuple[int, bytes]]:
     """{path: time of its last change, content} of a folder, all folders in it, and all files."""
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b'')
-            for path in (pathlib.Path(folder), *pathlib.Path(folder).rglob('*'))}
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b'')
+        for path in (pathlib.Path(folder), *pathlib.Path(folder).rglob('*'))
+    }
 
 
 def run(cwd, *flags):
-    return subprocess.run([sys.executable, ROOT / 'main.py', *map(str, flags)], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / 'main.py', *map(str, flags)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
 
 
 def copied(workdir, folder) -> pathlib.Path:
@@ -57,9 +67,18 @@ def test_the_config_lies_beside_and_within_the_checkpoints(workdir):
         assert json.loads(checkpoints.load(path)['config']) == json.loads(stored.as_json(config))
 
 
-WORK = {'train': run_lib.train, 'eval': run_lib.evaluate, 'sample': sample,
-        'control': lambda *args: control.control(*args, task='inpaint', mask='right')}
-OTHERS = {'model.beta_max': (8.0, '20.0'), 'training.sde': ('subvpsde', "'vpsde'"), 'data.centered': (False, 'True'), 'model.nf': (16, '8')}
+WORK = {
+    'train': run_lib.train,
+    'eval': run_lib.evaluate,
+    'sample': sample,
+    'control': lambda *args: control.control(*args, task='inpaint', mask='right'),
+}
+OTHERS = {
+    'model.beta_max': (8.0, '20.0'),
+    'training.sde': ('subvpsde', "'vpsde'"),
+    'data.centered': (False, 'True'),
+    'model.nf': (16, '8'),
+}
 
 
 def changed(key, **settings):
@@ -73,41 +92,73 @@ def changed(key, **settings):
 
 @pytest.mark.parametrize('mode', WORK)
 @pytest.mark.parametrize('key', OTHERS)
-def test_another_model_than_the_trained_one_is_refused_by_name_and_nothing_is_written(workdir, key, mode):
+def test_another_model_than_the_trained_one_is_refused_by_name_and_nothing_is_written(
+    workdir, key, mode
+):
     value, old = OTHERS[key]
     before = tree(workdir)
-    with pytest.raises(UserError, match=rf'^config\.{key}={value!r} differs from {old}, with which .*\.pth was trained \(--force_config'):
+    with pytest.raises(
+        UserError,
+        match=rf'^config\.{key}={value!r} differs from {old}, with which '
+        r'.*\.pth was trained \(--force_config',
+    ):
         WORK[mode](changed(key), str(workdir))
     assert tree(workdir) == before
 
 
 def test_the_command_line_refuses_another_model_too_and_writes_nothing(workdir):
     before = tree(workdir)
-    done = run(workdir.parent, f'--workdir={workdir}', '--mode=train', '--config.model.beta_max=8', '--config.training.n_iters=5')
+    done = run(
+        workdir.parent,
+        f'--workdir={workdir}',
+        '--mode=train',
+        '--config.model.beta_max=8',
+        '--config.training.n_iters=5',
+    )
     resume = checkpoints.resume_path(workdir)
     assert done.returncode == 1 and tree(workdir) == before
-    assert done.stderr == (f'error: config.model.beta_max=8.0 differs from 20.0, with which {resume} was trained '
-                           '(--force_config accepts it)\n')
+    assert done.stderr == (
+        'error: config.model.beta_max=8.0 differs from 20.0, with which '
+        f'{resume} was trained '
+        '(--force_config accepts it)\n'
+    )
 
 
-def test_a_work_directory_without_a_config_refuses_another_model_by_its_checkpoints(workdir, tmp_path):
+def test_a_work_directory_without_a_config_refuses_another_model_by_its_checkpoints(
+    workdir, tmp_path
+):
     folder = copied(workdir, tmp_path)
     (folder / 'config.json').unlink()
     for work in WORK.values():
-        with pytest.raises(UserError, match=r'^config\.model\.beta_max=8\.0 differs from 20\.0, with which .*\.pth was trained'):
+        with pytest.raises(
+            UserError,
+            match=r'^config\.model\.beta_max=8\.0 differs from 20\.0, '
+            r'with which .*\.pth was trained',
+        ):
             work(changed('model.beta_max'), str(folder))
 
 
 @pytest.mark.parametrize('mode', WORK)
-def test_another_model_is_accepted_with_a_warning_where_it_is_forced(workdir, tmp_path, mode, caplog):
+def test_another_model_is_accepted_with_a_warning_where_it_is_forced(
+    workdir, tmp_path, mode, caplog
+):
     folder = copied(workdir, tmp_path)
     WORK[mode](changed('model.beta_max', force_config=True), str(folder))
-    found = [record.message for record in caplog.records if record.message.startswith('Used config.')]
-    assert len(found) == 1 and re.fullmatch(r'Used config\.model\.beta_max=8\.0, although .*\.pth was trained with 20\.0\.',
-                                            found[0])
+    found = [
+        record.message for record in caplog.records if record.message.startswith('Used config.')
+    ]
+    assert len(found) == 1 and re.fullmatch(
+        r'Used config\.model\.beta_max=8\.0, although .*\.pth '
+        r'was trained with 20\.0\.',
+        found[0],
+    )
     kept = json.loads((folder / 'config.json').read_text())
-    assert 'force_config' not in kept and kept['model']['beta_max'] == (8.0 if mode == 'train' else 20.0)
-    assert 'force_config' not in json.loads(checkpoints.load(checkpoints.resume_path(folder))['config'])
+    assert 'force_config' not in kept and kept['model']['beta_max'] == (
+        8.0 if mode == 'train' else 20.0
+    )
+    assert 'force_config' not in json.loads(
+        checkpoints.load(checkpoints.resume_path(folder))['config']
+    )
 
 
 def test_a_checkpoint_that_is_named_is_compared_and_the_work_directory_is_not(workdir, tmp_path):
@@ -124,10 +175,17 @@ def test_all_keys_that_differ_are_named_and_unused_ones_pass(tmp_path):
     other.sampling.steps = 9
     with pytest.raises(UserError) as caught:
         stored.check(other, config, 'a.pth')
-    assert sorted(line.partition('=')[0] for line in str(caught.value).splitlines()) == ['config.model.beta_max', 'config.model.ch_mult']
+    assert sorted(line.partition('=')[0] for line in str(caught.value).splitlines()) == [
+        'config.model.beta_max',
+        'config.model.ch_mult',
+    ]
     other.model.update(beta_max=20.0, ch_mult=[1, 2])
     stored.check(other, config, 'a.pth')
-    assert {key for key, *_ in stored.differences(other, config)} == {'model.sigma_max', 'model.dropout', 'sampling.steps'}
+    assert {key for key, *_ in stored.differences(other, config)} == {
+        'model.sigma_max',
+        'model.dropout',
+        'sampling.steps',
+    }
 
 
 def test_names_of_classes_may_be_written_in_any_case():
@@ -147,11 +205,18 @@ def test_what_changes_on_resume_is_logged(workdir, tmp_path, caplog):
     caplog.set_level('INFO')
     run_lib.train(config, tmp_path)
     assert 'Resumed from step 3' in caplog.text
-    for change in ('optim.lr: 0.002 -> 0.001', 'training.n_iters: 3 -> 4', 'training.batch_size: 8 -> 16'):
+    for change in (
+        'optim.lr: 0.002 -> 0.001',
+        'training.n_iters: 3 -> 4',
+        'training.batch_size: 8 -> 16',
+    ):
         assert f'Changed config.{change}.' in caplog.text
-    warning, = (record.message for record in caplog.records if record.levelname == 'WARNING')
-    assert warning == ('Changed the position in the data: with config.training.batch_size=16 instead of 8 the epoch resumes at other '
-                       'images.')
+    (warning,) = (record.message for record in caplog.records if record.levelname == 'WARNING')
+    assert warning == (
+        'Changed the position in the data: with config.training.batch_size=16 '
+        'instead of 8 the epoch resumes at other '
+        'images.'
+    )
     assert stored.get_config(tmp_path / 'config.json').training.n_iters == 4
 
 
@@ -165,24 +230,49 @@ def test_a_checkpoint_without_a_config_loads(workdir, tmp_path):
 
 
 def test_a_work_directory_serves_without_a_config(workdir, tmp_path):
-    done = run(tmp_path, f'--workdir={workdir}', '--mode=sample', '--num_samples=2', f'--output={tmp_path / "out"}',
-               '--config.sampling.steps=3')
+    done = run(
+        tmp_path,
+        f'--workdir={workdir}',
+        '--mode=sample',
+        '--num_samples=2',
+        f'--output={tmp_path / "out"}',
+        '--config.sampling.steps=3',
+    )
     assert done.returncode == 0 and (tmp_path / 'out' / '00001.png').is_file(), done.stderr
     done = run(tmp_path, f'--workdir={tmp_path}', '--mode=sample')
-    assert done.returncode == 1 and done.stderr.strip() == f'error: --config is missing: {tmp_path} has no config.json'
+    assert (
+        done.returncode == 1
+        and done.stderr.strip() == f'error: --config is missing: {tmp_path} has no config.json'
+    )
 
 
 def test_data_and_statistics_need_the_work_directory_alone(workdir, tmp_path):
     folder = copied(workdir, tmp_path)
     done = run(tmp_path, f'--workdir={folder}', '--mode=data')
-    assert done.returncode == 0 and '8x8 pixels, 1 channels, 17 grey levels' in done.stderr, done.stderr
+    assert done.returncode == 0 and '8x8 pixels, 1 channels, 17 grey levels' in done.stderr, (
+        done.stderr
+    )
     assert (folder / 'data.png').is_file()
-    done = run(tmp_path, f'--workdir={folder}', '--mode=stats', f'--config.eval.stats_dir={tmp_path / "stats"}')
-    assert done.returncode == 0 and (tmp_path / 'stats' / 'digits_pixels_stats.npz').is_file(), done.stderr
+    done = run(
+        tmp_path,
+        f'--workdir={folder}',
+        '--mode=stats',
+        f'--config.eval.stats_dir={tmp_path / "stats"}',
+    )
+    assert done.returncode == 0 and (tmp_path / 'stats' / 'digits_pixels_stats.npz').is_file(), (
+        done.stderr
+    )
 
 
 def test_the_flag_forces_a_config(workdir, tmp_path):
-    done = run(tmp_path, f'--workdir={workdir}', '--mode=sample', '--num_samples=2', f'--output={tmp_path / "out"}',
-               '--config.model.beta_max=8', '--force_config')
+    done = run(
+        tmp_path,
+        f'--workdir={workdir}',
+        '--mode=sample',
+        '--num_samples=2',
+        f'--output={tmp_path / "out"}',
+        '--config.model.beta_max=8',
+        '--force_config',
+    )
     assert done.returncode == 0 and (tmp_path / 'out' / '00001.png').is_file(), done.stderr
     assert 'WARNING Used config.model.beta_max=8.0, although ' in done.stderr

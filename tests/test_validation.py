@@ -1,4 +1,7 @@
-"""The validation of checkpoints: its report says what was measured, what was not, and what failed."""
+"""The validation of checkpoints: its report says what was measured, what was not, and what
+failed.
+"""
+
 import csv
 import os
 import re
@@ -22,13 +25,24 @@ from validation import checks, report, validate
 from validation.__main__ import main, setting
 
 VE, VP = 'configs/ve/digits_ncsnpp_continuous.py', 'configs/vp/digits_ddpmpp_continuous.py'
-TINY = {'device': 'cpu', 'model.nf': 8, 'sampling.steps': 25, 'eval.num_samples': 20, 'eval.most_images': 12, 'eval.batch_size': 10,
-        'eval.bpd_rtol': 0.1, 'eval.bpd_atol': 0.1, 'model.num_scales': 30}
+TINY = {
+    'device': 'cpu',
+    'model.nf': 8,
+    'sampling.steps': 25,
+    'eval.num_samples': 20,
+    'eval.most_images': 12,
+    'eval.batch_size': 10,
+    'eval.bpd_rtol': 0.1,
+    'eval.bpd_atol': 0.1,
+    'model.num_scales': 30,
+}
 
 
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory):
-    """Two tiny networks, hardly trained: a training state, and safetensors; with their data's statistics."""
+    """Two tiny networks, hardly trained: a training state, and safetensors; with their data's
+    statistics.
+    """
     folder = tmp_path_factory.mktemp('pair')
     paths = []
     for path, name in ((VE, 've.pth'), (VP, 'vp.safetensors')):
@@ -56,21 +70,54 @@ def test_a_report_of_two(pair, tmp_path, capsys):
     text = (tmp_path / 'REPORT.md').read_text()
     with open(tmp_path / 'summary.csv') as file:
         rows = list(csv.DictReader(file))
-    names = {'ve/digits_ncsnpp_continuous': ('pytorch', '12 images'), 'vp/digits_ddpmpp_continuous': ('safetensors', '12 images')}
-    assert {row['checkpoint']: row['dialect'] for row in rows} == {name: dialect for name, (dialect, _) in names.items()}
+    names = {
+        've/digits_ncsnpp_continuous': ('pytorch', '12 images'),
+        'vp/digits_ddpmpp_continuous': ('safetensors', '12 images'),
+    }
+    assert {row['checkpoint']: row['dialect'] for row in rows} == {
+        name: dialect for name, (dialect, _) in names.items()
+    }
     for name in names:
         quantities = {row['quantity']: row for row in rows if row['checkpoint'] == name}
-        for quantity, n in (('loss', '12'), ('bits/dim', '12'), ('Frechet distance, pixels', '20'), ('kernel distance, pixels', '20')):
-            assert np.isfinite(float(quantities[quantity]['value'])) and quantities[quantity]['n'] == n
+        for quantity, n in (
+            ('loss', '12'),
+            ('bits/dim', '12'),
+            ('Frechet distance, pixels', '20'),
+            ('kernel distance, pixels', '20'),
+        ):
+            assert (
+                np.isfinite(float(quantities[quantity]['value'])) and quantities[quantity]['n'] == n
+            )
             assert f'| {name} | {quantity} |' in text
-        assert float(quantities['kernel distance, pixels']['seconds_per_sample']) > 0 and quantities['bits/dim']['seed'] == '42'
-        assert f'| {name} | is read, every name and shape | yes |' in text and '| no config of the paper |' in text
-        assert f'| {name} | denoises | **NO** |' in text  # as a network that has learnt nothing must not pass
+        assert (
+            float(quantities['kernel distance, pixels']['seconds_per_sample']) > 0
+            and quantities['bits/dim']['seed'] == '42'
+        )
+        assert (
+            f'| {name} | is read, every name and shape | yes |' in text
+            and '| no config of the paper |' in text
+        )
+        # as a network that has learnt nothing must not pass
+        assert f'| {name} | denoises | **NO** |' in text
     assert status == 1 and '**' in text.split('\n')[2]
-    for name in ('side_by_side.png', 'denoising.png', 'samples_ve_digits_ncsnpp_continuous.png', 'details/report.md', 'RUN_ENV.txt'):
-        assert (tmp_path / name).stat().st_size > 500 and name in text or name == 'details/report.md' and f']({name})' in text
+    for name in (
+        'side_by_side.png',
+        'denoising.png',
+        'samples_ve_digits_ncsnpp_continuous.png',
+        'details/report.md',
+        'RUN_ENV.txt',
+    ):
+        assert (
+            (tmp_path / name).stat().st_size > 500
+            and name in text
+            or name == 'details/report.md'
+            and f']({name})' in text
+        )
     snapshot = (tmp_path / 'RUN_ENV.txt').read_text()
-    assert f'torch {torch.__version__}'.partition('+')[0] in snapshot and 'command: python -m validation' in snapshot
+    assert (
+        f'torch {torch.__version__}'.partition('+')[0] in snapshot
+        and 'command: python -m validation' in snapshot
+    )
 
     once = (tmp_path / 'summary.csv').read_bytes()  # nothing is computed again
     main([*models, '--output', str(tmp_path), *options(folder)])
@@ -78,66 +125,153 @@ def test_a_report_of_two(pair, tmp_path, capsys):
 
 
 def test_what_fails_is_told(pair, tmp_path, capsys):
-    """A weight that is no number; a file that does not fit beside one that does; the same config twice."""
+    """A weight that is no number; a file that does not fit beside one that does; the same config
+    twice.
+    """
     folder, models = pair
     content = torch.load(folder / 've.pth', weights_only=True)
     content['ema']['shadow_params'][3][0] = float('nan')
     torch.save(content, tmp_path / 'nan.pth')
-    status = main([f'{VE}={tmp_path / "nan.pth"}', f'{VP}={folder / "ve.pth"}', f'{VE}={folder / "ve.pth"}', '--output', str(tmp_path),
-                   *options(folder)])
+    status = main(
+        [
+            f'{VE}={tmp_path / "nan.pth"}',
+            f'{VP}={folder / "ve.pth"}',
+            f'{VE}={folder / "ve.pth"}',
+            '--output',
+            str(tmp_path),
+            *options(folder),
+        ]
+    )
     text = (tmp_path / 'REPORT.md').read_text()
     assert status == 1
     assert '| ve/digits_ncsnpp_continuous, nan (1) | weights are finite | **NO** | 1 of ' in text
     assert '| ve/digits_ncsnpp_continuous, ve (3) | weights are finite | yes |' in text
-    assert '| vp/digits_ddpmpp_continuous | is read, every name and shape | **NO** |' in text and 'does not match the network' in text
+    assert (
+        '| vp/digits_ddpmpp_continuous | is read, every name and shape | **NO** |' in text
+        and 'does not match the network' in text
+    )
     assert 'failed**' in text.splitlines()[2]
 
 
 def test_what_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
-    """Of a published config, without its data set and without a network: the paper's numbers stand beside the reason."""
+    """Of a published config, without its data set and without a network: the paper's numbers stand
+    beside the reason.
+    """
+
     def offline():
         raise OSError('no network')
+
     monkeypatch.setattr(image_sources, 'require_network', offline)
     for name in ('fetch_statistics',):
-        monkeypatch.setattr(validate, name, lambda: (_ for _ in ()).throw(UserError('no network either')))
-    status = main([f'configs/ve/cifar10_ncsnpp_continuous.py={DATA / "jax_ve_checkpoint_12"}', '--output', str(tmp_path), '--samples', '4',
-                   '--set', 'model.nf=8', '--set', 'model.ch_mult=(1,2,2)', '--set', 'model.num_res_blocks=1', '--set', 'sampling.steps=2',
-                   '--set', 'model.attn_resolutions=(16,)', '--set', f'data.tfds_dir={tmp_path}/tfds', '--set', 'device=cpu',
-                   '--set', f'eval.inception_path={tmp_path}/none', '--set', f'eval.stats_dir={tmp_path}/stats'])
+        monkeypatch.setattr(
+            validate, name, lambda: (_ for _ in ()).throw(UserError('no network either'))
+        )
+    status = main(
+        [
+            f'configs/ve/cifar10_ncsnpp_continuous.py={DATA / "jax_ve_checkpoint_12"}',
+            '--output',
+            str(tmp_path),
+            '--samples',
+            '4',
+            '--set',
+            'model.nf=8',
+            '--set',
+            'model.ch_mult=(1,2,2)',
+            '--set',
+            'model.num_res_blocks=1',
+            '--set',
+            'sampling.steps=2',
+            '--set',
+            'model.attn_resolutions=(16,)',
+            '--set',
+            f'data.tfds_dir={tmp_path}/tfds',
+            '--set',
+            'device=cpu',
+            '--set',
+            f'eval.inception_path={tmp_path}/none',
+            '--set',
+            f'eval.stats_dir={tmp_path}/stats',
+        ]
+    )
     text = (tmp_path / 'REPORT.md').read_text()
-    assert '| FID | not measured | - | - | 2.38 | left out: see the checks |' in text and '| 9.83 |' in text
-    assert '| denoising | - | left out: ' in text and 'is not prepared' in text and 'no network' in text
+    assert (
+        '| FID | not measured | - | - | 2.38 | left out: see the checks |' in text
+        and '| 9.83 |' in text
+    )
+    assert (
+        '| denoising | - | left out: ' in text
+        and 'is not prepared' in text
+        and 'no network' in text
+    )
     assert '| metrics of samples | - | left out: ' in text and '| samples vary |' in text
     assert status == 0 and 'flax' in text and '2 could not be made' in text
 
 
 def test_the_papers_number_beside_ours():
-    """Not comparable for its n, or so far apart; by the sampler that gave it; none where the paper has none."""
+    """Not comparable for its n, or so far apart; by the sampler that gave it; none where the paper
+    has none.
+    """
     from reports import Number
     from validation.published import published
 
     def beside(n, quantity='FID', method='pc', name='vp/cifar10_ddpmpp_continuous', value=2.6):
-        number = Number({'FID': 'frechet', 'IS': 'IS'}.get(quantity, quantity), quantity, value, {'seed': 1}, n, 'samples', 'images', 50000)
+        number = Number(
+            {'FID': 'frechet', 'IS': 'IS'}.get(quantity, quantity),
+            quantity,
+            value,
+            {'seed': 1},
+            n,
+            'samples',
+            'images',
+            50000,
+        )
         config = load_config('configs.vp.cifar10_ddpmpp_continuous')
         config.sampling.method = method
         model = validate.Model(name, '', None, published(name))
-        return report._beside(validate.Result(model, config, None, 1, {}, [], [], None, {}, {}, None, None), number)
-    assert beside(50000) == ('2.55', '+0.05 from the paper') and beside(50000, method='ode') == ('3.93', '-1.33 from the paper')
+        return report._beside(
+            validate.Result(model, config, None, 1, {}, [], [], None, {}, {}, None, None), number
+        )
+
+    assert beside(50000) == ('2.55', '+0.05 from the paper') and beside(50000, method='ode') == (
+        '3.93',
+        '-1.33 from the paper',
+    )
     theirs, reason = beside(500)
-    assert theirs == '2.55' and reason.startswith('not comparable: 500 samples are fewer than 50000')
-    assert beside(50000, 'IS', value=9.6) == ('9.58', '+0.02 from the paper') and beside(50000, 'IS', 'ode')[0] == ''
-    assert beside(50000, 'FID', name='ve/church_ncsnpp_continuous') == ('', 'no number in the paper')
+    assert theirs == '2.55' and reason.startswith(
+        'not comparable: 500 samples are fewer than 50000'
+    )
+    assert (
+        beside(50000, 'IS', value=9.6) == ('9.58', '+0.02 from the paper')
+        and beside(50000, 'IS', 'ode')[0] == ''
+    )
+    assert beside(50000, 'FID', name='ve/church_ncsnpp_continuous') == (
+        '',
+        'no number in the paper',
+    )
 
 
-@pytest.mark.parametrize('module', ['configs.ve.digits_ncsnpp_continuous', 'configs.vp.digits_ddpmpp_continuous',
-                                    'configs.vp.ddpm.cifar10'])
+@pytest.mark.parametrize(
+    'module',
+    [
+        'configs.ve.digits_ncsnpp_continuous',
+        'configs.vp.digits_ddpmpp_continuous',
+        'configs.vp.ddpm.cifar10',
+    ],
+)
 def test_the_best_linear_estimate(module):
-    """Of the denoising check: no gain but the one it takes has a smaller error on Gaussian data, and the exact network meets it."""
+    """Of the denoising check: no gain but the one it takes has a smaller error on Gaussian data,
+    and the exact network meets it.
+    """
     config = load_config(module)
-    config.data.update(num_channels=1, image_size=8, random_flip=False, uniform_dequantization=False)
+    config.data.update(
+        num_channels=1, image_size=8, random_flip=False, uniform_dequantization=False
+    )
     values = np.random.default_rng(0).normal(128, 20, (600, 8, 8, 1)).clip(0, 255).astype(np.uint8)
     images = image_sources.Images(values, np.zeros(600, np.int64))
-    sde, scaled = sde_lib.get_sde(config), values / 255 * (1 + config.data.centered) - config.data.centered
+    sde, scaled = (
+        sde_lib.get_sde(config),
+        values / 255 * (1 + config.data.centered) - config.data.centered,
+    )
     mean, variance = scaled.mean(), scaled.var()
 
     class Exact(torch.nn.Module):
@@ -151,11 +285,15 @@ def test_the_best_linear_estimate(module):
             else:
                 scale = sde.sqrt_alphas_cumprod[labels.long()][:, None, None, None]
                 std = sde.sqrt_1m_alphas_cumprod[labels.long()][:, None, None, None]
-            return std * (x - scale * mean) / (scale ** 2 * variance + std ** 2)
+            return std * (x - scale * mean) / (scale**2 * variance + std**2)
+
     found = checks.denoising(ScoreModel.from_config(config, Exact()), images, seed=0, most=600)
     assert found.n == 600 and found.variance == pytest.approx(variance, rel=1e-3)
-    middle = slice(1, -1) if config.training.continuous else slice(3, -1)  # the chain's levels are those of the SDE up to its steps
-    assert found.network[middle] == pytest.approx(found.linear[middle], rel=1e-3 if config.training.continuous else 0.02)
+    # the chain's levels are those of the SDE up to its steps
+    middle = slice(1, -1) if config.training.continuous else slice(3, -1)
+    assert found.network[middle] == pytest.approx(
+        found.linear[middle], rel=1e-3 if config.training.continuous else 0.02
+    )
     assert checks.of_denoising(found._replace(network=0.9 * found.linear)).passed
     assert not checks.of_denoising(found._replace(network=1.1 * found.linear)).passed
     assert not checks.of_denoising(found._replace(network=found.linear * np.nan)).passed
@@ -165,16 +303,28 @@ def test_checks_of_samples_and_numbers():
     rng = np.random.default_rng(0)
     real = rng.integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
     assert checks.of_samples(real[:20], real).passed and checks.of_samples(real, None).passed
-    assert not checks.of_samples(np.repeat(real[:1], 20, 0), real).passed and not checks.of_samples(np.repeat(real[:1], 20, 0), None).passed
+    assert (
+        not checks.of_samples(np.repeat(real[:1], 20, 0), real).passed
+        and not checks.of_samples(np.repeat(real[:1], 20, 0), None).passed
+    )
     network = create_model(validate.load_config(VP, TINY))
     assert sum(p.numel() for p in network.parameters()) > 1000
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (['ve/nonsense'], 'the names are ve/cifar10_ncsnpp'), (['configs/none.py=x'], 'no checkpoint x'),
-    ([f'configs/none.py={ROOT / "README.md"}'], 'no config configs/none.py'), ([f'{VP}={ROOT / "README.md"}'], 'no checkpoint of a kind'),
-    ([f'{VP}={ROOT / "README.md"}', '--set', 'model.nff=3'], '--set model.nff=3: .* no such key'),
-    ([f'{VP}={ROOT / "README.md"}', '--set', 'model.nf=many'], '--set model.nf=many: ')])
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['ve/nonsense'], 'the names are ve/cifar10_ncsnpp'),
+        (['configs/none.py=x'], 'no checkpoint x'),
+        ([f'configs/none.py={ROOT / "README.md"}'], 'no config configs/none.py'),
+        ([f'{VP}={ROOT / "README.md"}'], 'no checkpoint of a kind'),
+        (
+            [f'{VP}={ROOT / "README.md"}', '--set', 'model.nff=3'],
+            '--set model.nff=3: .* no such key',
+        ),
+        ([f'{VP}={ROOT / "README.md"}', '--set', 'model.nf=many'], '--set model.nf=many: '),
+    ],
+)
 def test_mistakes_are_told_in_a_sentence(arguments, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main([*arguments, '--output', str(tmp_path / 'out')]) == 2
@@ -183,15 +333,25 @@ def test_mistakes_are_told_in_a_sentence(arguments, words, tmp_path, capsys, mon
 
 
 def test_settings_of_the_command():
-    assert setting('eval.num_samples=50') == ('eval.num_samples', 50) and setting('model.ch_mult=(1,2)') == ('model.ch_mult', (1, 2))
-    assert setting('data.tfds_dir=/data/tfds') == ('data.tfds_dir', '/data/tfds') and setting('device=cuda:0') == ('device', 'cuda:0')
+    assert setting('eval.num_samples=50') == ('eval.num_samples', 50) and setting(
+        'model.ch_mult=(1,2)'
+    ) == ('model.ch_mult', (1, 2))
+    assert setting('data.tfds_dir=/data/tfds') == ('data.tfds_dir', '/data/tfds') and setting(
+        'device=cuda:0'
+    ) == ('device', 'cuda:0')
     with pytest.raises(Exception, match='section.key=value'):
         setting('samples')
 
 
 def test_help_says_what_it_does():
-    done = subprocess.run([sys.executable, '-m', 'validation', '--help'], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env=os.environ | {'PYTHONPATH': ''})
+    done = subprocess.run(
+        [sys.executable, '-m', 'validation', '--help'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {'PYTHONPATH': ''},
+    )
     assert done.returncode == 0 and 'REPORT.md' in done.stdout and '--digits' in done.stdout
 
 
@@ -199,13 +359,27 @@ def test_help_says_what_it_does():
 def test_numbers_of_another_checkpoint_never_stand_under_this_one(pair, tmp_path, which):
     """Into the same folder: first a good one, then one from which nothing comes."""
     folder, _ = pair
-    assert main([f'{VE}={folder / "ve.pth"}', '--output', str(tmp_path / 'out'), *options(folder)]) == 1
+    assert (
+        main([f'{VE}={folder / "ve.pth"}', '--output', str(tmp_path / 'out'), *options(folder)])
+        == 1
+    )
     content = torch.load(folder / 've.pth', weights_only=True)
-    (content['ema']['shadow_params'][3] if which == 'averaged' else content['model']['module.all_modules.3.weight'])[0] = float('nan')
+    (
+        content['ema']['shadow_params'][3]
+        if which == 'averaged'
+        else content['model']['module.all_modules.3.weight']
+    )[0] = float('nan')
     torch.save(content, tmp_path / 'nan.pth')
-    assert main([f'{VE}={tmp_path / "nan.pth"}', '--output', str(tmp_path / 'out'), *options(folder)]) == 1
+    assert (
+        main([f'{VE}={tmp_path / "nan.pth"}', '--output', str(tmp_path / 'out'), *options(folder)])
+        == 1
+    )
     text = (tmp_path / 'out' / 'REPORT.md').read_text()
-    assert '| weights are finite | **NO** | 1 of ' in text and '| bits/dim |' not in text and '| samples vary |' not in text
+    assert (
+        '| weights are finite | **NO** | 1 of ' in text
+        and '| bits/dim |' not in text
+        and '| samples vary |' not in text
+    )
     assert len((tmp_path / 'out' / 'summary.csv').read_text().splitlines()) == 1
 
 

@@ -1,4 +1,5 @@
 """What a validation ran on: RUN_ENV.txt."""
+
 import datetime
 import importlib.metadata
 import os
@@ -19,41 +20,72 @@ def processor() -> str:
     """The name of the processor, as far as it tells."""
     cpuinfo = pathlib.Path('/proc/cpuinfo')
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.processor() or 'unknown')
+    return next(
+        (line.partition(':')[2].strip() for line in lines if line.startswith('model name')),
+        platform.processor() or 'unknown',
+    )
 
 
 def device() -> str:
     """The hardware in a few words."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return f'{image_sources.cores()} cores of {processor()}' + ''.join(f', {gpus.count(gpu)}x {gpu}' for gpu in dict.fromkeys(gpus))
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
+    return f'{image_sources.cores()} cores of {processor()}' + ''.join(
+        f', {gpus.count(gpu)}x {gpu}' for gpu in dict.fromkeys(gpus)
+    )
 
 
 def _revision() -> str:
-    """The commit of this library, and whether files differ from it; 'unknown' outside of a clone."""
+    """The commit of this library, and whether files differ from it; 'unknown' outside of a
+    clone.
+    """
+
     def git(*words):
-        return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True, timeout=30)
+        return subprocess.run(
+            ['git', '-C', str(ROOT), *words], capture_output=True, text=True, timeout=30
+        )
+
     try:
         head = git('rev-parse', 'HEAD')
         changed = git('status', '--porcelain', '--untracked-files=no')
     except (OSError, subprocess.TimeoutExpired):
         return 'unknown'
-    return head.stdout.strip() + ' with local changes' * bool(changed.stdout.strip()) if head.returncode == 0 else 'unknown'
+    return (
+        head.stdout.strip() + ' with local changes' * bool(changed.stdout.strip())
+        if head.returncode == 0
+        else 'unknown'
+    )
 
 
 def snapshot() -> str:
-    """Time, command, hardware, system, and the versions of everything that requirements.txt names."""
+    """Time, command, hardware, system, and the versions of everything that requirements.txt
+    names.
+    """
     versions = []
     for name in re.findall(r'(?m)^[\w-]+', (ROOT / 'requirements.txt').read_text()):
         try:
             versions.append(f'{name} {importlib.metadata.version(name)}')
         except importlib.metadata.PackageNotFoundError:
             versions.append(f'{name} is not installed')
-    settings = [f'{name}={os.environ[name]}' for name in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES') if name in os.environ]
-    lines = {'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-             'command': ' '.join(['python', '-m', 'validation', *sys.argv[1:]]), 'revision': _revision(), 'device': device(),
-             'system': platform.platform(), 'python': platform.python_version(), 'threads of PyTorch': torch.get_num_threads(),
-             'CUDA of PyTorch': torch.version.cuda or 'none',
-             'environment': ' '.join(settings) or '-'}
+    settings = [
+        f'{name}={os.environ[name]}'
+        for name in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')
+        if name in os.environ
+    ]
+    lines = {
+        'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+        'command': ' '.join(['python', '-m', 'validation', *sys.argv[1:]]),
+        'revision': _revision(),
+        'device': device(),
+        'system': platform.platform(),
+        'python': platform.python_version(),
+        'threads of PyTorch': torch.get_num_threads(),
+        'CUDA of PyTorch': torch.version.cuda or 'none',
+        'environment': ' '.join(settings) or '-',
+    }
     return '\n'.join([*(f'{name}: {value}' for name, value in lines.items()), '', *versions]) + '\n'
 
 

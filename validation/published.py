@@ -1,12 +1,15 @@
-"""The published checkpoints of Song et al. 2021: where they lie, which config they belong to, and the paper's numbers for them.
+"""The published checkpoints of Song et al. 2021: where they lie, which config they belong to, and
+the paper's numbers for them.
 
-They are the training states of the 2021 PyTorch release (`{'optimizer', 'model', 'ema', 'step'}`), in folders of Google Drive. Where a
-folder has two checkpoints, the one with the smaller number gave the paper's Table 3 (FID and IS of the predictor-corrector or ancestral
-sampler, best over snapshots every 50,000 iterations), the one with the larger number, the last of training, its Table 2 (FID of the ODE
-sampler, bits/dim).
+They are the training states of the 2021 PyTorch release (`{'optimizer', 'model', 'ema', 'step'}`),
+in folders of Google Drive. Where a folder has two checkpoints, the one with the smaller number gave
+the paper's Table 3 (FID and IS of the predictor-corrector or ancestral sampler, best over snapshots
+every 50,000 iterations), the one with the larger number, the last of training, its Table 2 (FID of
+the ODE sampler, bits/dim).
 
     published('vp/cifar10_ddpm').config   # 'configs/vp/ddpm/cifar10.py'
 """
+
 from typing import NamedTuple
 
 from runtime.errors import UserError
@@ -21,8 +24,11 @@ ELSEWHERE = {  # configs that are not called like the checkpoint
 
 
 class Published(NamedTuple):
-    """A model and its numbers in the paper, None where that has none. `folder` is the id of a folder of Google Drive, `file_id` that of a
-    checkpoint in it, where it was published by itself as well."""
+    """A model and its numbers in the paper, None where that has none. `folder` is the id of a
+    folder of Google Drive, `file_id` that of a checkpoint in it, where it was published by itself
+    as well.
+    """
+
     name: str
     folder: str
     fid: float | None = None
@@ -49,33 +55,90 @@ class Published(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The Inception features of a data set (key 'pool_3'), by their id at Google Drive; `evaluation` takes them from assets/stats."""
+    """The Inception features of a data set (key 'pool_3'), by their id at Google Drive;
+    `evaluation` takes them from assets/stats.
+    """
+
     file_id: str
     file_name: str
 
 
 CIFAR10_STATISTICS = Statistics('14UB27-Spi8VjZYKST3ZcT8YVhAluiFWI', 'cifar10_stats.npz')
 
-PUBLISHED = {entry.name: entry for entry in (
-    Published('ve/cifar10_ncsnpp', '1sP4GwvrYiI-sDPTp7sKYzsxJLGVamVMZ', 2.45, 9.73),
-    Published('ve/cifar10_ncsnpp_continuous', '1b0gy_LLgO_DaQBgoWXwlVnL_rcAUgREh', 2.38, 9.83,
-              file_id='1JInV8bPGy18QiIzZcS1iECGHCuXL6_Nz', file_name='checkpoint_24.pth'),
-    Published('ve/cifar10_ncsnpp_deep_continuous', '11s6A_xM7qiztdj8AHQWqaIAUSC3I7uX2', 2.20, 9.89),
-    Published('vp/cifar10_ddpm', '1zDKcy3xbsN3F4AfyB_DfY_1oho89iKcf', 3.24, None, 3.37, 3.28),
-    Published('vp/cifar10_ddpm_continuous', '1RHNxW1qY-mTr0JMAE5t4V181Hi_aVWXK', None, None, 3.69, 3.21),
-    Published('vp/cifar10_ddpmpp', '1zOVj03ZBcq339p5QEKJPh2bBrxR_HOCM', 2.78, 9.64),
-    Published('vp/cifar10_ddpmpp_continuous', '1xYjVMx10N9ivQQBIsEoXEeu9nvSGTBrC', 2.55, 9.58, 3.93, 3.16,
-              file_id='1ranuAMcmX45SBJ9PTToPACBwJYtrBjZn', file_name='checkpoint_26.pth'),
-    Published('vp/cifar10_ddpmpp_deep_continuous', '1ZMLBiu9j7-rpdTQu8M2LlHAEQq4xRYrj', 2.41, 9.68, 3.08, 3.13),
-    Published('subvp/cifar10_ddpm_continuous', '1DeebpmBkCxlZx89t3z45Te37T7BPOzd2', None, None, 3.56, 3.05),
-    Published('subvp/cifar10_ddpmpp_continuous', '1bLgmnEAZnysRZfWt8qN3omGfijJ_B884', 2.61, 9.56, 3.16, 3.02),
-    Published('subvp/cifar10_ddpmpp_deep_continuous', '16QGkviGcizSbIPRk37-YksUhlNIna4Ys', 2.41, 9.57, 2.92, 2.99),
-    Published('ve/bedroom_ncsnpp_continuous', '18GmxDvfGR8se9uFucc9uweeVrX_GzuUG'),
-    Published('ve/church_ncsnpp_continuous', '1zVChA0HrnJU66Jkt4P6KOnlREhBMc4Yh'),
-    Published('ve/ffhq_1024_ncsnpp_continuous', '1ZqLNr_kH0o9DxvwSlrQPMmkrhEnXhBm2'),
-    Published('ve/ffhq_256_ncsnpp_continuous', '1KG72ZKUCUa8dDcA03hOf1BsnK8kBcdPD'),
-    Published('ve/celebahq_256_ncsnpp_continuous', '19VJ7UZTE-ytGX6z5rl-tumW9c0Ps3itk'),
-)}
+PUBLISHED = {
+    entry.name: entry
+    for entry in (
+        Published('ve/cifar10_ncsnpp', '1sP4GwvrYiI-sDPTp7sKYzsxJLGVamVMZ', 2.45, 9.73),
+        Published(
+            've/cifar10_ncsnpp_continuous',
+            '1b0gy_LLgO_DaQBgoWXwlVnL_rcAUgREh',
+            2.38,
+            9.83,
+            file_id='1JInV8bPGy18QiIzZcS1iECGHCuXL6_Nz',
+            file_name='checkpoint_24.pth',
+        ),
+        Published(
+            've/cifar10_ncsnpp_deep_continuous', '11s6A_xM7qiztdj8AHQWqaIAUSC3I7uX2', 2.20, 9.89
+        ),
+        Published('vp/cifar10_ddpm', '1zDKcy3xbsN3F4AfyB_DfY_1oho89iKcf', 3.24, None, 3.37, 3.28),
+        Published(
+            'vp/cifar10_ddpm_continuous',
+            '1RHNxW1qY-mTr0JMAE5t4V181Hi_aVWXK',
+            None,
+            None,
+            3.69,
+            3.21,
+        ),
+        Published('vp/cifar10_ddpmpp', '1zOVj03ZBcq339p5QEKJPh2bBrxR_HOCM', 2.78, 9.64),
+        Published(
+            'vp/cifar10_ddpmpp_continuous',
+            '1xYjVMx10N9ivQQBIsEoXEeu9nvSGTBrC',
+            2.55,
+            9.58,
+            3.93,
+            3.16,
+            file_id='1ranuAMcmX45SBJ9PTToPACBwJYtrBjZn',
+            file_name='checkpoint_26.pth',
+        ),
+        Published(
+            'vp/cifar10_ddpmpp_deep_continuous',
+            '1ZMLBiu9j7-rpdTQu8M2LlHAEQq4xRYrj',
+            2.41,
+            9.68,
+            3.08,
+            3.13,
+        ),
+        Published(
+            'subvp/cifar10_ddpm_continuous',
+            '1DeebpmBkCxlZx89t3z45Te37T7BPOzd2',
+            None,
+            None,
+            3.56,
+            3.05,
+        ),
+        Published(
+            'subvp/cifar10_ddpmpp_continuous',
+            '1bLgmnEAZnysRZfWt8qN3omGfijJ_B884',
+            2.61,
+            9.56,
+            3.16,
+            3.02,
+        ),
+        Published(
+            'subvp/cifar10_ddpmpp_deep_continuous',
+            '16QGkviGcizSbIPRk37-YksUhlNIna4Ys',
+            2.41,
+            9.57,
+            2.92,
+            2.99,
+        ),
+        Published('ve/bedroom_ncsnpp_continuous', '18GmxDvfGR8se9uFucc9uweeVrX_GzuUG'),
+        Published('ve/church_ncsnpp_continuous', '1zVChA0HrnJU66Jkt4P6KOnlREhBMc4Yh'),
+        Published('ve/ffhq_1024_ncsnpp_continuous', '1ZqLNr_kH0o9DxvwSlrQPMmkrhEnXhBm2'),
+        Published('ve/ffhq_256_ncsnpp_continuous', '1KG72ZKUCUa8dDcA03hOf1BsnK8kBcdPD'),
+        Published('ve/celebahq_256_ncsnpp_continuous', '19VJ7UZTE-ytGX6z5rl-tumW9c0Ps3itk'),
+    )
+}
 
 DEFAULT = ('ve/cifar10_ncsnpp_continuous', 'vp/cifar10_ddpmpp_continuous')
 
@@ -83,5 +146,7 @@ DEFAULT = ('ve/cifar10_ncsnpp_continuous', 'vp/cifar10_ddpmpp_continuous')
 def published(name: str) -> Published:
     """The published model of that name; UserError with all names where there is none."""
     if name not in PUBLISHED:
-        raise UserError(f'there is no published checkpoint {name!r}: the names are {", ".join(PUBLISHED)}')
+        raise UserError(
+            f'there is no published checkpoint {name!r}: the names are {", ".join(PUBLISHED)}'
+        )
     return PUBLISHED[name]

@@ -1,14 +1,17 @@
-"""Checkpoints of others, read as ours: what a file is, and its weights under the names of the network that a config describes.
+"""Checkpoints of others, read as ours: what a file is, and its weights under the names of the
+network that a config describes.
 
 | dialect | what it is | read | written |
 |---|---|---|---|
-| `pytorch` | `.pth`: a training state of this library or the 2021 PyTorch release; a list of NCSN's authors | yes | the former |
+| `pytorch` | `.pth` of this library, the 2021 PyTorch release, or NCSN (a list) | yes | ours |
 | `flax` | a training state of the 2021 JAX release: `checkpoint_N`, msgpack | U-Nets | no |
-| `diffusers` | a pipeline folder of that library, or the `unet` in it | U-Nets | what its blocks can express |
+| `diffusers` | its pipeline folder, or the `unet` in it | U-Nets | if its blocks can |
 | `safetensors` | weights alone, the config in a JSON file beside them | yes | yes |
 
-Nothing in a file is executed. Names are translated by tables that follow from the network, so that nothing is guessed.
+Nothing in a file is executed. Names are translated by tables that follow from the network, so that
+nothing is guessed.
 """
+
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,8 +22,10 @@ from . import diffusers, jax, safetensors, torch_zip
 
 
 class Dialect(NamedTuple):
-    """`matches(path)`; `read(path, network, device)` -> a training state; `config_of(path)` -> the config or None;
-    `write(path, network, weights, config, notes)`."""
+    """`matches(path)`; `read(path, network, device)` -> a training state; `config_of(path)` -> the
+    config or None; `write(path, network, weights, config, notes)`.
+    """
+
     matches: Callable
     read: Callable
     config_of: Callable = lambda path: None
@@ -29,14 +34,18 @@ class Dialect(NamedTuple):
 
 DIALECTS = {
     'diffusers': Dialect(diffusers.matches, diffusers.read, diffusers.config_of, diffusers.write),
-    'safetensors': Dialect(safetensors.matches, safetensors.read, safetensors.config_of, safetensors.write),
+    'safetensors': Dialect(
+        safetensors.matches, safetensors.read, safetensors.config_of, safetensors.write
+    ),
     'pytorch': Dialect(torch_zip.matches, torch_zip.read),
     'flax': Dialect(jax.matches, jax.read),
 }
 
 
 def guess(path) -> str:
-    """The dialect of a file by its first bytes, of a folder by what is in it; CheckpointError where none fits."""
+    """The dialect of a file by its first bytes, of a folder by what is in it; CheckpointError where
+    none fits.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         raise CheckpointError(f'there is no checkpoint {path}')
@@ -45,15 +54,20 @@ def guess(path) -> str:
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
     if found is None:
-        raise CheckpointError(f'{path} is no checkpoint of a kind known here ({", ".join(DIALECTS)}); it may be damaged')
+        raise CheckpointError(
+            f'{path} is no checkpoint of a kind known here '
+            f'({", ".join(DIALECTS)}); it may be damaged'
+        )
     return found
 
 
 def read(path, network, device='cpu') -> dict:
-    """The training state in a file or folder, for a network of ours: 'model', 'step', and 'ema' and 'optimizer' where it has them.
+    """The training state in a file or folder, for a network of ours: 'model', 'step', and 'ema' and
+    'optimizer' where it has them.
 
-    Tensors go by our names, with or without 'module.'; those that the network does not have keep the names they have there. 'ema' is
-    the state of our moving average, or has its tensors under 'named'.
+    Tensors go by our names, with or without 'module.'; those that the network does not have keep
+    the names they have there. 'ema' is the state of our moving average, or has its tensors under
+    'named'.
     """
     return DIALECTS[guess(path)].read(path, network, device)
 

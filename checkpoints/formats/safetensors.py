@@ -1,4 +1,7 @@
-"""Weights alone, in a safetensors file, under the network's names; the config as JSON beside them, and in the header what they are."""
+"""Weights alone, in a safetensors file, under the network's names; the config as JSON beside them,
+and in the header what they are.
+"""
+
 import pathlib
 import types
 
@@ -44,8 +47,12 @@ def read(path, network, device='cpu') -> dict:
 
 def save(path, weights: dict, notes: dict = types.MappingProxyType({})):
     """A file of tensors by name, with notes in its header."""
-    path.write_bytes(safetensors.torch.save({name: value.contiguous() for name, value in weights.items()},
-                                            {'format': 'pt'} | {key: str(value) for key, value in notes.items()}))
+    path.write_bytes(
+        safetensors.torch.save(
+            {name: value.contiguous() for name, value in weights.items()},
+            {'format': 'pt'} | {key: str(value) for key, value in notes.items()},
+        )
+    )
 
 
 def write(path, network, weights: dict, config, notes: dict):

@@ -1,12 +1,16 @@
-"""Files of `torch.save`: training states of this library and of the 2021 PyTorch release, and the lists of NCSN's and NCSNv2's authors.
+"""Files of `torch.save`: training states of this library and of the 2021 PyTorch release, and the
+lists of NCSN's and NCSNv2's authors.
 
-A training state is {'optimizer', 'model', 'ema', 'step'}; names in 'model' begin with 'module.'. A list is [model, optimizer] (NCSN) or
-[model, optimizer, epoch, step, average] (NCSNv2), the average {name: tensor} and there only where it was switched on. Reading executes
-nothing (`weights_only`), yet takes the numpy scalars of published files.
+A training state is {'optimizer', 'model', 'ema', 'step'}; names in 'model' begin with 'module.'. A
+list is [model, optimizer] (NCSN) or [model, optimizer, epoch, step, average] (NCSNv2), the average
+{name: tensor} and there only where it was switched on. Reading executes nothing (`weights_only`),
+yet takes the numpy scalars of published files.
 
-Such a file is a zip archive without compression. Ours carry the SHA-256 of all that is in them as the archive's comment, which any reader
-of zip files passes over: a byte that is not as it was written is noticed. Of others the sums of the archive itself are checked.
+Such a file is a zip archive without compression. Ours carry the SHA-256 of all that is in them as
+the archive's comment, which any reader of zip files passes over: a byte that is not as it was
+written is noticed. Of others the sums of the archive itself are checked.
 """
+
 import hashlib
 import mmap
 import pathlib
@@ -22,13 +26,22 @@ from runtime.errors import CheckpointError
 
 
 def _numpy_scalars():
-    """What a pickled numpy scalar is made of, under the names it has in files of numpy 1 and of numpy 2."""
+    """What a pickled numpy scalar is made of, under the names it has in files of numpy 1 and of
+    numpy 2.
+    """
     scalar = np.float64(0).__reduce__()[0]
-    return [(scalar, 'numpy.core.multiarray.scalar'), (scalar, 'numpy._core.multiarray.scalar'), np.dtype, np.dtypes.Float64DType,
-            np.dtypes.Float32DType, np.dtypes.Int64DType]
+    return [
+        (scalar, 'numpy.core.multiarray.scalar'),
+        (scalar, 'numpy._core.multiarray.scalar'),
+        np.dtype,
+        np.dtypes.Float64DType,
+        np.dtypes.Float32DType,
+        np.dtypes.Int64DType,
+    ]
 
 
-END = b'PK\x05\x06'  # the archive's last record, of 22 bytes: the last two are the length of the comment behind it
+# the archive's last record, of 22 bytes: the last two are the length of the comment behind it
+END = b'PK\x05\x06'
 SEAL = re.compile(rb'sha256:([0-9a-f]{64})')
 SEAL_LENGTH = 71
 
@@ -57,7 +70,9 @@ def seal(file):
 
 
 def verify(path):
-    """CheckpointError for an archive with something in it that is not as it was written, or that no `torch.save` has written."""
+    """CheckpointError for an archive with something in it that is not as it was written, or that no
+    `torch.save` has written.
+    """
     with open(path, 'rb') as file:
         if file.read(2) != b'PK':
             return  # of before 2020: no archive
@@ -67,22 +82,32 @@ def verify(path):
         found = SEAL.fullmatch(end[-SEAL_LENGTH:])
         sealed = found and end[:4] == END and end[20:22] == struct.pack('<H', SEAL_LENGTH)
         if sealed and _digest(file, size - SEAL_LENGTH - 2) != found[1].decode():
-            raise CheckpointError(f'{path} is damaged: what is in it is not what was written (its SHA-256 is another)')
+            raise CheckpointError(
+                f'{path} is damaged: what is in it is not what was written (its SHA-256 is another)'
+            )
     if not sealed and (end[-22:-18] != END or end[-2:] != b'\0\0'):
         raise CheckpointError(f'{path} is damaged, or cut short: it does not end as such files do')
     with zipfile.ZipFile(path) as archive:  # a seal tells of damage, not of the writer's intent
         entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
+        if (
+            any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            or sum(entry.file_size for entry in entries) > size
+        ):
             raise CheckpointError(f'{path} is no checkpoint of PyTorch: it holds compressed data')
         if not sealed and (broken := archive.testzip()) is not None:
             raise CheckpointError(f'{path} is damaged: the sum of {broken} in it is another')
 
 
 def _refuse_allocation(path):
-    """CheckpointError for a file that asks for memory by a number alone: no checkpoint has a bytearray in it, which PyTorch would allow."""
+    """CheckpointError for a file that asks for memory by a number alone: no checkpoint has a
+    bytearray in it, which PyTorch would allow.
+    """
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(b'bytearray') >= 0:
-            raise CheckpointError(f'{path} is refused: besides data there is code in it, which wants to import bytearray')
+            raise CheckpointError(
+                f'{path} is refused: besides data there is code in it, which '
+                'wants to import bytearray'
+            )
 
 
 def matches(path: pathlib.Path) -> bool:
@@ -94,7 +119,9 @@ def matches(path: pathlib.Path) -> bool:
 
 
 def load(path, device='cpu'):
-    """The content of a file of `torch.save`; CheckpointError where it cannot be read without executing anything."""
+    """The content of a file of `torch.save`; CheckpointError where it cannot be read without
+    executing anything.
+    """
     try:
         verify(path)
         _refuse_allocation(path)
@@ -104,12 +131,32 @@ def load(path, device='cpu'):
         raise
     except pickle.UnpicklingError as error:
         wanted = re.search(r'GLOBAL ([\w.]+)', str(error))
-        raise CheckpointError(f'{path} is refused: besides data there is code in it, which wants to import {wanted[1]}' if wanted else
-                              f'{path} cannot be read as a checkpoint; it may be cut short, or of another kind') from error
-    except (RuntimeError, EOFError, OSError, MemoryError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
-            NotImplementedError, struct.error, zipfile.BadZipFile) as error:  # whatever a damaged file makes PyTorch's reader stumble over
+        raise CheckpointError(
+            f'{path} is refused: besides data there is code in it, which wants '
+            f'to import {wanted[1]}'
+            if wanted
+            else f'{path} cannot be read as a checkpoint; it may be cut short, or of another kind'
+        ) from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        MemoryError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        # whatever a damaged file makes PyTorch's reader stumble over
+        NotImplementedError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f'{path} cannot be read as a checkpoint; it may be cut short, or of another kind: {reason}') from error
+        raise CheckpointError(
+            f'{path} cannot be read as a checkpoint; it may be cut short, or of '
+            f'another kind: {reason}'
+        ) from error
 
 
 def bare(weights: dict) -> dict:
@@ -118,7 +165,9 @@ def bare(weights: dict) -> dict:
 
 
 def read(path, network, device='cpu') -> dict:
-    """The training state in a file: as it is there, or from the list of NCSN's or NCSNv2's authors."""
+    """The training state in a file: as it is there, or from the list of NCSN's or NCSNv2's
+    authors.
+    """
     content = load(path, device)
     if isinstance(content, (list, tuple)) and content and isinstance(content[0], dict):
         return _from_list(content, network)
@@ -132,4 +181,6 @@ def _from_list(content, network) -> dict:
     parameters = dict(network.named_parameters())
     buffers = {name: value for name, value in weights.items() if name not in parameters}
     average = buffers | bare(found[0]) if found else weights
-    return dict(model=weights, ema=dict(named=average), step=int(content[3]) if len(content) > 3 else 0)
+    return dict(
+        model=weights, ema=dict(named=average), step=int(content[3]) if len(content) > 3 else 0
+    )

@@ -2,7 +2,8 @@
 
 An ablation between NCSN and NCSNv2. Technique 5 (averaged weights) alone.
 
-    python main.py --config configs/ve/ncsn/cifar10_5.py --workdir runs/ve/ncsn/cifar10_5 --mode train
+    python main.py --config configs/ve/ncsn/cifar10_5.py --workdir runs/ve/ncsn/cifar10_5 --mode \
+        train
 
 Expect: no published number.
 """

@@ -1,7 +1,7 @@
 """The U-Net of Ho et al. 2020 on CelebA-HQ at 256 pixels, trained with their 1000 discrete steps.
 
-The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`. It names a file of 1024 pixels (r10), while
-image_size is 256: train on the 256-pixel file (r08).
+The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`. It
+names a file of 1024 pixels (r10), while image_size is 256: train on the 256-pixel file (r08).
 
     python main.py --config configs/vp/ddpm/celebahq.py --workdir runs/vp/ddpm/celebahq --mode train
 

@@ -1,8 +1,10 @@
-"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with their 1000 discrete steps ("DDPM" in Song et al. 2021).
+"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with their 1000 discrete steps ("DDPM" in Song
+et al. 2021).
 
     python main.py --config configs/vp/ddpm/cifar10.py --workdir runs/vp/ddpm/cifar10 --mode train
 
-Expect: FID 3.24 with ancestral sampling (Song et al. 2021, Table 1), best of the numbered checkpoints. FID 3.37 and 3.28 bits/dim with
+Expect: FID 3.24 with ancestral sampling (Song et al. 2021, Table 1), best of the numbered
+checkpoints. FID 3.37 and 3.28 bits/dim with
         the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
 """
 
