@@ -92,7 +92,7 @@ def convert(source, destination, config=None, weights: str = 'ema', overwrite: b
                     dict(enumerate(state['ema'].shadow_params)),
                 )
             else:
-                formats.DIALECTS[kind].write(partial, network, chosen, config, notes)
+                formats.FORMATS[kind].write(partial, network, chosen, config, notes)
                 compared = chosen
             again = {
                 name.removeprefix('module.'): value
@@ -128,7 +128,7 @@ def _check_free(destination, kind: str, with_config: bool, overwrite: bool):
     for path in (destination, *[destination.with_suffix('.json')] * with_config):
         if path.exists() and not overwrite:
             raise UserError(f'{path} is there already: --overwrite replaces it')
-    replaceable = formats.DIALECTS[kind].matches if kind == 'diffusers' else pathlib.Path.is_file
+    replaceable = formats.FORMATS[kind].matches if kind == 'diffusers' else pathlib.Path.is_file
     if destination.exists() and not replaceable(destination):
         raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
 

@@ -47,7 +47,7 @@ def copied(content):
 
 
 def config_of(path) -> ConfigDict | None:
-    """The config in a checkpoint of any dialect, beside its weights, or in its work directory; None
+    """The config in a checkpoint of any format, beside its weights, or in its work directory; None
     if there is none.
     """
     path = pathlib.Path(path)

@@ -33,7 +33,7 @@ def test_outputs_of_the_releases(file, reference):
 
 
 @pytest.mark.parametrize('file, reference', [OFFICIAL, JAX])
-def test_through_every_dialect_that_holds_it(file, reference, tmp_path):
+def test_through_every_format_that_holds_it(file, reference, tmp_path):
     """To safetensors and to a training state, and from there on, without a difference; from raw and
     from averaged weights.
     """

@@ -74,8 +74,8 @@ def test_a_report_of_two(pair, tmp_path, capsys):
         've/digits_ncsnpp_continuous': ('pytorch', '12 images'),
         'vp/digits_ddpmpp_continuous': ('safetensors', '12 images'),
     }
-    assert {row['checkpoint']: row['dialect'] for row in rows} == {
-        name: dialect for name, (dialect, _) in names.items()
+    assert {row['checkpoint']: row['format'] for row in rows} == {
+        name: format for name, (format, _) in names.items()
     }
     for name in names:
         quantities = {row['quantity']: row for row in rows if row['checkpoint'] == name}

@@ -43,7 +43,7 @@ PARTS = dict(loss='loss', bpd='bits/dim', sampling='metrics of samples')  # of a
 
 
 class Model(NamedTuple):
-    """A checkpoint to be validated. `source`: a file or folder of any dialect."""
+    """A checkpoint to be validated. `source`: a file or folder of any format."""
 
     name: str
     config_path: str
@@ -150,7 +150,7 @@ def _unread(model: Model, config, error) -> Result:
     """What is left where a checkpoint does not fit its config."""
     about = dict(
         source=model.source.name,
-        dialect='',
+        format='',
         digest=results.digest(model.source),
         step='',
         parameters=math.nan,
@@ -188,7 +188,7 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
             path.unlink()
     about = dict(
         source=model.source.name,
-        dialect=formats.guess(model.source),
+        format=formats.guess(model.source),
         digest=results.digest(model.source),
         step=state['step'],
         parameters=sum(p.numel() for p in state['model'].parameters()),
@@ -197,7 +197,7 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
         checks.Check(
             'is read, every name and shape',
             True,
-            f'{about["dialect"]}, step {about["step"]}, {about["parameters"]:,} parameters',
+            f'{about["format"]}, step {about["step"]}, {about["parameters"]:,} parameters',
         ),
         *checks.weights(state),
     ]

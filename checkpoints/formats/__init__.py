@@ -1,7 +1,7 @@
 """Checkpoints of others, read as ours: what a file is, and its weights under the names of the
 network that a config describes.
 
-| dialect | what it is | read | written |
+| format | what it is | read | written |
 |---|---|---|---|
 | `pytorch` | `.pth` of this library, the 2021 PyTorch release, or NCSN (a list) | yes | ours |
 | `flax` | a training state of the 2021 JAX release: `checkpoint_N`, msgpack | U-Nets | no |
@@ -21,7 +21,7 @@ from runtime.errors import CheckpointError
 from . import diffusers, jax, safetensors, torch_zip
 
 
-class Dialect(NamedTuple):
+class Format(NamedTuple):
     """`matches(path)`; `read(path, network, device)` -> a training state; `config_of(path)` -> the
     config or None; `write(path, network, weights, config, notes)`.
     """
@@ -32,31 +32,31 @@ class Dialect(NamedTuple):
     write: Callable | None = None
 
 
-DIALECTS = {
-    'diffusers': Dialect(diffusers.matches, diffusers.read, diffusers.config_of, diffusers.write),
-    'safetensors': Dialect(
+FORMATS = {
+    'diffusers': Format(diffusers.matches, diffusers.read, diffusers.config_of, diffusers.write),
+    'safetensors': Format(
         safetensors.matches, safetensors.read, safetensors.config_of, safetensors.write
     ),
-    'pytorch': Dialect(torch_zip.matches, torch_zip.read),
-    'flax': Dialect(jax.matches, jax.read),
+    'pytorch': Format(torch_zip.matches, torch_zip.read),
+    'flax': Format(jax.matches, jax.read),
 }
 
 
 def guess(path) -> str:
-    """The dialect of a file by its first bytes, of a folder by what is in it; CheckpointError where
+    """The format of a file by its first bytes, of a folder by what is in it; CheckpointError where
     none fits.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise CheckpointError(f'there is no checkpoint {path}')
     try:
-        found = next((name for name, dialect in DIALECTS.items() if dialect.matches(path)), None)
+        found = next((name for name, format in FORMATS.items() if format.matches(path)), None)
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
     if found is None:
         raise CheckpointError(
             f'{path} is no checkpoint of a kind known here '
-            f'({", ".join(DIALECTS)}); it may be damaged'
+            f'({", ".join(FORMATS)}); it may be damaged'
         )
     return found
 
@@ -69,9 +69,9 @@ def read(path, network, device='cpu') -> dict:
     the names they have there. 'ema' is the state of our moving average, or has its tensors under
     'named'.
     """
-    return DIALECTS[guess(path)].read(path, network, device)
+    return FORMATS[guess(path)].read(path, network, device)
 
 
 def config_of(path):
     """The config that a file or folder brings along; None where it has none."""
-    return DIALECTS[guess(path)].config_of(path)
+    return FORMATS[guess(path)].config_of(path)
