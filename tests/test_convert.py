@@ -213,7 +213,7 @@ def test_the_command(tmp_path):
     for source, destination, config, words in (
         (DATA / JAX[0], '', (), 'SOURCE and DESTINATION'),
         (DATA / JAX[0], tmp_path / 'a.safetensors', size, '--overwrite'),
-        (tmp_path / 'a.json', tmp_path / 'c.pth', size, 'no checkpoint of a kind known'),
+        (tmp_path / 'a.json', tmp_path / 'c.pth', size, 'not a checkpoint of a known format'),
         (
             DATA / JAX[0],
             tmp_path / 'd.pth',

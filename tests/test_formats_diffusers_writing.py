@@ -151,10 +151,11 @@ def test_published_networks_that_diffusers_can_express(module):
     """
     config = load_config(module)
     assert diffusers_format.unfit(config) == []
+    family = diffusers_format.family_of(config)
     with torch.device('meta'):
         ours = mutils.get_model(config.model.name)(config)
-        theirs = diffusers.UNet2DModel.from_config(diffusers_format.unet_config(config))
-    names, spare = diffusers_format.table(ours)
+        theirs = diffusers.UNet2DModel.from_config(family.unet_config(config))
+    names, spare = family.table(ours), family.spare(ours)
     shapes = {name: tuple(value.shape) for name, value in theirs.state_dict().items()}
     own = ours.state_dict()
     assert {

@@ -317,7 +317,7 @@ def test_checks_of_samples_and_numbers():
         (['ve/nonsense'], 'the names are ve/cifar10_ncsnpp'),
         (['configs/none.py=x'], 'no checkpoint x'),
         ([f'configs/none.py={ROOT / "README.md"}'], 'no config configs/none.py'),
-        ([f'{VP}={ROOT / "README.md"}'], 'no checkpoint of a kind'),
+        ([f'{VP}={ROOT / "README.md"}'], 'not a checkpoint of a known format'),
         (
             [f'{VP}={ROOT / "README.md"}', '--set', 'model.nff=3'],
             '--set model.nff=3: .* no such key',

@@ -1,5 +1,4 @@
-"""Checkpoints of others, read as ours: what a file is, and its weights under the names of the
-network that a config describes.
+"""Formats of checkpoints: detect the format of a file, read and write its weights by our names.
 
 | format | what it is | read | written |
 |---|---|---|---|
@@ -8,13 +7,15 @@ network that a config describes.
 | `diffusers` | its pipeline folder, or the `unet` in it | U-Nets | if its blocks can |
 | `safetensors` | weights alone, the config in a JSON file beside them | yes | yes |
 
-Nothing in a file is executed. Names are translated by tables that follow from the network, so that
-nothing is guessed.
+Loading never executes code from a file. Names are translated by tables that are derived from the
+network.
 """
 
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from runtime.errors import CheckpointError
 
@@ -22,8 +23,13 @@ from . import diffusers, jax, safetensors, torch_zip
 
 
 class Format(NamedTuple):
-    """`matches(path)`; `read(path, network, device)` -> a training state; `config_of(path)` -> the
-    config or None; `write(path, network, weights, config, notes)`.
+    """The functions of a format.
+
+    Args:
+        matches: `matches(path)`, whether a file or folder is of this format.
+        read: `read(path, network, device)`, which returns a training state.
+        config_of: `config_of(path)`, which returns the config or None.
+        write: `write(path, network, weights, config, notes)`; None if it is only read.
     """
 
     matches: Callable
@@ -43,8 +49,10 @@ FORMATS = {
 
 
 def guess(path) -> str:
-    """The format of a file by its first bytes, of a folder by what is in it; CheckpointError where
-    none fits.
+    """Return the format of a file by its first bytes, of a folder by its files.
+
+    Raises:
+        CheckpointError: if there is nothing at `path`, or no format matches.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -55,23 +63,31 @@ def guess(path) -> str:
         raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
     if found is None:
         raise CheckpointError(
-            f'{path} is no checkpoint of a kind known here '
-            f'({", ".join(FORMATS)}); it may be damaged'
+            f'{path} is not a checkpoint of a known format ({", ".join(FORMATS)}); '
+            'it may be corrupt'
         )
     return found
 
 
 def read(path, network, device='cpu') -> dict:
-    """The training state in a file or folder, for a network of ours: 'model', 'step', and 'ema' and
-    'optimizer' where it has them.
+    """Return the training state in a file or folder, for one of our networks.
 
-    Tensors go by our names, with or without 'module.'; those that the network does not have keep
-    the names they have there. 'ema' is the state of our moving average, or has its tensors under
-    'named'.
+    Args:
+        path: file or folder.
+        network: the network, without DataParallel.
+        device: where tensors are loaded to.
+
+    Returns:
+        'model', 'step', and 'ema' and 'optimizer' if the file has them. Tensors go by our names,
+        with or without 'module.'; those that the network does not have keep their own names. 'ema'
+        is the state of our moving average, or has its tensors under 'named'.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
     """
     return FORMATS[guess(path)].read(path, network, device)
 
 
-def config_of(path):
-    """The config that a file or folder brings along; None where it has none."""
+def config_of(path) -> ConfigDict | None:
+    """Return the config that a file or folder has, or None."""
     return FORMATS[guess(path)].config_of(path)
