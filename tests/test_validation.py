@@ -21,7 +21,7 @@ from data import image_sources
 from models.utils import create_model
 from runtime.errors import CheckpointError, UserError
 from score_model import ScoreModel
-from validation import checks, report, validate
+from validation import invariants, report, validate
 from validation.__main__ import main, setting
 
 VE, VP = 'configs/ve/digits_ncsnpp_continuous.py', 'configs/vp/digits_ddpmpp_continuous.py'
@@ -287,25 +287,27 @@ def test_the_best_linear_estimate(module):
                 std = sde.sqrt_1m_alphas_cumprod[labels.long()][:, None, None, None]
             return std * (x - scale * mean) / (scale**2 * variance + std**2)
 
-    found = checks.denoising(ScoreModel.from_config(config, Exact()), images, seed=0, most=600)
+    found = invariants.denoising(ScoreModel.from_config(config, Exact()), images, seed=0, most=600)
     assert found.n == 600 and found.variance == pytest.approx(variance, rel=1e-3)
     # the chain's levels are those of the SDE up to its steps
     middle = slice(1, -1) if config.training.continuous else slice(3, -1)
     assert found.network[middle] == pytest.approx(
         found.linear[middle], rel=1e-3 if config.training.continuous else 0.02
     )
-    assert checks.of_denoising(found._replace(network=0.9 * found.linear)).passed
-    assert not checks.of_denoising(found._replace(network=1.1 * found.linear)).passed
-    assert not checks.of_denoising(found._replace(network=found.linear * np.nan)).passed
+    assert invariants.of_denoising(found._replace(network=0.9 * found.linear)).passed
+    assert not invariants.of_denoising(found._replace(network=1.1 * found.linear)).passed
+    assert not invariants.of_denoising(found._replace(network=found.linear * np.nan)).passed
 
 
 def test_checks_of_samples_and_numbers():
     rng = np.random.default_rng(0)
     real = rng.integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
-    assert checks.of_samples(real[:20], real).passed and checks.of_samples(real, None).passed
     assert (
-        not checks.of_samples(np.repeat(real[:1], 20, 0), real).passed
-        and not checks.of_samples(np.repeat(real[:1], 20, 0), None).passed
+        invariants.of_samples(real[:20], real).passed and invariants.of_samples(real, None).passed
+    )
+    assert (
+        not invariants.of_samples(np.repeat(real[:1], 20, 0), real).passed
+        and not invariants.of_samples(np.repeat(real[:1], 20, 0), None).passed
     )
     network = create_model(validate.load_config(VP, TINY))
     assert sum(p.numel() for p in network.parameters()) > 1000

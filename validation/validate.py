@@ -28,7 +28,7 @@ from reports import results
 from runtime.errors import CheckpointError, UserError
 from score_model import ScoreModel
 
-from . import checks, environment, report
+from . import environment, invariants, report
 from .fetch import fetch_published, fetch_statistics
 from .published import PUBLISHED, Published, published
 
@@ -64,7 +64,7 @@ class Result(NamedTuple):
     about: dict
     checks: list
     numbers: list
-    denoising: checks.Denoising | None
+    denoising: invariants.Denoising | None
     left_out: dict
     costs: dict
     images: np.ndarray | None
@@ -161,7 +161,7 @@ def _unread(model: Model, config, error) -> Result:
         None,
         0,
         about,
-        [checks.Check('is read, every name and shape', False, _sentence(error))],
+        [invariants.Check('is read, every name and shape', False, _sentence(error))],
         [],
         None,
         {},
@@ -194,23 +194,23 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
         parameters=sum(p.numel() for p in state['model'].parameters()),
     )
     found = [
-        checks.Check(
+        invariants.Check(
             'is read, every name and shape',
             True,
             f'{about["format"]}, step {about["step"]}, {about["parameters"]:,} parameters',
         ),
-        *checks.weights(state),
+        *invariants.weights(state),
     ]
 
     left_out, profile, real = {}, None, None
     try:
         split = datasets.get_split(config, 'test')
         trained, started = ScoreModel.load(snapshot, config), time.monotonic()
-        profile = checks.denoising(trained, split, config.seed)
+        profile = invariants.denoising(trained, split, config.seed)
         _tell_the_time(config, (time.monotonic() - started) / (len(profile.t) * profile.n))
     except UserError as error:
         split, left_out['denoising'] = None, _sentence(error)
-    found += [checks.of_denoising(profile)] if profile else []
+    found += [invariants.of_denoising(profile)] if profile else []
     if found[1].passed:  # from weights that are not finite comes nothing
         found += _evaluate(config, workdir, left_out, with_data=split is not None)
     numbers, (images, costs) = reports.numbers_of(workdir / 'eval', number), _costs(workdir, number)
@@ -218,9 +218,9 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
         some = datasets.at_most(split, 1000, config.seed)
         real = datasets.to_8_bits(some.read(np.arange(len(some)))[0], split.levels)
     found += [
-        *checks.of_numbers(numbers),
-        *([checks.of_samples(images, real)] if len(images) else []),
-        *(checks.Check(part, None, f'left out: {reason}') for part, reason in left_out.items()),
+        *invariants.of_numbers(numbers),
+        *([invariants.of_samples(images, real)] if len(images) else []),
+        *(invariants.Check(part, None, f'left out: {reason}') for part, reason in left_out.items()),
     ]
     return Result(
         model,
@@ -262,7 +262,7 @@ def _sentence(error) -> str:
     return str(error).splitlines()[0]
 
 
-def _evaluate(config, workdir, left_out: dict, with_data: bool) -> list[checks.Check]:
+def _evaluate(config, workdir, left_out: dict, with_data: bool) -> list[invariants.Check]:
     """Loss, likelihood and samples, each by itself, so that what cannot be done leaves the others;
     the parts that broke down.
     """
@@ -296,7 +296,7 @@ def _evaluate(config, workdir, left_out: dict, with_data: bool) -> list[checks.C
             left_out[PARTS[part]] = _sentence(error)
             logging.warning('%s', error)
         except RuntimeError as error:  # of the ODE solver, where the network has no smooth flow
-            broken.append(checks.Check(PARTS[part], False, _sentence(error)))
+            broken.append(invariants.Check(PARTS[part], False, _sentence(error)))
     config.eval.metrics_backend = backend
     return broken
 
