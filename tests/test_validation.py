@@ -228,9 +228,7 @@ def test_the_papers_number_beside_ours():
         config = load_config('configs.vp.cifar10_ddpmpp_continuous')
         config.sampling.method = method
         model = validate.Model(name, '', None, published(name))
-        return report._beside(
-            validate.Result(model, config, None, 1, {}, [], [], None, {}, {}, None, None), number
-        )
+        return report.compared(validate.Result(model, config, about={}), number)
 
     assert beside(50000) == ('2.55', '+0.05 from the paper') and beside(50000, method='ode') == (
         '3.93',

@@ -1,8 +1,11 @@
-"""What a checkpoint must do, whatever its quality: be read strictly, be finite, denoise, and give
-samples and likelihoods that can be.
+"""What holds for every working checkpoint, whatever its quality.
+
+Its weights are finite, it denoises better than a linear estimate, its samples vary, and its metrics
+are in the range of possible values.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,41 +13,28 @@ import torch
 
 import datasets
 from data.tensors import to_tensor
+from reports import Number
 from runtime.randomness import own_randomness
 from score_model import ScoreModel
 
-# fractions of the way to noise
+# Fractions of the way from data to noise.
 TIMES = (
-    0.0,
-    0.01,
-    0.03,
-    0.06,
-    0.1,
-    0.15,
-    0.2,
-    0.25,
-    0.3,
-    0.35,
-    0.4,
-    0.45,
-    0.5,
-    0.6,
-    0.7,
-    0.85,
-    1.0,
+    *(0.0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
+    *(0.6, 0.7, 0.85, 1.0),
 )
 
+# Possible values, by the kind of a number.
 RANGES = {
     'loss': (0.0, math.inf),
     'bits/dim': (-1.0, 9.0),
     'frechet': (0.0, math.inf),
     'kernel': (-math.inf, math.inf),
     'IS': (1.0, math.inf),
-}  # of numbers that can be, by their kind
+}
 
 
 class Check(NamedTuple):
-    """Whether something holds (None: it could not be tried), and by what."""
+    """Whether something holds (None: it could not be checked), and the evidence."""
 
     name: str
     passed: bool | None
@@ -52,9 +42,14 @@ class Check(NamedTuple):
 
 
 class Denoising(NamedTuple):
-    """Squared errors of E[x_0 | x_t] a pixel, at the times `t`, over `n` images: of the network,
-    and of the best estimate that is linear in the pixel itself, for which no network is needed.
-    `variance`: of a pixel, the error without looking at x_t.
+    """Squared errors per pixel of estimates of E[x_0 | x_t].
+
+    Args:
+        t: times (T,).
+        network: errors of the network (T,).
+        linear: errors of the best estimate that is linear in the pixel itself (T,).
+        n: number of images.
+        variance: of a pixel: the error of the mean, which ignores x_t.
     """
 
     t: np.ndarray
@@ -64,51 +59,50 @@ class Denoising(NamedTuple):
     variance: float
 
 
-def weights(state) -> list[Check]:
-    """Of a training state: that nothing in it is infinite or no number; that raw and averaged
-    weights are two.
+def weights(state: dict) -> list[Check]:
+    """Check that the weights of a training state are finite, and whether it has two sets of them.
+
+    Returns:
+        Both checks, in this order.
     """
-    parameters = [p.detach() for p in state['model'].parameters() if p.requires_grad]
-    sets = dict(raw=parameters, averaged=state['ema'].shadow_params)
-    broken = [
-        f'{sum(not torch.isfinite(p).all() for p in tensors)} of {len(tensors)} {name} tensors'
-        for name, tensors in sets.items()
-        if not all(torch.isfinite(p).all() for p in tensors)
-    ]
-    size = math.sqrt(sum(p.square().sum().item() for p in parameters))
-    apart = math.sqrt(
-        sum((p - q).square().sum().item() for p, q in zip(parameters, state['ema'].shadow_params))
-    )
-    return [
-        Check(
-            'weights are finite',
-            not broken,
-            ', '.join(broken) + ' are not'
-            if broken
-            else f'{sum(p.numel() for p in parameters):,} raw and averaged parameters',
-        ),
-        Check(
-            'raw and averaged weights',
-            None if apart == 0 else True,
-            'are the same: the source had one set'
-            if apart == 0
-            else f'{100 * apart / size:.2g} % apart, relative to the norm of the former',
-        ),
-    ]
+    trained = [p.detach() for p in state['model'].parameters() if p.requires_grad]
+    averaged = state['ema'].shadow_params
+    broken = []
+    for name, tensors in (('raw', trained), ('averaged', averaged)):
+        if count := sum(not torch.isfinite(p).all() for p in tensors):
+            broken.append(f'{count} of {len(tensors)} {name} tensors')
+    if broken:
+        finite = Check('weights are finite', False, ', '.join(broken) + ' are not')
+    else:
+        count = sum(p.numel() for p in trained)
+        finite = Check('weights are finite', True, f'{count:,} raw and averaged parameters')
+    apart = _norm(p - q for p, q in zip(trained, averaged))
+    if apart == 0:
+        two = Check('raw and averaged weights', None, 'are the same: the source had one set')
+    else:
+        share = f'{100 * apart / _norm(trained):.2g} % apart, relative to the norm of the former'
+        two = Check('raw and averaged weights', True, share)
+    return [finite, two]
+
+
+def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    return math.sqrt(sum(p.square().sum().item() for p in tensors))
 
 
 def denoising(model: ScoreModel, split, seed: int, most: int = 256) -> Denoising:
-    """The errors on images of a split (`datasets.Images` and the like), each with noise from the
-    seed.
+    """Return the errors of denoising on at most `most` images of a split.
+
+    Args:
+        model: the trained network.
+        split: images, as `data.image_sources.Images`.
+        seed: of the choice of images and of the noise.
+        most: number of images.
     """
-    config, sde, images = model.config, model.sde, datasets.at_most(split, most, seed)
+    config, sde = model.config, model.sde
+    images = datasets.at_most(split, most, seed)
     batches = datasets.Batches(images, 64, seed, dequantize=config.data.uniform_dequantization)
-    x = torch.cat(
-        [
-            to_tensor(batches.part(i), config, datasets.get_data_scaler(config))
-            for i in range(len(batches))
-        ]
-    )
+    scale_data = datasets.get_data_scaler(config)
+    x = torch.cat([to_tensor(batches.part(i), config, scale_data) for i in range(len(batches))])
     mean, variance = x.mean(), x.var()
     rows = []
     with own_randomness(seed, 'denoising'):
@@ -127,29 +121,28 @@ def denoising(model: ScoreModel, split, seed: int, most: int = 256) -> Denoising
 
 
 def of_denoising(found: Denoising) -> Check:
-    """That the network's error is below the linear one wherever that leaves 5 to 80 % of the
-    variance: with less noise both see all, with more neither sees anything, and an error of the
-    predicted noise counts many times.
+    """Check that the network's error is below the linear one.
+
+    This holds for the noise levels at which the linear estimate leaves 5 to 80 % of the variance.
+    At lower noise both see everything; at higher noise neither sees anything, and an error of the
+    predicted noise is many times as large in the image.
     """
     left = found.linear / found.variance
-    between = (0.05 < left) & (left < 0.8)
-    ratio = (found.network / found.linear)[between]
-    passed = bool(np.isfinite(found.network).all() and len(ratio) and ratio.max() < 1)
+    between = (left > 0.05) & (left < 0.8)
+    if not between.any():
+        return Check('denoises', False, 'no such noise level')
+    ratio, t = (found.network / found.linear)[between], found.t[between]
+    passed = bool(np.isfinite(found.network).all() and ratio.max() < 1)
     return Check(
         'denoises',
         passed,
-        f'squared error {ratio.min():.2f} to {ratio.max():.2f} of '
-        'that of the best linear estimate, at t from '
-        f'{found.t[between].min():.2f} to {found.t[between].max():.2f}, {found.n} images'
-        if len(ratio)
-        else 'no such noise level',
+        f'squared error {ratio.min():.2f} to {ratio.max():.2f} of that of the best linear '
+        f'estimate, at t from {t.min():.2f} to {t.max():.2f}, {found.n} images',
     )
 
 
-def of_numbers(numbers) -> list[Check]:
-    """That the metrics of an evaluation are numbers, that bits/dim lie where those of images
-    can.
-    """
+def of_numbers(numbers: Iterable[Number]) -> list[Check]:
+    """Check that the metrics of an evaluation are in the range of possible values."""
     found = []
     for number in numbers:
         if number.kind in RANGES and not number.real:
@@ -160,17 +153,16 @@ def of_numbers(numbers) -> list[Check]:
 
 
 def of_samples(samples: np.ndarray, real: np.ndarray | None) -> Check:
-    """That 8-bit samples (n, H, W, C) differ from each other about as much as real images do."""
+    """Check that samples differ from each other about as much as real images do.
+
+    Args:
+        samples: (n, H, W, C), 8 bits.
+        real: real images (m, H, W, C), or None if there are none.
+    """
     spread = samples.astype(np.float64).std(0).mean()
+    evidence = f'standard deviation of a pixel {spread:.1f} of 255'
     if real is None:
-        return Check(
-            'samples vary',
-            bool(spread > 1),
-            f'standard deviation of a pixel {spread:.1f} of 255, over {len(samples)} samples',
-        )
+        return Check('samples vary', bool(spread > 1), f'{evidence}, over {len(samples)} samples')
     expected = real.astype(np.float64).std(0).mean()
-    return Check(
-        'samples vary',
-        bool(0.5 < spread / expected < 1.5),
-        f'standard deviation of a pixel {spread:.1f} of 255, of real images {expected:.1f}',
-    )
+    passed = bool(0.5 < spread / expected < 1.5)
+    return Check('samples vary', passed, f'{evidence}, of real images {expected:.1f}')
