@@ -164,20 +164,20 @@ def command(*arguments, script='convert.py'):
     )
 
 
+SIZE = [
+    '--config',
+    'configs/ve/cifar10_ncsnpp_continuous.py',
+    '--config.data.image_size=16',
+    '--config.model.nf=8',
+    '--config.model.ch_mult=(1,2,2)',
+    '--config.model.num_res_blocks=1',
+    '--config.model.attn_resolutions=(8,)',
+]
+
+
 def test_the_command(tmp_path):
-    """Converts, samples from what it wrote with the config beside it, and tells what does not fit,
-    key by key, without a traceback.
-    """
-    size = [
-        '--config',
-        'configs/ve/cifar10_ncsnpp_continuous.py',
-        '--config.data.image_size=16',
-        '--config.model.nf=8',
-        '--config.model.ch_mult=(1,2,2)',
-        '--config.model.num_res_blocks=1',
-        '--config.model.attn_resolutions=(8,)',
-    ]
-    done = command(DATA / JAX[0], tmp_path / 'a.safetensors', *size)
+    """Converts, and main.py samples from what it wrote with the config beside it."""
+    done = command(DATA / JAX[0], tmp_path / 'a.safetensors', *SIZE)
     assert done.returncode == 0 and '(flax, step 600000, 0.1 million parameters)' in done.stderr, (
         done.stderr
     )
@@ -198,7 +198,12 @@ def test_the_command(tmp_path):
     )
     assert done.returncode == 0 and (tmp_path / 'generated' / '00001.png').is_file(), done.stderr
 
-    done = command(DATA / JAX[0], tmp_path / 'b.pth', *size, '--config.model.num_res_blocks=2')
+
+def test_errors_of_the_command(tmp_path):
+    """What does not fit is listed, key by key; every other error is a line."""
+    (tmp_path / 'a.json').write_text('{}')
+    (tmp_path / 'a.safetensors').write_text('')
+    done = command(DATA / JAX[0], tmp_path / 'b.pth', *SIZE, '--config.model.num_res_blocks=2')
     lines = done.stderr.strip().splitlines()
     assert (
         done.returncode == 1
@@ -212,8 +217,8 @@ def test_the_command(tmp_path):
     )
     for source, destination, config, words in (
         (DATA / JAX[0], '', (), 'SOURCE and DESTINATION'),
-        (DATA / JAX[0], tmp_path / 'a.safetensors', size, '--overwrite'),
-        (tmp_path / 'a.json', tmp_path / 'c.pth', size, 'not a checkpoint of a known format'),
+        (DATA / JAX[0], tmp_path / 'a.safetensors', SIZE, '--overwrite'),
+        (tmp_path / 'a.json', tmp_path / 'c.pth', SIZE, 'not a checkpoint of a known format'),
         (
             DATA / JAX[0],
             tmp_path / 'd.pth',
@@ -221,7 +226,7 @@ def test_the_command(tmp_path):
             'holds no config',
         ),
     ):
-        done = command(source, *[destination] * bool(destination), *config)
+        done = command(source, *([destination] if destination else []), *config)
         assert (
             done.returncode == 1
             and words in done.stderr

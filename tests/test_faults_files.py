@@ -197,100 +197,93 @@ class Trap:
         return self.what
 
 
-def hostile(folder):
-    """{file name: (what makes it, words of its error)}."""
-    spring = (os.system, f'touch {folder}/sprung')
+CODE = 'contains code, .* it imports'
+UNREAD = 'contains code|not a training state|cannot be read'
 
-    def saved(content, **settings):
-        return functools.partial(torch.save, content, **settings)
 
-    def pickled(content, protocol=2):
-        return lambda path: path.write_bytes(pickle.dumps(content, protocol))
+def saved(content, **settings):
+    return functools.partial(torch.save, content, **settings)
 
-    def archive(compression, **files):
-        def make(path):
-            with zipfile.ZipFile(path, 'w', compression) as file:
-                for name, content in files.items():
-                    file.writestr(f'a/{name.replace("_", ".")}', content)
 
-        return make
+def pickled(content, protocol):
+    return lambda path: path.write_bytes(pickle.dumps(content, protocol))
 
-    found = {
-        'system.pth': (saved({'model': Trap(*spring)}), 'contains code, .* it imports'),
-        'eval.pth': (
-            saved({'model': {}, 'x': Trap(eval, f'open("{folder}/sprung", "w")')}),
-            'contains code, .* it imports eval',
-        ),
-        'exec.pth': (
-            saved({'model': {}, 'x': [Trap(exec, f'open("{folder}/sprung", "w")')]}),
-            'contains code, .* it imports exec',
-        ),
-        'popen.pth': (
-            saved({'model': {}, 'x': Trap(subprocess.Popen, ['touch', f'{folder}/sprung'])}),
-            'contains code, .* it imports .*Popen',
-        ),
+
+def written(content):
+    return lambda path: path.write_bytes(content)
+
+
+def archive(compression=zipfile.ZIP_STORED, version=b'3', **entries):
+    def make(path):
+        with zipfile.ZipFile(path, 'w', compression) as file:
+            for name, content in dict(entries, version=version).items():
+                file.writestr(f'a/{name.replace("_", ".")}', content)
+
+    return make
+
+
+def cut(count):
+    def make(path):
+        checkpoints.save(path, KEYS)
+        path.write_bytes(path.read_bytes()[:-count])
+
+    return make
+
+
+def files_with_code(folder):
+    """{file name: (what makes it, words of its error)}; all would create `folder`/sprung."""
+    system = {'model': Trap(os.system, f'touch {folder}/sprung')}
+    opening = f'open("{folder}/sprung", "w")'
+    popen = Trap(subprocess.Popen, ['touch', f'{folder}/sprung'])
+    old = dict(_use_new_zipfile_serialization=False)
+    return {
+        'system.pth': (saved(system), CODE),
+        'eval.pth': (saved({'model': {}, 'x': Trap(eval, opening)}), f'{CODE} eval'),
+        'exec.pth': (saved({'model': {}, 'x': [Trap(exec, opening)]}), f'{CODE} exec'),
+        'popen.pth': (saved({'model': {}, 'x': popen}), f'{CODE} .*Popen'),
         'getattr.pth': (
             saved({'model': {}, 'x': Trap(getattr, 'x', 'upper')}),
             'contains code|cannot be read',
         ),
-        'old_system.pth': (
-            saved({'model': Trap(*spring)}, _use_new_zipfile_serialization=False),
-            'contains code, .* it imports',
-        ),
-        'pickle.pth': (pickled({'model': Trap(*spring)}), 'contains code|cannot be read'),
-        'pickle4.pth': (pickled({'model': Trap(*spring)}, 4), 'contains code|cannot be read'),
-        'numpy.pth': (
-            saved({'model': np.arange(5)}),
-            'contains code|not a training state|cannot be read',
-        ),
-        'bomb.pth': (archive(zipfile.ZIP_DEFLATED, data_pkl=bytes(50_000_000)), 'compressed data'),
-        'no_pickle.pth': (archive(zipfile.ZIP_STORED, version=b'3'), 'cannot be read'),
-        'bad_pickle.pth': (
-            archive(zipfile.ZIP_STORED, data_pkl=b'\x80\x02garbage.', version=b'3'),
-            'contains code|cannot be read',
-        ),
-        'deep.pth': (
-            archive(
-                zipfile.ZIP_STORED,
-                data_pkl=b'\x80\x02' + b'(' * 100_000 + b'l' * 100_000 + b'.',
-                version=b'3',
-            ),
-            'contains code|cannot be read|not a training state',
-        ),
+        'old_system.pth': (saved(system, **old), CODE),
+        'pickle.pth': (pickled(system, 2), 'contains code|cannot be read'),
+        'pickle4.pth': (pickled(system, 4), 'contains code|cannot be read'),
+    }
+
+
+def other_files():
+    """{file name: (what makes it, words of its error)}; none of them is a checkpoint."""
+    deep = b'\x80\x02' + b'(' * 100_000 + b'l' * 100_000 + b'.'
+    bomb = archive(zipfile.ZIP_DEFLATED, data_pkl=bytes(50_000_000))
+    found = {
+        'numpy.pth': (saved({'model': np.arange(5)}), UNREAD),
+        'bomb.pth': (bomb, 'compressed data'),
+        'no_pickle.pth': (archive(), 'cannot be read'),
+        'bad_pickle.pth': (archive(data_pkl=b'\x80\x02garbage.'), 'contains code|cannot be read'),
+        'deep.pth': (archive(data_pkl=deep), UNREAD),
         'list.pth': (saved([1, 2, 3]), 'not a training state'),
         'number.pth': (saved(3.0), 'not a training state'),
         'other.pth': (saved({'weights': {}}), "no 'model'"),
-        'text.pth': (lambda path: path.write_text('hello'), 'cannot be read'),
-        'html.pth': (lambda path: path.write_text('<!doctype html>'), 'cannot be read'),
-        'zeros.pth': (lambda path: path.write_bytes(bytes(10_000)), 'cannot be read'),
-        'empty.pth': (lambda path: path.write_bytes(b''), 'cannot be read'),
+        'text.pth': (written(b'hello'), 'cannot be read'),
+        'html.pth': (written(b'<!doctype html>'), 'cannot be read'),
+        'zeros.pth': (written(bytes(10_000)), 'cannot be read'),
+        'empty.pth': (written(b''), 'cannot be read'),
     }
     for i in range(15):
-        found[f'cut_{i}.pth'] = (functools.partial(_cut, i), 'corrupt|cannot be read')
         noise = b'PK' + np.random.default_rng(i).bytes(5000)
-        found[f'noise_{i}.pth'] = (
-            lambda path, noise=noise: path.write_bytes(noise),
-            'corrupt|cannot be read',
-        )
-        if i < 10:
-            data = b'\x80\x02' + np.random.default_rng(i).bytes(300)
-            found[f'random_pickle_{i}.pth'] = (
-                archive(zipfile.ZIP_STORED, data_pkl=data, version=b'3'),
-                'contains code|cannot be read',
-            )
+        found[f'cut_{i}.pth'] = (cut(500 * (i + 1)), 'corrupt|cannot be read')
+        found[f'noise_{i}.pth'] = (written(noise), 'corrupt|cannot be read')
+    for i in range(10):
+        data = b'\x80\x02' + np.random.default_rng(i).bytes(300)
+        found[f'random_{i}.pth'] = (archive(data_pkl=data), 'contains code|cannot be read')
     return found
-
-
-def _cut(i, path):
-    checkpoints.save(path, KEYS)
-    path.write_bytes(path.read_bytes()[: -(i + 1) * 500])
 
 
 def test_hostile_files_are_refused(tmp_path):
     """One sentence each that names the file; nothing is executed; memory stays bounded."""
-    files = hostile(tmp_path)
-    assert len(files) >= 50
-    for name, (make, words) in files.items():
+    hostile = files_with_code(tmp_path) | other_files()
+    assert len(hostile) == 60
+    for name, (make, words) in hostile.items():
         make(tmp_path / name)
         with pytest.raises(CheckpointError, match=words) as caught:
             checkpoints.load(tmp_path / name)
