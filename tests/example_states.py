@@ -16,9 +16,7 @@ def small_ve(**model):
 
 
 def randomized(config, scale=0.1):
-    """A state of the config whose weights, averages and moments are all different and far from
-    their first values.
-    """
+    """Return a training state far from its first values: weights, averages and moments differ."""
     torch.manual_seed(1)
     state = run_lib.create_state(config)
     for parameter in state['model'].parameters():

@@ -14,6 +14,7 @@ from conftest import ROOT
 
 
 def config_for(steps, **training):
+    """Return a config of a small network that trains for a number of steps."""
     config = digits_ddpmpp_continuous.get_config()
     config.device = 'cpu'
     config.model.update(nf=8, num_scales=25)
@@ -31,6 +32,7 @@ def config_for(steps, **training):
 
 
 def final_state(workdir):
+    """Return the weights, averages, random state and step from which a training resumes."""
     content = checkpoints.load(checkpoints.resume_path(workdir))
     return [
         *content['model'].values(),
@@ -41,10 +43,12 @@ def final_state(workdir):
 
 
 def same_end(a, b):
+    """Return whether two trainings ended in the same state, bit for bit."""
     return all(map(torch.equal, final_state(a), final_state(b)))
 
 
 def start(workdir, steps, *arguments, start_new_session=False, **environment):
+    """Start a training of `main.py` in a process of its own; `arguments` are further flags."""
     return subprocess.Popen(
         [
             sys.executable,
@@ -75,6 +79,7 @@ def start(workdir, steps, *arguments, start_new_session=False, **environment):
 
 
 def wait_for_step(process, workdir, step, seconds=120):
+    """Wait until a training has logged a step."""
     deadline, log = time.monotonic() + seconds, workdir / 'stdout.txt'
     while time.monotonic() < deadline and process.poll() is None:
         if log.is_file() and f'step: {step}, training_loss' in log.read_text():
@@ -84,8 +89,10 @@ def wait_for_step(process, workdir, step, seconds=120):
 
 
 def stopped_while(wanted, log, *command, number=signal.SIGTERM, pause=0.5):
-    """Starts `main.py`, signals it `pause` seconds after `wanted` appeared in the log: its status,
-    its last line, and how long it took.
+    """Start `main.py` and signal it `pause` seconds after `wanted` appeared in the log.
+
+    Returns:
+        Its exit status, its last line, and the seconds from the signal to its end.
     """
     before = len(log.read_text()) if log.is_file() else 0
     process = start(*command)

@@ -34,9 +34,7 @@ def test_a_full_disk_stops_training_with_a_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('damage', ['cut', 'flipped', 'empty', 'gone'])
 def test_the_one_before_is_used(tmp_path, damage, caplog):
-    """A damaged latest file is told, training goes on from the one before it, and ends as if
-    nothing had been.
-    """
+    """If the latest file is corrupt, training resumes from the previous one, with the same end."""
     run_lib.train(config_for(8), tmp_path / 'whole')
     run_lib.train(config_for(5), tmp_path / 'parts')
     path = checkpoints.resume_path(tmp_path / 'parts')
@@ -57,7 +55,7 @@ def test_the_one_before_is_used(tmp_path, damage, caplog):
     assert same_end(tmp_path / 'whole', tmp_path / 'parts')
 
 
-def test_a_damaged_one_never_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+def test_a_corrupt_one_never_replaces_the_one_before(tmp_path, monkeypatch):
     """Even where the next save fails at its last call."""
     run_lib.train(config_for(5), tmp_path)
     path = checkpoints.resume_path(tmp_path)
@@ -94,7 +92,7 @@ def test_a_file_system_without_locks_is_no_conflict(tmp_path, monkeypatch, caplo
     assert 'a second training there is not prevented' in caplog.text
 
 
-def test_two_damaged_ones_are_an_error_and_stay_as_they_are(tmp_path):
+def test_two_corrupt_ones_are_an_error_and_stay_as_they_are(tmp_path):
     run_lib.train(config_for(3), tmp_path)
     path = checkpoints.resume_path(tmp_path)
     for file in (path, checkpoints.previous(path)):
