@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import sys
+import textwrap
 
 from absl import logging
 
@@ -150,7 +151,7 @@ def _gdown():
 
 def _by_hand(path: pathlib.Path, page: str, error: Exception) -> UserError:
     """Return an error of one line that says how to get a file by hand."""
-    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    reason = textwrap.shorten(str(error), 300, placeholder=' ...') or type(error).__name__
     return UserError(
         f'{path.name} could not be downloaded ({reason}): download it by hand from {page} and '
         f'put it at {path}'
