@@ -27,7 +27,7 @@ SCRIPTS = sorted(
 ARGUMENTS = {
     'all': ['--only', 'likelihood'],  # the others run by themselves
     'faults': ['--work', 'evaluation'],
-}  # test_faults.py runs the trainings
+}  # test_faults_training.py runs the trainings
 OURS = {
     path.stem for path in (*ROOT.glob('*.py'), *FOLDER.glob('*.py'), ROOT / 'tests' / 'oracles.py')
 } | {path.parent.name for path in ROOT.glob('*/__init__.py')}
