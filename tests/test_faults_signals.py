@@ -16,7 +16,7 @@ import datasets
 import evaluation
 import losses
 import run_lib
-from commands import command_line, control
+from commands import command_line, control, snapshots
 from commands.data import describe_data
 from commands.stats import statistics
 from conftest import ROOT, load_config
@@ -37,7 +37,7 @@ def test_samples_that_a_signal_kept_from_being_drawn_come_after_the_resume(tmp_p
         (workdir / 'samples' / f'iter_{step}').mkdir(parents=True)
         (workdir / 'samples' / f'iter_{step}' / 'sample.png').write_bytes(b'')
 
-    monkeypatch.setattr(run_lib, '_save_training_samples', drawing)
+    monkeypatch.setattr(snapshots, 'save_samples', drawing)
     step_fn = losses.get_step_fn
 
     def signalling(*arguments, **settings):
@@ -150,13 +150,13 @@ def test_a_signal_while_a_classifier_is_tested(tmp_path, monkeypatch):
     config = load_config('configs.vp.digits_wideresnet', widen=1)
     config.training.update(batch_size=8, n_iters=3, snapshot_freq=2, log_freq=1)
     command_line.log_to(tmp_path / 'stdout.txt')
-    log_accuracy = run_lib._log_accuracy
+    log_accuracy = snapshots.log_accuracy
 
     def signalled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         log_accuracy(*arguments)
 
-    monkeypatch.setattr(run_lib, '_log_accuracy', signalled)
+    monkeypatch.setattr(snapshots, 'log_accuracy', signalled)
     with pytest.raises(SystemExit) as caught:
         run_lib.train_classifier(config, tmp_path)
     monkeypatch.undo()

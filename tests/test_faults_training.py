@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import checkpoints
-import losses
 import run_lib
 from checkpoints import files
 from commands import command_line, training_log
@@ -141,21 +140,21 @@ def test_bad_steps_in_a_row_stop_training(tmp_path, monkeypatch):
     with pytest.raises(
         UserError,
         match=r'stopped at step 6: the gradients of 3 steps in a row '
-        r'.*max_bad_steps=3.*learning rate of 0\.000.*'
+        r'.*max_bad_steps=3.*learning rate 0\.000.*'
         r'checkpoint\.pth',
     ):
         run_lib.train(config_for(30, max_bad_steps=3), tmp_path)
     assert all(
         torch.isfinite(value).all() for value in final_state(tmp_path) if value.is_floating_point()
     )
-    skips = losses.Skips('cpu')
+    skips = training_log.Skips('cpu')
     for norm in (1.0, float('inf'), float('nan'), 2.0, float('nan')):
         skips.count(torch.tensor(norm))
-    skips.tell(5, 0.1, 3, 'x')  # two in a row, then one
+    skips.report(5, 0.1, 3, 'x')  # two in a row, then one
     for norm in (float('nan'), float('nan')):
         skips.count(torch.tensor(norm))
     with pytest.raises(UserError, match='3 steps in a row'):
-        skips.tell(7, 0.1, 3, 'x')  # which began before the last log line
+        skips.report(7, 0.1, 3, 'x')  # which began before the last log line
 
 
 def test_the_log_forgets_what_comes_again(tmp_path):
