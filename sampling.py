@@ -12,12 +12,6 @@ probability flow, 'adaptive' the reverse SDE with error control; all other metho
 image can have its own stream of random numbers.
 """
 
-import abc
-import dataclasses
-import functools
-import math
-from collections.abc import Callable, Mapping
-
 import torch
 
 import solvers
@@ -26,82 +20,60 @@ from models.score import Score
 from models.utils import get_score_fn, times_like
 from runtime.errors import UserError
 from runtime.randomness import batch_mean, normal_like, prior_sampling
-from runtime.registry import Registry
 from sde_lib import expand
-from solvers import ode
+from solvers import ode, predictor_corrector, transition
+from solvers.loop import Loop
+from solvers.ode import follow_flow
+from solvers.options import Options
+from solvers.predictor_corrector import (
+    CORRECTORS,
+    ORDERS,
+    PREDICTORS,
+    Corrector,
+    NoneCorrector,
+    NonePredictor,
+    Predictor,
+    get_corrector,
+    get_predictor,
+    register_corrector,
+    register_predictor,
+    times_of,
+)
 
-PREDICTORS, CORRECTORS = Registry('predictor'), Registry('corrector')
-register_predictor, get_predictor = PREDICTORS.register, PREDICTORS.get
-register_corrector, get_corrector = CORRECTORS.register, CORRECTORS.get
+__all__ = [
+    'AncestralSamplingPredictor',
+    'AnnealedLangevinDynamics',
+    'CORRECTORS',
+    'Corrector',
+    'EulerMaruyamaPredictor',
+    'LangevinCorrector',
+    'Loop',
+    'NoneCorrector',
+    'NonePredictor',
+    'ORDERS',
+    'Options',
+    'PREDICTORS',
+    'Predictor',
+    'ReverseDiffusionPredictor',
+    'check',
+    'follow_flow',
+    'get_corrector',
+    'get_ode_sampler',
+    'get_pc_sampler',
+    'get_predictor',
+    'get_sampling_fn',
+    'methods',
+    'register_corrector',
+    'register_predictor',
+    'round_to_8_bits',
+    'sample',
+    'shared_corrector_update_fn',
+    'shared_predictor_update_fn',
+    'times_of',
+]
+
 
 # Predictors and correctors ------------------------------------------------------------------------
-
-
-def transition(sde, s: float, t: float) -> tuple[float, float, float, float]:
-    """The process between two times s < t, where s = 0 stands for the data themselves, without
-    noise.
-
-    Returns:
-        r and std of x_t = r x_s + std z, and the standard deviations of the noise in x_s and in
-        x_t, computed in float64.
-    """
-    (m_t, std_t), (m_s, std_s) = (
-        [float(value) for value in solvers.levels(sde, [time])] if time else (1.0, 0.0)
-        for time in (t, s)
-    )
-    r = m_t / m_s
-    return r, math.sqrt(max(std_t**2 - (r * std_s) ** 2, 0.0)), std_s, std_t
-
-
-class Predictor(abc.ABC):
-    """A step towards the data, for an SDE and a score function (x, t) -> shape of x.
-
-    `update_fn` takes the steps of the SDE's own N times, as in the 2021 release. A predictor that
-    also has `step` can be used on any grid of times (`skip_type`).
-    """
-
-    def __init__(self, sde, score_fn, probability_flow=False):
-        self.sde, self.score_fn = sde, score_fn
-        self.rsde = sde.reverse(score_fn, probability_flow)
-
-    @classmethod  # noqa: B027  (by default steps are defined for every SDE)
-    def check(cls, sde):
-        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for
-        this SDE and its N.
-        """
-
-    @abc.abstractmethod
-    def update_fn(self, x, t):
-        """x (B, ...) at times t (B,) -> (x, x_mean) at t - T/N, where x_mean lacks the noise of the
-        step.
-        """
-
-    def step(self, x, t: float, s: float):
-        """x (B, ...) at time t -> (x, x_mean) at time s < t; s = 0 leads to the data."""
-        raise NotImplementedError
-
-
-class Corrector(abc.ABC):
-    """Steps that bring x closer to p_t without changing t; `snr` sets their size, `n_steps` their
-    number.
-    """
-
-    def __init__(self, sde, score_fn, snr, n_steps):
-        self.sde, self.score_fn, self.snr, self.n_steps = sde, score_fn, snr, n_steps
-
-    @classmethod  # noqa: B027  (by default steps are defined for every SDE)
-    def check(cls, sde):
-        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for
-        this SDE and its N.
-        """
-
-    @abc.abstractmethod
-    def update_fn(self, x, t):
-        """x (B, ...) at times t (B,) -> (x, x_mean) at the same times."""
-
-    def step(self, x, t: float, s: float):
-        """x (B, ...) at time t -> (x, x_mean) at the same time, on a grid whose next time is s."""
-        return self.update_fn(x, times_like(x, t))
 
 
 @register_predictor(name='euler_maruyama')
@@ -172,17 +144,6 @@ class AncestralSamplingPredictor(Predictor):
         return x_mean + std_s * std / std_t * normal_like(x), x_mean
 
 
-@register_predictor(name='none')
-class NonePredictor(Predictor):
-    """Stays where it is."""
-
-    def update_fn(self, x, t):
-        return x, x
-
-    def step(self, x, t, s):
-        return x, x
-
-
 @register_corrector(name='langevin')
 class LangevinCorrector(Corrector):
     """Langevin dynamics whose step keeps the ratio of noise to score, averaged over the batch, at
@@ -232,14 +193,6 @@ class AnnealedLangevinDynamics(LangevinCorrector):
         return x, x_mean
 
 
-@register_corrector(name='none')
-class NoneCorrector(Corrector):
-    """Stays where it is."""
-
-    def update_fn(self, x, t):
-        return x, x
-
-
 def shared_predictor_update_fn(x, t, sde, model, predictor, probability_flow, continuous):
     """One step of a predictor class (None: no step) with a network: (x, x_mean). A loop builds its
     predictor once instead.
@@ -256,167 +209,7 @@ def shared_corrector_update_fn(x, t, sde, model, corrector, continuous, snr, n_s
     return (corrector or NoneCorrector)(sde, score_fn, snr, n_steps).update_fn(x, t)
 
 
-# The loop -----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """What happens between the steps of a sampler.
-
-    Args:
-        callback: `callback(i, t, x)` is called after the i-th step, which began at time t, with the
-            state x that it led to.
-        project: `project(x, t (B,)) -> x` imposes on x what is known of it: at the start and after
-        every step.
-        resample: how many times each stretch of `jump` steps is taken; in between, the forward
-            process carries x back to its start (Lugmayr et al. 2022, Algorithm 1 and Appendix B). A
-            last stretch of one step is taken once.
-        jump: the length of a stretch.
-    """
-
-    callback: Callable | None = None
-    project: Callable | None = None
-    resample: int = 1
-    jump: int = 1
-
-    def __post_init__(self):
-        for name in ('resample', 'jump'):
-            if getattr(self, name) < 1:
-                raise UserError(f'{name} must be at least 1, got {getattr(self, name)}')
-
-    def projected(self, x, t):
-        """x with what is known of it at times t (B,)."""
-        return self.project(x, t) if self.project else x
-
-    def walk(self, step, sde, x, times, begin=lambda: None):
-        """Carry x (B, ...) at times[0] along `times` (n + 1,) by `step(x, i) -> (x, x_mean)`, from
-        the i-th time to the next.
-
-        `begin()` is called before a stretch is taken again. Returns (x, x_mean) at the last time.
-        """
-        last, times_of_x = len(times) - 2, [t.expand(len(x)) for t in times]
-        x = x_mean = self.projected(x, times_of_x[0])
-        for start in range(0, last + 1, self.jump):
-            stretch = range(start, min(start + self.jump, last + 1))
-            for again in range(1 if start == last else self.resample):
-                if again:
-                    mean, std = sde.transition_prob(
-                        x, times_of_x[stretch[-1] + 1], times_of_x[start]
-                    )
-                    x = mean + expand(std, x) * normal_like(x)
-                    begin()
-                for i in stretch:
-                    x, x_mean = step(x, i)
-                    x = self.projected(x, times_of_x[i + 1])
-                    if self.callback:
-                        self.callback(i, times[i], x)
-        return x, x_mean
-
-
 # Sampling -----------------------------------------------------------------------------------------
-
-ORDERS = ('corrector_predictor', 'predictor_corrector')
-DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol, atol
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """How samples are drawn: the keys of a config's `sampling` section, explained in
-    configs/defaults.py, and three more.
-
-    `eps`: the time at which sampling stops; None: `sde.sampling_eps`. `centered`: whether the
-    network sees images in [-1, 1] rather than in [0, 1], for `thresholding`. `own`: settings of
-    solvers that are not in this library, by name. `predictor` and `corrector` may be classes as
-    well as names.
-    """
-
-    method: str = 'unipc'
-    predictor: type | str | None = 'none'
-    corrector: type | str | None = 'none'
-    order: str = ORDERS[0]
-    n_steps_each: int = 1
-    snr: float = 0.16
-    probability_flow: bool = False
-    noise_removal: bool = True
-    steps: int = 0
-    skip_type: str = ''
-    rho: float = 7.0
-    eta: float = 0.0
-    churn: float = 0.0
-    dpm_solver_order: int = 2
-    ode_method: str = 'dopri5'
-    rtol: float = 0.0
-    atol: float = 0.0
-    prior_mean: float | torch.Tensor = 0.0
-    eps: float | None = None
-    thresholding: bool = False
-    centered: bool = True
-    own: Mapping = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, settings: Mapping, **more) -> 'Options':
-        """The options that `settings` describes, a config's `sampling` section or another mapping
-        with its keys; `more`: further fields.
-        """
-        names = {field.name for field in dataclasses.fields(cls)}
-        fields = {key: value for key, value in settings.items() if key in names} | dict(
-            own={key: value for key, value in settings.items() if key not in names}
-        )
-        return cls(**fields | more)
-
-    def solver(self):
-        """The solver class of `solvers` that `method` names, or None."""
-        return solvers.SOLVERS.find(self.method)
-
-    def solver_settings(self) -> dict:
-        """The settings that this solver takes."""
-        solver, given = self.solver(), vars(self) | dict(self.own)
-        return {key: given[key] for key in solver.settings if key in given} | (
-            dict(steps=self.steps or solver.default_steps) if 'steps' in solver.settings else {}
-        )
-
-    def solver_times(self, sde, denoise: bool | None = None):
-        """The times (n + 1,) of this solver's grid, from T down, in float64."""
-        solver, steps = self.solver(), self.steps or self.solver().default_steps
-        settings = self.solver_settings() | dict(
-            denoise=self.noise_removal if denoise is None else denoise
-        )
-        intervals = solver.intervals(
-            steps, **{key: value for key, value in settings.items() if key != 'steps'}
-        )
-        if intervals < 1:
-            raise UserError(f'steps={steps} is too few for method={self.method!r}')
-        return solvers.time_grid(
-            sde, intervals, self.stop(sde), self.skip_type or solver.skip_type, self.rho
-        )
-
-    def correct(self) -> Callable | None:
-        """The function that is applied to every estimate of an image, if any."""
-        return (
-            functools.partial(solvers.threshold, centered=self.centered)
-            if self.thresholding
-            else None
-        )
-
-    def tolerances(self) -> tuple[float, float]:
-        """rtol and atol of 'ode' and 'adaptive'; 0.0 stands for the method's default."""
-        rtol, atol = DEFAULT_TOLERANCES[self.method.lower()]
-        return self.rtol or rtol, self.atol or atol
-
-    def stop(self, sde) -> float:
-        """The time at which sampling stops."""
-        return sde.sampling_eps if self.eps is None else self.eps
-
-    def pair(self):
-        """The classes of predictor and corrector."""
-        return (
-            _class(PREDICTORS, self.predictor, NonePredictor),
-            _class(CORRECTORS, self.corrector, NoneCorrector),
-        )
-
-
-def _class(registry, chosen, default):
-    return registry.get(chosen) if isinstance(chosen, str) else chosen or default
 
 
 def methods() -> list[str]:
@@ -452,7 +245,7 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
     elif method == 'adaptive' and (loop.resample, loop.jump) != (1, 1):
         raise UserError("method='adaptive' does not support resample and jump: set both to 1")
     elif method == 'pc':
-        _check_pc(sde, options, loop)
+        predictor_corrector.check(sde, options, loop)
     elif options.solver():
         options.solver()(
             sde,
@@ -461,56 +254,6 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
             correct=options.correct(),
             **options.solver_settings(),
         )
-
-
-def _check_pc(sde, options, loop):
-    predictor, corrector = options.pair()
-    if predictor is NonePredictor and corrector is NoneCorrector:
-        raise UserError(
-            "predictor='none' and corrector='none' would return the prior noise "
-            'unchanged: choose a predictor or a corrector'
-        )
-    if options.n_steps_each < 1 and corrector is not NoneCorrector:
-        raise UserError(f'n_steps_each must be at least 1, got {options.n_steps_each}')
-    if options.order not in ORDERS:
-        raise UserError(f'order must be one of {", ".join(ORDERS)}, got {options.order!r}')
-    if loop.resample > 1 and predictor is NonePredictor:
-        raise UserError(
-            f"resample={loop.resample} needs a predictor: with predictor='none' there "
-            'is no step to repeat'
-        )
-    if options.skip_type and predictor.step is Predictor.step:
-        raise UserError(
-            f'predictor {predictor.__name__} has no method `step`, which '
-            f'skip_type={options.skip_type!r} needs'
-        )
-    chain = sde.with_steps(options.steps or sde.N)
-    times_of(sde, options)  # the grid and the classes raise errors of their own
-    (
-        predictor(chain, None, options.probability_flow),
-        corrector(chain, None, options.snr, options.n_steps_each),
-    )
-    if not options.skip_type:
-        predictor.check(chain)
-        if corrector is not NoneCorrector:
-            corrector.check(chain)
-
-
-def times_of(sde, options: Options):
-    """The times (n + 1,) between which a sampler takes its steps, or None if it chooses them
-    itself.
-    """
-    if options.solver():
-        return options.solver_times(sde)
-    if options.method.lower() != 'pc':
-        return None
-    steps, eps = options.steps or sde.N, options.stop(sde)
-    times = (
-        solvers.time_grid(sde, steps - 1, eps, options.skip_type, options.rho)
-        if options.skip_type
-        else sde.with_steps(steps).timesteps(eps)
-    )
-    return torch.cat([times, torch.zeros_like(times[:1])])
 
 
 @torch.no_grad()
@@ -537,7 +280,7 @@ def sample(
     x = _start(model, shape, device, options.prior_mean) if z is None else z
     score_fn, counter = model.counted()
     method = options.method.lower()
-    draw = {'pc': _predictor_corrector, 'ode': _ode, 'adaptive': _adaptive}.get(method, _solver)
+    draw = {'pc': predictor_corrector.draw, 'ode': _ode, 'adaptive': _adaptive}.get(method, _solver)
     return draw(model.sde, score_fn, x, options, loop), counter.calls
 
 
@@ -550,47 +293,6 @@ def _start(model, shape, device, prior_mean):
     if parameter is not None:
         x = x.to(device or parameter.device, torch.promote_types(parameter.dtype, torch.float32))
     return x.to(device) if device else x
-
-
-def _predictor_corrector(sde, score_fn, x, options, loop):
-    """Algorithm 1, along the SDE's N times or along the grid `skip_type`. The last step goes from
-    the last time to the data.
-
-    Order 'corrector_predictor' corrects at each time before the step from it, as the 2021 release
-    does; 'predictor_corrector' corrects after each step, as Algorithm 1 does, except after the last
-    one, which leaves no noise.
-    """
-    chain, (predictor, corrector) = sde.with_steps(options.steps or sde.N), options.pair()
-    predictor = predictor(chain, score_fn, options.probability_flow)
-    corrector = corrector(chain, score_fn, options.snr, options.n_steps_each)
-    if options.skip_type:
-        grid = times_of(sde, options)
-        at = grid.tolist()
-        times = torch.cat([grid[:-1], grid[-2:-1]]).to(x.device, x.dtype)
-        predict, correct = (
-            (lambda x, i, t: predictor.step(x, at[i], at[i + 1])),
-            lambda x, i, t: corrector.step(x, at[i], at[i + 1]),
-        )
-    else:
-        times = chain.timesteps(options.stop(sde), x.device, x.dtype)
-        times = torch.cat([times, times[-1:]])
-        predict, correct = (
-            (lambda x, i, t: predictor.update_fn(x, t)),
-            lambda x, i, t: corrector.update_fn(x, t),
-        )
-    corrects_first = options.order == ORDERS[0] or isinstance(corrector, NoneCorrector)
-    times_of_x, last = [t.expand(len(x)) for t in times], len(times) - 2
-
-    def step(x, i):
-        t, s = times_of_x[i], times_of_x[i + 1]
-        if corrects_first:
-            return predict(loop.projected(correct(x, i, t)[0], t), i, t)
-        if i == last and not isinstance(predictor, NonePredictor):
-            return predict(x, i, t)
-        return correct(loop.projected(predict(x, i, t)[0], s), min(i + 1, last), s)
-
-    x, x_mean = loop.walk(step, sde, x, times)
-    return x_mean if options.noise_removal else x
 
 
 def _solver(sde, score_fn, x, options, loop):
@@ -627,18 +329,6 @@ def _ode(sde, score_fn, x, options, loop):
 def round_to_8_bits(x):
     """Images in [0, 1] (B, ...) with values k / 255."""
     return (x.clamp(0, 1) * 255).round() / 255
-
-
-def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
-    """x (B, ...) at time t0, carried to time t1 by the probability-flow ODE (Eq. 13), either
-    way.
-    """
-    flow = sde.reverse(score_fn, probability_flow=True)
-
-    def drift(t, x):
-        return (flow.sde(x, times_like(x, t))[0],)
-
-    return ode.solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]
 
 
 # The functions of the 2021 release ----------------------------------------------------------------

@@ -2,9 +2,9 @@
 and general ODE methods.
 """
 
-from solvers.fast_sampling import (
+from solvers.adaptive import adaptive
+from solvers.few_steps import (
     DDIM,
-    SKIP_TYPES,
     SOLVERS,
     DPMSolver,
     DPMSolverPP2M,
@@ -12,15 +12,11 @@ from solvers.fast_sampling import (
     SDEDPMSolverPP2M,
     Solver,
     UniPC,
-    adaptive,
     get_solver,
-    half_log_snr,
-    levels,
     register_solver,
     threshold,
-    time_grid,
-    time_of,
 )
+from solvers.grids import SKIP_TYPES, half_log_snr, levels, time_grid, time_of, transition
 
 __all__ = [
     'DDIM',
@@ -40,4 +36,5 @@ __all__ = [
     'threshold',
     'time_grid',
     'time_of',
+    'transition',
 ]

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import torch
 
+from models.utils import times_like
 from runtime.errors import UserError
 from runtime.randomness import float64_device
 
@@ -106,3 +107,15 @@ def _on_host(f, y, t0, t1, rtol, atol, method):
     if not solution.success:
         raise RuntimeError(f'the ODE solver {method} stopped before t={t1:g}: {solution.message}')
     return torch.from_numpy(solution.y[:, -1].copy()), solution.nfev
+
+
+def follow_flow(sde, score_fn, x, t0, t1, rtol=1e-5, atol=1e-5, method='RK45'):
+    """x (B, ...) at time t0, carried to time t1 by the probability-flow ODE (Eq. 13), either
+    way.
+    """
+    flow = sde.reverse(score_fn, probability_flow=True)
+
+    def drift(t, x):
+        return (flow.sde(x, times_like(x, t))[0],)
+
+    return solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]

@@ -38,10 +38,18 @@ from sampling import (
     get_predictor,
     get_sampling_fn,
     sample,
-    transition,
 )
 from sde_lib import SDE, VESDE, VPSDE, get_sde, subVPSDE
-from solvers import SKIP_TYPES, SOLVERS, get_solver, half_log_snr, levels, time_grid, time_of
+from solvers import (
+    SKIP_TYPES,
+    SOLVERS,
+    get_solver,
+    half_log_snr,
+    levels,
+    time_grid,
+    time_of,
+    transition,
+)
 
 SDES = dict(ve=lambda: VESDE(0.01, 10), vp=VPSDE, subvp=subVPSDE)
 STARTS = dict(ve=0.2, vp=0.02, subvp=0.02)  # times at which the score of the mixture is smooth
