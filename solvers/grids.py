@@ -1,83 +1,99 @@
-"""The levels of an SDE at a time, and grids of times."""
+"""Levels of signal and noise, and grids of times between T and the end of sampling.
+
+Every SDE here is linear, so that x_t given x_0 is Gaussian,
+
+    x_t = alpha_t x_0 + sigma_t z,    lambda_t = log(alpha_t / sigma_t),
+
+where lambda, half the logarithm of the signal-to-noise ratio, falls with t (Lu et al. 2022a, Secs.
+2.1 and 3.1). Solvers work with alpha, sigma and lambda alone, as float64 numbers on the CPU.
+"""
 
 import math
+from typing import NamedTuple
 
 import torch
 
 from runtime.errors import UserError
 
+SKIP_TYPES = ('time_uniform', 'time_quadratic', 'logSNR', 'karras')
+HALVINGS = 60  # of [0, T], down to the resolution of float64
+
 
 def table(values) -> torch.Tensor:
-    """`values`, numbers or a tensor on any device, as (n,) in float64 on the CPU: not every device
-    has float64.
-    """
-    return torch.as_tensor(
-        values.cpu() if torch.is_tensor(values) else values, dtype=torch.float64
-    ).reshape(-1)
+    """A number, numbers or a tensor as (n,) in float64 on the CPU: not every device has float64."""
+    values = values.cpu() if torch.is_tensor(values) else values
+    return torch.as_tensor(values, dtype=torch.float64).reshape(-1)
 
 
-def levels(sde, t):
-    """alpha and sigma at times t (n,), each (n,) in float64 on the CPU."""
+def levels(sde, t) -> tuple[torch.Tensor, torch.Tensor]:
+    """alpha and sigma at times t (n,), each (n,)."""
     return sde.mean_and_std(table(t))
 
 
-def half_log_snr(sde, t):
-    """lambda = log(alpha / sigma) at times t (n,), in float64 on the CPU."""
+def half_log_snr(sde, t) -> torch.Tensor:
+    """lambda = log(alpha / sigma) at times t (n,)."""
     alpha, sigma = levels(sde, t)
     return alpha.log() - sigma.log()
 
 
-def time_of(sde, lam):
-    """The times (n,) in [0, T] at which lambda has the values `lam` (n,), by bisection: lambda
-    falls with t.
-    """
+def time_of(sde, lam) -> torch.Tensor:
+    """The times (n,) in [0, T] at which lambda has the values `lam` (n,), by bisection."""
     lam = table(lam)
     low, high = torch.zeros_like(lam), torch.full_like(lam, sde.T)
-    for _ in range(60):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         early = half_log_snr(sde, middle) > lam
         low, high = torch.where(early, middle, low), torch.where(early, high, middle)
     return (low + high) / 2
 
 
-def time_grid(sde, n: int, eps: float, skip_type: str = 'logSNR', rho: float = 7.0):
-    """n + 1 times from T down to `eps`, (n + 1,) in float64.
+def time_grid(sde, n: int, eps: float, skip_type: str = 'logSNR', rho: float = 7.0) -> torch.Tensor:
+    """The n + 1 times from T down to `eps` that are evenly spaced on a scale, (n + 1,).
 
-    `skip_type`: even steps in t ('time_uniform'), in sqrt(t) ('time_quadratic'), in lambda
-    ('logSNR'), or in (sigma/alpha)^(1/rho) ('karras'; Karras et al. 2022, Eq. 5).
+    Args:
+        skip_type: the scale. 'time_uniform': t. 'time_quadratic': sqrt(t). 'logSNR': lambda.
+            'karras': (sigma / alpha)^(1 / rho) (Karras et al. 2022, Eq. 5).
+        rho: of 'karras' alone.
     """
-    at = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-    kind = skip_type.lower()
-    if kind == 'time_uniform':
-        times = sde.T + at * (eps - sde.T)
-    elif kind == 'time_quadratic':
-        times = (math.sqrt(sde.T) + at * (math.sqrt(eps) - math.sqrt(sde.T))) ** 2
-    elif kind == 'logsnr':
-        first, last = half_log_snr(sde, [sde.T, eps])
-        times = time_of(sde, first + at * (last - first))
-    elif kind == 'karras':
-        first, last = (-half_log_snr(sde, [sde.T, eps]) / rho).exp()
-        times = time_of(sde, -rho * (first + at * (last - first)).log())
-    else:
-        raise UserError(f'skip_type must be one of {", ".join(SKIP_TYPES)}, got {skip_type!r}')
+    share = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+
+    def even(scale):
+        first, last = scale(sde.T), scale(eps)
+        return first + share * (last - first)
+
+    match skip_type.lower():
+        case 'time_uniform':
+            times = even(float)
+        case 'time_quadratic':
+            times = even(math.sqrt) ** 2
+        case 'logsnr':
+            times = time_of(sde, even(lambda t: half_log_snr(sde, t)))
+        case 'karras':
+            roots = even(lambda t: (-half_log_snr(sde, t) / rho).exp())
+            times = time_of(sde, -rho * roots.log())
+        case _:
+            raise UserError(f'skip_type must be one of {", ".join(SKIP_TYPES)}, got {skip_type!r}')
     times[-1] = eps
     times[0] = sde.T
     return times
 
 
-SKIP_TYPES = ('time_uniform', 'time_quadratic', 'logSNR', 'karras')
+class Transition(NamedTuple):
+    """x_t = r x_s + std z for two times s < t, and the noise std_s in x_s and std_t in x_t."""
+
+    r: float
+    std: float
+    std_s: float
+    std_t: float
 
 
-def transition(sde, s: float, t: float) -> tuple[float, float, float, float]:
-    """The process between two times s < t, where s = 0 stands for the data themselves, without
-    noise.
+def transition(sde, s: float, t: float) -> Transition:
+    """The process between two times s < t; s = 0 stands for the data, which have no noise.
 
-    Returns:
-        r and std of x_t = r x_s + std z, and the standard deviations of the noise in x_s and in
-        x_t, computed in float64.
+    r = alpha_t / alpha_s, and std^2 = sigma_t^2 - r^2 sigma_s^2 (Kingma et al. 2021, Appendix A).
     """
-    (m_t, std_t), (m_s, std_s) = (
-        [float(value) for value in levels(sde, [time])] if time else (1.0, 0.0) for time in (t, s)
-    )
-    r = m_t / m_s
-    return r, math.sqrt(max(std_t**2 - (r * std_s) ** 2, 0.0)), std_s, std_t
+    alpha_t, sigma_t = map(float, levels(sde, t))
+    alpha_s, sigma_s = map(float, levels(sde, s)) if s else (1.0, 0.0)
+    r = alpha_t / alpha_s
+    std = math.sqrt(max(sigma_t**2 - (r * sigma_s) ** 2, 0.0))
+    return Transition(r, std, sigma_s, sigma_t)

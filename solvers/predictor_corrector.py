@@ -1,4 +1,8 @@
-"""Predictor-corrector sampling."""
+"""Predictor-corrector sampling (Song et al. 2021, Algorithm 1) for any predictor and corrector.
+
+A predictor is a step of the reverse-time SDE, a corrector steps of Langevin dynamics at a fixed
+time. Those of the paper are in `sampling`, which also has the decorators that register new ones.
+"""
 
 import abc
 
@@ -8,44 +12,48 @@ from models.utils import times_like
 from runtime.errors import UserError
 from runtime.registry import Registry
 from solvers.grids import time_grid
+from solvers.loop import Loop
 from solvers.options import Options
 
 PREDICTORS, CORRECTORS = Registry('predictor'), Registry('corrector')
-register_predictor, get_predictor = PREDICTORS.register, PREDICTORS.get
-register_corrector, get_corrector = CORRECTORS.register, CORRECTORS.get
+ORDERS = ('corrector_predictor', 'predictor_corrector')
 
 
 class Predictor(abc.ABC):
-    """A step towards the data, for an SDE and a score function (x, t) -> shape of x.
+    """A step of the reverse-time SDE, from time t to an earlier one.
 
     `update_fn` takes the steps of the SDE's own N times, as in the 2021 release. A predictor that
-    also has `step` can be used on any grid of times (`skip_type`).
+    also has `step` works on any grid of times (`skip_type`).
+
+    Args:
+        score_fn: the score `(x, t (B,)) -> shape of x`.
+        probability_flow: whether to follow the ODE, without noise.
     """
 
-    def __init__(self, sde, score_fn, probability_flow=False):
+    def __init__(self, sde, score_fn, probability_flow: bool = False):
         self.sde, self.score_fn = sde, score_fn
         self.rsde = sde.reverse(score_fn, probability_flow)
 
     @classmethod  # noqa: B027  (by default steps are defined for every SDE)
     def check(cls, sde):
-        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for
-        this SDE and its N.
+        """Raise an error if `update_fn` is not defined for this SDE and its N.
+
+        Raises:
+            NotImplementedError, ValueError: saying what is missing.
         """
 
     @abc.abstractmethod
-    def update_fn(self, x, t):
-        """x (B, ...) at times t (B,) -> (x, x_mean) at t - T/N, where x_mean lacks the noise of the
-        step.
-        """
+    def update_fn(self, x, t) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (B, ...) at times t (B,) -> (x, x_mean) at t - T/N; x_mean lacks the step's noise."""
 
-    def step(self, x, t: float, s: float):
+    def step(self, x, t: float, s: float) -> tuple[torch.Tensor, torch.Tensor]:
         """x (B, ...) at time t -> (x, x_mean) at time s < t; s = 0 leads to the data."""
         raise NotImplementedError
 
 
-@register_predictor(name='none')
+@PREDICTORS.register(name='none')
 class NonePredictor(Predictor):
-    """Stays where it is."""
+    """x_s = x: no step."""
 
     def update_fn(self, x, t):
         return x, x
@@ -55,94 +63,128 @@ class NonePredictor(Predictor):
 
 
 class Corrector(abc.ABC):
-    """Steps that bring x closer to p_t without changing t; `snr` sets their size, `n_steps` their
-    number.
+    """Steps that bring x closer to p_t without changing t.
+
+    Args:
+        score_fn: the score `(x, t (B,)) -> shape of x`.
+        snr: the signal-to-noise ratio that sets the size of a step.
+        n_steps: the number of steps at each time.
     """
 
-    def __init__(self, sde, score_fn, snr, n_steps):
+    def __init__(self, sde, score_fn, snr: float, n_steps: int):
         self.sde, self.score_fn, self.snr, self.n_steps = sde, score_fn, snr, n_steps
 
     @classmethod  # noqa: B027  (by default steps are defined for every SDE)
     def check(cls, sde):
-        """Raise NotImplementedError or ValueError if the steps of `update_fn` are not defined for
-        this SDE and its N.
+        """Raise an error if `update_fn` is not defined for this SDE and its N.
+
+        Raises:
+            NotImplementedError, ValueError: saying what is missing.
         """
 
     @abc.abstractmethod
-    def update_fn(self, x, t):
+    def update_fn(self, x, t) -> tuple[torch.Tensor, torch.Tensor]:
         """x (B, ...) at times t (B,) -> (x, x_mean) at the same times."""
 
-    def step(self, x, t: float, s: float):
+    def step(self, x, t: float, s: float) -> tuple[torch.Tensor, torch.Tensor]:
         """x (B, ...) at time t -> (x, x_mean) at the same time, on a grid whose next time is s."""
         return self.update_fn(x, times_like(x, t))
 
 
-@register_corrector(name='none')
+@CORRECTORS.register(name='none')
 class NoneCorrector(Corrector):
-    """Stays where it is."""
+    """x = x: no step."""
 
     def update_fn(self, x, t):
         return x, x
 
 
-ORDERS = ('corrector_predictor', 'predictor_corrector')
+def classes(options: Options) -> tuple[type[Predictor], type[Corrector]]:
+    """The classes of predictor and corrector that the options name or hold."""
+    predictor, corrector = options.predictor, options.corrector
+    if isinstance(predictor, str):
+        predictor = PREDICTORS.get(predictor)
+    if isinstance(corrector, str):
+        corrector = CORRECTORS.get(corrector)
+    return predictor or NonePredictor, corrector or NoneCorrector
 
 
-def pair(options):
-    """The classes of predictor and corrector."""
-    return (
-        _class(PREDICTORS, options.predictor, NonePredictor),
-        _class(CORRECTORS, options.corrector, NoneCorrector),
-    )
+def times(sde, options: Options) -> torch.Tensor:
+    """The times of the steps (n + 1,): the SDE's N times or a grid, and 0, which is the data."""
+    steps, eps = options.steps or sde.N, options.stop(sde)
+    if options.skip_type:
+        grid = time_grid(sde, steps - 1, eps, options.skip_type, options.rho)
+    else:
+        grid = sde.with_steps(steps).timesteps(eps)
+    return torch.cat([grid, torch.zeros_like(grid[:1])])
 
 
-def _class(registry, chosen, default):
-    return registry.get(chosen) if isinstance(chosen, str) else chosen or default
+class _Steps:
+    """The predictor and the corrector of a walk, each called as `(x, i)` with the number of a time.
+
+    `times` (n + 1,) are those of the states: the last step, to the data, ends at eps as well.
+    """
+
+    def __init__(self, sde, score_fn, x, options: Options):
+        chain = sde.with_steps(options.steps or sde.N)
+        predictor, corrector = classes(options)
+        self.predictor = predictor(chain, score_fn, options.probability_flow)
+        self.corrector = corrector(chain, score_fn, options.snr, options.n_steps_each)
+        self.grid = None
+        if options.skip_type:
+            grid = times(sde, options)
+            self.grid = grid.tolist()
+            points = grid[:-1].to(x.device, x.dtype)
+        else:
+            points = chain.timesteps(options.stop(sde), x.device, x.dtype)
+        self.times = torch.cat([points, points[-1:]])
+        self.t = [t.expand(len(x)) for t in self.times]
+
+    def predict(self, x, i):
+        if self.grid:
+            return self.predictor.step(x, self.grid[i], self.grid[i + 1])
+        return self.predictor.update_fn(x, self.t[i])
+
+    def correct(self, x, i):
+        if self.grid:
+            return self.corrector.step(x, self.grid[i], self.grid[i + 1])
+        return self.corrector.update_fn(x, self.t[i])
 
 
-def draw(sde, score_fn, x, options, loop):
-    """Algorithm 1, along the SDE's N times or along the grid `skip_type`. The last step goes from
-    the last time to the data.
+def draw(sde, score_fn, x, options: Options, loop: Loop) -> torch.Tensor:
+    """Carry x (B, ...) from the prior to the data along the SDE's N times or the grid `skip_type`.
 
     Order 'corrector_predictor' corrects at each time before the step from it, as the 2021 release
-    does; 'predictor_corrector' corrects after each step, as Algorithm 1 does, except after the last
+    does. 'predictor_corrector' corrects after each step, as Algorithm 1 does, except after the last
     one, which leaves no noise.
     """
-    chain, (predictor, corrector) = sde.with_steps(options.steps or sde.N), pair(options)
-    predictor = predictor(chain, score_fn, options.probability_flow)
-    corrector = corrector(chain, score_fn, options.snr, options.n_steps_each)
-    if options.skip_type:
-        grid = times_of(sde, options)
-        at = grid.tolist()
-        times = torch.cat([grid[:-1], grid[-2:-1]]).to(x.device, x.dtype)
-        predict, correct = (
-            (lambda x, i, t: predictor.step(x, at[i], at[i + 1])),
-            lambda x, i, t: corrector.step(x, at[i], at[i + 1]),
-        )
-    else:
-        times = chain.timesteps(options.stop(sde), x.device, x.dtype)
-        times = torch.cat([times, times[-1:]])
-        predict, correct = (
-            (lambda x, i, t: predictor.update_fn(x, t)),
-            lambda x, i, t: corrector.update_fn(x, t),
-        )
-    corrects_first = options.order == ORDERS[0] or isinstance(corrector, NoneCorrector)
-    times_of_x, last = [t.expand(len(x)) for t in times], len(times) - 2
+    steps = _Steps(sde, score_fn, x, options)
+    t, last = steps.t, len(steps.times) - 2
+    has_predictor = not isinstance(steps.predictor, NonePredictor)
+    corrects_first = options.order == ORDERS[0] or isinstance(steps.corrector, NoneCorrector)
 
-    def step(x, i):
-        t, s = times_of_x[i], times_of_x[i + 1]
-        if corrects_first:
-            return predict(loop.projected(correct(x, i, t)[0], t), i, t)
-        if i == last and not isinstance(predictor, NonePredictor):
-            return predict(x, i, t)
-        return correct(loop.projected(predict(x, i, t)[0], s), min(i + 1, last), s)
+    def corrector_predictor(x, i):
+        x, _ = steps.correct(x, i)
+        return steps.predict(loop.projected(x, t[i]), i)
 
-    x, x_mean = loop.walk(step, sde, x, times)
+    def predictor_corrector(x, i):
+        x, x_mean = steps.predict(x, i)
+        if i == last and has_predictor:
+            return x, x_mean
+        return steps.correct(loop.projected(x, t[i + 1]), min(i + 1, last))
+
+    step = corrector_predictor if corrects_first else predictor_corrector
+    x, x_mean = loop.walk(step, sde, x, steps.times)
     return x_mean if options.noise_removal else x
 
 
-def check(sde, options, loop):
-    predictor, corrector = pair(options)
+def check(sde, options: Options, loop: Loop):
+    """Raise an error that names the option if `draw` is not defined for these.
+
+    Raises:
+        NotImplementedError, ValueError: from here, from the grid or from the classes.
+    """
+    predictor, corrector = classes(options)
     if predictor is NonePredictor and corrector is NoneCorrector:
         raise UserError(
             "predictor='none' and corrector='none' would return the prior noise "
@@ -163,29 +205,10 @@ def check(sde, options, loop):
             f'skip_type={options.skip_type!r} needs'
         )
     chain = sde.with_steps(options.steps or sde.N)
-    times_of(sde, options)  # the grid and the classes raise errors of their own
-    (
-        predictor(chain, None, options.probability_flow),
-        corrector(chain, None, options.snr, options.n_steps_each),
-    )
+    times(sde, options)
+    predictor(chain, None, options.probability_flow)
+    corrector(chain, None, options.snr, options.n_steps_each)
     if not options.skip_type:
         predictor.check(chain)
         if corrector is not NoneCorrector:
             corrector.check(chain)
-
-
-def times_of(sde, options: Options):
-    """The times (n + 1,) between which a sampler takes its steps, or None if it chooses them
-    itself.
-    """
-    if options.solver():
-        return options.solver_times(sde)
-    if options.method.lower() != 'pc':
-        return None
-    steps, eps = options.steps or sde.N, options.stop(sde)
-    times = (
-        time_grid(sde, steps - 1, eps, options.skip_type, options.rho)
-        if options.skip_type
-        else sde.with_steps(steps).timesteps(eps)
-    )
-    return torch.cat([times, torch.zeros_like(times[:1])])

@@ -46,6 +46,7 @@ from solvers import (
     get_solver,
     half_log_snr,
     levels,
+    predictor_corrector,
     time_grid,
     time_of,
     transition,
@@ -588,7 +589,7 @@ def test_the_order_of_algorithm_1(name):
 
 
 @pytest.mark.parametrize('predictor', ['reverse_diffusion', 'ancestral_sampling'])
-@pytest.mark.parametrize('order', sampling.ORDERS)
+@pytest.mark.parametrize('order', predictor_corrector.ORDERS)
 def test_after_the_last_step_there_is_no_noise_left(predictor, order):
     """Of two points, 1 apart, that the last step leads to."""
     sde, target = (
@@ -618,7 +619,7 @@ def test_one_step_begins_with_the_prior():
 def test_without_a_corrector_the_orders_are_one():
     sde = VPSDE(N=40)
     model, drawn = Score(ExactNetwork(sde, planar_mixture()), sde), []
-    for order in sampling.ORDERS:
+    for order in predictor_corrector.ORDERS:
         torch.manual_seed(1)
         drawn.append(
             sample(model, (9, 2), Options(method='pc', predictor='euler_maruyama', order=order))[0]
