@@ -185,13 +185,11 @@ class ExactNetwork(nn.Module):
 
     def __init__(self, sde, target: GaussianMixture, continuous: bool = True):
         super().__init__()
-        self.sde, self.target, self.continuous, self.N, self.calls = (
-            sde,
-            target,
-            continuous,
-            sde.N,
-            0,
-        )
+        self.sde = sde
+        self.target = target
+        self.continuous = continuous
+        self.N = sde.N
+        self.calls = 0
         if not continuous:
             # its length is how a discrete network says how many levels it knows
             self.sigmas = torch.zeros(sde.N)
@@ -296,12 +294,10 @@ class SubspaceMixture(nn.Module):
 
     def __init__(self, inside: GaussianMixture, rest: float, shape):
         super().__init__()
-        self.inside, self.rest, self.shape, self.size = (
-            inside,
-            float(rest),
-            tuple(shape),
-            len(inside.mean),
-        )
+        self.inside = inside
+        self.rest = float(rest)
+        self.shape = tuple(shape)
+        self.size = len(inside.mean)
 
     @classmethod
     def fit(cls, images, labels, rank: int):

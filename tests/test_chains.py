@@ -36,10 +36,8 @@ def test_vp_and_subvp_chains_have_the_marginals(name, n):
     """
     sde = SDES[name](N=n)
     t = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    a, G = (
-        affine(lambda x, t: sde.discretize(x, t)[0], t)[0],
-        sde.discretize(torch.zeros_like(t), t)[1],
-    )
+    a = affine(lambda x, t: sde.discretize(x, t)[0], t)[0]
+    G = sde.discretize(torch.zeros_like(t), t)[1]
     for end in (n // 2, n):
         m, v = 1.0, 0.0
         for factor, variance in zip((1 + a[:end]).tolist(), (G[:end] ** 2).tolist()):

@@ -47,11 +47,9 @@ def propagated(predictor_class, sde, target, n, probability_flow=False, end=0.0)
             new, new_mean = predictor.update_fn(
                 x, torch.full((2,), sde.T * (1 - i / n), dtype=torch.float64)
             )
-            b, a, c = (
-                new_mean[0, 0].item(),
-                (new_mean[1, 0] - new_mean[0, 0]).item(),
-                (new - new_mean)[0, 0].item(),
-            )
+            b = new_mean[0, 0].item()
+            a = (new_mean[1, 0] - new_mean[0, 0]).item()
+            c = (new - new_mean)[0, 0].item()
             mean, variance = a * mean + b, a**2 * variance + c**2
     return mean, variance
 
@@ -149,11 +147,9 @@ def test_ode_sampler_follows_the_exact_flow_with_the_solvers_order(name, method,
 
 @pytest.mark.parametrize('method', ['DOP853', 'LSODA', 'Radau', 'BDF'])
 def test_ode_sampler_with_other_methods(method):
-    sde, target, z = (
-        VPSDE(),
-        gaussian([0.7, -0.3], [0.4, 0.1]),
-        torch.tensor([[1.1, -0.6]], dtype=torch.float64),
-    )
+    sde = VPSDE()
+    target = gaussian([0.7, -0.3], [0.4, 0.1])
+    z = torch.tensor([[1.1, -0.6]], dtype=torch.float64)
     x, _ = get_ode_sampler(sde, (1, 2), identity, method=method)(ExactNetwork(sde, target), z)
     # 1e-5 at each of some tens of steps
     torch.testing.assert_close(x, flowed(sde, target, z, 1.0, 1e-3), rtol=0, atol=1e-3)

@@ -71,15 +71,11 @@ def test_inpainting(name, method):
     other towards its conditional mean.
     """
     config = digits_config(name, method)
-    sde, mean, covariance = (
-        get_sde(config),
-        torch.tensor([[0.2, -0.3]]),
-        torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]),
-    )
-    model, options = (
-        Score(ExactNetwork(sde, GaussianMixture([1.0], mean, covariance)), sde),
-        Options.of(config.sampling),
-    )
+    sde = get_sde(config)
+    mean = torch.tensor([[0.2, -0.3]])
+    covariance = torch.tensor([[[1.0, 0.8], [0.8, 1.0]]])
+    model = Score(ExactNetwork(sde, GaussianMixture([1.0], mean, covariance)), sde)
+    options = Options.of(config.sampling)
     mask, known = Mask(torch.tensor([1.0, 0.0])), torch.full((1500, 2), 1.2)
     if method == 'ode':
         with pytest.raises(UserError, match="method='ode' does not support inpainting .*heun"):
@@ -147,11 +143,9 @@ def test_thresholding_keeps_images_within_their_range():
         torch.tensor([[0.75, 0.0], [1.0, 0.25]]),
     )
     config = digits_config('vp', 'dpmpp_2m', thresholding=True)
-    sde, labels, target = (
-        VPSDE(),
-        torch.zeros(500, dtype=torch.long),
-        gaussian([0.5, 0.5], [0.1, 0.1]),
-    )
+    sde = VPSDE()
+    labels = torch.zeros(500, dtype=torch.long)
+    target = gaussian([0.5, 0.5], [0.1, 0.1])
     guidance = classifier_free_guidance(labels, 30.0)
     sampler = get_sampling_fn(config, sde, (500, 2), identity, 1e-3, guidance)
     assert sampler(ExactConditionalNetwork(sde, target))[0].abs().max() <= 1

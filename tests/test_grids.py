@@ -84,11 +84,9 @@ def test_steps_on_any_grid(name, s):
     """From x at 0.6 to 0.55 or to the data, with r and std of the transition: the mean, the noise,
     and the factor of the corrector's.
     """
-    sde, t, x = (
-        FEW_STEP_SDES[name](),
-        torch.full((50,), 0.6, dtype=torch.float64),
-        torch.randn(50, 2, dtype=torch.float64),
-    )
+    sde = FEW_STEP_SDES[name]()
+    t = torch.full((50,), 0.6, dtype=torch.float64)
+    x = torch.randn(50, 2, dtype=torch.float64)
     score_fn = get_score_fn(sde, ExactNetwork(sde, planar_mixture()), continuous=True)
     (r, std, std_s, std_t), score, (f, g) = transition(sde, s, 0.6), score_fn(x, t), sde.sde(x, t)
     dt, g = 0.6 - s, g[0]
@@ -122,10 +120,8 @@ def test_steps_on_any_grid(name, s):
 @pytest.mark.parametrize('skip_type', SKIP_TYPES)
 @pytest.mark.parametrize('predictor', ['euler_maruyama', 'reverse_diffusion', 'ancestral_sampling'])
 def test_predictors_on_any_grid(name, skip_type, predictor):
-    config, target = (
-        digits_config(name, 'pc', predictor=predictor, corrector='none', skip_type=skip_type),
-        planar_mixture(),
-    )
+    config = digits_config(name, 'pc', predictor=predictor, corrector='none', skip_type=skip_type)
+    target = planar_mixture()
     config.sampling.steps = 300
     sde = get_sde(config)
     x, nfe = get_sampling_fn(config, sde, (3000, 2), identity, sde.sampling_eps)(
@@ -138,10 +134,8 @@ def test_on_a_grid_ancestral_sampling_is_ddim_with_eta_1():
     sde, target = VPSDE(), planar_mixture()
     times = time_grid(sde, 20, 1e-3)
     score_fn = get_score_fn(sde, ExactNetwork(sde, target), continuous=True)
-    ancestral, ddim = (
-        get_predictor('ancestral_sampling')(sde, score_fn),
-        get_solver('ddim')(sde, score_fn, times, eta=1.0),
-    )
+    ancestral = get_predictor('ancestral_sampling')(sde, score_fn)
+    ddim = get_solver('ddim')(sde, score_fn, times, eta=1.0)
     x = torch.randn(50, 2, dtype=torch.float64)
     for i in range(20):
         torch.manual_seed(i)

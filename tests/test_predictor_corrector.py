@@ -177,12 +177,10 @@ def test_correctors_take_the_published_steps(name, target):
     """x + e s + sqrt(2 e) z with e = 2 alpha (snr |z| / |s|)^2, norms averaged over the batch, or e
     = 2 alpha (snr std)^2.
     """
-    sde, x, t, snr = (
-        SDES[name](100),
-        torch.tensor([[0.3, -1.0], [1.0, 0.5]], dtype=torch.float64),
-        torch.full((2,), 0.4).double(),
-        0.2,
-    )
+    sde = SDES[name](100)
+    x = torch.tensor([[0.3, -1.0], [1.0, 0.5]], dtype=torch.float64)
+    t = torch.full((2,), 0.4).double()
+    snr = 0.2
     score_fn = get_score_fn(sde, ExactNetwork(sde, target), continuous=True)
     s, alpha = score_fn(x, t), sde.langevin_alpha(t)[0]
     z = torch.tensor([[1.0, -0.5], [0.2, 2.0]], dtype=torch.float64)
@@ -225,15 +223,13 @@ def test_a_predictor_of_ones_own_steps_along_the_times_of_the_sde():
             seen.append(t[0].item())
             return x, x
 
-    seen, options = (
-        [],
-        Options(
-            method='pc',
-            predictor='reverse_diffusion',
-            corrector=Still,
-            skip_type='karras',
-            steps=40,
-        ),
+    seen = []
+    options = Options(
+        method='pc',
+        predictor='reverse_diffusion',
+        corrector=Still,
+        skip_type='karras',
+        steps=40,
     )
     sample(model, (9, 2), options)
     assert seen == pytest.approx(sampling.times_of(sde, options)[:-1].tolist(), rel=1e-6)
@@ -241,10 +237,8 @@ def test_a_predictor_of_ones_own_steps_along_the_times_of_the_sde():
 
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
 def test_the_order_of_algorithm_1(name):
-    config, target = (
-        digits_config(name, 'pc', predictor='reverse_diffusion', corrector='langevin'),
-        planar_mixture(),
-    )
+    config = digits_config(name, 'pc', predictor='reverse_diffusion', corrector='langevin')
+    target = planar_mixture()
     config.sampling.order = 'predictor_corrector'
     sde = get_sde(config)
     network = ExactNetwork(sde, target)
@@ -268,10 +262,8 @@ def test_the_order_of_algorithm_1(name):
 @pytest.mark.parametrize('order', predictor_corrector.ORDERS)
 def test_after_the_last_step_there_is_no_noise_left(predictor, order):
     """Of two points, 1 apart, that the last step leads to."""
-    sde, target = (
-        VESDE(0.01, 10, N=200),
-        GaussianMixture([0.5, 0.5], [[0.5], [-0.5]], [[[1e-8]], [[1e-8]]]),
-    )
+    sde = VESDE(0.01, 10, N=200)
+    target = GaussianMixture([0.5, 0.5], [[0.5], [-0.5]], [[[1e-8]], [[1e-8]]])
     options = Options(method='pc', predictor=predictor, corrector='langevin', eps=1e-5, order=order)
     x, _ = sample(Score(ExactNetwork(sde, target), sde), (500, 1), options)
     assert (x.abs() - 0.5).abs().max() < 1e-3

@@ -32,10 +32,8 @@ def test_subspace_mixture_is_the_mixture_fitted_to_images():
         ]
     )
     means = torch.cat([target.inside.means, torch.zeros(3, 12 - target.size)], 1)
-    full, x = (
-        GaussianMixture(target.inside.weights, means, covariances),
-        torch.randn(7, 12, dtype=torch.float64),
-    )
+    full = GaussianMixture(target.inside.weights, means, covariances)
+    x = torch.randn(7, 12, dtype=torch.float64)
     m, std = torch.rand(7), torch.rand(7) + 0.1
     assert target.size == 10 and torch.allclose(
         target.log_prob(x, m, std), full.log_prob(x, m, std), atol=1e-10

@@ -202,10 +202,8 @@ def test_vectors_and_images(shape, name):
     every value.
     """
     sde, dims = SDES[name](100), math.prod(shape)
-    means, variances = (
-        torch.linspace(-1, 1, dims, dtype=torch.float64),
-        torch.linspace(0.2, 1, dims, dtype=torch.float64),
-    )
+    means = torch.linspace(-1, 1, dims, dtype=torch.float64)
+    variances = torch.linspace(0.2, 1, dims, dtype=torch.float64)
     network = ExactNetwork(sde, gaussian(means, variances, shape))
     for sampler in (
         pc_sampler(sde, 'reverse_diffusion', 'langevin', shape=(500, *shape), snr=0.1),

@@ -19,19 +19,15 @@ EXACT = 1e-12  # float64 formulas written twice: only rounding differs
 
 
 def test_continuous_labels_and_scores(sde):
-    t, out = (
-        torch.tensor([1e-3, 0.25, 1.0], dtype=torch.float64),
-        torch.tensor([[1.0], [2.0], [-3.0]], dtype=torch.float64),
-    )
+    t = torch.tensor([1e-3, 0.25, 1.0], dtype=torch.float64)
+    out = torch.tensor([[1.0], [2.0], [-3.0]], dtype=torch.float64)
     if isinstance(sde, VESDE):
         label, exact = 0.01 * 5000**t, out
     else:
         integral = 0.1 * t + 0.5 * t**2 * 19.9
         variance = -torch.expm1(-integral)
-        label, exact = (
-            999 * t,
-            -out / (variance.sqrt() if isinstance(sde, VPSDE) else variance)[:, None],
-        )
+        label = 999 * t
+        exact = -out / (variance.sqrt() if isinstance(sde, VPSDE) else variance)[:, None]
     torch.testing.assert_close(sde.network_label(t, continuous=True), label, rtol=EXACT, atol=0)
     torch.testing.assert_close(
         sde.score_from_output(out, t, continuous=True), exact, rtol=EXACT, atol=0
@@ -40,10 +36,8 @@ def test_continuous_labels_and_scores(sde):
 
 @pytest.mark.parametrize('n', [100, 1000])
 def test_discrete_labels_and_scores(n):
-    t, out = (
-        torch.tensor([0.0, 0.2504, 0.7, 1.0], dtype=torch.float64),
-        torch.tensor([[1.0], [2.0], [-3.0], [0.5]], dtype=torch.float64),
-    )
+    t = torch.tensor([0.0, 0.2504, 0.7, 1.0], dtype=torch.float64)
+    out = torch.tensor([[1.0], [2.0], [-3.0], [0.5]], dtype=torch.float64)
     ve = VESDE(N=n)
     label = ve.network_label(t, continuous=False)
     assert label.dtype == torch.long and label.tolist() == [
@@ -133,10 +127,8 @@ def test_methods_of_a_score_are_differentiable(sde):
     """For N(0.7, 0.4) the score has the slope -1 / (0.4 m^2 + std^2), and the denoised estimate 0.4
     m / (0.4 m^2 + std^2).
     """
-    model, x = (
-        Score(ExactNetwork(sde, gaussian([0.7], [0.4])), sde),
-        torch.tensor([[0.2], [-1.0]], dtype=torch.float64, requires_grad=True),
-    )
+    model = Score(ExactNetwork(sde, gaussian([0.7], [0.4])), sde)
+    x = torch.tensor([[0.2], [-1.0]], dtype=torch.float64, requires_grad=True)
     m, std = level(sde, torch.tensor([0.5]))
     variance = 0.4 * m**2 + std**2
     for method, slope in (

@@ -153,10 +153,8 @@ def test_a_mean_of_another_shape_is_refused(shape):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_shapes_and_dtypes_follow_the_input(sde, shape, dtype):
-    x, t = (
-        torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([0.1, 0.5, 1.0], dtype=dtype),
-    )
+    x = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.1, 0.5, 1.0], dtype=dtype)
     reverse = sde.reverse(lambda x, t: -x)
     flow = sde.reverse(lambda x, t: -x, probability_flow=True)
     like_x = [sde.perturb(x, t), sde.denoise(x, t, -x), sde.score_from_output(x, t)]
@@ -220,10 +218,8 @@ def test_reverse_drift_and_diffusion(sde):
     """f - g^2 s and g (Eq. 6); f - g^2 s / 2 and no diffusion (Eq. 13); the chain's f and G
     likewise (Eq. 46).
     """
-    x, t = (
-        torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64),
-        torch.tensor([0.2, 0.7], dtype=torch.float64),
-    )
+    x = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
+    t = torch.tensor([0.2, 0.7], dtype=torch.float64)
 
     def score_fn(x, t):
         return 0.3 - x * (1 + t[:, None])
@@ -281,10 +277,8 @@ def test_perturb(sde):
 
 def test_tweedie_is_the_posterior_mean(sde):
     """E[x_0 | x_t] = mu + m C (m^2 C + std^2 I)^-1 (x_t - m mu) for x_0 ~ N(mu, C)."""
-    mu, C = (
-        torch.tensor([0.5, -1.0], dtype=torch.float64),
-        torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=torch.float64),
-    )
+    mu = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    C = torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=torch.float64)
     t = torch.tensor([0.01, 0.2, 0.5], dtype=torch.float64)
     m, std = level(sde, t)
     x = (
