@@ -7,23 +7,12 @@ import torch
 from torch import nn
 
 from models.score import Score
-from oracles import (
-    FEW_STEP_SDES,
-    ExactNetwork,
-    distance_from,
-    gaussian,
-    planar_mixture,
-)
+from oracles import FEW_STEP_SDES, ExactNetwork, distance_from, gaussian, planar_mixture
 from runtime.errors import UserError
 from runtime.randomness import per_image
-from sampling import (
-    Options,
-    sample,
-)
+from sampling import Options, sample
 from sde_lib import VPSDE
-from solvers import (
-    levels,
-)
+from solvers import levels
 
 
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
@@ -40,8 +29,10 @@ def test_tighter_tolerances_take_more_steps(name):
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 @pytest.mark.parametrize('rtol', [0.05, 0.01])
 def test_refused_steps_leave_the_variance_as_it_is(name, rtol):
-    """In one dimension, where the size of a step depends most on its noise; with noise drawn anew
-    it is up to twice as large. n = 4000, so that a standard error is 0.011.
+    """In one dimension, where the step size depends most on the noise.
+
+    With noise drawn again after a rejected step the variance is up to twice as large. n = 4,000, so
+    that a standard error is 0.011.
     """
     sde, target = FEW_STEP_SDES[name](), gaussian([0.5], [0.09])
     options = Options(method='adaptive', rtol=rtol, atol=rtol / 10, noise_removal=False)

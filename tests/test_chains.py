@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from oracles import (
-    affine,
-    level,
-)
+from oracles import affine, level
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)
@@ -31,9 +28,7 @@ def test_ve_chain_has_the_marginals(n):
 @pytest.mark.parametrize('n', [100, 1000, 2000])
 @pytest.mark.parametrize('name', ['vp', 'subvp'])
 def test_vp_and_subvp_chains_have_the_marginals(name, n):
-    """The moments of x_{i+1} = x_i + f + G z, propagated exactly, are those of the SDE but for
-    O(1/N).
-    """
+    """The moments of x_{i+1} = x_i + f + G z, propagated exactly, are the SDE's up to O(1/N)."""
     sde = SDES[name](N=n)
     t = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     a = affine(lambda x, t: sde.discretize(x, t)[0], t)[0]
@@ -51,15 +46,16 @@ def test_vp_and_subvp_chains_have_the_marginals(name, n):
 
 
 def test_ten_steps():
-    """So few are enough for VE and subVP to be used at all."""
+    """VE and sub-VP work with ten steps."""
     for sde in (VESDE(N=10), subVPSDE(N=10)):
         f, G = sde.discretize(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]))
         assert torch.isfinite(f).all() and torch.isfinite(G).all()
 
 
 def test_vp_chain_is_ddpm():
-    """x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z with beta_i from beta_min/N to beta_max/N;
-    alphas and products of the tables.
+    """x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z, beta_i from beta_min/N to beta_max/N.
+
+    The tables of alphas and of their products are those of these betas.
     """
     sde = VPSDE(N=1000)
     betas = np.linspace(0.1 / 1000, 20 / 1000, 1000)
@@ -88,7 +84,7 @@ def test_vp_refuses_too_few_steps(n):
     sde = VPSDE(N=21)
     f, G = sde.discretize(torch.ones(1), torch.ones(1))
     assert torch.isfinite(f).all() and torch.isfinite(G).all()
-    sde.N = n  # assigned later, it is refused where the chain is used
+    sde.N = n  # an N that is assigned later raises the error where the chain is used
     with pytest.raises(ValueError, match='at least 21'):
         sde.discretize(torch.ones(1), torch.ones(1))
 
@@ -100,9 +96,10 @@ def test_ve_chain_of_one_level_is_refused():
 
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 def test_ancestral_step_is_the_chains_posterior(name):
-    """Of Gaussian data the chain x_i = a x_{i-1} + b z has the Gaussian posterior of linear
-    regression. Its mean is the ancestral one for any variance of the data; its std is VP's for data
-    of variance 1 (a^2 + b^2 = 1), VE's for a single point.
+    """For Gaussian data the chain x_i = a x_{i-1} + b z has a Gaussian posterior.
+
+    Its mean is the ancestral one for any variance of the data; its std is VP's for data of variance
+    1 (a^2 + b^2 = 1), VE's for a single point.
     """
     n, i = 50, torch.tensor([1, 10, 30, 48])
     sde = SDES[name](N=n)
@@ -132,7 +129,7 @@ def test_ancestral_step_is_the_chains_posterior(name):
 
 
 def test_the_last_ancestral_step_of_ve_ends_on_the_estimate():
-    """Below the smallest sigma there is 0: the step at i = 0 removes all noise and adds none."""
+    """Below the smallest sigma is 0: the step at i = 0 removes all noise and adds none."""
     sde, x = VESDE(N=50), torch.tensor([0.3])
     mean, std = sde.ancestral_step(x, torch.zeros(1), -x)
     assert std == 0
@@ -146,9 +143,7 @@ def test_ancestral_step_of_subvp_is_refused():
 
 @pytest.mark.parametrize('n', [100, 1000])
 def test_langevin_alpha(n):
-    """1 for VE; alpha_i = 1 - beta_i, not the running product, of the common betas of VP and
-    subVP.
-    """
+    """1 for VE; 1 - beta_i for VP and sub-VP, not the running product."""
     i = torch.tensor([0, 7, n // 2, n - 2])
     t = (i + 0.5).double() / (n - 1)
     exact = 1 - torch.linspace(0.1 / n, 20 / n, n, dtype=torch.float64)[i]
@@ -158,9 +153,7 @@ def test_langevin_alpha(n):
 
 
 def test_discrete_levels():
-    """Labels of training: VE counts from the largest sigma down, VP from the smallest noise up,
-    subVP has none.
-    """
+    """VE counts labels from the largest sigma down, VP up from the least noise; sub-VP has none."""
     labels = torch.tensor([0, 40, 99])
     m, std = VESDE(N=100).discrete_level(labels)
     # an exp in float32
@@ -177,7 +170,7 @@ def test_discrete_levels():
 
 
 def test_with_steps(sde):
-    """The same process, whose chain has another length; the SDE itself keeps its own."""
+    """Another length of the chain for the same process; the SDE itself keeps its own."""
     other, fresh, t = sde.with_steps(50), type(sde)(N=50), torch.tensor([0.1, 0.5, 1.0])
     assert (
         type(other) is type(sde) and (other.N, sde.N) == (50, 1000) and repr(other) == repr(fresh)
@@ -190,7 +183,7 @@ def test_with_steps(sde):
 
 @pytest.mark.parametrize('n', [50, 300])
 def test_tables_follow_an_assigned_n(sde, n):
-    """`sde.N = n` after the fact is the same as building the SDE with n steps."""
+    """`sde.N = n` is the same as building the SDE with n steps."""
     fresh = type(sde)(N=n)
     sde.discretize(torch.ones(1), torch.ones(1))  # so that the tables of N = 1000 have been made
     sde.N = n

@@ -19,22 +19,18 @@ from oracles import (
     planar_mixture,
     walked,
 )
-from sampling import (
-    get_ode_sampler,
-    get_predictor,
-)
+from sampling import get_ode_sampler, get_predictor
 from sde_lib import VPSDE
-from solvers import (
-    time_grid,
-)
+from solvers import time_grid
 
 STARTS = dict(ve=0.2, vp=0.02, subvp=0.02)  # times at which the score of the mixture is smooth
 
 
 def propagated(predictor_class, sde, target, n, probability_flow=False, end=0.0):
-    """Mean and variance of a Gaussian target, carried from time T to `end` by steps of T/n, without
-    sampling: a step is then x -> a x + b + c z, and a, b, c are read off from x = 0 and x = 1 with
-    z = 1. It starts from the target's own moments at T.
+    """Mean and variance of a Gaussian target after steps of T/n from T to `end`, without sampling.
+
+    A step is x -> a x + b + c z; a, b and c follow from x = 0 and x = 1 with z = 1. The start is
+    the target's moments at T.
     """
     sde.N = n
     predictor = predictor_class(
@@ -66,9 +62,11 @@ def slope(x, y):
 @pytest.mark.parametrize('probability_flow', [False, True], ids=['sde', 'ode'])
 @pytest.mark.parametrize('name', SDES)
 def test_euler_maruyama_is_of_weak_order_one(name, probability_flow):
-    """The variance's error falls as 1/N. Seen at t = 1/2, where noise and data weigh alike: at t =
-    0 the first-order error of VE happens to cancel. beta dt is 20/400 at most, so that the second
-    order is a twentieth of the first.
+    """The error of the variance falls as 1/N.
+
+    It is measured at t = 1/2, where noise and data weigh alike: at t = 0 the first-order error of
+    VE happens to cancel. beta dt is at most 20/400, so that the second order is a twentieth of the
+    first.
     """
     sde, target, steps = SDES[name](1000), gaussian([0.7], [0.4]), [400, 800, 1600]
     exact = moments(sde, target, 0.5)[1]
@@ -96,8 +94,9 @@ def test_euler_maruyama_is_of_weak_order_one(name, probability_flow):
     ],
 )
 def test_the_chains_converge_too(name, predictor):
-    """Table look-ups shift times by up to a step, so what is asked is that four times the steps
-    leave less than half the error.
+    """Four times the steps leave less than half the error.
+
+    No order is measured, because table look-ups shift times by up to a step.
     """
     sde, target = SDES[name](1000), gaussian([0.7], [0.4])
     exact = moments(sde, target, 0.0)
@@ -112,9 +111,7 @@ def test_the_chains_converge_too(name, predictor):
 
 
 def flowed(sde, target, x, start, end):
-    """Where the probability flow of a Gaussian target carries x from one time to another: (x -
-    mean) / std stays what it is.
-    """
+    """The exact flow of a Gaussian target between two times: (x - mean) / std is constant."""
     (m0, s0), (m1, s1) = (level(sde, torch.tensor([t])) for t in (start, end))
     variances = target.covariance.diag()
     return m1 * target.mean + ((m1**2 * variances + s1**2) / (m0**2 * variances + s0**2)).sqrt() * (
@@ -125,10 +122,11 @@ def flowed(sde, target, x, start, end):
 @pytest.mark.parametrize('method, least, most', [('RK45', 4.5, 10), ('RK23', 2.5, 4)])
 @pytest.mark.parametrize('name', SDES)
 def test_ode_sampler_follows_the_exact_flow_with_the_solvers_order(name, method, least, most):
-    """Error against evaluations as the tolerance falls: RK45 answers with its fifth-order solution,
-    RK23 with its third-order one. Half an order too few would show, and so would the wrong method.
-    The slopes of RK45 are steeper than five, as its steps adapt: at these tolerances the error
-    falls with the tolerance while the number of steps is still below its asymptotic growth.
+    """The slope of error against evaluations is the order: 5 for RK45, 3 for RK23.
+
+    Half an order too few would show, and so would the wrong method. The slopes of RK45 are steeper
+    than five because its steps adapt: at these tolerances the number of steps still grows more
+    slowly than asymptotically.
     """
     sde, target = SDES[name](1000), gaussian([0.7, -0.3], [0.4, 0.1])
     z = torch.tensor([[1.1, -0.6]], dtype=torch.float64) * (30 if name == 've' else 1)
@@ -157,8 +155,9 @@ def test_ode_sampler_with_other_methods(method):
 
 @pytest.mark.parametrize('name', SDES)
 def test_encoding_then_decoding_returns(name, target):
-    """The likelihood's latent codes, handed to the ODE sampler: two solutions at tolerance 1e-5
-    over some tens of steps.
+    """The ODE sampler decodes the likelihood's latent codes.
+
+    Both solve with tolerance 1e-5 over some tens of steps.
     """
     sde, x = SDES[name](1000), target.sample(16, seed=2)
     network, eps = ExactNetwork(sde, target), sde.sampling_eps
@@ -182,9 +181,7 @@ ORDERS = [
 
 @pytest.fixture(scope='module')
 def problems():
-    """For each SDE: a score function, a start, and where the flow carries it, by 1,000 steps of
-    order 3.
-    """
+    """For each SDE: its score, a start, and the end of the flow (1,000 steps of order 3)."""
     found = {}
     for name, make in FEW_STEP_SDES.items():
         sde, target = make(), planar_mixture()
@@ -200,8 +197,9 @@ def problems():
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
 @pytest.mark.parametrize('solver, settings, order', ORDERS, ids=lambda value: str(value))
 def test_order_of_convergence(problems, name, solver, settings, order):
-    """log2 of how much the error falls from 150 steps to 300: the median, as points that begin near
-    where paths part come late to it.
+    """log2 of the ratio of errors for 150 and 300 steps is the order.
+
+    The median over points, because those that begin near where paths part converge late.
     """
     sde, score_fn, x, end = problems[name]
     errors = [

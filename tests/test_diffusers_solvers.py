@@ -3,20 +3,13 @@
 import pytest
 import torch
 
-from oracles import (
-    planar_mixture,
-    walked,
-)
+from oracles import planar_mixture, walked
 from sde_lib import SDE
-from solvers import (
-    get_solver,
-    levels,
-    time_grid,
-)
+from solvers import get_solver, levels, time_grid
 
 
 class Table(SDE):
-    """Levels by the number of a step, as diffusers has them."""
+    """An SDE whose levels are given by the number of a step, as in diffusers."""
 
     def __init__(self, alpha, sigma):
         super().__init__(len(alpha))
@@ -35,9 +28,7 @@ class Table(SDE):
 
 
 def chain(scheduler):
-    """The SDE of a scheduler's chain; its exact score; the network that diffusers asks, which
-    predicts noise; and a start.
-    """
+    """The SDE of a scheduler's chain, its exact score, a noise predictor, and a start."""
     sde = Table(scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt())
     target = planar_mixture()
 
@@ -101,7 +92,7 @@ def test_ddim_is_that_of_diffusers(eta):
 
 
 class Sigma(Table):
-    """alpha = 1 and sigma = t, as Karras et al. 2022 have it."""
+    """alpha = 1 and sigma = t, as in Karras et al. 2022."""
 
     def __init__(self):
         SDE.__init__(self, 1000)
@@ -117,9 +108,7 @@ class Sigma(Table):
     [('ddim', 'EDMEulerScheduler'), ('dpmpp_2m', 'EDMDPMSolverMultistepScheduler')],
 )
 def test_edm_schedulers_of_diffusers(solver, theirs):
-    """On their grid, which is that of 'karras'; they ask a network with preconditioning (Karras et
-    al. 2022, Table 1).
-    """
+    """Their grid is 'karras'; their network has preconditioning (Karras et al. 2022, Table 1)."""
     diffusers = pytest.importorskip('diffusers')
     scheduler, sde, target = getattr(diffusers, theirs)(), Sigma(), planar_mixture()
     scheduler.set_timesteps(12)

@@ -7,25 +7,11 @@ import solvers
 from commands import preflight
 from conftest import digits_config
 from models.score import Score
-from oracles import (
-    FEW_STEP_SDES,
-    ExactNetwork,
-    gaussian,
-    identity,
-    planar_mixture,
-)
+from oracles import FEW_STEP_SDES, ExactNetwork, gaussian, identity, planar_mixture
 from runtime.errors import UserError
-from sampling import (
-    Options,
-    get_sampling_fn,
-    sample,
-)
+from sampling import Options, get_sampling_fn, sample
 from sde_lib import VPSDE, get_sde
-from solvers import (
-    SOLVERS,
-    get_solver,
-    levels,
-)
+from solvers import SOLVERS, get_solver, levels
 
 
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
@@ -35,8 +21,9 @@ from solvers import (
     ids=str,
 )
 def test_solvers_with_noise_keep_the_marginals(name, solver, settings):
-    """Of a Gaussian, whose mean and covariance at the end are known; n = 20,000, so that 4 standard
-    errors are about 0.03 of a variance.
+    """Mean and covariance of a Gaussian at the end are those of the SDE.
+
+    n = 20,000, so that 4 standard errors are about 0.03 of a variance.
     """
     sde, target = FEW_STEP_SDES[name](), gaussian([1.0, -0.5], [0.3, 0.05])
     options = Options(method=solver, steps=400, noise_removal=False, eps=0.01, **settings)

@@ -8,28 +8,11 @@ import torch
 import sampling
 from conftest import digits_config
 from models.utils import get_score_fn
-from oracles import (
-    FEW_STEP_SDES,
-    ExactNetwork,
-    distance_from,
-    identity,
-    planar_mixture,
-)
+from oracles import FEW_STEP_SDES, ExactNetwork, distance_from, identity, planar_mixture
 from runtime.errors import UserError
-from sampling import (
-    get_corrector,
-    get_predictor,
-    get_sampling_fn,
-)
+from sampling import get_corrector, get_predictor, get_sampling_fn
 from sde_lib import VPSDE, get_sde
-from solvers import (
-    SKIP_TYPES,
-    get_solver,
-    half_log_snr,
-    time_grid,
-    time_of,
-    transition,
-)
+from solvers import SKIP_TYPES, get_solver, half_log_snr, time_grid, time_of, transition
 
 
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
@@ -66,7 +49,7 @@ def test_one_step_begins_with_the_prior():
 
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
 def test_the_transition_between_two_times(name):
-    """That of `transition_prob`, and from the data, which have no noise, the marginal."""
+    """It equals `transition_prob`, and the marginal if it starts from the data (s = 0)."""
     sde, one = FEW_STEP_SDES[name](), torch.ones(1, dtype=torch.float64)
     (m_s, std_s), (m, std) = (sde.mean_and_std(time * one) for time in (0.3, 0.7))
     between = sde.transition_prob(one, 0.3 * one, 0.7 * one)
@@ -81,9 +64,7 @@ def test_the_transition_between_two_times(name):
 @pytest.mark.parametrize('s', [0.55, 0.0])
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
 def test_steps_on_any_grid(name, s):
-    """From x at 0.6 to 0.55 or to the data, with r and std of the transition: the mean, the noise,
-    and the factor of the corrector's.
-    """
+    """Steps from x at 0.6 to s have the mean, noise and corrector factor of the transition."""
     sde = FEW_STEP_SDES[name]()
     t = torch.full((50,), 0.6, dtype=torch.float64)
     x = torch.randn(50, 2, dtype=torch.float64)
@@ -116,10 +97,19 @@ def test_steps_on_any_grid(name, s):
         )
 
 
-@pytest.mark.parametrize('name', FEW_STEP_SDES)
-@pytest.mark.parametrize('skip_type', SKIP_TYPES)
-@pytest.mark.parametrize('predictor', ['euler_maruyama', 'reverse_diffusion', 'ancestral_sampling'])
+STEPPING = 'euler_maruyama', 'reverse_diffusion', 'ancestral_sampling'
+
+
+@pytest.mark.parametrize(
+    'name, skip_type, predictor',
+    [
+        (list(FEW_STEP_SDES)[(i + j) % 3], skip_type, predictor)
+        for i, skip_type in enumerate(SKIP_TYPES)
+        for j, predictor in enumerate(STEPPING)
+    ],
+)
 def test_predictors_on_any_grid(name, skip_type, predictor):
+    """Every predictor on every grid and with every SDE; the steps of all are tested above."""
     config = digits_config(name, 'pc', predictor=predictor, corrector='none', skip_type=skip_type)
     target = planar_mixture()
     config.sampling.steps = 300

@@ -23,19 +23,9 @@ from oracles import (
     planar_mixture,
 )
 from runtime.errors import UserError
-from sampling import (
-    Loop,
-    Options,
-    Predictor,
-    get_corrector,
-    get_predictor,
-    get_sampling_fn,
-    sample,
-)
+from sampling import Loop, Options, Predictor, get_corrector, get_predictor, get_sampling_fn, sample
 from sde_lib import VESDE, VPSDE, get_sde
-from solvers import (
-    predictor_corrector,
-)
+from solvers import predictor_corrector
 
 SEED = 0
 
@@ -54,7 +44,7 @@ def test_pc_counts_every_evaluation(predictor, corrector, n_steps, per_step, tar
     sde = VPSDE(N=30)
     network = ExactNetwork(sde, target)
     sampler = pc_sampler(sde, predictor, corrector, shape=(2, 2), n_steps=n_steps)
-    for run in (1, 2):  # each call counts anew
+    for run in (1, 2):  # each call counts from 0
         _, nfe = sampler(network)
         assert nfe == 30 * per_step and network.calls == run * nfe
 
@@ -62,9 +52,7 @@ def test_pc_counts_every_evaluation(predictor, corrector, n_steps, per_step, tar
 @pytest.mark.parametrize('predictor', ['euler_maruyama', 'reverse_diffusion', 'ancestral_sampling'])
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 def test_denoise_leaves_out_the_noise_of_the_last_step(name, predictor, target):
-    """With one seed, the two outputs differ by std z, z the last draw and std that of a step at
-    eps.
-    """
+    """For one seed the outputs differ by std z: the last draw z and the std of a step at eps."""
     sde, draws, outputs = SDES[name](50), [], []
 
     def recorded(x):
@@ -87,7 +75,7 @@ def test_denoise_leaves_out_the_noise_of_the_last_step(name, predictor, target):
     )[predictor]()
     # a float32 difference of numbers near 1
     torch.testing.assert_close(outputs[0] - outputs[1], std * draws[-1], rtol=1e-4, atol=1e-6)
-    # whose last step adds no noise: below sigma_0 there is 0
+    # the last ancestral step of VE adds no noise: below sigma_0 is 0
     if (name, predictor) != ('ve', 'ancestral_sampling'):
         assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
@@ -107,9 +95,7 @@ def test_neither_predictor_nor_corrector_is_refused():
 
 
 def test_only_predictors_of_the_chain_need_its_steps(target):
-    """beta_max / N reaches 1 in a VP chain of 10 steps, which Euler-Maruyama and predictors of
-    users do not take.
-    """
+    """A VP chain of 10 steps is undefined (beta_max > N); predictors that do not use it work."""
 
     class Still(sampling.Predictor):
         def update_fn(self, x, t):
@@ -174,8 +160,9 @@ def test_one_step_functions_are_the_classes_steps(target):
 
 @pytest.mark.parametrize('name', SDES)
 def test_correctors_take_the_published_steps(name, target):
-    """x + e s + sqrt(2 e) z with e = 2 alpha (snr |z| / |s|)^2, norms averaged over the batch, or e
-    = 2 alpha (snr std)^2.
+    """x + e s + sqrt(2 e) z with e = 2 alpha (snr |z| / |s|)^2, or e = 2 alpha (snr std)^2 for ALD.
+
+    Norms are averaged over the batch.
     """
     sde = SDES[name](100)
     x = torch.tensor([[0.3, -1.0], [1.0, 0.5]], dtype=torch.float64)
@@ -196,14 +183,14 @@ def test_correctors_take_the_published_steps(name, target):
 
 
 class Published(Predictor):
-    """A predictor as code for the 2021 release has it, with `update_fn` and nothing else."""
+    """A predictor written for the 2021 release: `update_fn` and nothing else."""
 
     def update_fn(self, x, t):
         return get_predictor('reverse_diffusion')(self.sde, self.score_fn).update_fn(x, t)
 
 
 def test_a_predictor_of_ones_own_steps_along_the_times_of_the_sde():
-    """For another grid it needs `step`; a corrector does not."""
+    """A predictor needs `step` for another grid; a corrector does not."""
     sde = VPSDE()
     model, drawn = Score(ExactNetwork(sde, planar_mixture()), sde), []
     for predictor in (Published, 'reverse_diffusion'):
@@ -261,7 +248,7 @@ def test_the_order_of_algorithm_1(name):
 @pytest.mark.parametrize('predictor', ['reverse_diffusion', 'ancestral_sampling'])
 @pytest.mark.parametrize('order', predictor_corrector.ORDERS)
 def test_after_the_last_step_there_is_no_noise_left(predictor, order):
-    """Of two points, 1 apart, that the last step leads to."""
+    """The last step leads to one of two points at distance 1."""
     sde = VESDE(0.01, 10, N=200)
     target = GaussianMixture([0.5, 0.5], [[0.5], [-0.5]], [[[1e-8]], [[1e-8]]])
     options = Options(method='pc', predictor=predictor, corrector='langevin', eps=1e-5, order=order)

@@ -8,16 +8,11 @@ import sys
 import torch
 
 from conftest import ROOT
-from oracles import (
-    GaussianMixture,
-    SubspaceMixture,
-)
+from oracles import GaussianMixture, SubspaceMixture
 
 
 def test_subspace_mixture_is_the_mixture_fitted_to_images():
-    """Against a mixture of the same covariances in all dimensions, in coordinates that the images
-    themselves are turned to.
-    """
+    """It equals a mixture with the same covariances in all dimensions, up to a rotation."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat_interleave(30)
     images = (
@@ -66,7 +61,7 @@ def test_subspace_mixture_in_3072_dimensions():
 
 
 def test_quality_measures_and_draws(tmp_path):
-    """The short version of benchmarks/quality.py, which goes on where it was."""
+    """A short run of benchmarks/quality.py, which resumes from its results."""
     command = [
         sys.executable,
         'benchmarks/quality.py',

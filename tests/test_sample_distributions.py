@@ -6,27 +6,18 @@ import math
 import pytest
 import torch
 
-from oracles import (
-    SDES,
-    ExactNetwork,
-    gaussian,
-    identity,
-    pc_sampler,
-)
-from sampling import (
-    CORRECTORS,
-    PREDICTORS,
-    get_ode_sampler,
-)
+from oracles import SDES, ExactNetwork, gaussian, identity, pc_sampler
+from sampling import CORRECTORS, PREDICTORS, get_ode_sampler
 
 SAMPLES, STEPS, SEED = 2000, 200, 0
 
 
 class Yardstick:
-    """The sliced 2-Wasserstein distance (32 directions) between samples in the plane and 40,000
-    exact ones of the target, and how large it gets for exact samples of the same number (n = 2000,
-    the largest of 200 sets). It sees where mass lies, but hardly how wide a blob is; what the exact
-    log density averages to does.
+    """The distance between samples in the plane and a target, and how large chance makes it.
+
+    The sliced 2-Wasserstein distance (32 directions) to 40,000 exact samples. `exact` is the
+    largest of 200 sets of 2,000 exact samples. The distance sees where mass lies but hardly how
+    wide a blob is; the mean of the exact log density does.
     """
 
     def __init__(self, target):
@@ -54,8 +45,9 @@ def yardstick(target):
 
 
 def assert_samples(x, target, yardstick, blobs=0.1):
-    """Mean, covariance and distribution of 2000 samples made in 200 steps; `blobs`: how far the
-    variances of the blobs may be off.
+    """Check mean, covariance and distribution of 2,000 samples made in 200 steps.
+
+    `blobs`: the tolerance for the relative error of the blobs' variances.
     """
     x = x.double()
     assert torch.isfinite(x).all()
@@ -77,8 +69,9 @@ def assert_samples(x, target, yardstick, blobs=0.1):
 
 
 def refused(sde, predictor, corrector, probability_flow):
-    """Combinations without a definition: no step at all; ancestral sampling along an ODE, or
-    without a Markov chain.
+    """Whether a combination is undefined.
+
+    No step at all is; so is ancestral sampling along the ODE or without a Markov chain.
     """
     return (predictor == corrector == 'none') or (
         predictor == 'ancestral_sampling' and (sde == 'subvp' or probability_flow)
@@ -89,7 +82,7 @@ COMBINATIONS = list(itertools.product(SDES, PREDICTORS.names(), CORRECTORS.names
 
 
 def test_the_list_of_combinations_is_the_whole():
-    """A predictor or corrector that is added is tested below without further ado."""
+    """Predictors and correctors that are added are tested below automatically."""
     assert {'euler_maruyama', 'reverse_diffusion', 'ancestral_sampling', 'none'} <= set(
         PREDICTORS.names()
     )
@@ -102,7 +95,7 @@ def test_the_list_of_combinations_is_the_whole():
 def test_combinations_without_a_definition_are_refused(
     name, predictor, corrector, probability_flow
 ):
-    """In one sentence, before any step."""
+    """The error is one sentence, raised before any step."""
     with pytest.raises((NotImplementedError, ValueError)) as error:
         pc_sampler(SDES[name](STEPS), predictor, corrector, probability_flow=probability_flow)
     message = str(error.value)
@@ -131,9 +124,11 @@ def test_samples_have_the_targets_distribution(
     [('ve', 'ald'), ('ve', 'langevin'), ('vp', 'ald'), ('vp', 'langevin'), ('subvp', 'langevin')],
 )
 def test_correctors_alone_sample(name, corrector, target, yardstick):
-    """Annealed Langevin dynamics: two steps a level, large enough to keep up with the levels (snr
-    0.35: each shrinks a deviation by 2 snr^2 = 25 %, a level of VE by 4 %). Such steps widen what
-    they sample by 1 / (1 - snr^2), twice that where it is narrow.
+    """Annealed Langevin dynamics samples without a predictor.
+
+    Two steps a level with snr 0.35 keep up with the levels: each step shrinks a deviation by 2
+    snr^2 = 25 %, a level of VE by 4 %. Such steps widen what they sample by 1 / (1 - snr^2), and by
+    twice that where it is narrow.
     """
     sde = SDES[name](STEPS)
     torch.manual_seed(SEED)
@@ -143,9 +138,10 @@ def test_correctors_alone_sample(name, corrector, target, yardstick):
 
 
 def test_ald_alone_with_subvp_stalls_but_stays_close(target):
-    """Its steps go with std^2, which for subVP falls as t^2 when there is still signal to restore
-    (m < 1): they stop too early for the distribution to arrive. Finite output is what can be asked,
-    with a mean to four standard errors and a covariance to 30 %.
+    """With sub-VP the steps stop too early for the distribution to arrive.
+
+    They are proportional to std^2, which falls as t^2 while there is still signal to restore (m <
+    1). The mean is right to four standard errors, the covariance to 30 %.
     """
     sde = SDES['subvp'](STEPS)
     torch.manual_seed(SEED)
@@ -156,9 +152,7 @@ def test_ald_alone_with_subvp_stalls_but_stays_close(target):
 
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 def test_discrete_networks_sample(name, target, yardstick):
-    """A network of 1000 levels, sampled in 200 steps with labels and scores of the discrete
-    table.
-    """
+    """A network of 1,000 levels, sampled in 200 steps with labels and scores of the table."""
     sde = SDES[name](1000)
     network = ExactNetwork(sde, target, continuous=False)
     sde.N = STEPS
@@ -181,9 +175,7 @@ def test_ode_samples_have_the_targets_distribution(name, denoise, target, yardst
 
 
 def test_the_distributions_are_told_apart(target, yardstick):
-    """What the tests above would not let pass: other weights, blobs of twice the variance, a shift,
-    15 % more spread.
-    """
+    """The check above rejects other weights, twice the variance, a shift and 15 % more spread."""
     x = target.sample(SAMPLES, seed=5)
     assert_samples(x, target, yardstick)
     equal_weights = type(target)([1, 1, 1], target.means, target.covariances)
@@ -198,9 +190,7 @@ def test_the_distributions_are_told_apart(target, yardstick):
     'shape', [(3,), (1, 4, 4), (3, 2, 5)], ids=['vectors', 'images', 'oblong images']
 )
 def test_vectors_and_images(shape, name):
-    """The same sampler on points of any shape: independent Gaussians, a mean and a variance for
-    every value.
-    """
+    """The same sampler on points of any shape: independent Gaussians, one for each value."""
     sde, dims = SDES[name](100), math.prod(shape)
     means = torch.linspace(-1, 1, dims, dtype=torch.float64)
     variances = torch.linspace(0.2, 1, dims, dtype=torch.float64)

@@ -9,14 +9,7 @@ import torch
 from torch import nn
 
 import sampling
-from oracles import (
-    SDES,
-    ExactNetwork,
-    identity,
-    level,
-    pc_sampler,
-    planar_mixture,
-)
+from oracles import SDES, ExactNetwork, identity, level, pc_sampler, planar_mixture
 from sampling import (
     CORRECTORS,
     PREDICTORS,
@@ -45,7 +38,7 @@ def test_ode_counts_every_evaluation(denoise, target):
 
 
 def test_ode_denoising_is_one_step_without_noise(target):
-    """x - f of the reversed chain at eps, added to what comes out without it."""
+    """The result is x - f of the reversed chain at eps, where x is the result without it."""
     sde, z = VPSDE(N=1000), torch.tensor([[0.3, -1.0]])
     network = ExactNetwork(sde, target)
     x = get_ode_sampler(sde, (1, 2), identity)(network, z)[0]
@@ -89,7 +82,7 @@ def test_the_inverse_scaler_comes_last(target):
 
 
 class Located(nn.Module):
-    """A network with a parameter, and thereby a device."""
+    """A network with a parameter, and therefore a device."""
 
     def __init__(self, device):
         super().__init__()
@@ -105,8 +98,10 @@ class Located(nn.Module):
 @pytest.mark.parametrize('corrector', ['none', 'ald', 'langevin'])
 @pytest.mark.parametrize('name', SDES)
 def test_no_device_means_the_networks(name, corrector):
-    """The meta device stands for an accelerator: it takes part in every operation without computing
-    any. And the network is in evaluation mode, without gradients.
+    """Sampling runs on the network's device, in evaluation mode, without gradients.
+
+    The meta device stands for an accelerator: it takes part in every operation and computes
+    nothing.
     """
     for device in ('cpu', 'meta'):
         network = Located(device).train()
@@ -132,7 +127,7 @@ def config(**sampling):
 
 
 def test_a_config_describes_the_sampler(target):
-    """The sampler of a config is the one built by hand, for every setting."""
+    """For every setting, the sampler of a config is the one built by hand."""
     sde = VPSDE(N=30)
 
     def run(sampler):

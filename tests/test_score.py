@@ -6,12 +6,7 @@ import torch
 
 from models.score import Score
 from models.utils import get_score_fn
-from oracles import (
-    ExactNetwork,
-    gaussian,
-    level,
-    planar_mixture,
-)
+from oracles import ExactNetwork, gaussian, level, planar_mixture
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)
@@ -49,7 +44,7 @@ def test_discrete_labels_and_scores(n):
     assert torch.equal(ve.score_from_output(out, t, continuous=False), out)
 
     vp = VPSDE(N=n)
-    # not rounded, as published
+    # not rounded, as in the 2021 release
     torch.testing.assert_close(
         vp.network_label(t, continuous=False), (n - 1) * t, rtol=EXACT, atol=0
     )
@@ -69,9 +64,7 @@ def test_discrete_labels_and_scores(n):
 @pytest.mark.parametrize('continuous', [True, False], ids=['continuous', 'discrete'])
 @pytest.mark.parametrize('name', SDES)
 def test_the_exact_network_gives_the_exact_score(name, continuous):
-    """Label out, output back: at the levels of the chain for a discrete network, which steps of
-    another number may visit.
-    """
+    """Also at the levels of a discrete network's own chain, sampled in another number of steps."""
     sde, target = SDES[name](N=1000), planar_mixture()
     # subVP has continuous networks only
     network = ExactNetwork(sde, target, continuous=continuous or name == 'subvp')
@@ -95,9 +88,7 @@ def test_the_exact_network_gives_the_exact_score(name, continuous):
 
 @pytest.mark.parametrize('t', [0.3, torch.tensor([0.3, 0.3]), 1], ids=['float', 'tensor', 'int'])
 def test_methods_of_a_score_take_a_number_or_a_time_each(sde, t):
-    """score, noise, denoise, perturb: what the SDE's methods and the exact score say, for a number
-    t as for a (B,) tensor.
-    """
+    """score, noise, denoise and perturb are exact for a number t and for a (B,) tensor."""
     target, x = planar_mixture(), torch.tensor([[0.2, 0.5], [-1.0, 1.0]])
     model = Score(ExactNetwork(sde, target), sde)
     times = torch.full((2,), float(t if isinstance(t, (int, float)) else t[0]))
@@ -124,8 +115,9 @@ def test_methods_of_a_score_take_a_number_or_a_time_each(sde, t):
 
 
 def test_methods_of_a_score_are_differentiable(sde):
-    """For N(0.7, 0.4) the score has the slope -1 / (0.4 m^2 + std^2), and the denoised estimate 0.4
-    m / (0.4 m^2 + std^2).
+    """For N(0.7, 0.4) all slopes are known.
+
+    The score has -1 / (0.4 m^2 + std^2), the denoised estimate 0.4 m / (0.4 m^2 + std^2).
     """
     model = Score(ExactNetwork(sde, gaussian([0.7], [0.4])), sde)
     x = torch.tensor([[0.2], [-1.0]], dtype=torch.float64, requires_grad=True)

@@ -8,12 +8,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from models.utils import get_score_fn
-from oracles import (
-    ExactNetwork,
-    affine,
-    gaussian,
-    level,
-)
+from oracles import ExactNetwork, affine, gaussian, level
 from sde_lib import SDE, VESDE, VPSDE, ReverseSDE, expand, subVPSDE
 
 SDES = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)
@@ -25,8 +20,9 @@ TIMES = torch.tensor([1e-5, 1e-3, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
 
 
 def test_marginals_solve_the_moment_equations(sde):
-    """dm/dt = a m and dv/dt = 2 a v + g^2 for the drift a x (Sarkka & Solin 2019, Sec. 5.5), from
-    std(0): that of VE is sigma_min.
+    """dm/dt = a m and dv/dt = 2 a v + g^2 for the drift a x (Sarkka & Solin 2019, Sec. 5.5).
+
+    They start from std(0), which is sigma_min for VE.
     """
 
     def moments(t, y):
@@ -49,9 +45,7 @@ def test_marginals_solve_the_moment_equations(sde):
 
 
 def test_forward_simulation_has_the_marginals(sde):
-    """20,000 paths of Euler-Maruyama in 400 steps to t = 1/2, from x_0 = 2, so that a mean is seen
-    as well.
-    """
+    """20,000 paths of Euler-Maruyama in 400 steps to t = 1/2, from x_0 = 2."""
     generator, steps, paths = torch.Generator().manual_seed(0), 400, 20000
     x, dt = torch.full((paths,), 2.0, dtype=torch.float64), 0.5 / steps
     for i in range(steps):
@@ -72,8 +66,9 @@ def test_forward_simulation_has_the_marginals(sde):
 
 
 def test_std_is_exact_in_float32_near_zero(sde):
-    """std(t) in float32 against the formulas of Appendix B in float64; 1e-5 is a hundred roundings
-    of float32, and 1 - exp(..) misses it by a factor of 2000 at t = 1e-5.
+    """std(t) in float32 agrees with the formulas of Appendix B in float64 to 1e-5.
+
+    That is a hundred roundings of float32; 1 - exp(..) is wrong by a factor of 2,000 at t = 1e-5.
     """
     t = TIMES.float()
     t64 = t.double().numpy()
@@ -103,7 +98,7 @@ def test_ve_refuses_sigmas_that_do_not_grow(sigmas):
 
 
 class Own(SDE):
-    """A user's SDE on [0, 2], with a mean exp(-t) x of what `shape(exp(-t), x)` makes of it."""
+    """A user's SDE on [0, 2] whose marginal mean is `shape(exp(-t), x)`."""
 
     T = 2.0
 
@@ -215,9 +210,7 @@ def test_prior_sampling(sde):
 
 
 def test_reverse_drift_and_diffusion(sde):
-    """f - g^2 s and g (Eq. 6); f - g^2 s / 2 and no diffusion (Eq. 13); the chain's f and G
-    likewise (Eq. 46).
-    """
+    """f - g^2 s and g (Eq. 6); f - g^2 s / 2 and 0 (Eq. 13); the same for the chain (Eq. 46)."""
     x = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
     t = torch.tensor([0.2, 0.7], dtype=torch.float64)
 
@@ -242,9 +235,7 @@ def test_reverse_is_a_class_of_its_own(sde):
 
 
 def test_the_flow_keeps_the_marginals(sde):
-    """The probability flow of N(mu, c) moves x along mean(t) + sqrt(v(t)) u with u fixed: its drift
-    is the derivative of that.
-    """
+    """The flow of N(mu, c) moves x along mean(t) + sqrt(v(t)) u; its drift is the derivative."""
     target, t = gaussian([0.7], [0.4]), torch.tensor([0.05, 0.3, 0.8], dtype=torch.float64)
     flow = sde.reverse(
         get_score_fn(sde, ExactNetwork(sde, target), continuous=True), probability_flow=True
