@@ -121,7 +121,7 @@ def test_prior_mean_and_rounding(method):
     )
     assert (
         torch.allclose(levels, levels.round(), atol=1e-4)
-        and 0 <= levels.min()
+        and levels.min() >= 0
         and levels.max() <= 255
     )
 
