@@ -44,6 +44,22 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=['ve', 'vp', 'subvp'])
+def sde(request):
+    """Each SDE of the library, with its defaults."""
+    import sde_lib
+
+    return {'ve': sde_lib.VESDE, 'vp': sde_lib.VPSDE, 'subvp': sde_lib.subVPSDE}[request.param]()
+
+
+@pytest.fixture(scope='module')
+def target():
+    """A mixture of three Gaussians in the plane."""
+    import oracles
+
+    return oracles.planar_mixture()
+
+
 def parity(name: str) -> dict:
     """The arrays of a reference file in tests/data, by key."""
     with np.load(DATA / f'{name}.npz') as file:
@@ -71,6 +87,20 @@ def load_config(module: str, data=(), **model):
     with config.unlocked(), config.ignore_type():
         config.data.update(dict(data))
         config.model.update(model)
+    return config
+
+
+def digits_config(sde: str, method: str, **settings):
+    """The config of a small network for digits and an SDE by name, sampled by `method`."""
+    config = load_config(
+        {
+            've': 'configs.ve.digits_ncsnpp_continuous',
+            'vp': 'configs.vp.digits_ddpmpp_classes',
+            'subvp': 'configs.subvp.digits_ddpmpp_continuous',
+        }[sde]
+    )
+    steps = 200 if method in ('pc', 'ode') else 20
+    config.sampling.update(method=method, steps=steps, **settings)
     return config
 
 
