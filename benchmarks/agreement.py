@@ -5,7 +5,6 @@ any device and in any precision.
 import contextlib
 
 import torch
-from timing import ncsnpp
 
 import likelihood
 import losses
@@ -13,6 +12,7 @@ import sampling
 import sde_lib
 from models.score import Score
 from models.utils import create_model
+from timing import ncsnpp
 
 
 def small_config(device: str, precision: str = 'float32'):

@@ -24,12 +24,12 @@ import pathlib
 import re
 
 import torch
-from timing import arguments, inputs, interleaved, parse_args, show
 from torch.utils.flop_counter import FlopCounterMode
 
 import losses
 import sde_lib
 from models.utils import create_model, get_model_fn
+from timing import arguments, inputs, interleaved, parse_args, show
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASELINE, NF = 've.cifar10_ncsnpp_continuous', 64

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
-from timing import parse_args, print_table, shrink
 
 import controllable_generation as control
 import datasets
@@ -32,6 +31,7 @@ from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_w
 from control import latents, measurements
 from machine import machine
 from score_model import ScoreModel, load_classifier
+from timing import parse_args, print_table, shrink
 
 # resample, consistency
 INPAINTING = ((1, 0.0), (5, 0.0), (20, 0.0), (1, 2.0), (3, 2.0), (5, 2.0), (3, 4.0))

@@ -19,12 +19,12 @@ import tempfile
 import time
 
 import numpy as np
-from timing import parse_args, print_table
 
 import datasets
 from configs.vp import cifar10_ddpmpp_continuous as cifar10
 from data import image_sources
 from machine import machine
+from timing import parse_args, print_table
 
 
 def clocked(work) -> tuple[float, float]:

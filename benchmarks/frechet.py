@@ -13,10 +13,10 @@ import time
 
 import numpy as np
 import scipy.linalg
-from timing import parse_args, print_table
 
 import metrics
 from machine import machine
+from timing import parse_args, print_table
 
 
 def by_sqrtm(a: metrics.Statistics, b: metrics.Statistics) -> float:

@@ -33,19 +33,19 @@ import traceback
 
 import numpy as np
 import torch
-from agreement import gaussian_samples, quantities, small_config, tensor_cores
-from formulation_2021 import formulation_2021, plain_upfirdn2d
-from sections import Failed, Run, Table
-from timing import Products, divergence_ways, flops, inputs, interleaved, ncsnpp
 
 import losses
 import run_lib
 import sampling
 import sde_lib
+from agreement import gaussian_samples, quantities, small_config, tensor_cores
 from configs.vp import digits_ddpmpp_continuous
+from formulation_2021 import formulation_2021, plain_upfirdn2d
 from machine import machine
 from models.utils import create_model
 from op import nvrtc, upfirdn2d
+from sections import Failed, Run, Table
+from timing import Products, divergence_ways, flops, inputs, interleaved, ncsnpp
 
 ROOT = pathlib.Path(__file__).parents[1]
 FORMATS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}

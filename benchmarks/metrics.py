@@ -20,7 +20,6 @@ import sys
 import numpy as np
 import scipy.ndimage
 import torch
-from timing import parse_args, print_table
 
 import datasets
 import evaluation
@@ -29,6 +28,7 @@ import reports
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
 from machine import machine
 from reports import results
+from timing import parse_args, print_table
 
 
 def blurred(images, rng):

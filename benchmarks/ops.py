@@ -23,10 +23,10 @@ import time
 
 import torch
 import torch.nn.functional as F
-from timing import parse_args, print_table
 
 from machine import machine
 from op import nvrtc, upfirdn2d
+from timing import parse_args, print_table
 
 library, winograd = (importlib.import_module(f'op.{name}') for name in ('upfirdn2d', 'conv3x3'))
 LINE = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8

@@ -28,6 +28,7 @@ import time
 
 import numpy as np
 import torch
+
 from timing import parse_args, print_table, shrink
 
 sys.path.insert(1, str(pathlib.Path(__file__).parents[1] / 'tests'))

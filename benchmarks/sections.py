@@ -4,9 +4,8 @@ import dataclasses
 import pathlib
 import time
 
-import timing  # noqa: F401 (puts the library on the path)
-
 import reports
+import timing  # noqa: F401 (puts the library on the path)
 
 
 @dataclasses.dataclass

@@ -17,11 +17,11 @@ take; on a GPU the memory that PyTorch had allocated at most.
 import functools
 
 import torch
-from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 import losses
 import run_lib
 import sde_lib
+from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 CPU = ['', 'batch_size=64']

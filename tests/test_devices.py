@@ -4,8 +4,6 @@ likelihoods give what they give on the CPU.
 
 import pytest
 import torch
-from test_modes import CASES, SDES, SHAPE, network, sampled
-from test_networks import TINY
 
 import controllable_generation as control
 import likelihood
@@ -23,6 +21,8 @@ from runtime.randomness import own_randomness
 from sampling import Options
 from sde_lib import get_sde
 from stand_in import Held, without_float64
+from test_modes import CASES, SDES, SHAPE, network, sampled
+from test_networks import TINY
 
 
 def on_both(run, model, monkeypatch):

@@ -6,7 +6,6 @@ import functools
 
 import pytest
 import torch
-from test_networks import build, tiny_config
 
 import controllable_generation as control
 import likelihood
@@ -20,6 +19,7 @@ from models import utils as mutils
 from models.score import Score
 from sampling import Options
 from sde_lib import VESDE, VPSDE, subVPSDE
+from test_networks import build, tiny_config
 
 SDES = {'ve': VESDE(0.01, 2, N=4), 'vp': VPSDE(0.1, 3, N=4), 'subvp': subVPSDE(0.1, 3, N=4)}
 SHAPE = 2, 3, 8, 8
