@@ -26,7 +26,7 @@ from absl import logging
 import datasets
 import metrics
 from configs.defaults import complete
-from data.images import get_classes
+from data.images import class_names
 from data.levels import to_8_bits
 from reports import results
 from runtime import distributed
@@ -393,7 +393,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     protocol = statistics_protocol(config, extractor, split) | dict(
         n=len(features), dimensions=features.shape[1]
     )
-    protocol |= dict(classes=classes) if (classes := get_classes(images)) else {}
+    protocol |= dict(classes=classes) if (classes := class_names(images)) else {}
     results.save(path, protocol, pool_3=features)
     path.with_suffix('.json').write_text(json.dumps(protocol, indent=1) + '\n')
     logging.info('Wrote %s: %d features of %d images.', path, features.shape[1], len(features))

@@ -10,7 +10,7 @@ import datasets
 import reports
 from commands import preflight
 from data.images import shown_classes
-from data.inspection import check_labels, largest_distance
+from data.inspection import check_labels, largest_distance, warn_of_range
 from data.levels import to_8_bits
 from runtime import interruption
 
@@ -29,8 +29,8 @@ def describe_data(config, workdir=''):
         ]
         some, labels = images.read(chosen)
         if split == 'train':
-            datasets.warn_of_range(config, some, images.levels)
-            check_labels(config, images)
+            warn_of_range(some, images.levels, 'levels' in datasets.get_source(config).keys)
+            check_labels(images, config.model.num_classes)
         pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
         rows.append(
             (

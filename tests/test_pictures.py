@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from data.images import Damaged
-from data.pictures import pictures
+from data.images import UnreadableImage
+from data.pictures import PictureDecoder
 from image_files import (
     config_of,
     crops,
@@ -71,7 +71,7 @@ def test_other_sizes_are_cropped_or_refused(tmp_path):
     with pytest.raises(
         UserError, match='wide: a.png has 40x20 pixels, config.data.image_size is 20.*fit=crop'
     ):
-        read_one(path, 20, fit='exact', on_error='skip')  # a wrong size is no damage
+        read_one(path, 20, fit='exact', on_error='skip')  # a wrong size is not skipped
     assert np.array_equal(
         read_one(save(tmp_path / 'square' / 'a.png', image[:, :20]), 20, fit='exact'), image[:, :20]
     )
@@ -89,7 +89,7 @@ WITH_EXIF = ('PNG', 'JPEG', 'WEBP', 'AVIF', 'TIFF')
 
 
 def decoder(size=8, channels=3, levels=0):
-    return pictures(config_of('FOLDER', size, channels).data, levels)
+    return PictureDecoder(config_of('FOLDER', size, channels).data, levels)
 
 
 def exif_data():
@@ -109,9 +109,9 @@ def exif_block(kind):
     return content, range(start, content.index(b'a comment', start) + len(b'a comment'))
 
 
-@pytest.mark.filterwarnings('ignore')  # Pillow's own, of damaged EXIF data
+@pytest.mark.filterwarnings('ignore')  # Pillow's own, of corrupt EXIF data
 @pytest.mark.parametrize('kind', WITH_EXIF)
-def test_a_picture_whose_exif_data_alone_are_damaged_is_a_good_picture(kind):
+def test_a_picture_whose_exif_data_alone_are_corrupt_is_a_good_picture(kind):
     """Whichever byte of them is changed, the pixels are the same, perhaps turned."""
     if kind in ('WEBP', 'AVIF') and not features.check(kind.lower()):
         pytest.skip(f'this Pillow has no {kind}')
@@ -121,21 +121,21 @@ def test_a_picture_whose_exif_data_alone_are_damaged_is_a_good_picture(kind):
     turned = {np.rot90(image, k).tobytes() for image in (whole, whole[:, ::-1]) for k in range(4)}
     for place in places:
         for change in (0x01, 0x80, 0xFF):
-            damaged = bytearray(content)
-            damaged[place] ^= change
-            assert decode(bytes(damaged)).tobytes() in turned, (place, change)
+            corrupt = bytearray(content)
+            corrupt[place] ^= change
+            assert decode(bytes(corrupt)).tobytes() in turned, (place, change)
 
 
 def test_exif_pointers_of_tiff_files_are_not_followed():
     """Here one to a negative position: the type of its entry has become that of signed numbers."""
     content, places = exif_block('TIFF')
-    damaged, pointer = bytearray(content), places[4]
-    damaged[pointer - 6 : pointer + 4] = struct.pack('<hii', 9, 1, -38)
-    assert np.array_equal(decoder()(bytes(damaged)), decoder()(content))
+    corrupt, pointer = bytearray(content), places[4]
+    corrupt[pointer - 6 : pointer + 4] = struct.pack('<hii', 9, 1, -38)
+    assert np.array_equal(decoder()(bytes(corrupt)), decoder()(content))
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_whatever_a_decoder_raises_is_a_damaged_picture():
+def test_whatever_a_decoder_raises_is_a_corrupt_picture():
     """2,000 files, of every format that this Pillow writes, with bytes changed at random or their
     end missing.
     """
@@ -168,13 +168,13 @@ def test_whatever_a_decoder_raises_is_a_damaged_picture():
             image = decode(bytes(content))
             assert image.shape == (8, 8, 3) and image.dtype == np.uint8
             outcomes[name, 'read'] += 1
-        except Damaged as fault:
+        except UnreadableImage as fault:
             assert str(fault).startswith(
                 ('is no picture', 'cannot be decoded: ', 'holds floating-point values')
             )
-            outcomes[name, 'damaged'] += 1
+            outcomes[name, 'corrupt'] += 1
     assert (
-        all(outcomes['JPEG', outcome] > 20 for outcome in ('read', 'damaged'))
+        all(outcomes['JPEG', outcome] > 20 for outcome in ('read', 'corrupt'))
         and sum(outcomes.values()) == 2000
     )
 
@@ -185,7 +185,7 @@ def test_other_numbers_than_8_and_16_bits_are_told():
         (np.full((8, 8), 70000, np.int32), 'has values up to 70000, but 65536 grey levels'),
         (np.full((8, 8), -1, np.int32), 'has values down to -1'),
     ):
-        with pytest.raises(Damaged, match=words):
+        with pytest.raises(UnreadableImage, match=words):
             decoder()(encoded(values, 'TIFF'))
 
 
@@ -194,5 +194,7 @@ def test_several_channels_of_16_bits_are_not_cut_down_in_silence(tmp_path):
     tf = tensorflow()
     content = tf.io.encode_png(crops(1, 8)[0].astype(np.uint16) << 4).numpy()
     assert decoder()(content).max() <= 15
-    with pytest.raises(Damaged, match='several channels of 16 bits.*config.data.levels=4096'):
+    with pytest.raises(
+        UnreadableImage, match='several channels of 16 bits.*config.data.levels=4096'
+    ):
         decoder(levels=4096)(content)
