@@ -189,11 +189,14 @@ def test_all_formats_are_read_and_what_is_left_out_is_counted(tmp_path, caplog):
         '__MACOSX/a.txt',
     ):
         (tmp_path / name).write_text('no picture')
-    found, _ = everything(config_of('FOLDER', 16, path=str(tmp_path), test_fraction=0.0))
+    config = config_of('FOLDER', 16, path=str(tmp_path), test_fraction=0.0)
+    found, _ = everything(config)
+    everything(config, 'test')
+    digest(config.data.path)
     assert contents(found) == contents(
         [*images[:4], np.asarray(frames[0].convert('RGB')), images[5]]
     )
-    # once, for both splits
+    # once, for both splits and the digest
     (line,) = (
         record.getMessage() for record in caplog.records if 'Left out' in record.getMessage()
     )
