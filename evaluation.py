@@ -9,11 +9,12 @@ in `eval.stats_dir` as npz files ('pool_3': (n, D)) that tell what they are of, 
 beside each for readers.
 """
 
+import contextlib
+import importlib.util
 import json
 import os
 import pathlib
 import pickle
-import sys
 import types
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,11 +26,13 @@ from absl import logging
 import datasets
 import metrics
 from configs.defaults import complete
-from data import image_sources
+from data.images import class_names
+from data.levels import to_8_bits
 from reports import results
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.progress import progress
+from runtime.tensorflow import stand_in, tensorflow
 
 TORCH_FIDELITY_WEIGHTS = (
     'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -110,23 +113,23 @@ def _colour(images: np.ndarray) -> np.ndarray:
 
 
 def _tfgan_module():
-    """TensorFlow GAN 2.1, which was written for TensorFlow 2.15: what it imports and no longer
-    exists is stood in for, none of it used.
-    """
-    tf = image_sources.tensorflow()
-    if not hasattr(tf, 'estimator'):
-        tf.estimator = types.SimpleNamespace(SessionRunHook=object)
-    sys.modules.setdefault(
-        'tensorflow_gan.python.estimator', types.ModuleType('tensorflow_gan.python.estimator')
-    )
-    try:
-        import pkg_resources  # noqa: F401
-    except ImportError:  # setuptools dropped it; tensorflow_hub asks it for one function
-        import packaging.version
+    """Import TensorFlow GAN 2.1, which was written for TensorFlow 2.15.
 
-        sys.modules['pkg_resources'] = types.ModuleType('pkg_resources')
-        sys.modules['pkg_resources'].parse_version = packaging.version.parse
-    import tensorflow_gan
+    What it imports but never uses, and no longer exists, is replaced during the import.
+    """
+    tf = tensorflow()
+    with contextlib.ExitStack() as stand_ins:
+        stand_ins.enter_context(stand_in('tensorflow_gan.python.estimator'))
+        if not importlib.util.find_spec('pkg_resources'):  # tensorflow_hub needs one function of it
+            import packaging.version
+
+            stand_ins.enter_context(
+                stand_in('pkg_resources', parse_version=packaging.version.parse)
+            )
+        if not hasattr(tf, 'estimator'):
+            tf.estimator = types.SimpleNamespace(SessionRunHook=object)
+            stand_ins.callback(delattr, tf, 'estimator')
+        import tensorflow_gan
 
     return tensorflow_gan
 
@@ -159,7 +162,7 @@ def run_inception_distributed(input_tensor, inception_model, num_batches=1, ince
 
     `num_batches`: the parts in which the network sees them; it must divide B.
     """
-    tf, tfgan = image_sources.tensorflow(), _tfgan_module()
+    tf, tfgan = tensorflow(), _tfgan_module()
     images = tf.cast(input_tensor, tf.float32)
     images = images / 255 if inceptionv3 else images / 127.5 - 1  # what either network expects
 
@@ -366,7 +369,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     def work(indices):
         batch = images.read(indices)[0]
         return (
-            extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32)
+            extractor.run(to_8_bits(batch, images.levels))['pool_3'].astype(np.float32)
             if len(batch)
             else None
         )
@@ -390,7 +393,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     protocol = statistics_protocol(config, extractor, split) | dict(
         n=len(features), dimensions=features.shape[1]
     )
-    protocol |= dict(classes=classes) if (classes := datasets.get_classes(images)) else {}
+    protocol |= dict(classes=classes) if (classes := class_names(images)) else {}
     results.save(path, protocol, pool_3=features)
     path.with_suffix('.json').write_text(json.dumps(protocol, indent=1) + '\n')
     logging.info('Wrote %s: %d features of %d images.', path, features.shape[1], len(features))

@@ -12,6 +12,7 @@ import datasets
 import reports
 import sde_lib
 from commands import drawing, training_log
+from data.batches import Batches
 from data.tensors import get_classes, to_tensor
 from models.utils import get_model_fn, times_like
 from runtime import distributed
@@ -74,7 +75,7 @@ def log_accuracy(config, state, step: int, workdir, writer):
 
 def _right_answers(config, sde, classify, times) -> torch.Tensor:
     """1.0 where the class of a noisy test image is found, else 0.0: (images, times)."""
-    batches = datasets.Batches(
+    batches = Batches(
         datasets.get_split(config, 'test'),
         config.eval.batch_size,
         config.seed,

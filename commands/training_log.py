@@ -3,9 +3,7 @@
 import contextlib
 import os
 import re
-import sys
 import time
-import types
 from typing import NamedTuple
 
 import torch
@@ -15,6 +13,7 @@ import sde_lib
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.progress import duration
+from runtime.tensorflow import stand_in
 
 
 class LossMeaning(NamedTuple):
@@ -170,11 +169,11 @@ def tensorboard(workdir, first_step: int):
         yield None
         return
     # TensorBoard's own file writer: importing TensorFlow takes seconds
-    sys.modules.setdefault('tensorboard.compat.notf', types.ModuleType('notf'))
-    from torch.utils.tensorboard import SummaryWriter
+    with stand_in('tensorboard.compat.notf'):
+        from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(workdir / 'tensorboard', purge_step=first_step) as writer:
-        sys.modules.pop('tensorboard.compat.notf')
+        writer = SummaryWriter(workdir / 'tensorboard', purge_step=first_step)
+    with writer:
         yield writer
 
 

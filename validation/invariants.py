@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 import datasets
+from data.batches import Batches
+from data.images import at_most
 from data.tensors import to_tensor
 from reports import Number
 from runtime.randomness import own_randomness
@@ -94,13 +96,13 @@ def denoising(model: ScoreModel, split, seed: int, most: int = 256) -> Denoising
 
     Args:
         model: the trained network.
-        split: images, as `data.image_sources.Images`.
+        split: images, as `data.images.Images`.
         seed: of the choice of images and of the noise.
         most: number of images.
     """
     config, sde = model.config, model.sde
-    images = datasets.at_most(split, most, seed)
-    batches = datasets.Batches(images, 64, seed, dequantize=config.data.uniform_dequantization)
+    images = at_most(split, most, seed)
+    batches = Batches(images, 64, seed, dequantize=config.data.uniform_dequantization)
     scale_data = datasets.get_data_scaler(config)
     x = torch.cat([to_tensor(batches.part(i), config, scale_data) for i in range(len(batches))])
     mean, variance = x.mean(), x.var()

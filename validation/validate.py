@@ -24,6 +24,8 @@ from checkpoints import formats
 from commands import command_line
 from configs import rules
 from configs.defaults import complete
+from data.images import at_most
+from data.levels import to_8_bits
 from reports import results
 from runtime.errors import CheckpointError, UserError
 from score_model import ScoreModel
@@ -183,8 +185,8 @@ def _validated(model: Model, config: ConfigDict, workdir: pathlib.Path) -> Resul
     result.images = _samples(workdir, number)
     result.costs = _costs(workdir, number)
     if split is not None:
-        some = datasets.at_most(split, MOST_IMAGES, config.seed)
-        result.real = datasets.to_8_bits(some.read(np.arange(len(some)))[0], split.levels)
+        some = at_most(split, MOST_IMAGES, config.seed)
+        result.real = to_8_bits(some.read(np.arange(len(some)))[0], split.levels)
     result.checks += invariants.of_numbers(result.numbers)
     if len(result.images):
         result.checks.append(invariants.of_samples(result.images, result.real))
