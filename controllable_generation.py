@@ -20,56 +20,14 @@ or from a class-conditional network. Either is passed to a sampler as `guidance`
 maps a score function to another score function.
 """
 
-import dataclasses
-
 import torch
 
-from control.measurements import Grey, Mask, Measurement
+from control.guidance import check_labels, classifier_guidance
+from control.measurements import Grey, Mask
+from control.projection import sample_measured
 from models.score import Score
-from models.utils import get_model_fn, gradients
 from runtime.errors import UserError
 from sampling import Loop, Options, check, sample
-from sde_lib import expand
-
-
-def sample_measured(
-    model: Score,
-    measurement: Measurement,
-    y,
-    options: Options,
-    loop: Loop = Loop(),
-    consistency: float = 0.0,
-    device=None,
-):
-    """Draw images that agree with y = A x.
-
-    Args:
-        model: the score to follow, with its guidance.
-        measurement: A.
-        y: measured of images (B, C, H, W) as the network sees them.
-        options: the method and its settings; not 'ode', within whose steps nothing can be imposed.
-            With `noise_removal` the images agree with y exactly.
-        loop: `resample`, `jump` and a callback.
-        consistency: the weight of `measurement_guidance`, which differentiates every network
-            evaluation.
-        device: where to sample; None: the device of the network.
-
-    Returns:
-        The images as the network sees them, and the number of network evaluations.
-    """
-    known = measurement.pinv(y)
-
-    def replaced(x, known):
-        return x - measurement.project(x) + measurement.project(known)
-
-    model = model.guided_by(
-        consistency and measurement_guidance(model.sde, measurement, y, consistency)
-    )
-    loop = dataclasses.replace(
-        loop, project=lambda x, t: replaced(x, model.sde.perturb(known.to(x), t))
-    )
-    x, nfe = sample(model, known.shape, options, loop=loop, device=device)
-    return replaced(x, known.to(x)) if options.noise_removal else x, nfe
 
 
 def _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps) -> Options:
@@ -179,87 +137,6 @@ def get_pc_colorizer(
     return colorizer
 
 
-def measurement_guidance(sde, measurement: Measurement, y, weight: float = 1.0):
-    """The guidance towards images with y = A x: `weight` times an estimate of grad log p_t(y | x),
-    in what y leaves open of x.
-
-    With the denoised estimate x^_0(x_t), taken to be off by a Gaussian of variance r_t^2 = std^2 /
-    (m^2 + std^2), the gradient is (dx^_0/dx_t)^T (A^+ y - P x^_0) / r_t^2 (Song, Vahdat, Mardani &
-    Kautz 2023, Eqs. 6 to 8). It is left out where less than a tenth of the image stands out of the
-    noise, m < std / 10: the estimate then says more about the network than about the image.
-    """
-    known = measurement.pinv(y)
-
-    def guide(score_fn):
-        def guided(x, t):
-            with gradients(x, t) as (x, t):
-                x = x.detach().requires_grad_()
-                score = score_fn(x, t)
-                m, std = (expand(value, x) for value in sde.mean_and_std(t))
-                estimate = sde.denoise(x, t, score)
-                missing = (
-                    (known.to(x) - measurement.project(estimate.detach()))
-                    * (m**2 + std**2)
-                    / std**2
-                )
-                gradient = torch.autograd.grad(estimate, x, missing)[0]
-            gradient = torch.where(m < std / 10, 0, gradient)
-            return score.detach() + weight * (gradient - measurement.project(gradient))
-
-        return guided
-
-    return guide
-
-
-def classifier_guidance(sde, classifier, labels, weight: float = 1.0):
-    """The guidance towards classes `labels` (B,) that adds `weight` times grad log p_t(label | x)
-    to the score (Eq. 14).
-
-    `classifier(x, network label of the time) -> logits (B, K)`, trained on images at continuous
-    times of `sde`.
-    """
-    classify, labels = get_model_fn(classifier, train=False), _checked(labels)
-
-    def gradient(x, t):
-        with gradients(x, t, labels) as (x, t, classes):
-            x = x.detach().requires_grad_()
-            log_p = classify(x, sde.network_label(t)).log_softmax(1)
-            return torch.autograd.grad(log_p.gather(1, classes.to(x.device)[:, None]).sum(), x)[0]
-
-    return lambda score_fn: lambda x, t: score_fn(x, t) + weight * gradient(x, t)
-
-
-def _checked(labels):
-    labels = torch.as_tensor(labels)
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise UserError(
-            'labels must be whole numbers of shape (batch,), got '
-            f'{tuple(labels.shape)} {labels.dtype}'
-        )
-    return labels
-
-
-def classifier_free_guidance(labels, weight: float = 1.0):
-    """The guidance of a network that knows classes: (1 - weight) s(x, t) + weight s(x, t, label)
-    for `labels` (B,) (Ho & Salimans 2022, Eq. 6, with w = weight - 1). Weight 0 is the
-    unconditional score, 1 the conditional one; in between and beyond, two evaluations.
-    """
-    labels = _checked(labels)
-
-    def guide(score_fn):
-        def guided(x, t):
-            if weight == 0:
-                return score_fn(x, t)
-            conditional = score_fn(x, t, classes=labels.to(x.device))
-            return (
-                conditional if weight == 1 else (1 - weight) * score_fn(x, t) + weight * conditional
-            )
-
-        return guided
-
-    return guide
-
-
 def get_pc_conditional_sampler(
     sde,
     classifier,
@@ -294,7 +171,7 @@ def get_pc_conditional_sampler(
     check(Score(None, sde, continuous), options)
 
     def conditional_sampler(model, labels):
-        labels = _checked(labels)
+        labels = check_labels(labels)
         score = Score(model, sde, continuous).guided_by(
             classifier_guidance(sde, classifier, labels, weight)
         )

@@ -16,12 +16,10 @@ computes likelihoods and trains (`loss`).
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 
 import torch
-from absl import logging
 from ml_collections import ConfigDict
 
 import checkpoints
@@ -31,17 +29,17 @@ import losses
 import sampling
 import sde_lib
 from checkpoints import formats
+from checkpoints.loading import load_averaged_model, load_classifier, locate
 from configs import defaults, stored
 from control import latents
+from control.guidance import classifier_free_guidance, classifier_guidance
 from control.measurements import Mask, Measurement, named_mask
-from controllable_generation import classifier_free_guidance, classifier_guidance, sample_measured
-from models.ema import ExponentialMovingAverage
+from control.projection import sample_measured
 from models.score import Score
 from models.utils import create_model
-from runtime.errors import CheckpointError, UserError
+from runtime.errors import UserError
 from runtime.randomness import own_randomness, per_image
 
-PRETRAINED = pathlib.Path(__file__).parent / 'assets' / 'pretrained'
 # keys of config.sampling that are not `sampling.Options`
 OF_IMAGES = dict(round=False, seed_per_image=False, guidance=1.0)
 
@@ -119,7 +117,7 @@ class ScoreModel(Score):
             UserError: if there is no checkpoint or no config, if they do not fit each other, or if
                 `config` defines another model.
         """
-        path = _located(path)
+        path = locate(path)
         config = config or checkpoints.config_of(path)
         if config is None:
             raise UserError(
@@ -128,7 +126,9 @@ class ScoreModel(Score):
         config = ConfigDict(config.to_dict())
         if device or 'device' not in config:
             config.device = str(device or ('cuda:0' if torch.cuda.is_available() else 'cpu'))
-        return cls.from_config(config, load_averaged_model(config, path))
+        network = load_averaged_model(config, path)
+        datasets.check_record(config, path)
+        return cls.from_config(config, network)
 
     def save(self, folder):
         """Write `model.safetensors` and `config.json` to a folder, from which `load` reads them."""
@@ -392,104 +392,3 @@ def _seeded(seed, *place):
     the current state.
     """
     return contextlib.nullcontext() if seed is None else own_randomness(seed, *place)
-
-
-# Files --------------------------------------------------------------------------------------------
-
-
-def load_averaged_model(config, path):
-    """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters
-    take no gradients.
-    """
-    model = create_model(config)  # reports keys that must not have a default
-    config = defaults.complete(config)
-    datasets.check_record(config, path)
-    state = dict(
-        model=model,
-        ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate),
-        step=0,
-    )
-    checkpoints.restore(path, state, config.device, config=config)
-    state['ema'].copy_to(model.parameters())
-    logging.info('Loaded %s, of training step %d.', path, state['step'])
-    return model.eval().requires_grad_(False)
-
-
-def load_classifier(path, config):
-    """Load a classifier of noisy images for the models of `config`.
-
-    Args:
-        path: a checkpoint of `--mode classifier`, or its work directory.
-        config: of the model that it is to guide; SDE, image size and scaling must agree.
-    """
-    path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
-    content = checkpoints.load(path)
-    # older files do not say the kind
-    if 'config' not in content or content.get('kind', 'classifier') != 'classifier':
-        raise UserError(f'{path} is not a classifier checkpoint: train one with --mode classifier')
-    own = defaults.complete(ConfigDict(json.loads(content['config'])))
-    of_sde = sde_lib.get_sde(config).config_keys()
-    for section, keys in (
-        ('training', ['sde']),
-        ('model', of_sde),
-        ('data', ['image_size', 'num_channels', 'centered']),
-    ):
-        for key in keys:
-            if own[section].get(key) != config[section].get(key):
-                raise UserError(
-                    f'the classifier {path} was trained with '
-                    f'{section}.{key}={own[section].get(key)}, but the config has '
-                    f'{config[section].get(key)}: they must be equal'
-                )
-    own.device = config.device
-    return load_averaged_model(own, path)
-
-
-def _located(path) -> pathlib.Path:
-    """The checkpoint that `path` stands for, see `ScoreModel.load`."""
-    place = pathlib.Path(path).expanduser()
-    if not place.exists():
-        place = _by_name(str(path))
-    if (place / 'model.safetensors').is_file():
-        return place / 'model.safetensors'
-    is_workdir = (place / 'checkpoints').is_dir() or (place / 'checkpoints-meta').is_dir()
-    return (
-        checkpoints.latest(place)
-        if is_workdir or place.is_dir() and not formats.diffusers.matches(place)
-        else place
-    )
-
-
-def _by_name(name: str) -> pathlib.Path:
-    """The file of a model that comes with the library, or the folder of a repository of the Hugging
-    Face hub.
-    """
-    own = PRETRAINED / f'{name}.safetensors'
-    if own.is_file():
-        return own
-    known = ', '.join(sorted(path.stem for path in PRETRAINED.glob('*.safetensors')))
-    missing = f'no file, folder or pretrained model is called {name!r} (pretrained models: {known})'
-    if (
-        name.count('/') != 1
-        or name[0] in './~'
-        or pathlib.Path(name).suffix in ('.pth', '.pt', '.safetensors')
-    ):
-        raise CheckpointError(missing)
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError:
-        raise CheckpointError(
-            f'{missing}; for a repository of the Hugging Face hub install huggingface_hub'
-        ) from None
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=['*.json', '*.safetensors', '*.bin']
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f'{missing}; the Hugging Face hub answers: {str(error).splitlines()[0]}'
-        ) from error

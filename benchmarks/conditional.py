@@ -24,14 +24,15 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 from timing import parse_args, print_table, shrink
 
-import controllable_generation as control
+import control
 import datasets
 import run_lib
 import sampling
+from checkpoints.loading import load_classifier
 from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
 from control import latents, measurements
 from machine import machine
-from score_model import ScoreModel, load_classifier
+from score_model import ScoreModel
 
 # resample, consistency
 INPAINTING = ((1, 0.0), (5, 0.0), (20, 0.0), (1, 2.0), (3, 2.0), (5, 2.0), (3, 4.0))

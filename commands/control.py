@@ -18,14 +18,15 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import checkpoints
-import controllable_generation as control_lib
 import datasets
 import reports
 import sampling
 import score_model
 import sde_lib
+from checkpoints.loading import load_classifier
 from commands import drawing, preflight
-from control import latents, measurements
+from control import guidance, latents, measurements
+from control.projection import sample_measured
 from data import image_sources
 from models.score import Score
 from runtime import interruption
@@ -203,10 +204,10 @@ def _guide(job, classifier) -> Callable:
         return lambda labels: None
     weight = job.config.sampling.guidance
     if not classifier:
-        return lambda labels: control_lib.classifier_free_guidance(labels, weight)
-    network = score_model.load_classifier(classifier, job.config)
+        return lambda labels: guidance.classifier_free_guidance(labels, weight)
+    network = load_classifier(classifier, job.config)
     _in_range(job.labels, network.module.num_classes, 'classifier')
-    return lambda labels: control_lib.classifier_guidance(job.model.sde, network, labels, weight)
+    return lambda labels: guidance.classifier_guidance(job.model.sde, network, labels, weight)
 
 
 def _to_8_bits(job, x) -> np.ndarray:
@@ -240,7 +241,7 @@ def _measured(
         for part in _repeated(job, len(y)):
             model = job.model.guided_by(job.guide(None if job.labels is None else job.labels[part]))
             with drawing.shown_evaluations(job.model, f'drawing {len(part)} images', times):
-                found, nfe = control_lib.sample_measured(
+                found, nfe = sample_measured(
                     model, measurement, y[part], options, _loop(job), job.settings.consistency
                 )
             samples.append(_to_8_bits(job, found))

@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 
 import checkpoints
-import controllable_generation
 import datasets
 import run_lib
 import score_model
 import sde_lib
+from checkpoints import loading
 from commands import control
 from commands.sample import sample
 from conftest import ROOT, load_config
-from control import measurements
+from control import guidance, measurements
 from models import utils as mutils
 from oracles import ExactClassifier, ExactConditionalNetwork, ExactNetwork, GaussianMixture
 from runtime.errors import UserError
@@ -340,7 +340,7 @@ def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, t
     )
     judge = mutils.Undivided(ExactClassifier(sde, shades(levels)))
     judge.module.num_classes = 3
-    monkeypatch.setattr(score_model, 'load_classifier', lambda path, config: judge)
+    monkeypatch.setattr(control, 'load_classifier', lambda path, config: judge)
     settings = dict(labels='2,0,1,2') | (dict(classifier='exact') if how == 'classifier' else {})
     if task == 'inpaint':  # all but one pixel are missing, of which the label says what to make
         corner = np.zeros((SIZE, SIZE), np.uint8)
@@ -1087,7 +1087,7 @@ def test_a_classifier_loads_by_its_folder_and_its_file(place):
         checkpoints.resume_path(place / 'classifier'),
     ):
         for config in (CONFIGS['plain'](place), CONFIGS['classes'](place)):
-            network = score_model.load_classifier(path, config)
+            network = loading.load_classifier(path, config)
             weights = [p for p in network.parameters() if p.requires_grad]
             assert (
                 all(map(torch.equal, weights, content['ema']['shadow_params']))
@@ -1118,7 +1118,7 @@ def test_a_classifier_learns_digits(place, tmp_path, caplog):
     assert [*shares] == [0.001, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]
     # of 359, four standard errors
     assert shares[0.001] > 0.7 and shares[0.001] > shares[0.5] and shares[1.0] < 0.1 + 4 * 0.016
-    network = score_model.load_classifier(tmp_path, CONFIGS['plain'](place))
+    network = loading.load_classifier(tmp_path, CONFIGS['plain'](place))
     test = datasets.get_split(config, 'test')
     x = torch.from_numpy(2 * (test.images + 0.5) / 17 - 1).permute(0, 3, 1, 2).float()
     right = (network(x, torch.full((359,), 1.0)).argmax(1).numpy() == test.labels).mean()
@@ -1251,9 +1251,9 @@ def test_classifier_by_command_line(tmp_path):
 def test_the_guidance_of_the_config_is_that_of_the_sampler(place, tmp_path, monkeypatch):
     """Its weight and its labels, in batches, each label with each of its results."""
     seen = []
-    original = controllable_generation.classifier_free_guidance
+    original = guidance.classifier_free_guidance
     monkeypatch.setattr(
-        controllable_generation,
+        guidance,
         'classifier_free_guidance',
         lambda labels, weight: seen.append((labels.tolist(), weight)) or original(labels, weight),
     )

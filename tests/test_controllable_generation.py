@@ -10,15 +10,20 @@ import torch
 from torch import nn
 
 import sampling
-from control.measurements import Grey, Mask, blur, downsampling
-from controllable_generation import (
+from control import (
+    Grey,
+    Mask,
+    blur,
     classifier_free_guidance,
     classifier_guidance,
+    downsampling,
+    measurement_guidance,
+    sample_measured,
+)
+from controllable_generation import (
     get_pc_colorizer,
     get_pc_conditional_sampler,
     get_pc_inpainter,
-    measurement_guidance,
-    sample_measured,
 )
 from models.score import Score
 from models.utils import Undivided, get_score_fn

@@ -7,7 +7,7 @@ import torch
 from test_modes import CASES, SDES, SHAPE, network, sampled
 from test_networks import TINY
 
-import controllable_generation as control
+import control
 import likelihood
 import losses
 from commands import preflight

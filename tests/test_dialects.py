@@ -25,12 +25,12 @@ import sde_lib
 from checkpoints import formats
 from checkpoints.formats import diffusers as diffusers_format
 from checkpoints.formats import jax, torch_zip
+from checkpoints.loading import load_averaged_model
 from configs import stored
 from conftest import DATA, ROOT, load_config, parity, reference_config, relative_error
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
 from runtime.errors import CheckpointError, UserError
-from score_model import load_averaged_model
 
 SMALL = dict(nf=8, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0)
 VE = 'configs.ve.cifar10_ncsnpp_continuous'

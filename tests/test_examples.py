@@ -16,9 +16,9 @@ import checkpoints
 import datasets
 import run_lib
 import sampling
-import score_model
 import sde_lib
 import solvers
+from checkpoints import loading
 from commands import command_line, control, preflight
 from commands.sample import sample
 from configs import stored
@@ -214,7 +214,7 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
         match=r'^config.model.cosine_s=0.02 differs from 0.008, with '
         r'which .*checkpoint_1.pth was trained',
     ):
-        score_model.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
+        loading.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
 
 
 def test_a_config_file_may_be_loaded_again(unregistered):
@@ -321,8 +321,7 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
     )
     if key is None:
         assert (
-            score_model.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes
-            == 10
+            loading.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes == 10
         )
         return
     example.model[key] = value
@@ -330,7 +329,7 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
         UserError,
         match='was trained with model.cosine_s=0.008, but the config has 0.02: they must be equal',
     ):
-        score_model.load_classifier(tmp_path / 'classifier.pth', example)
+        loading.load_classifier(tmp_path / 'classifier.pth', example)
 
 
 def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):

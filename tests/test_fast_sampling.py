@@ -15,9 +15,7 @@ import sampling
 import solvers
 from commands import preflight
 from conftest import ROOT, load_config
-from control import latents
-from control.measurements import Mask
-from controllable_generation import classifier_free_guidance, sample_measured
+from control import Mask, classifier_free_guidance, latents, sample_measured
 from models.score import Score
 from models.utils import get_score_fn
 from oracles import (

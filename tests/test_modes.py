@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_networks import build, tiny_config
 
-import controllable_generation as control
+import control
 import likelihood
 import losses
 import sampling

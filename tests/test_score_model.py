@@ -13,7 +13,7 @@ from torch import nn
 import convert
 import run_lib
 import sampling
-import score_model
+from checkpoints.loading import load_averaged_model
 from commands import drawing
 from commands.sample import sample
 from configs import stored
@@ -273,9 +273,7 @@ def same(a, b):
 
 def test_every_place_of_a_trained_model(workdir, tmp_path, monkeypatch):
     model = ScoreModel.load(workdir)
-    averaged = score_model.load_averaged_model(
-        small(), workdir / 'checkpoints' / 'checkpoint_1.pth'
-    )
+    averaged = load_averaged_model(small(), workdir / 'checkpoints' / 'checkpoint_1.pth')
     assert all(map(torch.equal, weights(model), averaged.state_dict().values()))
     model.save(tmp_path / 'saved')
     assert sorted(path.name for path in (tmp_path / 'saved').iterdir()) == [
