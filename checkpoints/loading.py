@@ -1,8 +1,15 @@
-"""Networks from checkpoints, and where checkpoints of a name lie."""
+"""Trained networks from checkpoints, by path or by name.
+
+    path = locate('runs/quickstart')  # or 'mnist-vp', 'google/ddpm-cifar10-32', a file
+    network = load_averaged_model(checkpoints.config_of(path), path)
+
+`score_model.ScoreModel.load` does this and adds the SDE and the scaling of the data.
+"""
 
 import json
 import pathlib
 
+import torch
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -14,14 +21,24 @@ from models.ema import ExponentialMovingAverage
 from models.utils import create_model
 from runtime.errors import CheckpointError, UserError
 
+# networks that come with the library, as {name}.safetensors
 PRETRAINED = pathlib.Path(__file__).parents[1] / 'assets' / 'pretrained'
 
 
-def load_averaged_model(config, path):
-    """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters
-    take no gradients.
+def load_averaged_model(config: ConfigDict, path) -> torch.nn.Module:
+    """Load the network of a checkpoint with its EMA weights.
+
+    The network is in evaluation mode, and its parameters require no gradients.
+
+    Args:
+        config: the config of the network; must not contradict the config in the checkpoint.
+        path: a checkpoint of any of the formats of `checkpoints.formats`.
+
+    Raises:
+        CheckpointError: if the file is missing, corrupt, or does not fit the network.
+        UserError: if the config in the checkpoint defines another network.
     """
-    model = create_model(config)  # reports keys that must not have a default
+    model = create_model(config)  # before `complete`: keys without a default must be in the config
     config = defaults.complete(config)
     state = dict(
         model=model,
@@ -30,69 +47,72 @@ def load_averaged_model(config, path):
     )
     checkpoints.restore(path, state, config.device, config=config)
     state['ema'].copy_to(model.parameters())
-    logging.info('Loaded %s, of training step %d.', path, state['step'])
+    logging.info('Loaded %s (training step %d).', path, state['step'])
     return model.eval().requires_grad_(False)
 
 
-def load_classifier(path, config):
-    """Load a classifier of noisy images for the models of `config`.
+def load_classifier(path, config: ConfigDict) -> torch.nn.Module:
+    """Load a classifier of noisy images that guides the model of `config`.
 
     Args:
         path: a checkpoint of `--mode classifier`, or its work directory.
-        config: of the model that it is to guide; SDE, image size and scaling must agree.
+        config: the config of the model to guide. Its SDE, image size and scaling must be those that
+            the classifier was trained with.
+
+    Raises:
+        UserError: if the checkpoint is no classifier, or was trained for another SDE or other data.
     """
     path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
     content = checkpoints.load(path)
-    # older files do not say the kind
+    # files of earlier versions have no kind
     if 'config' not in content or content.get('kind', 'classifier') != 'classifier':
         raise UserError(f'{path} is not a classifier checkpoint: train one with --mode classifier')
     own = defaults.complete(ConfigDict(json.loads(content['config'])))
-    of_sde = sde_lib.get_sde(config).config_keys()
-    for section, keys in (
-        ('training', ['sde']),
-        ('model', of_sde),
-        ('data', ['image_size', 'num_channels', 'centered']),
-    ):
-        for key in keys:
-            if own[section].get(key) != config[section].get(key):
-                raise UserError(
-                    f'the classifier {path} was trained with '
-                    f'{section}.{key}={own[section].get(key)}, but the config has '
-                    f'{config[section].get(key)}: they must be equal'
-                )
+    shared = [('training', 'sde')]
+    shared += [('model', key) for key in sde_lib.get_sde(config).config_keys()]
+    shared += [('data', key) for key in ('image_size', 'num_channels', 'centered')]
+    for section, key in shared:
+        trained, wanted = own[section].get(key), config[section].get(key)
+        if trained != wanted:
+            raise UserError(
+                f'the classifier {path} was trained with {section}.{key}={trained}, but the config '
+                f'has {wanted}: they must be equal'
+            )
     own.device = config.device
     return load_averaged_model(own, path)
 
 
 def locate(path) -> pathlib.Path:
-    """The checkpoint that `path` stands for, see `ScoreModel.load`."""
+    """Return the checkpoint that a path or name stands for.
+
+    Args:
+        path: a checkpoint, a work directory (its latest checkpoint), a folder with
+            `model.safetensors` or a diffusers pipeline, the name of a model that comes with the
+            library, or a repository of the Hugging Face hub, which is downloaded.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     place = pathlib.Path(path).expanduser()
     if not place.exists():
         place = _by_name(str(path))
     if (place / 'model.safetensors').is_file():
         return place / 'model.safetensors'
     is_workdir = (place / 'checkpoints').is_dir() or (place / 'checkpoints-meta').is_dir()
-    return (
-        checkpoints.latest(place)
-        if is_workdir or place.is_dir() and not formats.diffusers.matches(place)
-        else place
-    )
+    if is_workdir or (place.is_dir() and not formats.diffusers.matches(place)):
+        return checkpoints.latest(place)
+    return place
 
 
 def _by_name(name: str) -> pathlib.Path:
-    """The file of a model that comes with the library, or the folder of a repository of the Hugging
-    Face hub.
-    """
+    """Return the file of a pretrained model, or the downloaded folder of a hub repository."""
     own = PRETRAINED / f'{name}.safetensors'
     if own.is_file():
         return own
     known = ', '.join(sorted(path.stem for path in PRETRAINED.glob('*.safetensors')))
     missing = f'no file, folder or pretrained model is called {name!r} (pretrained models: {known})'
-    if (
-        name.count('/') != 1
-        or name[0] in './~'
-        or pathlib.Path(name).suffix in ('.pth', '.pt', '.safetensors')
-    ):
+    is_file = pathlib.Path(name).suffix in ('.pth', '.pt', '.safetensors')
+    if name.count('/') != 1 or name[0] in './~' or is_file:
         raise CheckpointError(missing)
     try:
         import huggingface_hub
@@ -102,12 +122,9 @@ def _by_name(name: str) -> pathlib.Path:
         ) from None
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    patterns = ['*.json', '*.safetensors', '*.bin']
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=['*.json', '*.safetensors', '*.bin']
-            )
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f'{missing}; the Hugging Face hub answers: {str(error).splitlines()[0]}'

@@ -1,4 +1,10 @@
-"""What samples are conditioned on: measurements, guidance, latent codes."""
+"""Conditional samples: measurements, guidance, latent codes.
+
+from control import Mask, named_mask, sample_measured
+
+mask = Mask(named_mask('right', 28, 28))
+images, nfe = sample_measured(model, mask, mask(x), options)
+"""
 
 from control.guidance import classifier_free_guidance, classifier_guidance, measurement_guidance
 from control.latents import decode, encode, interpolate, mix, reconstruction_error, temper
@@ -10,6 +16,7 @@ from control.measurements import (
     blur,
     downsampling,
     named_mask,
+    register_measurement,
 )
 from control.projection import sample_measured
 
@@ -29,6 +36,7 @@ __all__ = [
     'mix',
     'named_mask',
     'reconstruction_error',
+    'register_measurement',
     'sample_measured',
     'temper',
 ]
