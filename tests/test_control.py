@@ -24,10 +24,10 @@ import run_lib
 import score_model
 import sde_lib
 from checkpoints import loading
-from commands import control
+from commands import control, control_job
 from commands.sample import sample
 from conftest import ROOT, load_config
-from control import guidance, measurements
+from control import measurements
 from models import utils as mutils
 from oracles import ExactClassifier, ExactConditionalNetwork, ExactNetwork, GaussianMixture
 from runtime.errors import UserError
@@ -340,7 +340,7 @@ def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, t
     )
     judge = mutils.Undivided(ExactClassifier(sde, shades(levels)))
     judge.module.num_classes = 3
-    monkeypatch.setattr(control, 'load_classifier', lambda path, config: judge)
+    monkeypatch.setattr(control_job, 'load_classifier', lambda path, config: judge)
     settings = dict(labels='2,0,1,2') | (dict(classifier='exact') if how == 'classifier' else {})
     if task == 'inpaint':  # all but one pixel are missing, of which the label says what to make
         corner = np.zeros((SIZE, SIZE), np.uint8)
@@ -500,8 +500,8 @@ def test_every_task(place, tmp_path, task):
         assert found['nfe'] == (25 if task == 'classes' else 49)
 
 
-def test_the_tasks_are_all_tested():
-    assert sorted(control.TASKS) == sorted(TASKS)
+def test_the_tasks_are_all_tested_and_their_names_reserved():
+    assert sorted(control.TASKS) == sorted(TASKS) == sorted(measurements.RESERVED)
 
 
 def test_inputs_are_test_images_of_the_data_set(place, tmp_path):
@@ -762,8 +762,8 @@ def files(place):
 
 
 FAULTS = {
-    'no task': ('', {}, ['--task', 'inpaint', 'mix']),
-    'unknown task': ('paint', {}, ['--task=paint', 'inpaint', 'mix']),
+    'no task': ('', {}, ['--task must be one of inpaint, ', "mix, got ''"]),
+    'unknown task': ('paint', {}, ['--task must be one of inpaint, ', "mix, got 'paint'"]),
     'no mask': ('inpaint', dict(mask=''), ['--mask', 'center', 'most']),
     'unknown mask': ('inpaint', dict(mask='middle'), ["'middle'", 'center', 'most']),
     'no such mask file': (
@@ -1214,7 +1214,9 @@ def test_control_by_command_line(place, tmp_path):
         f'--checkpoint={place / "plain" / "checkpoints" / "checkpoint_1.pth"}',
     )
     assert done.returncode == 0, done.stderr
-    assert 'picture, what is known of it, results' in done.stderr and '\r' not in done.stderr
+    assert (
+        '(columns: picture, known, sample 1, sample 2)' in done.stderr and '\r' not in done.stderr
+    )
     assert 'Wrote gallery.png' in (tmp_path / 'w' / 'stdout.txt').read_text()
     found = np.load(tmp_path / 'w' / 'control_inpaint' / 'results.npz')
     assert found['samples'].shape == (3, 2, SIZE, SIZE, 1) and found['labels'].tolist() == [3, 3, 3]
@@ -1251,9 +1253,9 @@ def test_classifier_by_command_line(tmp_path):
 def test_the_guidance_of_the_config_is_that_of_the_sampler(place, tmp_path, monkeypatch):
     """Its weight and its labels, in batches, each label with each of its results."""
     seen = []
-    original = guidance.classifier_free_guidance
+    original = score_model.classifier_free_guidance
     monkeypatch.setattr(
-        guidance,
+        score_model,
         'classifier_free_guidance',
         lambda labels, weight: seen.append((labels.tolist(), weight)) or original(labels, weight),
     )

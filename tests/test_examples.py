@@ -19,18 +19,26 @@ import sampling
 import sde_lib
 import solvers
 from checkpoints import loading
-from commands import command_line, control, preflight
+from commands import command_line, preflight
+from commands.control import control
 from commands.sample import sample
 from configs import stored
 from conftest import ROOT, load_config
-from control import measurements
+from control import Measurement, measurements, register_measurement
 from models import utils as mutils
 from oracles import MEAN, STD, ExactNoise, marginal
 from runtime.errors import UserError
 from score_model import ScoreModel
 
 EXAMPLE = ROOT / 'examples' / 'own_process.py'
-REGISTRIES = sde_lib.SDES, mutils.MODELS, sampling.PREDICTORS, sampling.CORRECTORS, solvers.SOLVERS
+REGISTRIES = (
+    sde_lib.SDES,
+    mutils.MODELS,
+    sampling.PREDICTORS,
+    sampling.CORRECTORS,
+    solvers.SOLVERS,
+    measurements.MEASUREMENTS,
+)
 
 
 @pytest.fixture
@@ -40,7 +48,6 @@ def unregistered(monkeypatch):
         monkeypatch.setattr(registry, '_classes', dict(registry._classes))
     monkeypatch.setattr(datasets, 'SOURCES', dict(datasets.SOURCES))
     monkeypatch.setattr(datasets, 'OWN', set(datasets.OWN))
-    monkeypatch.setattr(control, 'TASKS', dict(control.TASKS))
 
 
 @pytest.fixture
@@ -440,8 +447,8 @@ def test_a_measurement_is_a_task(unregistered, example, tmp_path):
     """
     weights = torch.linalg.qr(torch.randn(64, 5))[0].T
 
-    @control.register_measurement(name='sums')
-    class Sums(measurements.Measurement):
+    @register_measurement(name='sums')
+    class Sums(Measurement):
         def __init__(self, config):
             assert config.data.image_size == 8
 
@@ -455,16 +462,22 @@ def test_a_measurement_is_a_task(unregistered, example, tmp_path):
     example.data.uniform_dequantization = False
     example.model.num_scales = 20
     checkpoints.save(tmp_path / 'checkpoints' / 'checkpoint_1.pth', run_lib.create_state(example))
-    folder = control.control(example, tmp_path, 'sums', output=str(tmp_path / 'out'))
+    folder = control(example, tmp_path, 'Sums', output=str(tmp_path / 'out'))
     found = np.load(folder / 'results.npz')
     assert found['samples'].shape == (2, 3, 8, 8, 1) and found['known'].shape == (2, 8, 8, 1)
     x = torch.from_numpy(found['inputs']).permute(0, 3, 1, 2) / 255 * 2 - 1
     known = ((x.flatten(1) @ weights.T @ weights + 1) / 2).clamp(0, 1).reshape(2, 8, 8, 1) * 255
     assert abs(found['known'] - known.numpy()).max() <= 1
     with pytest.raises(
-        UserError, match="the task name 'inpaint' is taken by this library: choose another"
+        UserError, match="the task name 'Inpaint' is taken by this library: choose another"
     ):
-        control.register_measurement(Sums, name='inpaint')
+        register_measurement(Sums, name='Inpaint')
+    with pytest.raises(UserError, match="the task name 'SUMS' is taken by .*Sums: choose another"):
+        register_measurement(lambda config: None, name='SUMS')
+    with pytest.raises(
+        UserError, match="^--task must be one of inpaint, .*, mix, sums, got 'sum'$"
+    ):
+        control(example, tmp_path, 'sum')
 
 
 # The page docs/extending.md -----------------------------------------------------------------------
@@ -489,7 +502,7 @@ def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path)
     config.control.update(images=2, results=2)
     run_lib.train(config, tmp_path)
     run_lib.evaluate(config, tmp_path)
-    control.control(config, tmp_path, 'odd_rows')
+    control(config, tmp_path, 'odd_rows')
     found = np.load(tmp_path / 'control_odd_rows' / 'results.npz')
     assert (found['samples'][:, :, ::2] == found['inputs'][:, None, ::2]).all()
     config.sampling.update(method='euler', steps=5)
@@ -525,7 +538,7 @@ def test_the_page_names_what_there_is():
         'sampling.register_corrector',
         'solvers.register_solver',
         'datasets.register_dataset',
-        'commands.control.register_measurement',
+        'control.register_measurement',
     ):
         module, _, name = function.rpartition('.')
         assert f'`{function}`' in PAGE and callable(getattr(sys.modules[module], name))
