@@ -166,15 +166,15 @@ def test_whole_numbers_are_dequantized():
 
 def test_seeds_and_batches():
     sde = VPSDE()
-    model, settings = (
-        ScoreModel(ExactNetwork(sde, planar_mixture()), sde, shape=(2,)),
-        dict(method='dpmpp_2m_sde', steps=6),
-    )
+    model = ScoreModel(ExactNetwork(sde, planar_mixture()), sde, shape=(2,))
+    settings = dict(method='dpmpp_2m_sde', steps=6)
     outside = torch.get_rng_state()
     a, b, c = (model.sample(6, seed=seed, **settings) for seed in (1, 1, 2))
     assert (
         torch.equal(a, b) and not torch.equal(a, c) and torch.equal(torch.get_rng_state(), outside)
     )
+    drawn, nfe = model.draw(6, seed=1, **settings)
+    assert torch.equal(drawn, a) and nfe == 7 and torch.equal(torch.get_rng_state(), outside)
     assert not torch.equal(model.sample(6, **settings), model.sample(6, **settings))
     alone = [
         model.sample(6, seed=3, seed_per_image=True, batch_size=size, **settings)
@@ -199,9 +199,7 @@ def test_guidance_makes_another_model():
     assert (mixed.mean(0) - means.mean(0)).abs().max() < 0.1
     with pytest.raises(UserError, match='^classes must be between 0 and 2, got '):
         model.guided([0, 3])
-    with pytest.raises(
-        UserError, match='^the network is not conditioned on classes: pass a classifier'
-    ):
+    with pytest.raises(UserError, match='^the network is not class-conditional: pass a classifier'):
         ScoreModel(ExactNetwork(sde, target), sde, shape=(2,)).guided([0])
 
 
