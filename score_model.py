@@ -324,7 +324,9 @@ class ScoreModel(Score):
 
     def decode(self, z, **settings) -> torch.Tensor:
         """Map latent codes z (B, ...) to data: the inverse of `encode` with the same settings."""
-        return self._images(latents.decode(self, z, self._flow(settings))[0], settings)
+        return self._images(
+            latents.decode(self, torch.as_tensor(z), self._flow(settings))[0], settings
+        )
 
     def _flow(self, settings):
         control = self._settings('control')
