@@ -76,8 +76,9 @@ def measured_sampler(
     consistency=0.0,
     **loop,
 ):
-    """`sample_measured` with the arguments of the functions of the 2021 release, as
-    `sampler(network, measurement, y) -> (images, nfe)`.
+    """Return `sample_measured` with the arguments of the functions of the 2021 release.
+
+    It is called as `sampler(network, measurement, y) -> (images, nfe)`.
     """
     options = Options(
         method='pc',
@@ -102,8 +103,9 @@ def walked(times, resample, jump):
 
 
 def correlated(shape):
-    """One Gaussian of points of `shape`, with variances of order one and covariances not much
-    smaller.
+    """A Gaussian of points of `shape` with strong correlations.
+
+    Variances are of order one, and covariances not much smaller.
     """
     dims, generator = math.prod(shape), torch.Generator().manual_seed(4)
     root, mean = (

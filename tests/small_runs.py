@@ -30,9 +30,10 @@ NEEDED = {'inpaint': dict(mask='left'), 'classes': dict(labels='3,5,8')}
 
 
 def config_for(module='configs.vp.digits_ddpmpp_continuous', data=(), **model):
-    """The config of a small network and a short training, with control that takes less than a
-    second: no repeated steps, no gradient of the measurement, one batch. Last layers do not begin
-    at zero, so that five steps make a network that depends on what it is told.
+    """The config of a small network with a short training and tasks of less than a second.
+
+    Tasks neither repeat steps nor use consistency, and draw one batch. The last layers do not start
+    at zero, so that a network depends on its labels after five steps.
     """
     config = load_config(
         module,
@@ -95,8 +96,9 @@ def written(folder, images):
 
 
 def run(place, tmp_path, task, name='plain', config=None, **settings):
-    """The arrays and the gallery, (height, width, 3), of a task; what it cannot do without is
-    added.
+    """Run a task and return its arrays and its gallery (height, width, 3).
+
+    Required arguments are added.
     """
     folder = control.control(
         config or CONFIGS[name](place),
@@ -114,8 +116,9 @@ def run(place, tmp_path, task, name='plain', config=None, **settings):
 
 
 def tiles(gallery, rows, columns):
-    """The pictures (rows, columns, 8, 8, 3) in a gallery, whose pixels are squares of 8, and which
-    has margins of 2.
+    """Return the pictures (rows, columns, 8, 8, 3) in a gallery.
+
+    Each pixel is a square of 8 pixels, and margins are 2 pixels wide.
     """
     assert gallery.shape == (66 * rows + 2, 66 * columns + 2, 3)
     parts = (
@@ -136,7 +139,7 @@ def blocks(images, factor):
 
 
 def refused(config, workdir, task, **settings):
-    """What a task says to arguments that it refuses: one sentence, and nothing is written."""
+    """Return the error of a task: one sentence, and nothing is written."""
     with pytest.raises((UserError, NotImplementedError)) as caught:
         control.control(
             config,

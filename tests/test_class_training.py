@@ -98,9 +98,7 @@ def test_interrupted_training_with_classes_ends_where_an_uninterrupted_one_does(
 
 
 def test_a_classifier_loads_by_its_folder_and_its_file(place):
-    """With its averaged weights, for the config of a network with the same SDE and data; it needs
-    no config of its own.
-    """
+    """It has its EMA weights, and fits a network with the same SDE and data."""
     file = place / 'classifier' / 'checkpoints' / 'checkpoint_1.pth'
     content = checkpoints.load(file)
     x, labels = torch.randn(3, 1, SIZE, SIZE), torch.tensor([1.0, 300.0, 999.0])
@@ -122,9 +120,7 @@ def test_a_classifier_loads_by_its_folder_and_its_file(place):
 
 
 def test_a_classifier_learns_digits(place, tmp_path, caplog):
-    """150 steps at their learning rate: most of what is nearly clean, a tenth by chance of what is
-    noise; on all test images.
-    """
+    """After 150 steps it recognises most clean digits, and noise no better than chance."""
     config = CONFIGS['classifier'](place)
     config.training.update(n_iters=151, snapshot_freq=75, batch_size=64, eval_freq=75, log_freq=75)
     config.model.ema_rate = 0.9
@@ -151,9 +147,7 @@ def test_a_classifier_learns_digits(place, tmp_path, caplog):
 
 
 def test_samples_of_a_network_that_knows_classes_have_labels(place, tmp_path):
-    """Drawn uniformly, with those that they were made for; in an evaluation too, whose losses and
-    likelihoods run.
-    """
+    """Labels are drawn uniformly and stored with the samples, in an evaluation too."""
     config = CONFIGS['classes'](place)
     folder = sample(config, place / 'classes', num_samples=12, output=str(tmp_path / 'out'))
     found = dict(np.load(folder / 'samples.npz'))

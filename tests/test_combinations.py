@@ -14,8 +14,10 @@ from sde_lib import VPSDE
 
 
 def refused(sde, predictor, corrector, probability_flow):
-    """Combinations without a definition: no step at all; ancestral sampling along an ODE, or
-    without a Markov chain.
+    """Whether a combination is undefined.
+
+    Either it has no step at all, or it is ancestral sampling along an ODE or without a Markov
+    chain.
     """
     return (predictor == corrector == 'none') or (
         predictor == 'ancestral_sampling' and (sde == 'subvp' or probability_flow)
@@ -29,8 +31,10 @@ COMBINATIONS = list(itertools.product(SDES, PREDICTORS.names(), CORRECTORS.names
     'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if not refused(*c)]
 )
 def test_every_combination_runs(name, predictor, corrector, probability_flow):
-    """30 steps, as the chain of VP has more than 20: finite, with the known values as they are; by
-    a classifier too. Steps along the ODE are taken with the gradient of consistency.
+    """Results are finite and keep known values, also with a classifier.
+
+    There are 30 steps because the chain of VP needs more than 20. Along the ODE the gradient of
+    consistency is added.
     """
     sde, data, target = SDES[name](30), torch.randn(3, 4), planar_mixture()
     x = inpainted(

@@ -1,8 +1,4 @@
-"""`--mode control`: on exact networks, what its pictures must be; on small trained ones, that all
-runs; and what it says to bad input.
-
-Also the training that it rests on: of networks that know classes, and of classifiers.
-"""
+"""`--mode control` on small trained networks: every task, its input, its results."""
 
 import shutil
 
@@ -37,9 +33,7 @@ from score_model import ScoreModel
 
 @pytest.mark.parametrize('task', TASKS)
 def test_every_task(place, tmp_path, task):
-    """From the images of the data set: arrays of the right keys, shapes and types, and a gallery of
-    them.
-    """
+    """Arrays have the right keys, shapes and types, and the gallery shows them."""
     name = {'classes': 'classes', 'colorize': 'colour'}.get(task, 'plain')
     channels = 3 if name == 'colour' else 1
     config = CONFIGS[name](place)
@@ -128,9 +122,7 @@ def test_reconstruction_errors_are_in_8_bit_grey_levels(place, tmp_path):
 
 
 def test_the_seed_decides(place, tmp_path):
-    """All of the results, whatever was drawn before; another one, of the same pictures, gives
-    others.
-    """
+    """A seed gives the same results, whatever was drawn before; another seed gives others."""
     folder = written(tmp_path / 'pictures', pictures(3)[..., 0])
     for name, task, key, settings in (
         ('plain', 'inpaint', 'samples', dict(input=folder)),
@@ -159,9 +151,7 @@ MASKS = (*measurements.MASKS, 'half', 'most')
     ],
 )
 def test_known_pixels_come_back_as_they_were(place, tmp_path, mask, source):
-    """Bit for bit, though pictures have 256 levels and the network's data 17. What is missing is
-    new.
-    """
+    """Known pixels do not change, although the network's data have only 17 grey levels."""
     drawn = np.zeros((SIZE, SIZE), bool)
     drawn[1:3, 2:7] = True
     expected = measurements.named_mask(mask, SIZE, SIZE).bool().numpy() if mask in MASKS else drawn
@@ -197,9 +187,7 @@ def test_known_pixels_come_back_as_they_were(place, tmp_path, mask, source):
     ],
 )
 def test_labels_guide_what_is_filled_in(place, tmp_path, guide, labels, expected):
-    """One for all pictures, or one each; by a classifier, from its folder or its file, or by a
-    network that knows classes.
-    """
+    """One label for all pictures or one for each, for a network or a classifier."""
     name = 'classes' if guide in ('network', 'both') else 'plain'
     classifier = {
         'classifier': place / 'classifier',
@@ -218,9 +206,7 @@ def test_labels_guide_what_is_filled_in(place, tmp_path, guide, labels, expected
 
 @pytest.mark.parametrize('guide', ['network', 'classifier'])
 def test_the_weight_of_the_guidance(place, tmp_path, guide):
-    """Weight 0 makes the label nothing: the samples of other labels are the same, and those of a
-    weight are not.
-    """
+    """With weight 0 the samples do not depend on the labels; with weight 5 they do."""
     name, classifier = ('classes', '') if guide == 'network' else ('plain', place / 'classifier')
 
     def samples(labels, weight):
@@ -235,9 +221,7 @@ def test_the_weight_of_the_guidance(place, tmp_path, guide):
 
 
 def test_pictures_from_a_file_a_folder_and_a_zip_file(place, tmp_path):
-    """Sorted by their names, those in sub-folders too; the middle square of each, in the size of
-    the network.
-    """
+    """Pictures are sorted by name, also those in sub-folders, and cropped to the central square."""
     images = pictures(3)
     folder = written(tmp_path / 'some', images[:2])
     written(folder / 'deeper', [images[2]])  # some/deeper/0.png, behind 0.png and 1.png
@@ -283,8 +267,10 @@ def test_a_picture_too_few_is_left_out(place, tmp_path):
 
 
 def test_small_pictures_as_measurements(place, tmp_path):
-    """Four by four pixels of 256 levels for a network of 17, as 8 by 8 ones whose blocks are
-    truncated from them: two levels of 17 at most, where no value was clipped.
+    """Pictures of 4x4 pixels as the means of blocks of results of 8x8 pixels.
+
+    The network has 17 grey levels, and results are truncated to them: where no value was clipped,
+    the means differ by at most two of 17 levels.
     """
     small = pictures(3, (4, 4), low=100, high=150)
     config = CONFIGS['plain'](place)

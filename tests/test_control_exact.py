@@ -24,8 +24,9 @@ SHAPE, D = (3, SIZE, SIZE), 3 * SIZE * SIZE
 
 
 def independent(mean=0.0, scale=1.0):
-    """A Gaussian whose values are independent of each other, where white is at `mean` + `scale`
-    when 0 means middle grey.
+    """A Gaussian with independent values.
+
+    If 0 means middle grey, white is at `mean` + `scale`.
     """
     return GaussianMixture(
         [1.0], torch.full((1, D), mean), (scale * SPREAD) ** 2 * torch.eye(D)[None], SHAPE
@@ -33,8 +34,9 @@ def independent(mean=0.0, scale=1.0):
 
 
 def mirrored(noise):
-    """A Gaussian of images whose right half is the mirror image of the left one, but for a share of
-    noise in the variance.
+    """A Gaussian of images whose right half mirrors the left half.
+
+    `noise` is the fraction of the variance in which the halves differ.
     """
     unit, flip = torch.eye(D, dtype=torch.float64), torch.arange(D).reshape(SHAPE).flip(2).flatten()
     return GaussianMixture(
@@ -62,9 +64,7 @@ def exact_config(place, steps=60, sde='vpsde', **settings):
 
 @pytest.fixture
 def exact(monkeypatch):
-    """exact(config, target, network) puts the exact network of a target in the place of the one in
-    a checkpoint.
-    """
+    """`exact(config, target, network)` replaces the network of the checkpoint by an exact one."""
 
     def use(config, target, network=ExactNetwork):
         sde, target.component = sde_lib.get_sde(config), functools.cache(target.component)
@@ -82,11 +82,11 @@ def exact(monkeypatch):
 def test_results_agree_with_the_measurement_to_a_grey_level(
     place, tmp_path, exact, task, dequantized, sde
 ):
-    """Samples have the measurement of their picture, to the rounding of floats, until they become 8
-    bits by truncation: that takes a fraction of a level from each pixel, and so from each mean.
-    With dequantisation the picture got a fraction before, which the means of the picture lack: a
-    level at most, the other way. A blur measures what it nearly extinguishes too: 3 % of the
-    deviations, of up to 40 levels, in addition.
+    """Samples agree with the measurement of their picture, up to the truncation to 8 bits.
+
+    Truncation takes up to one level from each pixel, and so from each mean. Dequantization adds up
+    to one level to the picture, which the means of the picture lack. A blur also measures
+    components that it almost removes: these add 3 % of the deviations, which are up to 40 levels.
     """
     config = exact_config(place, sde=sde)
     exact(config, independent() if sde == 'vpsde' else independent(0.5, 0.5))
@@ -113,9 +113,7 @@ def test_results_agree_with_the_measurement_to_a_grey_level(
 
 @pytest.mark.parametrize('task', ['upscale2', 'upscale4', 'deblur'])
 def test_a_measured_picture_is_what_the_results_agree_with(place, tmp_path, exact, task):
-    """Small, or blurred, pictures as they are, of their own size: the gallery begins with them, as
-    squares.
-    """
+    """Small or blurred pictures are used as they are; the gallery shows them as squares."""
     config = exact_config(place)
     exact(config, independent())
     factor = {'upscale2': 2, 'upscale4': 4, 'deblur': 1}[task]
@@ -140,10 +138,10 @@ def test_a_measured_picture_is_what_the_results_agree_with(place, tmp_path, exac
 
 
 def test_what_is_missing_is_filled_in_by_what_is_known(place, tmp_path, exact):
-    """Of pictures whose right half mirrors the left: the half that --mask names comes back as the
-    mirror image of the other, but for the noise of the target. With variances 1 + e and covariances
-    1 a pixel given its mirror image has the variance 1 + e - 1 / (1 + e); 768 of them tell the
-    deviation to 3 %, and 15 % is allowed.
+    """The missing half is the mirror image of the known half, up to the noise of the target.
+
+    With variances 1 + e and covariances 1, a pixel given its mirror image has the variance
+    1 + e - 1 / (1 + e). From 768 pixels its standard deviation is known to 3 %; 15 % is allowed.
     """
     noise, config = 0.03, exact_config(place, steps=200, resample=2)
     exact(config, mirrored(noise))
@@ -174,9 +172,7 @@ def test_what_is_missing_is_filled_in_by_what_is_known(place, tmp_path, exact):
     ],
 )
 def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, task, method):
-    """Of images that are dark, middling or bright: every sample is nearest to its class, in the
-    order of the labels.
-    """
+    """Every sample is nearest to its class: dark, middle or bright, in the order of the labels."""
     config, levels = exact_config(place), [-0.5, 0.0, 0.5]
     config.model.num_classes, config.sampling.method = 3 * (how == 'network'), method
     sde = exact(
@@ -205,9 +201,7 @@ def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, t
 
 @pytest.mark.parametrize('name', ['vpsde', 'subvpsde', 'vesde'])
 def test_codes_decode_to_their_pictures(place, tmp_path, exact, name):
-    """The codes are those of the closed form; what they decode to is the picture, to the truncation
-    of 8 bits.
-    """
+    """Codes are those of the closed form and decode to the pictures, truncated to 8 bits."""
     config = exact_config(place, sde=name)
     scale, mean = (0.5, 0.5) if name == 'vesde' else (1.0, 0.1)
     sde = exact(config, independent(mean, scale))
@@ -237,9 +231,10 @@ def test_codes_decode_to_their_pictures(place, tmp_path, exact, name):
 
 
 def test_between_around_and_mixed(place, tmp_path, exact):
-    """Where pixels are independent, the flow is one of each pixel: halves of codes are halves of
-    pictures, and half the temperature half the distance from the mean. All to a level or two: two
-    roundings to 8 bits.
+    """Where pixels are independent, the flow acts on each pixel separately.
+
+    Halves of codes decode to halves of pictures, and half the temperature halves the distance from
+    the mean. The tolerance is one or two levels, for two roundings to 8 bits.
     """
     config = exact_config(place, temperatures=(0.5, 1.0, 0.0))
     config.control.steps = 5

@@ -1,4 +1,4 @@
-"""What `--mode control` says to bad input."""
+"""Errors of `--mode control`: one sentence that names the fault, and no results."""
 
 import zipfile
 
@@ -14,9 +14,7 @@ import score_model
 
 @pytest.fixture(scope='module')
 def files(place):
-    """Pictures and checkpoints that something is wrong with, by name; classifiers in it have taken
-    no step.
-    """
+    """Pictures and checkpoints with faults. Classifiers among them are untrained."""
     folder = place / 'files'
     written(folder / 'one', pictures(1))
     written(folder / 'four', pictures(4))

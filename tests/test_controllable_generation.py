@@ -1,6 +1,4 @@
-"""Samples given a measurement or a class, where the answer is exact: Gaussians given linear parts
-of them, components of mixtures.
-"""
+"""Inpainting: which pixels are kept, and when the sampler visits which time."""
 
 import math
 
@@ -29,8 +27,9 @@ from sde_lib import VPSDE
 
 @pytest.mark.parametrize('name', ALL_SDES)
 def test_without_denoising_what_is_known_has_the_noise_of_the_end(name):
-    """Draws of p_eps given the data: five standard errors of 4000 values' mean and variance, eps
-    large enough to see (0.1 T).
+    """Without denoising, known values are draws of p_eps given the data.
+
+    The tolerance is five standard errors of 4000 values. eps = 0.1 T makes the noise visible.
     """
     sde = ALL_SDES[name](25)
     data = torch.tensor([1.0, -2.0, 3.0, 0.5]).expand(2000, 4)
@@ -138,9 +137,7 @@ def test_samples_have_the_dtype_of_the_network(of_network, of_data):
 
 
 class Recorder:
-    """Predictor and corrector classes that note what state they are given at which time, and then
-    leave nothing of it.
-    """
+    """Predictor and corrector classes that record their input, and then replace the state."""
 
     def __init__(self):
         self.seen = []
@@ -160,12 +157,13 @@ class Recorder:
 @pytest.mark.parametrize('resample, jump', [(1, 1), (2, 1), (2, 8)])
 @pytest.mark.parametrize('name', ALL_SDES)
 def test_the_state_agrees_with_the_known_at_its_own_time(name, resample, jump):
-    """Whatever predictor and corrector do to it, what they are given at time t is, in its known
-    part, a draw of p_t given the data, from the start; so is a state that is carried back to be
-    resampled. Five standard errors of 2000 draws at each of 25 times. The data are so far out that
-    their mean at T is a std from the prior's; and p_t at the next time is, but for three of the
-    user's SDE, another by as much as that sees: its mean by 0.11 std or its variance by 16 %,
-    mostly by far more.
+    """At every time t the known part of the state is a draw of p_t given the data.
+
+    This holds from the start, whatever predictor and corrector do to the state, and after each jump
+    back. The tolerance is five standard errors of 2000 draws at each of 25 times. The data are so
+    large that their mean at T is one std away from the mean of the prior. Except for three times of
+    the user's SDE, p_t and p_t' at neighbouring times differ enough to be told apart: by 0.11 std
+    in the mean or by 16 % in the variance, mostly by far more.
     """
     n, sde, recorder = 2000, ALL_SDES[name](25), Recorder()
     m, std = level(sde, torch.tensor([float(sde.T)]))

@@ -1,6 +1,4 @@
-"""What a user can add by name: the example file as real commands, its SDE against exact answers,
-the blocks of docs/extending.md.
-"""
+"""The example file: its SDE against exact answers, its commands, and keys of its own."""
 
 import math
 import subprocess
@@ -31,8 +29,9 @@ EXAMPLE = ROOT / 'examples' / 'own_process.py'
 
 @pytest.mark.parametrize('s', [0.008, 0.05])
 def test_the_marginal_solves_the_moment_equations(example, s):
-    """dm/dt = -beta/2 m and dv/dt = beta (1 - v) with the beta of the drift and the g^2 of the
-    diffusion, integrated numerically.
+    """dm/dt = -beta/2 m and dv/dt = beta (1 - v), integrated numerically.
+
+    beta is that of the drift, and agrees with the diffusion.
     """
     sde = sde_lib.SDES.get('cosinevp')(cosine_s=s)
 
@@ -54,8 +53,9 @@ def test_the_marginal_solves_the_moment_equations(example, s):
 
 
 def test_the_schedule_is_that_of_the_paper(example):
-    """Nichol & Dhariwal 2021, Eq. 17, with s = 0.008; in float32 the standard deviation is accurate
-    down to the smallest times.
+    """Nichol & Dhariwal 2021, Eq. 17, with s = 0.008.
+
+    In float32 the standard deviation is accurate down to the smallest times.
     """
     sde, t = sde_lib.get_sde(example), np.array([1e-5, 1e-3, 0.3, 0.99])
     f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
@@ -79,8 +79,10 @@ def exact_model(sde):
     ids=lambda settings: '-'.join(settings.values()),
 )
 def test_sampling_with_the_exact_score_reaches_the_data(example, settings):
-    """Of 8000 values: their mean is known to 0.006, their standard deviation to 0.004; steps of T/N
-    add errors of order 1/N.
+    """Mean and standard deviation of the samples are those of the data.
+
+    Of 8000 values the mean is known to 0.006, the standard deviation to 0.004; steps of T/N add
+    errors of order 1/N.
     """
     samples, nfe = exact_model(sde_lib.get_sde(example)).draw(
         500, method='pc', steps=400, **settings
@@ -92,9 +94,7 @@ def test_sampling_with_the_exact_score_reaches_the_data(example, settings):
 
 @pytest.mark.parametrize('method', ['heun', 'dpmpp_2m', 'unipc'])
 def test_solvers_follow_the_flow_of_the_cosine_sde(example, method):
-    """Of Gaussian data the flow keeps every value at its distance from the mean in units of the
-    standard deviation.
-    """
+    """For Gaussian data the flow keeps the distance from the mean in standard deviations."""
     sde, z = sde_lib.get_sde(example), torch.randn(100, 1, 4, 4)
     samples, _ = sampling.sample(
         exact_model(sde),
@@ -255,9 +255,7 @@ def test_the_keys_that_define_a_model_follow_from_its_sde(example):
 
 
 def test_own_keys_of_an_sde_are_accepted_by_name(example, tmp_path):
-    """Beside a network of this library its keys are those of the constructor, whose first letters
-    alone are not enough.
-    """
+    """The constructor's arguments are keys of the config, also with a network of the library."""
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.training.sde = 'cosinevp'
     config.model.cosine_s = 0.02
@@ -308,9 +306,7 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
 
 
 def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
-    """An unknown name that the work directory does not have is a slip: it gets the known names
-    instead.
-    """
+    """An unknown name that the work directory does not have gets the known names instead."""
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.sampling.predictor = 'mine'
     config.sampling.my_step = 3  # a key of that predictor

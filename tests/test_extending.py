@@ -102,9 +102,7 @@ def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
 
 
 def test_a_measurement_is_a_task(unregistered, example, tmp_path):
-    """Here of five weighted sums of the pixels, which are no picture: what is known is shown as A^+
-    y.
-    """
+    """Five weighted sums of the pixels are no picture, so A^+ y is shown as known."""
     weights = torch.linalg.qr(torch.randn(64, 5))[0].T
 
     @register_measurement(name='sums')

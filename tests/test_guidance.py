@@ -20,10 +20,11 @@ LABELS = torch.arange(CLASSES * EACH) % CLASSES
 
 
 def assert_classes(x, target):
-    """Mean and covariance of each class's 1500 samples: four standard errors, of a mean std /
-    sqrt(n), of a covariance sqrt(2/n) of the variance at most; and 2 % of a std and 6 % of a
-    variance for steps of 1/200 and a corrector of snr^2 = 2 %, twice that where a blob is narrow.
-    The blobs are four std apart, and their covariances differ by 40 % and more.
+    """Check mean and covariance of the 1500 samples of each class.
+
+    Tolerances are four standard errors (std / sqrt(n) for a mean, at most sqrt(2/n) of the variance
+    for a covariance), and 2 % of a std and 6 % of a variance for steps of 1/200 and a corrector
+    with snr^2 = 2 %. The classes are four std apart, and their covariances differ by at least 40 %.
     """
     assert torch.isfinite(x).all()
     for k in range(CLASSES):
@@ -103,10 +104,11 @@ def test_a_network_that_knows_classes_leads_to_them(name, target):
 
 @pytest.mark.parametrize('name', SDES)
 def test_a_classifiers_gradient_is_the_difference_of_scores(name, target):
-    """grad log p(k | x) = grad log p(x | k) - grad log p(x), at times of all sizes, for each
-    image's own class, times the weight. In float64; 1e-5 of an image's scores leaves room for the
-    level, which is found again from a label. The images are of other classes than the labels: where
-    they are of the same one, the difference may be none.
+    """grad log p(k | x) = grad log p(x | k) - grad log p(x), times the weight.
+
+    Computed in float64 at small and large times. The tolerance of 1e-5 leaves room for the noise
+    level, which the oracle recovers from the label. Images and labels are of different classes,
+    because for the same class the difference of the scores may be zero.
     """
     sde, labels = SDES[name](1000), torch.tensor([1, 2, 0, 2, 0, 1])
     t = torch.tensor([0.01, 0.1, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
@@ -127,8 +129,9 @@ def test_a_classifiers_gradient_is_the_difference_of_scores(name, target):
 
 
 def test_a_classifier_is_left_as_it_was(target):
-    """Evaluated in evaluation mode, without gradients in its parameters or in x; its logits need
-    not be normalized.
+    """It runs in evaluation mode, and neither its parameters nor x get gradients.
+
+    Its logits need not be normalized.
     """
 
     class Classifier(nn.Linear):
@@ -192,9 +195,10 @@ def test_weightless_classes_have_no_influence(name, target):
 
 @pytest.mark.parametrize('name', SDES)
 def test_guidance_of_either_kind_is_the_way_of_the_class(name, target):
-    """With one seed, a classifier's guidance and that of a network that knows classes come to the
-    points to which the scores of the classes lead, unconditionally and inpainting, but for float32:
-    1e-3 after 25 steps, each of which rounds a score as large as 1 / std at 1e-7 of it.
+    """Both kinds of guidance give the samples of the exact class scores, also when inpainting.
+
+    The tolerance is that of float32: 1e-3 after 25 steps, each of which rounds a score of up to
+    1 / std with a relative error of 1e-7.
     """
     sde, labels, data = SDES[name](25), torch.tensor([0, 1, 2, 0]), torch.randn(4, 2)
 

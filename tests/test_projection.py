@@ -13,10 +13,12 @@ from oracles import ExactNetwork, level
 
 
 class Known:
-    """What a correlated Gaussian is of which P x_0 is known, for x_0 = mu +- offset (a plus in the
-    first half of a batch of n, a minus in the second): of mean mu + gain (x_0 - mu), where gain = C
-    P (P C P)^+ P, and a covariance that no x_0 changes. The offset is the shortest that moves the
-    mean by a conditional standard deviation, in the metric of the conditional covariance.
+    """A correlated Gaussian of which P x_0 is known, for x_0 = mu +- offset.
+
+    The sign is plus in the first half of a batch of n and minus in the second. Given P x_0, the
+    mean is mu + gain (x_0 - mu) with gain = C P (P C P)^+ P, and the covariance does not depend on
+    x_0. The offset is the shortest that moves the mean by one conditional standard deviation, in
+    the metric of the conditional covariance.
     """
 
     def __init__(self, shape, measurement, n):
@@ -43,8 +45,9 @@ class Known:
         self.data = (mean + self.signs * directions[0] / moved[0]).reshape(n, *shape).float()
 
     def errors(self, x):
-        """What is left open of x, as the number of conditional standard deviations off: how far the
-        mean is, and the covariance (from one), each at its worst. The signs turn an answer to the
+        """Return the largest errors of mean and covariance of the unknown part of x.
+
+        Both are in units of the conditional standard deviation. The signs turn an answer to the
         wrong half into an error of the mean.
         """
         mean = self.target.mean
@@ -55,9 +58,10 @@ class Known:
 
 @pytest.mark.parametrize('name', SDES)
 def test_inpainting_has_the_conditional_distribution(name):
-    """0.05 std are three standard errors of 4000 samples; 0.1 of a variance are four, sqrt(2/4000)
-    each, and 1 % for steps and corrector, whose errors oppose each other. What is known does not
-    change in a single bit.
+    """Inpainted values have the exact conditional mean and covariance; known values do not change.
+
+    0.05 std are three standard errors of 4000 samples. 0.1 of a variance are four, sqrt(2/4000)
+    each, and 1 % for the opposing errors of steps and corrector.
     """
     sde, known = SDES[name](200), Known((4,), Mask(HALF), 4000)
     torch.manual_seed(SEED)
@@ -69,9 +73,10 @@ def test_inpainting_has_the_conditional_distribution(name):
 
 @pytest.mark.parametrize('name', SDES)
 def test_without_resampling_what_is_known_is_heard_too_late(name):
-    """The reason for `resample`: a single sweep without a corrector leaves the mean half-way
-    between the unconditional and the conditional one, which are one std apart; five visits to each
-    step bring it nearer, by more than a third.
+    """Resampling reduces the error of the conditional mean by more than a third.
+
+    A single sweep without a corrector leaves the mean half-way between the unconditional and the
+    conditional mean, which are one std apart.
     """
     sde, known, means = SDES[name](100), Known((4,), Mask(HALF), 2000), {}
     for resample in (1, 5):
@@ -85,9 +90,7 @@ def test_without_resampling_what_is_known_is_heard_too_late(name):
 
 @pytest.mark.parametrize('name', SDES)
 def test_consistency_is_the_other_remedy(name):
-    """Of a single sweep's error the gradient with weight 1 leaves less than 0.6; and costs no
-    evaluation more.
-    """
+    """Consistency with weight 1 leaves less than 0.6 of the error, without more evaluations."""
     sde, known, means = SDES[name](100), Known((4,), Mask(HALF), 2000), {}
     for consistency in (0.0, 1.0):
         torch.manual_seed(SEED)
@@ -106,9 +109,10 @@ def test_consistency_is_the_other_remedy(name):
 
 @pytest.mark.parametrize('name', SDES)
 def test_the_gradient_of_consistency_is_that_of_its_formula(name):
-    """(1 - P) J^T P (x_0 - x^_0) (m^2 + std^2) / std^2, where x^_0 = mu + J (x - m mu) with J = m C
-    (m^2 C + std^2)^-1 for a Gaussian; none where m < std / 10. In float64; 1e-6 leaves room for the
-    level, which is found again from a label.
+    """For a Gaussian the gradient is (1 - P) J^T P (x_0 - x^_0) (m^2 + std^2) / std^2.
+
+    Here x^_0 = mu + J (x - m mu) with J = m C (m^2 C + std^2)^-1. It is zero where m < std / 10.
+    In float64; 1e-6 leaves room for the noise level, which the oracle recovers from the label.
     """
     sde, measurement, target = SDES[name](1000), Grey(3), correlated((3, 2, 2))
     t = torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 1.0], dtype=torch.float64)
@@ -141,9 +145,11 @@ MEASURED = {
 
 @pytest.mark.parametrize('name, shape, measurement', MEASURED.values(), ids=MEASURED)
 def test_measured_samples_have_the_conditional_distribution(name, shape, measurement):
-    """0.06 std are three standard errors of 3000 samples, 0.15 of a variance four and the 5 % that
-    a corrector of snr^2 = 2.6 % may add. And the measurement of the result is y, to a few float32
-    roundings divided by gains of 0.03 and more.
+    """Samples have the exact conditional distribution, and their measurement is y.
+
+    0.06 std are three standard errors of 3000 samples; 0.15 of a variance are four, and 5 % that a
+    corrector with snr^2 = 2.6 % may add. y is met to a few float32 roundings divided by gains of at
+    least 0.03.
     """
     sde, known = SDES[name](200), Known(shape, measurement, 3000)
     y = measurement(known.data)
@@ -165,8 +171,10 @@ def test_measured_samples_have_the_conditional_distribution(name, shape, measure
 
 
 def test_the_conditional_distributions_are_told_apart():
-    """What the tests above would not let pass: unconditional samples, those given the other half's
-    data, 10 % more spread.
+    """The tests above would notice wrong samples.
+
+    These are unconditional samples, samples given the data of the other half of the batch, and
+    samples with 10 % more spread.
     """
     known = Known((4,), Mask(HALF), 4000)
     z = torch.randn(4000, 2, dtype=torch.float64)

@@ -1,6 +1,4 @@
-"""A trained model as one object: what it computes, where it is loaded from, and that it agrees with
-the command line.
-"""
+"""`ScoreModel`: what it computes, where it is loaded from, agreement with the command line."""
 
 import json
 import shutil
@@ -136,9 +134,7 @@ def test_an_exact_model_in_the_plane(name):
 
 
 def test_scaling_is_undone():
-    """Of pixels of N(0.5, 0.1^2) a network sees 2 x - 1; samples, likelihoods and codes are of the
-    pixels.
-    """
+    """The network sees 2 x - 1; samples, likelihoods and codes are those of the pixels x."""
     sde, target = VPSDE(), gaussian([0.0] * 4, [0.04] * 4, (1, 2, 2))
     model = ScoreModel(ExactNetwork(sde, target), sde, shape=(1, 2, 2), centered=True, levels=256)
     x = model.sample(2000, seed=0)
@@ -366,9 +362,7 @@ def test_a_missing_config_and_another_one(workdir, tmp_path):
 
 
 def test_the_command_line_draws_with_the_same_model(workdir, tmp_path):
-    """`--mode sample` draws what the model draws in its place of the random numbers, by the same
-    sampler.
-    """
+    """`--mode sample` draws what the model draws from the same random state."""
     config = small()
     config.eval.batch_size = 4
     sample(config, workdir, num_samples=4, output=str(tmp_path))

@@ -7,8 +7,9 @@ from published_samplers import ALL_SDES
 
 @pytest.mark.parametrize('name', ALL_SDES)
 def test_the_transition_leads_from_one_marginal_to_the_next(name):
-    """x_0 to s, then s to t, is x_0 to t. What s and t are is each image's own; equal times are
-    next to each other.
+    """The transitions from x_0 to s and from s to t give the marginal at t.
+
+    Each image has its own s and t. Equal and almost equal times are among them.
     """
     sde, x0 = ALL_SDES[name](1000), torch.randn(6, 3, 2, 2, dtype=torch.float64)
     s, t = sde.T * torch.tensor(
@@ -25,8 +26,9 @@ def test_the_transition_leads_from_one_marginal_to_the_next(name):
 
 @pytest.mark.parametrize('name', ALL_SDES)
 def test_the_transition_is_that_of_the_sde(name):
-    """Its moments obey dm/dt = a m and dv/dt = 2 a v + g^2, where the drift is a x: integrated from
-    0.3 T to 0.6 T by the midpoint rule, whose error with 20000 steps is below 1e-8.
+    """The moments obey dm/dt = a m and dv/dt = 2 a v + g^2, where the drift is a x.
+
+    Integrated from 0.3 T to 0.6 T by the midpoint rule, whose error with 20000 steps is below 1e-8.
     """
     sde, n = ALL_SDES[name](1000), 20000
     s, t, one = 0.3 * sde.T, 0.6 * sde.T, torch.ones(1, 1, dtype=torch.float64)
