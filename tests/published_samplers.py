@@ -65,30 +65,13 @@ def made(
 
 
 def measured_sampler(
-    sde,
-    predictor,
-    corrector,
-    inverse_scaler,
-    snr,
-    continuous,
-    eps,
-    probability_flow=False,
-    consistency=0.0,
-    **loop,
+    sde, inverse_scaler, continuous, consistency=0.0, resample=1, jump=1, **options
 ):
     """Return `sample_measured` with the arguments of the functions of the 2021 release.
 
     It is called as `sampler(network, measurement, y) -> (images, nfe)`.
     """
-    options = Options(
-        method='pc',
-        predictor=predictor,
-        corrector=corrector,
-        snr=snr,
-        probability_flow=probability_flow,
-        eps=eps,
-    )
-    loop = Loop(**loop)
+    options, loop = Options(method='pc', **options), Loop(resample=resample, jump=jump)
     sampling.check(Score(None, sde, continuous), options, loop)
     return lambda network, measurement, y: sample_measured(
         Score(network, sde, continuous), measurement, y, options, loop, consistency

@@ -28,7 +28,7 @@ def assert_classes(x, target):
     """
     assert torch.isfinite(x).all()
     for k in range(CLASSES):
-        own, exact = x[LABELS == k].double(), target.component(k)
+        own, exact = x[k == LABELS].double(), target.component(k)
         variance = exact.covariance.diag().max().item()
         assert (own.mean(0) - exact.mean).abs().max() < (4 / math.sqrt(EACH) + 0.02) * math.sqrt(
             variance
