@@ -54,7 +54,7 @@ def draw(path, seed: int = 0):
         model.inpaint(digits, mask='right', seed=seed + k, resample=3, consistency=0.0)
         for k in range(2)
     ]
-    pictures['Right half inpainted twice'] = torch.stack([digits, half, *filled], 1)
+    pictures['Right half filled in, twice'] = torch.stack([digits, half, *filled], 1)
 
     flow = dict(method='heun', steps=12)
     codes = model.encode(model.sample(10, seed=seed + 2), **flow)
