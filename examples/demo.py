@@ -1,6 +1,6 @@
 """Draw samples, inpainted digits and interpolations of the pretrained models in one picture.
 
-python examples/demo.py                  # writes runs/demo.png
+Run `python examples/demo.py`; it writes runs/demo.png.
 """
 
 import argparse
