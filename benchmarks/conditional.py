@@ -23,14 +23,15 @@ import torch
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
-import controllable_generation as control
+import control
 import datasets
 import run_lib
 import sampling
+from checkpoints.loading import load_classifier
 from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
 from control import latents, measurements
 from machine import machine
-from score_model import ScoreModel, load_classifier
+from score_model import ScoreModel
 from timing import parse_args, print_table, shrink
 
 # resample, consistency

@@ -36,8 +36,8 @@ import datasets
 import metrics
 import run_lib
 import sampling
-import score_model
 import sde_lib
+from checkpoints.loading import load_averaged_model
 from machine import machine
 from oracles import ExactNetwork, SubspaceMixture, planar_mixture
 from reports import plots
@@ -171,9 +171,7 @@ class Network:
         workdir = pathlib.Path(args.runs, f'digits_{sde_name}')
         run_lib.train(self.config, workdir)
         logging.disable()
-        self.model = score_model.load_averaged_model(
-            self.config, workdir / 'checkpoints' / 'checkpoint_1.pth'
-        )
+        self.model = load_averaged_model(self.config, workdir / 'checkpoints' / 'checkpoint_1.pth')
         train, self.held_out = (
             datasets.get_split(self.config, split).images / 16 for split in ('train', 'test')
         )

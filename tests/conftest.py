@@ -122,3 +122,52 @@ def reference_config(name: str):
         )
         section[key] = value
     return load_config(module, data, **model)
+
+
+@pytest.fixture(scope='session')
+def place(tmp_path_factory):
+    """A folder with colour pictures and the work directories of the networks of `control_runs`.
+
+    The networks are trained for five steps.
+    """
+    import run_lib
+    from control_runs import CONFIGS, pictures, written
+
+    place = tmp_path_factory.mktemp('runs')
+    written(place / 'pictures', pictures(40))
+    for name, make in CONFIGS.items():
+        train = run_lib.train_classifier if name == 'classifier' else run_lib.train
+        train(make(place), place / name)
+    return place
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    """Undo all registrations of the test when it ends."""
+    import datasets
+    import sampling
+    import sde_lib
+    import solvers
+    from control.measurements import MEASUREMENTS
+    from models.utils import MODELS
+
+    for registry in (
+        sde_lib.SDES,
+        MODELS,
+        sampling.PREDICTORS,
+        sampling.CORRECTORS,
+        solvers.SOLVERS,
+        MEASUREMENTS,
+    ):
+        monkeypatch.setattr(registry, '_classes', dict(registry._classes))
+    monkeypatch.setattr(datasets, 'SOURCES', dict(datasets.SOURCES))
+
+
+@pytest.fixture
+def example(unregistered):
+    """The config of examples/own_process.py, on the CPU, with its classes registered."""
+    from commands import command_line
+
+    config = command_line.load_config(str(ROOT / 'examples' / 'own_process.py'))
+    config.device = 'cpu'
+    return config

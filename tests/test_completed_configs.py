@@ -17,7 +17,7 @@ import checkpoints
 import main
 import run_lib
 import sampling
-import score_model
+from checkpoints.loading import load_averaged_model
 from commands import command_line, control, preflight, sample_metrics
 from commands.data import describe_data
 from commands.sample import sample
@@ -192,7 +192,7 @@ def test_a_needed_key_is_never_assumed_when_a_checkpoint_is_loaded(tmp_path):
     with pytest.raises(
         UserError, match='^the config is missing the key model.nf: see configs/defaults.py$'
     ):
-        score_model.load_averaged_model(without(small(), 'model.nf'), tmp_path / 'checkpoint.pth')
+        load_averaged_model(without(small(), 'model.nf'), tmp_path / 'checkpoint.pth')
     (tmp_path / 'mine.py').write_text(
         'from configs.vp import digits_ddpmpp_continuous\ndef get_config():\n    config = '
         'digits_ddpmpp_continuous.get_config()\n'

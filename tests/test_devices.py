@@ -5,7 +5,7 @@ likelihoods give what they give on the CPU.
 import pytest
 import torch
 
-import controllable_generation as control
+import control
 import likelihood
 import losses
 from commands import preflight

@@ -6,9 +6,8 @@ from torch import nn
 
 import solvers
 from conftest import digits_config
-from control import latents
+from control import classifier_free_guidance, latents, sample_measured
 from control.measurements import Mask
-from controllable_generation import classifier_free_guidance, sample_measured
 from models.score import Score
 from oracles import (
     FEW_STEP_SDES,

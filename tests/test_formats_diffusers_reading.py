@@ -13,11 +13,11 @@ import convert
 import run_lib
 import sde_lib
 from checkpoints import formats
+from checkpoints.loading import load_averaged_model
 from configs import stored
 from conftest import relative_error
 from example_states import outputs
 from runtime.errors import CheckpointError
-from score_model import load_averaged_model
 
 
 def skip_unet(**settings):

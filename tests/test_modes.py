@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-import controllable_generation as control
+import control
 import likelihood
 import losses
 import sampling
