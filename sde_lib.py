@@ -7,7 +7,7 @@
 x_t given x_0 is N(m(t) x_0, std(t)^2 I) (Appendix B). An SDE has what networks, losses and samplers
 need: its marginals and its reversal, the network's time label, the conversion of its output to a
 score, the ancestral step, the step size of Langevin correctors. The base class `SDE`, from which
-your own SDE derives, is in processes/base.py.
+your own SDE derives, is in sdes/base.py.
 
 Shapes: x (B, ...) of any rank, t (B,) in [0, T]; coefficients that do not depend on x have shape
 (B,).
@@ -17,10 +17,10 @@ import math
 
 import torch
 
-from processes.base import SDE, ReverseSDE, expand, table_dtype
-from processes.chains import geometric_sigmas, linear_betas, log_alphabars
 from runtime.errors import UserError
 from runtime.registry import Registry
+from sdes.base import SDE, ReverseSDE, expand, table_dtype
+from sdes.chains import geometric_sigmas, linear_betas, log_alphabars
 
 __all__ = [
     'SDE',
