@@ -14,6 +14,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = pathlib.Path(__file__).parent / 'data'
 sys.path.insert(0, str(ROOT))
+pytest_plugins = ['tiers']
 # sums are then added in one order everywhere, and small tensors are fastest
 torch.set_num_threads(1)
 
