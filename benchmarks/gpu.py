@@ -29,21 +29,20 @@ from gpu_checks import agreement, kernels
 from gpu_networks import networks, samplers
 from gpu_resampling import resampling
 from gpu_training import training
-from sections import Failed, Run
+from sections import Failed, Run, Table
 
 from configs.vp import digits_ddpmpp_continuous
 from machine import machine
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
+PUBLISHED = 'configs/ve/cifar10_ncsnpp_continuous.py'
 SECTIONS = {
     section.__name__: section
     for section in (kernels, agreement, networks, samplers, resampling, training)
 }
 
 
-def main(arguments=None):
+def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,48 +64,71 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     if not args.dry_run and not torch.cuda.is_available():
         parser.error('no CUDA device is available: add --dry-run to try the command on a CPU')
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
     digits = str(pathlib.Path(digits_ddpmpp_continuous.__file__).relative_to(ROOT))
-    config = args.config or (digits if args.dry_run else 'configs/ve/cifar10_ncsnpp_continuous.py')
     run = Run(
-        'cpu' if args.dry_run else 'cuda',
-        args.dry_run,
-        args.seed,
-        pathlib.Path(args.folder).resolve(),
-        args.npz and str(pathlib.Path(args.npz).resolve()),
-        config,
-        time.monotonic() + 60 * args.minutes,
+        device='cpu' if args.dry_run else 'cuda',
+        quick=args.dry_run,
+        seed=args.seed,
+        folder=pathlib.Path(args.folder).resolve(),
+        npz=args.npz and str(pathlib.Path(args.npz).resolve()),
+        config=args.config or (digits if args.dry_run else PUBLISHED),
+        until=time.monotonic() + 60 * args.minutes,
     )
     run.folder.mkdir(parents=True, exist_ok=True)
-    report, failed = (
-        dict(machine=machine(), seed=run.seed, repeats=run.repeats, dry_run=run.quick, sections={}),
-        [],
-    )
-    text = [
-        f'# {"Dry run: figures mean nothing" if run.quick else "On a GPU"}',
-        machine() + f'; seed {run.seed}',
-    ]
+    report = Report(run)
     for name in args.sections.split(','):
         print(f'\n== {name}, {run.left():.0f} s left\n', flush=True)
-        start, error = time.monotonic(), ''
-        try:
-            tables = SECTIONS[name](run)
-        # the time of the GPU is not lost to one fault: it is reported, and the exit status is 1
-        except Exception as problem:
-            tables, error = (
-                problem.args[1] if isinstance(problem, Failed) else [],
-                traceback.format_exc(),
-            )
-            failed.append(name)
-        seconds = time.monotonic() - start
-        text += [f'## {name} ({seconds:.0f} s)', *[table.markdown() for table in tables]]
-        text += [f'**Failed.**\n\n```\n{error}```'] if error else []
-        report['sections'][name] = dict(
+        report.add(name, *section(SECTIONS[name], run))
+        report.write()
+    sys.exit(f'failed: {", ".join(report.failed)}' if report.failed else 0)
+
+
+def section(measure, run: Run) -> tuple[float, list[Table], str]:
+    """Run a section and return its seconds, its tables, and the traceback of its error, if any.
+
+    An error must not cost the rest of the time on the GPU, so it is only reported.
+    """
+    start, error = time.monotonic(), ''
+    try:
+        tables = measure(run)
+    except Exception as problem:
+        tables = problem.args[1] if isinstance(problem, Failed) else []
+        error = traceback.format_exc()
+    return time.monotonic() - start, tables, error
+
+
+class Report:
+    """What all sections found so far, as JSON and as Markdown; `failed`: sections with an error."""
+
+    def __init__(self, run: Run):
+        self.folder = run.folder
+        self.failed = []
+        self.numbers = dict(
+            machine=machine(), seed=run.seed, repeats=run.repeats, dry_run=run.quick, sections={}
+        )
+        title = 'Dry run: figures mean nothing' if run.quick else 'On a GPU'
+        self.text = [f'# {title}', f'{machine()}; seed {run.seed}']
+
+    def add(self, name: str, seconds: float, tables: list[Table], error: str) -> None:
+        """Print a section and add it."""
+        parts = [table.markdown() for table in tables]
+        print('\n\n'.join([*parts, error]), flush=True)
+        self.text += [f'## {name} ({seconds:.0f} s)', *parts]
+        if error:
+            self.failed.append(name)
+            self.text.append(f'**Failed.**\n\n```\n{error}```')
+        self.numbers['sections'][name] = dict(
             seconds=seconds, error=error, tables=[dataclasses.asdict(table) for table in tables]
         )
-        (run.folder / 'gpu.json').write_text(json.dumps(report, indent=1) + '\n')
-        (run.folder / 'gpu.md').write_text('\n\n'.join(text) + '\n')
-        print('\n\n'.join([table.markdown() for table in tables] + [error]), flush=True)
-    sys.exit(f'failed: {", ".join(failed)}' if failed else 0)
+
+    def write(self) -> None:
+        (self.folder / 'gpu.json').write_text(json.dumps(self.numbers, indent=1) + '\n')
+        (self.folder / 'gpu.md').write_text('\n\n'.join(self.text) + '\n')
 
 
 if __name__ == '__main__':

@@ -15,40 +15,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def kernels(run: Run) -> list[Table]:
-    """Compile the CUDA kernels for this GPU (for sm_90 without one) and run every test that needs a
-    GPU.
-    """
+    """Compile the CUDA kernels for this GPU (without one for sm_90) and run all GPU tests."""
     gpu = run.device == 'cuda'
     target = nvrtc.architecture(torch.cuda.get_device_capability()) if gpu else 'sm_90'
-    source, rows = (ROOT / 'op' / 'upfirdn2d.cu').read_text(), []
-    for scalar in ['float'] if run.quick else ['double', 'float', 'half', 'bfloat16']:
-        start = time.perf_counter()
-        _, log = nvrtc.compile(source, target, SCALAR=scalar)
-        found = nvrtc.resources(log)
-        rows.append(
-            dict(
-                scalar=scalar,
-                seconds=time.perf_counter() - start,
-                registers=max(kernel['registers'] for kernel in found.values()),
-                spills=sum(kernel['spills'] for kernel in found.values()),
-            )
-        )
-    command = [
-        sys.executable,
-        '-m',
-        'pytest',
-        '-m',
-        'gpu',
-        '-rs',
-        '-p',
-        'no:cacheprovider',
-        *gpu_tests(),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout[-4000:], done.stderr[-2000:], sep='\n', flush=True)
-    tests = [dict(tests=done.stdout.strip().splitlines()[-1].strip('= '), status=done.returncode)]
-    if done.returncode:
-        run.folder.joinpath('tests.txt').write_text(done.stdout + done.stderr)
     return [
         Table(
             f'Kernels of `op/upfirdn2d.cu`, compiled by NVRTC for {target}',
@@ -58,80 +27,76 @@ def kernels(run: Run) -> list[Table]:
                 'registers, at most': ('registers', '{}'),
                 'bytes spilled': ('spills', '{}'),
             },
-            rows,
+            [
+                compiled(target, scalar)
+                for scalar in (['float'] if run.quick else ['double', 'float', 'half', 'bfloat16'])
+            ],
         ),
         Table(
             'GPU tests (`pytest -m gpu`)',
             {'result': ('tests', '{}'), 'exit status': ('status', '{}')},
-            tests,
+            [tested(run)],
         ),
     ]
 
 
+def compiled(target: str, scalar: str) -> dict:
+    """Compile the kernels of one type and return time, registers and spills."""
+    source = (ROOT / 'op' / 'upfirdn2d.cu').read_text()
+    start = time.perf_counter()
+    _, log = nvrtc.compile(source, target, SCALAR=scalar)
+    found = nvrtc.resources(log).values()
+    return dict(
+        scalar=scalar,
+        seconds=time.perf_counter() - start,
+        registers=max(kernel['registers'] for kernel in found),
+        spills=sum(kernel['spills'] for kernel in found),
+    )
+
+
+def tested(run: Run) -> dict:
+    """Run the GPU tests and return the last line of pytest and its exit status."""
+    flags = ['-m', 'gpu', '-rs', '-p', 'no:cacheprovider']
+    command = [sys.executable, '-m', 'pytest', *flags, *gpu_tests()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout[-4000:], done.stderr[-2000:], sep='\n', flush=True)
+    if done.returncode:
+        (run.folder / 'tests.txt').write_text(done.stdout + done.stderr)
+    return dict(tests=done.stdout.strip().splitlines()[-1].strip('= '), status=done.returncode)
+
+
 def gpu_tests() -> list[str]:
-    """The test files that hold a test marked `gpu`: others may import packages that are not
-    there.
-    """
-    return [
-        str(path)
-        for path in sorted((ROOT / 'tests').glob('test_*.py'))
-        if 'mark.gpu' in path.read_text()
-    ]
+    """The files with tests marked `gpu`; others may import packages that are not installed."""
+    files = sorted((ROOT / 'tests').glob('test_*.py'))
+    return [str(path) for path in files if 'mark.gpu' in path.read_text()]
+
+
+WAYS = {  # device, precision, whether with TF32
+    'CPU, float32': ('cpu', 'float32', False),
+    'GPU, float32': ('cuda', 'float32', False),
+    'GPU, TF32': ('cuda', 'float32', True),
+    'GPU, bfloat16': ('cuda', 'bfloat16', False),
+}
 
 
 def agreement(run: Run) -> list[Table]:
-    """Relative errors of the device and of the CPU in float32 against the CPU in float64;
-    statistics of random samples.
+    """Compare the device and the CPU in float32 with the CPU in float64; compare random samples.
+
+    Raises:
+        Failed: if an error in float32 is above its limit, or if mean or standard deviation of the
+            samples differ by more than four standard errors.
     """
-    exact = quantities('cpu', 'float32', torch.float64, run.seed)
-    ways = {'CPU, float32': ('cpu', 'float32', False)}
-    if run.device == 'cuda':
-        ways |= {
-            'GPU, float32': ('cuda', 'float32', False),
-            'GPU, TF32': ('cuda', 'float32', True),
-            'GPU, bfloat16': ('cuda', 'bfloat16', False),
-        }
-    rows = {name: dict(quantity=name) for name in exact}
-    for way, (device, precision, tf32) in ways.items():
-        with tensor_cores(tf32):
-            for name, value in quantities(device, precision, seed=run.seed).items():
-                rows[name][way] = (
-                    (value - exact[name]).abs().max() / exact[name].abs().max()
-                ).item()
-    limits = dict.fromkeys(exact, 2e-5) | {name: 1e-3 for name in exact if 'dopri5' in name}
-    beyond = [
-        (name, way)
-        for name, row in rows.items()
-        for way in ways
-        if way.endswith('float32') and not row[way] <= limits[name]
-    ]
-    ours, theirs = (
-        gaussian_samples(device, 20 if run.quick else 200, run.seed)
-        for device in (run.device, 'cpu')
-    )
-    n = theirs.numel()
-    gap = {
-        'mean': ((ours.mean() - theirs.mean()) / (theirs.std() * (2 / n) ** 0.5)).item(),
-        'standard deviation': ((ours.std() - theirs.std()) / (theirs.std() / n**0.5)).item(),
-    }
-    samples = [
-        dict(
-            quantity=name,
-            device=getattr(ours, kind)().item(),
-            cpu=getattr(theirs, kind)().item(),
-            z=gap[name],
-        )
-        for name, kind in (('mean', 'mean'), ('standard deviation', 'std'))
-    ]
+    ways = {name: way for name, way in WAYS.items() if way[0] in ('cpu', run.device)}
+    rows, samples = errors(run, ways), statistics(run)
     tables = [
         Table(
             'Largest error over the largest value, against float64 on the CPU (small '
             'NCSN++, VP, batch 2)',
             {'': ('quantity', '{}'), **{way: (way, '{:.1e}') for way in ways}},
-            [*rows.values()],
+            rows,
         ),
         Table(
-            f'Predictor-corrector samples of N(0.3, 0.5^2), n = {n} values',
+            f'Predictor-corrector samples of N(0.3, 0.5^2), n = {samples[0]["n"]} values',
             {
                 '': ('quantity', '{}'),
                 'device': ('device', '{:.4f}'),
@@ -141,6 +106,50 @@ def agreement(run: Run) -> list[Table]:
             samples,
         ),
     ]
+    beyond = [
+        (row['quantity'], way)
+        for row in rows
+        for way in ways
+        if way.endswith('float32') and not row[way] <= limit(row['quantity'])
+    ]
+    gap = {row['quantity']: row['z'] for row in samples}
     if beyond or max(map(abs, gap.values())) > 4:
         raise Failed(f'beyond the limits: {beyond}, {gap}', tables)
     return tables
+
+
+def limit(quantity: str) -> float:
+    """The largest relative error of a quantity in float32; dopri5 has a tolerance of 1e-3."""
+    return 1e-3 if 'dopri5' in quantity else 2e-5
+
+
+def errors(run: Run, ways: dict) -> list[dict]:
+    """A row for each quantity, with its relative error by each way."""
+    exact = quantities('cpu', 'float32', torch.float64, run.seed)
+    rows = {name: dict(quantity=name) for name in exact}
+    for way, (device, precision, tf32) in ways.items():
+        with tensor_cores(tf32):
+            found = quantities(device, precision, seed=run.seed)
+        for name, value in found.items():
+            error = (value - exact[name]).abs().max() / exact[name].abs().max()
+            rows[name][way] = error.item()
+    return [*rows.values()]
+
+
+def statistics(run: Run) -> list[dict]:
+    """Mean and standard deviation of samples on the device and on the CPU, and the difference."""
+    batch = 20 if run.quick else 200
+    ours, theirs = (gaussian_samples(device, batch, run.seed) for device in (run.device, 'cpu'))
+    n = theirs.numel()
+    mean = (ours.mean() - theirs.mean()) / (theirs.std() * (2 / n) ** 0.5)
+    std = (ours.std() - theirs.std()) / (theirs.std() / n**0.5)
+    return [
+        dict(
+            quantity=name,
+            device=getattr(ours, kind)().item(),
+            cpu=getattr(theirs, kind)().item(),
+            z=z.item(),
+            n=n,
+        )
+        for name, kind, z in (('mean', 'mean', mean), ('standard deviation', 'std', std))
+    ]

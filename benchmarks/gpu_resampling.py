@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import pathlib
 
 import torch
 from formulation_2021 import plain_upfirdn2d
@@ -11,9 +10,6 @@ from sections import Run, Table
 from timing import interleaved
 
 from op import upfirdn2d
-
-ROOT = pathlib.Path(__file__).parents[1]
-
 
 TAPS = torch.outer(*2 * [torch.tensor([1.0, 3, 3, 1]) / 8])
 FORMATS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
@@ -28,9 +24,7 @@ def composed_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
 
 
 def replayed(work, run: Run):
-    """`work` as a recorded CUDA graph, whose replay leaves out the time that Python takes; itself
-    on a CPU.
-    """
+    """`work` recorded as a CUDA graph, whose replay costs no time in Python; on a CPU `work`."""
     if run.device != 'cuda':
         return work
     stream = torch.cuda.Stream()
@@ -53,7 +47,7 @@ def milliseconds(ways: dict, run: Run, calls: int) -> dict[str, float]:
 
 
 def resampling_row(run: Run, copied: float, shape, direction: str, layout: str, dtype) -> dict:
-    """`copied`: bytes/s of a large copy."""
+    """Time `upfirdn2d` and its alternatives on one kind of input; `copied`: bytes/s of a copy."""
     setting = dict(up=2, pad=(2, 1)) if direction == 'up' else dict(down=2, pad=(1, 1))
     kernel = (TAPS * (4 if direction == 'up' else 1)).to(run.device)
     x = (
@@ -94,9 +88,7 @@ def resampling_row(run: Run, copied: float, shape, direction: str, layout: str, 
 
 
 def resampling(run: Run) -> list[Table]:
-    """`upfirdn2d` forward, and forward and backward, against copies, grouped convolutions and the
-    2021 formulation.
-    """
+    """Time `upfirdn2d`, with and without gradient, against other ways and against copies."""
     shapes = (
         [(2, 8, 16, 16)]
         if run.quick
