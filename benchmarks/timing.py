@@ -86,15 +86,16 @@ def shrink(config):
     return config
 
 
-def seconds(work, device: str) -> float:
-    """How long `work()` takes, until the device is done."""
+def seconds(work, device: str, calls: int = 1) -> float:
+    """The seconds of a call of `work`, of `calls` in a row, until the device is done."""
     if device.startswith('cuda'):
         torch.cuda.synchronize()
     start = time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     if device.startswith('cuda'):
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
 
 
 def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[str, list[float]]:
