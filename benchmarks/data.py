@@ -181,7 +181,7 @@ def write_record(file, image: np.ndarray):
     )
 
 
-def main():
+def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -218,32 +218,24 @@ def main():
             f'--n must be at least {2 * args.batch}: two batches of {args.batch}, of '
             '512-px images one'
         )
+    return args
+
+
+def main():
+    args = command_line()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            row
-            for ways in (in_memory(args), streamed(pathlib.Path(folder), args))
-            for row in best_of(ways, args.repeats).values()
-        ]
+        kinds = in_memory(args), streamed(pathlib.Path(folder), args)
+        rows = [row for ways in kinds for row in best_of(ways, args.repeats).values()]
     report = dict(
         machine=machine(), seed=args.seed, repeats=args.repeats, quick=args.quick, rows=rows
     )
     print(report['machine'])
     print(f'seed {args.seed}, best of {args.repeats} interleaved repeats; n: images in each\n')
-    print_table(
-        args,
-        [
-            ('source', 'n', 'images/s', 'cores busy'),
-            *(
-                (
-                    row['name'],
-                    str(row['images']),
-                    f'{row["images_per_second"]:.0f}',
-                    f'{row["cores_busy"]:.2f}',
-                )
-                for row in rows
-            ),
-        ],
-    )
+    table = [('source', 'n', 'images/s', 'cores busy')]
+    for row in rows:
+        rate, busy = f'{row["images_per_second"]:.0f}', f'{row["cores_busy"]:.2f}'
+        table.append((row['name'], str(row['images']), rate, busy))
+    print_table(args, table)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
 
