@@ -1,8 +1,7 @@
-"""Agreement with the numbers of the 2021 PyTorch release (NCSN and NCSNv2: of their originals),
-float32 on a CPU, in tests/data.
+"""SDEs, losses, samplers, likelihoods and resampling give the numbers of the 2021 PyTorch release.
 
-The release draws its random numbers in a certain order; with the same seeds the same draws must
-come out here.
+The numbers are in tests/data: float32 on a CPU (for NCSN and NCSNv2, of their original code). The
+release draws its random numbers in a certain order, so the same seeds give the same draws here.
 """
 
 import numpy as np
@@ -37,9 +36,7 @@ def sde_cases(file: str, wanted=lambda key: True):
 
 
 class ExactNetwork(torch.nn.Module):
-    """The network whose score is that of N(0.3, 0.5^2) data under an SDE, as the reference was made
-    with it.
-    """
+    """The network with the score of N(0.3, 0.5^2) data under an SDE, as for the reference."""
 
     def __init__(self, sde):
         super().__init__()

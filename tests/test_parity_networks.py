@@ -56,9 +56,7 @@ def test_network(name):
 
 
 def test_networks_without_a_reference():
-    """Every class of the published releases has a file, but for NCSNv2_128, whose parts and their
-    order are tested in test_networks.py.
-    """
+    """Every published class has a file except NCSNv2_128, whose parts other tests cover."""
     found = {type(reference_network(path.stem)) for path in DATA.glob('net_*.npz')}
     published = {
         cls
@@ -88,9 +86,7 @@ def test_config_values(name):
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if 'keys' in CONFIGS[name]])
 def test_config_network(name):
-    """The published network to the last shape; on the meta device, which gives shapes without
-    numbers.
-    """
+    """The published network to the last shape, on the meta device, without weights."""
     config = importlib.import_module(name).get_config()
     with torch.device('meta'):
         network = mutils.get_model(config.model.name)(config)
@@ -130,9 +126,7 @@ def small_training(**optim):
 
 
 def test_official_checkpoint():
-    """A file that the release wrote, 25 steps into a training: its weights, their average, and the
-    very next step.
-    """
+    """A file that the release wrote after 25 steps: weights, averages, and the next step."""
     _, state, step_fn = small_training()
     reference = parity('official_ve_checkpoint_outputs')
     returned = utils.restore_checkpoint(DATA / 'official_ve_checkpoint.pth', state, 'cpu')
@@ -161,13 +155,8 @@ def test_training():
     reference = parity('train_ve')
     config, state, step_fn = small_training(warmup=2)
     model = state['model']
-    model.load_state_dict(
-        {
-            'module.' + key.removeprefix('sd0/'): torch.tensor(v)
-            for key, v in reference.items()
-            if key.startswith('sd0/')
-        }
-    )
+    initial = subset(reference, 'sd0/')
+    model.load_state_dict({f'module.{key}': torch.tensor(v) for key, v in initial.items()})
     state['ema'] = ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate)
 
     values = []
@@ -176,46 +165,41 @@ def test_training():
         values.append(step_fn(state, torch.tensor(batch)).item())
     assert relative_error(values, reference['losses']) < TOLERANCE
 
-    names = [
-        name.removeprefix('module.') for name, p in model.named_parameters() if p.requires_grad
-    ]
-    tensors = {key.removeprefix('module.'): value for key, value in model.state_dict().items()}
-    for key in tensors.keys() - set(names):
-        assert relative_error(tensors.pop(key), reference[f'sd/{key}']) < TOLERANCE, key
-    trained = {f'sd/{name}': tensors[name] for name in names}
-    averages = {f'ema/{i}': average for i, average in enumerate(state['ema'].shadow_params)}
-    assert len(averages) == len(names) == len([key for key in reference if key.startswith('ema/')])
+    tensors = {name.removeprefix('module.'): value for name, value in model.state_dict().items()}
+    trained = [name for name, p in model.module.named_parameters() if p.requires_grad]
+    expected = subset(reference, 'sd/')
+    for name in tensors.keys() - set(trained):
+        assert relative_error(tensors[name], expected[name]) < TOLERANCE, name
+    averages = subset(reference, 'ema/')
+    assert len(averages) == len(state['ema'].shadow_params) == len(trained)
 
-    # The bias of the keys shifts all attention weights of a query alike, so its gradient is zero
-    # but for rounding. Adam makes steps of the size of the learning rate even from that: there only
-    # the size is determined.
-    loose = {
-        key
-        for i, name in enumerate(names)
-        if name.endswith('NIN_1.b')
-        for key in (f'sd/{name}', f'ema/{i}')
-    }
+    bound = 2 * len(values) * config.optim.lr
+    weights = {name: tensors[name].detach() for name in trained}
+    check_trained(weights, {name: expected[name] for name in trained}, initial, bound)
+    ours = dict(zip(trained, state['ema'].shadow_params))
+    check_trained(ours, {name: averages[str(i)] for i, name in enumerate(trained)}, initial, bound)
+
+
+def subset(arrays: dict, prefix: str) -> dict:
+    """The arrays whose keys have a prefix, by the rest of the key."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def check_trained(ours: dict, expected: dict, initial: dict, bound: float):
+    """Compare trained weights by name, and their changes since the beginning.
+
+    The bias of the keys shifts all attention weights of a query alike, so its gradient is zero but
+    for rounding. Adam makes steps of the size of the learning rate even from that. There only the
+    size of the difference is checked, against `bound`.
+    """
+    loose = {name for name in ours if name.endswith('NIN_1.b')}
     assert loose
-    for values in (trained, averages):
-        ours, expected, start = (
-            np.concatenate(
-                [
-                    np.ravel(source(key, name))
-                    for key, name in zip(values, names)
-                    if key not in loose
-                ]
-            )
-            for source in (
-                lambda key, name, values=values: values[key].detach(),
-                lambda key, name: reference[key],
-                lambda key, name: reference[f'sd0/{name}'],
-            )
-        )
-        assert relative_error(ours, expected) < TOLERANCE
-        # the steps are small: they themselves agree too
-        assert np.linalg.norm(ours - expected) < 1e-3 * np.linalg.norm(expected - start)
-        for key in loose & values.keys():
-            assert (
-                np.abs(values[key].detach().numpy() - reference[key]).max()
-                < 2 * len(reference['x']) * config.optim.lr
-            ), key
+    for name in loose:
+        assert np.abs(ours[name].detach().numpy() - expected[name]).max() < bound, name
+    value, reference, start = (
+        np.concatenate([np.ravel(source[name]) for name in ours if name not in loose])
+        for source in ({k: v.detach() for k, v in ours.items()}, expected, initial)
+    )
+    assert relative_error(value, reference) < TOLERANCE
+    # the steps are small: they themselves agree too
+    assert np.linalg.norm(value - reference) < 1e-3 * np.linalg.norm(reference - start)
