@@ -1,6 +1,4 @@
-"""Several processes do what one does: the same losses, samples and files. Each runs on the CPU,
-with gloo.
-"""
+"""Several processes on the CPU (gloo) give the losses, samples and files of one."""
 
 import os
 import pathlib
@@ -19,6 +17,8 @@ import torch.multiprocessing
 from commands import preflight
 from configs.vp import digits_ddpmpp_continuous
 from runtime.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'configs/vp/digits_ddpmpp_continuous.py'
@@ -42,27 +42,24 @@ EVALUATION = [
 ]
 
 
+def command(processes, workdir, mode, *arguments):
+    """The command line in several processes."""
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+    place = '--config', CONFIG, '--workdir', str(workdir), '--mode', mode
+    return [
+        sys.executable,
+        *(launcher if processes > 1 else ()),
+        'main.py',
+        *place,
+        *SMALL,
+        *arguments,
+    ]
+
+
 def run(processes, workdir, mode, *arguments, fails=False):
-    """The log of the command line in so many processes."""
-    launcher = (
-        ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-        if processes > 1
-        else []
-    )
+    """Run the command line in several processes and return its log."""
     result = subprocess.run(
-        [
-            sys.executable,
-            *launcher,
-            'main.py',
-            '--config',
-            CONFIG,
-            '--workdir',
-            str(workdir),
-            '--mode',
-            mode,
-            *SMALL,
-            *arguments,
-        ],
+        command(processes, workdir, mode, *arguments),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -85,29 +82,16 @@ def trained(tmp_path_factory):
 
 
 def endless(tmp_path, *arguments, wanted='step: 4, training_loss'):
-    """A job of two processes, some steps into a training that would not end by itself."""
+    """Start a job of two processes and wait until its log has `wanted`; it trains forever."""
     log = tmp_path / 'stdout.txt'
+    flags = (
+        '--config.training.n_iters=100000',
+        '--config.training.snapshot_freq_for_preemption=2',
+        '--config.training.snapshot_freq=100000',
+        '--config.timeout_minutes=0.5',
+    )
     job = subprocess.Popen(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            '--nproc_per_node=2',
-            'main.py',
-            '--config',
-            CONFIG,
-            '--workdir',
-            str(tmp_path),
-            '--mode',
-            'train',
-            *SMALL,
-            '--config.training.n_iters=100000',
-            '--config.training.snapshot_freq_for_preemption=2',
-            '--config.training.snapshot_freq=100000',
-            '--config.timeout_minutes=0.5',
-            *arguments,
-        ],
+        command(2, tmp_path, 'train', *flags, *arguments),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -135,11 +119,11 @@ def test_a_signal_to_two_processes_saves_and_stops(tmp_path):
         '--config.training.snapshot_freq=100000',
         f'--config.training.n_iters={int(stopped[1]) + 4}',
     )
-    assert logged(log, 'step')[0] == int(stopped[1]) + 1  # and goes on with the next one
+    assert logged(log, 'step')[0] == int(stopped[1]) + 1
 
 
 def workers_of(tmp_path) -> dict[int, int]:
-    """The numbers of the two processes of a job, by rank."""
+    """The process ids of the two processes of a job, by rank."""
     workers = {}
     for folder in pathlib.Path('/proc').glob('[0-9]*'):
         try:
@@ -150,16 +134,14 @@ def workers_of(tmp_path) -> dict[int, int]:
             )
             if str(tmp_path) in (folder / 'cmdline').read_text() and 'LOCAL_RANK' in settings:
                 workers[int(settings['RANK'])] = int(folder.name)
-        except OSError:  # of somebody else, or gone
+        except OSError:  # not ours, or gone
             continue
     assert workers.keys() == {0, 1}
     return workers
 
 
 def test_a_signal_to_one_of_two_processes_while_a_snapshot_is_sampled(tmp_path):
-    """Both leave within seconds, by the other's word, and with status 143; the samples are drawn on
-    resume.
-    """
+    """Both exit within seconds with status 143, and the samples are drawn on resume."""
     slow = ['--config.training.snapshot_freq=4', '--config.sampling.steps=20000']
     job = endless(tmp_path, *slow, wanted='step: 4, training_loss')
     time.sleep(0.5)
@@ -174,7 +156,7 @@ def test_a_signal_to_one_of_two_processes_while_a_snapshot_is_sampled(tmp_path):
 
 
 def test_a_dead_process_ends_the_job_with_a_message(tmp_path):
-    """Killed in the middle of training: the other one says so, soon, and what was saved stays."""
+    """If one is killed in training, the other reports it soon and the checkpoint stays."""
     job = endless(tmp_path)
     os.kill(workers_of(tmp_path)[1], signal.SIGKILL)
     said = job.communicate(timeout=60)[1]
@@ -227,9 +209,7 @@ def test_training_draws_the_samples_of_one_process(trained):
 
 
 def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
-    """What all draw together goes on; so does each process's own stream where their number stays,
-    bit by bit.
-    """
+    """Common random numbers continue; each process's own continue if their number stays."""
     run(2, tmp_path / 'two', 'train', '--config.training.n_iters=9')
     before = checkpoint(tmp_path / 'two')
     assert len(before['rng']['own']) == 2 and not torch.equal(*before['rng']['own'])
@@ -246,8 +226,9 @@ def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
 
 
 def test_evaluation_gives_the_files_of_one_process(trained, tmp_path):
-    """Losses, likelihoods, whose solver takes other numbers of steps in each process, samples,
-    features, statistics and metrics.
+    """Losses, likelihoods, samples, features, statistics and metrics are the same.
+
+    The solver of the likelihood takes another number of steps in each process.
     """
     workdir = trained[1][0]
     for n in (1, 2):
@@ -268,7 +249,7 @@ def test_evaluation_gives_the_files_of_one_process(trained, tmp_path):
     for name in one:
         a, b = (dict(np.load(path)) for path in (one[name], two[name]))
         assert a.pop('protocol') == b.pop('protocol') and a.keys() == b.keys()
-        a.pop('seconds', None)  # which it took
+        a.pop('seconds', None)
         for key in a:
             np.testing.assert_allclose(
                 b[key], a[key], rtol=1e-6, atol=1e-6, err_msg=f'{name} {key}'

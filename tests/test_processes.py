@@ -59,9 +59,7 @@ def _check_exchange(rank, folder):
 
 
 def _check_interruption(rank):
-    """One process is interrupted in its work, in the second round; the others learn of it at their
-    next look, and all leave.
-    """
+    """One process is interrupted in the second round; the others see it at their next look."""
 
     def work(item):
         if item == 4:
@@ -83,6 +81,7 @@ def _check_interruption(rank):
         interruption.look()
 
 
+@pytest.mark.slow
 def test_exchange(tmp_path):
     in_three_processes(_check_exchange, tmp_path)
 
@@ -93,7 +92,7 @@ def _check_randomness(rank, folder):
     distributed.begin_randomness('cpu', 5)
     generator = distributed.common_generator(torch.device('cpu'))
     first = torch.rand(4, generator=generator)
-    assert torch.equal(first, torch.rand(4, generator=expected))  # as one process would draw
+    assert torch.equal(first, torch.rand(4, generator=expected))  # as in one process
     own = torch.rand(4)
     everyone = distributed.gather(own)
     if rank == 0:
@@ -107,6 +106,7 @@ def _check_randomness(rank, folder):
     )
 
 
+@pytest.mark.slow
 def test_randomness(tmp_path):
     in_three_processes(_check_randomness, tmp_path)
 
@@ -145,7 +145,7 @@ def test_random_numbers_of_another_device_begin_anew(caplog):
 
 @pytest.mark.parametrize('dequantize', [False, True])
 def test_rows_of_a_batch_make_up_the_batch(dequantize):
-    """Each process reads its own images only, flipped and dequantised as in the whole batch."""
+    """Each process reads only its images, flipped and dequantised as in the whole batch."""
     rng, read = np.random.default_rng(0), []
 
     class Counting(datasets.Images):
