@@ -1,6 +1,4 @@
-"""Results of network, loss, samplers and likelihood from the same weights and random numbers, on
-any device and in any precision.
-"""
+"""Results that must agree on any device and in any precision, for gpu.py."""
 
 import contextlib
 
@@ -35,8 +33,9 @@ def small_config(device: str, precision: str = 'float32'):
 def quantities(
     device: str, precision: str, dtype=torch.float32, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """What a small network answers and what is made with it, from the same weights and random
-    numbers everywhere.
+    """Outputs, losses, samples and likelihoods of a small network, by name.
+
+    Weights and random numbers are the same everywhere.
     """
     config = small_config(device, precision)
     with torch.random.fork_rng():

@@ -1,5 +1,4 @@
-"""All benchmarks of speed, one after the other, on whatever device there is: their tables on the
-screen, their rows as JSON in a folder.
+"""Run all benchmarks of speed; print their tables and write their rows as JSON.
 
     python benchmarks/all.py --folder benchmarks/results     # under eight minutes on two cores
 

@@ -82,8 +82,10 @@ def all_configs() -> list[str]:
 
 @torch.no_grad()
 def counted(config):
-    """The network of a config without its numbers; its parameters; the operations of a forward pass
-    of one image, {module name: count}.
+    """Build the network of a config without weights and count a forward pass of one image.
+
+    Returns:
+        The network, its number of parameters, and the operations by module name.
     """
     data = config.data
     with torch.device('meta'):
@@ -169,8 +171,11 @@ def kept(model, loss) -> int:
 
 
 def prepare(name: str, changes, args):
-    """A forward pass and a training step of the network, functions without arguments, and the bytes
-    an image that the latter keeps.
+    """Build a network and the ways to time it.
+
+    Returns:
+        A forward pass and a training step, functions without arguments, and the bytes that the
+        step keeps for an image.
     """
     torch.manual_seed(args.seed)
     config = load(name, changes, args.device)

@@ -82,8 +82,9 @@ TABLES = {'options': options_table, 'levels': levels_table, 'configs': configs_t
 
 
 def with_tables(text: str, report: dict) -> str:
-    """A text with each table of the report between its two marks, `<!-- table: options -->` and
-    `<!-- end -->`.
+    """Put each table of the report between its marks in a text.
+
+    The marks are `<!-- table: options -->` and `<!-- end -->`.
     """
     for name, table in TABLES.items():
         mark = f'<!-- table: {name} -->'

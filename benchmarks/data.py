@@ -1,5 +1,4 @@
-"""How fast batches reach torch: images in memory, pictures that are decoded as they are used, and
-records of raw bytes.
+"""How fast batches reach torch: images in memory, decoded pictures, and records of raw bytes.
 
     python benchmarks/data.py  # about a minute on two cores, in a temporary folder
     python benchmarks/data.py --tfds_dir ~/tensorflow_datasets --json data.json
@@ -35,9 +34,7 @@ def clocked(work) -> tuple[float, float]:
 
 
 def best_of(ways: dict, repeats: int) -> dict:
-    """The row of each way, a function that serves and returns a number of images: that of the
-    fastest of its `repeats` runs.
-    """
+    """Time ways, functions that serve images and return their number; keep the fastest runs."""
     for way in ways.values():
         way()  # warm: files in the page cache, threads started
     rows = {}
@@ -57,9 +54,7 @@ def best_of(ways: dict, repeats: int) -> dict:
 
 
 def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
-    """Serves batches as training does, as contiguous tensors (B, C, H, W) on the CPU; returns the
-    number of images.
-    """
+    """Serve batches as in training, tensors (B, C, H, W); return the number of images."""
     import torch
 
     batches = datasets.Batches(
@@ -72,9 +67,7 @@ def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
 
 
 def in_memory(args) -> dict:
-    """Batches of 128 of images of the shape of CIFAR-10: its own with --tfds_dir, else random
-    ones.
-    """
+    """Batches of 128 images of the shape of CIFAR-10: its own with --tfds_dir, else random ones."""
     if args.tfds_dir:
         config = cifar10.get_config()
         config.data.tfds_dir = args.tfds_dir
@@ -94,8 +87,9 @@ def in_memory(args) -> dict:
 
 
 def crops(n: int, size: int, seed: int):
-    """n random crops of two photographs, china.jpg and flower.jpg of scikit-learn; above 427
-    pixels, their height, enlarged.
+    """Yield n random crops of the two photographs of scikit-learn.
+
+    Above 427 pixels, their height, they are enlarged.
     """
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -127,8 +121,7 @@ def with_one_thread(source):
 
 
 def streamed(folder: pathlib.Path, args) -> dict:
-    """256-pixel images that are read anew for each batch of 32: JPEGs of 256 and 512 pixels, and
-    raw bytes as in the files of FFHQ.
+    """256-pixel images that are read again for each batch: JPEGs of two sizes, and raw bytes.
 
     Each by all threads and by one, and the hashes to compare with.
     """

@@ -44,9 +44,7 @@ from runtime.errors import CheckpointError
 
 
 def config_of(seed: int, args, folder):
-    """The training and evaluation of a tiny network with another seed; their statistics go into
-    `folder`.
-    """
+    """The config of a tiny training and evaluation, with statistics in `folder`."""
     config = digits_ddpmpp_continuous.get_config()
     config.seed, config.device = seed, 'cpu'
     config.model.update(nf=8, num_scales=25, ema_rate=0.9)
@@ -90,8 +88,10 @@ def in_child(work, *at_first) -> int:
 
 
 def killed(work, longest: float, rng) -> bool:
-    """Starts `work` and kills it, with all processes that it started, after at most so many
-    seconds; False where it was done before.
+    """Start `work` and kill it and its children after a random time of at most `longest` seconds.
+
+    Returns:
+        False if it had finished before.
     """
     alive, held = os.pipe()
     process, deadline = (

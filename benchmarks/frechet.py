@@ -1,5 +1,6 @@
-"""The Frechet distance with fewer samples than dimensions: its error and time, against SciPy's root
-of the product of covariances.
+"""Error and time of the Frechet distance with fewer samples than dimensions.
+
+It is compared with SciPy's square root of the product of covariances.
 
     python benchmarks/frechet.py
 

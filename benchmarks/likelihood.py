@@ -1,5 +1,4 @@
-"""What an evaluation of drift and divergence costs: in one forward and one backward pass, against
-two forward passes and a backward one.
+"""The cost of drift and divergence together, against two forward passes and a backward one.
 
     python benchmarks/likelihood.py                     # under a minute on two cores
     python benchmarks/likelihood.py --batch 64 --json likelihood.json

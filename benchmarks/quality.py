@@ -1,5 +1,4 @@
-"""How good samples are, against the network evaluations they cost: every solver, for VE, VP and
-sub-VP.
+"""How good samples are for their network evaluations: every solver, for VE, VP and sub-VP.
 
     # two cores: about an hour
     python benchmarks/quality.py --json docs/quality/quality.json --plots docs/quality
@@ -97,9 +96,7 @@ SOLVERS = {
 
 
 class Plane:
-    """Sliced 2-Wasserstein distance (64 directions) to 20 times as many exact samples; ten times as
-    many as of images.
-    """
+    """Sliced 2-Wasserstein distance (64 directions) of 10 n samples to 20 times as many others."""
 
     unit, shape, sigma_max = 'sliced Wasserstein distance', (2,), 10.0
 
@@ -123,9 +120,7 @@ class Plane:
 
 
 class Images:
-    """Frechet distance to the exact mean and covariance in the first 64 principal components, each
-    in units of its standard deviation.
-    """
+    """Frechet distance in the first 64 principal components, whitened."""
 
     unit, shape, sigma_max = 'Frechet distance, 64 whitened components', (3, 32, 32), 50.0
 

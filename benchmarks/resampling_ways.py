@@ -41,9 +41,7 @@ def up_cut_later(x):
 
 
 def up_phases(x):
-    """Four 3x3 filters per channel, one for each of the output's phases, whose results are then
-    shuffled into place.
-    """
+    """Four 3x3 filters per channel, one for each phase of the output, and a pixel shuffle."""
     # out[2 i] = h[0] x[i - 1] + h[2] x[i], out[2 i + 1] = h[1] x[i] + h[3] x[i + 1]
     phases = x.new_zeros(2, 3)
     phases[0, :2], phases[1, 1:] = (2 * LINE[::2]).to(x), (2 * LINE[1::2]).to(x)

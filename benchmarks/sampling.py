@@ -1,5 +1,4 @@
-"""What samplers add to the time of their network: predictor-corrector sampling against its network
-evaluations alone.
+"""The time that samplers add to their network: predictor-corrector against evaluations alone.
 
     python benchmarks/sampling.py                       # a minute on two cores
     python benchmarks/sampling.py --batch 64 --steps 20 --json sampling.json

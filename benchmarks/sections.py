@@ -11,8 +11,11 @@ import reports
 
 @dataclasses.dataclass
 class Run:
-    """What every section knows. `quick`: tiny sizes, on a CPU; `until`: when all must be done, by
-    `time.monotonic()`.
+    """The settings of a run of gpu.py.
+
+    Attributes:
+        quick: whether sizes are tiny, on a CPU.
+        until: the end of the time, by `time.monotonic()`.
     """
 
     device: str

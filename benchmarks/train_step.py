@@ -1,5 +1,4 @@
-"""What a training step of NCSN++ costs, in forward passes and against matrix products; and how much
-of it is not the network.
+"""The cost of a training step of NCSN++ in forward passes, and the share outside the network.
 
     # three minutes on two cores, of whose two rounds the first warms up
     python benchmarks/train_step.py
@@ -48,9 +47,7 @@ def parse(text: str) -> dict:
 
 @functools.cache
 def operations(device, quick: bool = False) -> int:
-    """Of a step, for one image, with the plainest settings: nothing is compiled or run anew for its
-    gradients.
-    """
+    """The operations of a step for one image, without recomputation or compilation."""
     config = ncsnpp(device, quick, batch_size=1)
     step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config))
     state, (x, _) = run_lib.create_state(config), inputs(config, 1)

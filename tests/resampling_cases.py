@@ -58,17 +58,17 @@ def transposed(setting, taps_shape, size):
 
 
 def settings(seed, n, meet=True):
-    """n random (shape, taps' shape, (up, down, before, size, flip)), with borders cropped and
-    empty; `meet`: filter and image do.
+    """Yield n random (shape, shape of the taps, (up, down, before, size, flip)).
+
+    Args:
+        meet: leave out those where an output does not touch the image.
     """
     rng = np.random.default_rng(seed)
     while n:
         shape, taps = rng.integers(1, [4, 6, 10, 10]).tolist(), rng.integers(1, 6, 2).tolist()
-        (up, down), before, size = (
-            rng.integers(1, 4, 2).tolist(),
-            rng.integers(-4, 7, 2).tolist(),
-            rng.integers(1, 12, 2).tolist(),
-        )
+        up, down = rng.integers(1, 4, 2).tolist()
+        before = rng.integers(-4, 7, 2).tolist()
+        size = rng.integers(1, 12, 2).tolist()
         if meet and not all(
             (1 - length) * up <= start < (places - 1) * down + reach
             for length, reach, start, places in zip(shape[2:], taps, before, size)
@@ -79,18 +79,14 @@ def settings(seed, n, meet=True):
 
 
 def tolerance(dtype, taps):
-    """Some roundings of sums in the accumulation type, of numbers up to 4 or so, and one of the
-    result in `dtype`.
-    """
+    """A few roundings of sums of numbers up to 4 or so, and one of the result in `dtype`."""
     accumulation = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     size = 4 * taps.abs().sum().item()
     return dict(rtol=0.6 * torch.finfo(dtype).eps, atol=8 * accumulation * size)
 
 
 def check(call, x, taps, setting):
-    """call(x, taps, ...) is the definition, to the last digit that can be expected; its output has
-    the dtype and memory format of x.
-    """
+    """Compare call(x, taps, *setting) with the definition; check its dtype and memory format."""
     out = call(x, taps, *setting)
     assert out.dtype == x.dtype and out.shape == (*x.shape[:2], *setting[3])
     assert out.is_contiguous(memory_format=module._memory_format(x))
@@ -122,8 +118,10 @@ def filters(shape, dtype, device='cpu'):
 
 
 def fast_cases(vector):
-    """(kernel, shape, setting) for which the fast kernels are made, `vector` values to 16 bytes:
-    strips and tiles with and without rest.
+    """Yield (kernel, shape, setting) for which the fast kernels are made, with and without rests.
+
+    Args:
+        vector: the number of values in 16 bytes.
     """
     for batch, channels, rows, tiles, flip in [
         (2, 3, 1, 2, False),

@@ -68,9 +68,7 @@ def test_gradients_are_a_good_citizen():
 
 
 def test_conv3x3_is_a_convolution_in_all_but_speed():
-    """By name and in state, compiled and not; in other precisions and with few channels the
-    gradients are PyTorch's.
-    """
+    """By name and state; in half precision and with few channels gradients are PyTorch's."""
     layer, reference = Conv3x3(128, 128), torch.nn.Conv2d(128, 128, 3, padding=1)
     assert isinstance(layer, torch.nn.Conv2d)
     reference.load_state_dict(layer.state_dict())
@@ -103,12 +101,8 @@ def test_conv3x3_is_a_convolution_in_all_but_speed():
 @pytest.mark.parametrize('p', (0.1, 0.7))
 @pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16))
 def test_dropout_drops_a_share_and_scales_the_rest(p, dtype):
-    layer, x = (
-        Dropout(p),
-        torch.ones(8, 32, 64, 64, dtype=dtype)
-        .to(memory_format=torch.channels_last)
-        .requires_grad_(),
-    )
+    layer, x = Dropout(p), torch.ones(8, 32, 64, 64, dtype=dtype)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
     torch.manual_seed(0)
     y = layer(x)
     dropped = (y == 0).double()

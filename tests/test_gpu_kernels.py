@@ -95,9 +95,7 @@ def test_gpu_graph():
 
 @pytest.mark.parametrize('stream', [True, False])
 def test_gpu_order(stream):
-    """A kernel waits for what was asked of the current stream before; threads that have no CUDA
-    context yet may call.
-    """
+    """A kernel runs after earlier work of its stream, also from threads without a CUDA context."""
     from concurrent.futures import ThreadPoolExecutor
 
     taps, x = torch.ones(4, 4, device='cuda'), torch.zeros(8, 8, 256, 256, device='cuda')

@@ -1,8 +1,6 @@
-"""The CUDA kernels of upfirdn2d: compiled for GPUs that need not be here, run on the CPU, and on a
-GPU where there is one.
+"""The CUDA kernels of upfirdn2d without a GPU: compiled for several, and emulated on the CPU.
 
-What they compute is held against the definition, written out slowly; derivatives against finite
-differences and transposition.
+Results are compared with the slow definition of `resampling_cases`.
 """
 
 import ctypes
@@ -69,9 +67,7 @@ def test_what_the_compiler_refuses_is_told():
     [((9, 0), 'sm_90'), ((7, 5), 'sm_75'), ((99, 0), 'compute_121'), ((9, 9), 'compute_90')],
 )
 def test_targets(capability, target, monkeypatch):
-    """Machine code where NVRTC knows the GPU, else the newest code that a newer driver can
-    translate.
-    """
+    """Machine code if NVRTC knows the GPU, else the newest code that its driver can translate."""
     bindings = pytest.importorskip(
         'cuda.bindings.nvrtc',
         reason='cuda-bindings, of the CUDA builds of PyTorch, is not installed',
@@ -114,7 +110,7 @@ def emulated(tmp_path_factory):
         path = folder / f'{scalar}.so'
         command = [
             compiler,
-            *'-std=c++17 -O1 -w -shared -fPIC'.split(),
+            *('-std=c++17', '-O1', '-w', '-shared', '-fPIC'),
             f'-DSCALAR={scalar}',
             f'-I{SOURCE.parent}',
             '-o',
@@ -136,10 +132,9 @@ def surrounded(x):
 
 @pytest.fixture
 def emulation(emulated, monkeypatch):
-    """A function like `resample` that goes the way of CUDA tensors, except that kernels run here.
-    `.launched` lists their names.
+    """A function like `resample` that does what CUDA tensors do, with kernels that run here.
 
-    `.instead` names kernels to run in place of others.
+    Its list `launched` has the names of the kernels; its dict `instead` replaces some by others.
     """
 
     def empty(shape, **kwargs):
@@ -210,9 +205,7 @@ def test_emulated_general_kernel(emulation, kernel, dtype, layout):
 
 
 def test_emulated_views(emulation):
-    """Inputs with gaps, in another order, repeated without memory, or off the 16 bytes: slower, but
-    right.
-    """
+    """Inputs with gaps, in another order, repeated without memory, or off the 16 bytes."""
     wide, taps = torch.randn(2, 8, 9, 24), filters((4, 4), torch.float32)
     for x in [
         wide[:, :, :4, :8],
@@ -233,11 +226,8 @@ def test_emulated_views(emulation):
 )
 def test_emulated_remainders(emulation, shape, layout):
     """Channels or columns that do not make whole pieces of 16 bytes."""
-    x, taps, (height, width) = (
-        numbers(shape, torch.float32, layout),
-        filters((4, 4), torch.float32),
-        shape[2:],
-    )
+    height, width = shape[2:]
+    x, taps = numbers(shape, torch.float32, layout), filters((4, 4), torch.float32)
     check(emulation, x, taps, (1, 2, (1, 1), (height // 2, width // 2), True))
     x = numbers((*shape[:3], width - 1), torch.float32, layout)
     check(emulation, x, taps, (2, 1, (2, 2), (2 * height, 2 * width - 2), True))
@@ -256,9 +246,7 @@ def test_emulated_emptiness(emulation):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 def test_emulated_rounding(emulation, dtype):
-    """Every value of 16 bits goes through unchanged; sums are rounded to the nearest, ties to even,
-    overflow to infinity, NaN stays.
-    """
+    """Values of 16 bits stay; sums are rounded to nearest, ties to even; NaN and infinity stay."""
     one = torch.ones(1, 1)
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).reshape(1, 1, 256, 256)
     out = emulation(every, one, 1, 1, (0, 0), (256, 256), True)
@@ -301,9 +289,7 @@ def test_tensors_beyond_32_bits():
 
 
 def test_kernels_serve_where_they_are(emulation, monkeypatch):
-    """`upfirdn2d` turns border into size, and goes to the kernels unless the filter wants a
-    gradient.
-    """
+    """`upfirdn2d` computes the size, and uses kernels unless the filter needs a gradient."""
     monkeypatch.setattr(module, '_has_kernels', lambda device, dtype: True)
     monkeypatch.setattr(module, 'resample', emulation)
     x, kernel = numbers((2, 4, 6, 8), torch.float32), torch.randn(4, 4)

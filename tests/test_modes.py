@@ -1,6 +1,4 @@
-"""Under other modes than those of training: within `torch.inference_mode`, and with networks cast
-to half precision.
-"""
+"""The library within `torch.inference_mode`, and with networks cast to half precision."""
 
 import functools
 
@@ -75,9 +73,7 @@ def sampled(kind, name, network):
     'task', ['likelihood', 'divergence', 'classifier', 'measurement', 'inpainting']
 )
 def test_gradients_under_inference_mode(kind, task):
-    """What needs gradients turns them on itself, and returns what it does without the mode, inputs
-    of the mode included.
-    """
+    """Code that needs gradients turns them on itself and returns the same, also for such inputs."""
     sde, classifier = (
         SDES[kind],
         build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1)),
@@ -157,9 +153,7 @@ def test_cast_networks_in_every_sampler(kind, name, dtype):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', ['ncsnpp', 'ddpmpp', 'ddpm', 'ncsn', 'ncsnv2_64', 'wideresnet'])
 def test_cast_networks_answer_as_in_float32(name, dtype):
-    """Also far into the noise, where embeddings of times and noise levels need more digits than
-    half precision has.
-    """
+    """Also at high noise, where embeddings need more digits than half precision has."""
     size = 16 if name.startswith('ncsn') and name != 'ncsnpp' else 8
     model = build(
         tiny_config(name, module='configs.ve.cifar10_wideresnet' if name == 'wideresnet' else None)

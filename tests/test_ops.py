@@ -1,6 +1,4 @@
-"""Resampling, 3x3 convolutions, dropout and activation against their definitions, written out
-slowly, and against finite differences.
-"""
+"""Resampling and activation against slow definitions and finite differences."""
 
 import numpy as np
 import pytest
@@ -13,8 +11,10 @@ from resampling_cases import FIR, double
 
 
 def slow_upfirdn2d(x, kernel, up, down, pad):
-    """The definition, pixel by pixel: zeros between the pixels, zeros (or cuts) around, the flipped
-    kernel at every `down`-th place.
+    """The definition, pixel by pixel.
+
+    Zeros come between the pixels and around them (or borders are cut); the flipped kernel is
+    applied at every `down`-th place.
     """
     batch, channels, height, width = x.shape
     kh, kw = kernel.shape
@@ -51,10 +51,17 @@ def slow_correlation(x, w, stride=1):
 # upfirdn2d ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('pad', [(0, 0), (2, 1), (1, 3), (-1, 2), (3, -2), (-1, -1), (7, 9)])
-@pytest.mark.parametrize('down', [1, 2, 3])
-@pytest.mark.parametrize('up', [1, 2, 3])
-@pytest.mark.parametrize('kernel_shape', [(4, 4), (3, 2), (1, 5)])
+PADS = [(0, 0), (2, 1), (1, 3), (-1, 2), (3, -2), (-1, -1), (7, 9)]
+# every border with each branch of the composition, and every pair of factors
+CASES = [
+    *(((3, 2), *factors, pad) for factors in ((1, 1), (1, 2), (2, 1), (2, 3)) for pad in PADS),
+    *(((4, 4), up, down, (2, 1)) for up in (1, 2, 3) for down in (1, 2, 3)),
+    ((1, 5), 3, 2, (7, 9)),
+    ((1, 5), 1, 1, (-1, 2)),
+]
+
+
+@pytest.mark.parametrize('kernel_shape, up, down, pad', CASES, ids=str)
 def test_upfirdn2d_is_its_definition(kernel_shape, up, down, pad):
     x, kernel = double(2, 3, 9, 7), double(*kernel_shape)
     value = upfirdn2d(x, kernel, up=up, down=down, pad=pad)
@@ -64,8 +71,9 @@ def test_upfirdn2d_is_its_definition(kernel_shape, up, down, pad):
 
 
 def test_upfirdn2d_on_random_settings():
-    """Combinations that nobody thought of, among those that leave at least a pixel."""
-    rng, tried = np.random.default_rng(0), 0
+    """Random combinations, among those that leave at least a pixel."""
+    rng = np.random.default_rng(0)
+    tried = 0
     while tried < 60:
         height, width, kh, kw = rng.integers(1, 9, 4)
         (up, down), pad = rng.integers(1, 5, 2).tolist(), tuple(rng.integers(-4, 6, 2).tolist())
@@ -92,9 +100,7 @@ def test_upfirdn2d_on_random_settings():
     ids=str,
 )
 def test_upfirdn2d_derivatives(setting):
-    """First and second ones, in image and kernel: training needs the first, regularisers the
-    second.
-    """
+    """First ones (for training) and second ones (for regularisers), in image and kernel."""
     inputs = double(2, 1, 4, 5).requires_grad_(), double(3, 2).requires_grad_()
 
     def resample(x, kernel):
@@ -160,9 +166,7 @@ def test_upsampling_keeps_a_constant(k, factor):
 @pytest.mark.parametrize('factor', [2, 3])
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1), (1, 4, 6, 4, 1)], ids=str)
 def test_resampling_stays_in_place(k, factor):
-    """A ramp keeps its slope and, for filters symmetric about a pixel's centre, its place: nothing
-    is shifted on the way down.
-    """
+    """A ramp keeps its slope and, for filters symmetric about a pixel's centre, its place."""
     ramp = torch.arange(24, dtype=torch.float64).expand(1, 1, 24, 24)
     value = resampling.downsample_2d(ramp, k, factor=factor)
     assert value.shape == (1, 1, 24 // factor, 24 // factor)
@@ -198,9 +202,7 @@ def fir(k, factor, gain):
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1)], ids=str)
 @pytest.mark.parametrize('size', [1, 3, 5])
 def test_upsample_conv_2d_is_its_definition(size, k, gain):
-    """Zeros between the pixels, cross-correlation with w (not flipped), the filter; twice the
-    size.
-    """
+    """Zeros between the pixels, cross-correlation with w (not flipped), then the filter."""
     x, w = double(2, 3, 5, 4), double(4, 3, size, size)
     value = resampling.upsample_conv_2d(x, w, k, gain=gain)
     assert value.shape == (2, 4, 10, 8)
@@ -239,9 +241,7 @@ def test_upsample_conv_2d_is_upsampling_then_convolution(size, k, factor):
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1)], ids=str)
 @pytest.mark.parametrize('size', [1, 3, 5])
 def test_conv_downsample_2d_is_its_definition(size, k, gain):
-    """The filter at full size, then cross-correlation with w at every second place; half the
-    size.
-    """
+    """The filter at full size, then cross-correlation with w at every second place."""
     x, w, kernel = double(2, 3, 8, 12), double(4, 3, size, size), fir(k, 2, gain)
     value = resampling.conv_downsample_2d(x, w, k, gain=gain)
     assert value.shape == (2, 4, 4, 6)

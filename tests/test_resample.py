@@ -57,9 +57,7 @@ def test_transposed_operation():
     ids=str,
 )
 def test_operation_is_registered_well(setting):
-    """Derivatives, shapes and strides without data, and compilation, as PyTorch itself checks
-    them.
-    """
+    """Derivatives, shapes and strides without data, and compilation, by PyTorch's own checks."""
     for layout in FORMATS:
         x, taps = (
             numbers((2, 2, 4, 5), torch.float64, layout).requires_grad_(),
@@ -88,9 +86,7 @@ def test_derivatives_by_way_of_the_operation(kernels_everywhere, setting):
 
 
 def test_transforms(kernels_everywhere):
-    """torch.func and forward-mode differentiation, of which registered operations know nothing, do
-    without it.
-    """
+    """torch.func and forward-mode differentiation, which registered operations do not support."""
     x, kernel = double(3, 2, 4, 5), double(4, 4)
 
     def resample(x):
@@ -143,9 +139,7 @@ def test_autocast_changes_nothing(dtype, down):
     ],
 )
 def test_layers_keep_their_filters(layer, monkeypatch):
-    """On their device and not in their state dict: none is made, and copied there, in the forward
-    pass.
-    """
+    """Filters are on the device of the layer, not in its state dict, and not made in forward."""
     layer = layer()
     (filter,) = layer.buffers()
     assert filter.shape == (4, 4) and not any('filter' in key for key in layer.state_dict())
@@ -156,7 +150,7 @@ def test_layers_keep_their_filters(layer, monkeypatch):
 
 @pytest.fixture
 def without_kernels(monkeypatch):
-    """A place where kernels are wanted (CPU tensors pass for those of a GPU) and cannot be had."""
+    """CPU tensors pass for those of a GPU whose kernels cannot be compiled."""
 
     def refuse(scalar, device):
         raise RuntimeError('NVRTC is on strike')

@@ -1,6 +1,4 @@
-"""What makes networks and steps faster or smaller leaves their numbers: layout, precision,
-compilation, accumulation, recomputation.
-"""
+"""Layout, precision, compilation, accumulation and recomputation do not change the numbers."""
 
 import copy
 import shutil
@@ -103,9 +101,7 @@ def compiled_twin(model):
 # which is one of the others
 @pytest.mark.parametrize('name', [name for name in NETWORKS if name != 'ncsnv2'])
 def test_networks_train_as_one_graph(name):
-    """Forwards and backwards, in one piece (fullgraph), to the numbers of the network as it
-    stands.
-    """
+    """Forward and backward pass, compiled in one piece, give the numbers of the plain network."""
     _, model, inputs = build(name)
     twin = compiled_twin(model)
     torch.manual_seed(1)
@@ -155,8 +151,9 @@ def test_the_layout_changes_rounding_only(name):
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_bfloat16_is_near_float32(name):
-    """To its 8 bits, after a few roundings; parameters, outputs and gradients stay float32. NCSNv2
-    for 256 pixels, the deepest network, has the largest error: a cosine of 0.966 between the
+    """Up to a few roundings to 8 bits; parameters, outputs and gradients stay float32.
+
+    NCSNv2 for 256 pixels, the deepest network, has the largest error: a cosine of 0.966 between the
     gradients.
     """
     _, model, inputs = build(name)
@@ -302,9 +299,7 @@ class Waiting(TorchDispatchMode):
     'config', [digits_ddpmpp_continuous, digits_ncsnpp_continuous], ids=['ddpmpp', 'ncsnpp']
 )
 def test_the_host_does_not_wait_within_a_step(config):
-    """Loss, backward pass, clipping, the decision to skip a step, optimizer and average: nothing is
-    read back.
-    """
+    """Nothing is read back in loss, backward pass, clipping, skipping, optimizer and average."""
     settings = config.get_config()
     settings.device = 'cpu'
     state = run_lib.create_state(settings)
@@ -321,9 +316,7 @@ def test_the_host_does_not_wait_within_a_step(config):
 
 
 def test_a_network_is_not_walked_through_for_every_evaluation():
-    """Switching between training and evaluation visits every module; where nothing changes it is
-    left out.
-    """
+    """Switching between training and evaluation visits every module, so only a change does it."""
 
     class Counting(torch.nn.Module):
         switched = 0
