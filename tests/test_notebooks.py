@@ -15,6 +15,7 @@ def environment(tmp_path_factory):
     return dict(OMP_NUM_THREADS='1', RUNS=str(tmp_path_factory.mktemp('runs')), STEPS='300')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', notebooks(), ids=lambda path: path.stem)
 def test_notebook_runs(path, environment):
     """Without an error, in time, and every cell that names a picture draws one."""

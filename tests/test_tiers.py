@@ -88,7 +88,7 @@ def test_durations_writes_the_tiers(run, tmp_path):
 
 def test_a_line_without_a_test_is_an_error(run, tmp_path):
     (tmp_path / 'tests' / 'tiers.txt').write_text('slow tests/test_a.py::test_gone\n')
-    status, said = run('-m', 'pytest', '-q')
+    status, said = run('-m', 'pytest', '-q', '--limit=9')
     assert (
         status == 4
         and "names tests that do not exist, run make durations: ['tests/test_a.py::test_gone']"
