@@ -73,10 +73,8 @@ def quantities(
 def gaussian_samples(device: str, steps: int, seed: int = 0) -> torch.Tensor:
     """Predictor-corrector samples with the exact score of pixels from N(0.3, 0.5^2), VE."""
     sde = sde_lib.VESDE(0.01, 50, N=steps)
-    predictor, corrector = (
-        sampling.get_predictor('reverse_diffusion'),
-        sampling.get_corrector('langevin'),
-    )
+    predictor = sampling.get_predictor('reverse_diffusion')
+    corrector = sampling.get_corrector('langevin')
     sampler = sampling.get_pc_sampler(
         sde,
         (64, 3, 8, 8),

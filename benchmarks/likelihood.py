@@ -24,11 +24,9 @@ def main():
     batch = args.batch or (128 if args.device.startswith('cuda') else 8)
     torch.manual_seed(args.seed)
     config = ncsnpp(args.device, args.quick)
-    model, (x, _), sde = (
-        create_model(config).eval().requires_grad_(False),
-        inputs(config, batch),
-        sde_lib.get_sde(config),
-    )
+    model = create_model(config).eval().requires_grad_(False)
+    x, _ = inputs(config, batch)
+    sde = sde_lib.get_sde(config)
     times = interleaved(divergence_ways(sde, model, x), args.device, args.repeats)
     rows = [
         dict(

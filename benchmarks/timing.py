@@ -113,14 +113,14 @@ def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[
 class Products:
     """Products of square matrices, the limit of networks: `ways` to time, then `rate` in FLOP/s.
 
-    Timed are as many as take about as long as a network does: on a busy machine the least of short
-    times is nearer to the idle machine's. With `quick` the matrices are tiny.
+    Each way is as many products as take about as long as a network: on a busy machine the least of
+    short times is nearer to that of an idle machine. With `quick` the matrices are tiny.
     """
 
     def __init__(self, device: str, dtypes=(torch.float32,), quick: bool = False):
-        self.size, self.calls = (
-            (128, 2) if quick else (8192, 10) if device.startswith('cuda') else (2048, 12)
-        )
+        self.size, self.calls = (8192, 10) if device.startswith('cuda') else (2048, 12)
+        if quick:
+            self.size, self.calls = 128, 2
         self.ways = {}
         for dtype in dtypes:
             a, b, out = torch.randn(3, self.size, self.size, device=device).to(dtype)
@@ -144,8 +144,10 @@ def dtypes(device: str) -> dict:
     bfloat16 is one on a GPU, and on a CPU with instructions for it; without, it is a hundred times
     slower than float32.
     """
-    has_bfloat16 = device.startswith('cuda') or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return {name: getattr(torch, name) for name in ('float32', 'bfloat16')[: 1 + has_bfloat16]}
+    found = {'float32': torch.float32}
+    if device.startswith('cuda') or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        found['bfloat16'] = torch.bfloat16
+    return found
 
 
 def name_of(dtype) -> str:

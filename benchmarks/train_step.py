@@ -37,12 +37,13 @@ GPU = [
 def parse(text: str) -> dict:
     """'precision=bfloat16,compile=True' as settings of `config.training`."""
     values = dict(part.split('=') for part in text.split(',') if part)
-    return {
-        key: dict(True_=True, False_=False).get(
-            f'{value}_', int(value) if value.isdigit() else value
-        )
-        for key, value in values.items()
-    }
+    return {key: parse_value(value) for key, value in values.items()}
+
+
+def parse_value(text: str) -> bool | int | str:
+    if text in ('True', 'False'):
+        return text == 'True'
+    return int(text) if text.isdigit() else text
 
 
 @functools.cache
@@ -109,9 +110,8 @@ def main():
         help='of config.training, such as precision=bfloat16,batch_size=64; may be repeated',
     )
     args = parse_args(parser, repeats=1)
-    settings = args.settings or (
-        SMALL if args.quick else GPU if args.device.startswith('cuda') else CPU
-    )
+    usual = GPU if args.device.startswith('cuda') else CPU
+    settings = args.settings or (SMALL if args.quick else usual)
     rows = [measure(parse(setting), args) for setting in settings]
     show(
         args,

@@ -164,11 +164,9 @@ class Picture:
     def steps(self):
         """Draw the arrows from each row to the next, between the rows."""
         for i in range(self.deep):
-            foot, head, gap = (
-                self.below[i],
-                self.above[i + 1],
-                (self.below[i] + self.above[i + 1]) / 2,
-            )
+            foot = self.below[i]
+            head = self.above[i + 1]
+            gap = (self.below[i] + self.above[i + 1]) / 2
             begin = self.down[i][1] - self.width(i) / 2
             end = self.down[i + 1][0] + self.width(i) / 2
             arrow(self.axes, (begin, foot), (begin, gap), (end, gap), (end, head))

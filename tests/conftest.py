@@ -78,11 +78,9 @@ def load_config(module: str, data=(), **model):
 def reference_config(name: str):
     """The config of the network in a reference file, which names a module and changes to it."""
     changes = json.loads(str(parity(name)['config']))
-    module, model, data = (
-        changes.pop('base'),
-        dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0),
-        {},
-    )
+    module = changes.pop('base')
+    model = dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0)
+    data = {}
     for key, value in changes.items():
         section, key = (
             (data, key.removeprefix('data').lstrip('_.'))

@@ -155,10 +155,8 @@ RESAMPLINGS = {
 def check_compiled_is_eager(way, layout, device='cpu'):
     """In one graph, backward as well; and the output keeps the memory format of the input."""
     torch._dynamo.reset()
-    x, w = (
-        numbers((2, 3, 6, 6), torch.float32, layout, device).requires_grad_(),
-        torch.randn(3, 3, 3, 3, device=device),
-    )
+    x = numbers((2, 3, 6, 6), torch.float32, layout, device).requires_grad_()
+    w = torch.randn(3, 3, 3, 3, device=device)
     results = []
     for f in (
         RESAMPLINGS[way],

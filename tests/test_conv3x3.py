@@ -51,10 +51,10 @@ def test_float32_is_as_exact_as_the_gradients_of_pytorch():
 
 @pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
 def test_conv3x3_has_the_derivatives_of_the_convolution(bias, any_size):
-    inputs = [
-        tensor.requires_grad_()
-        for tensor in (double(2, 3, 4, 5), double(2, 3, 3, 3), *[double(2)] * bias)
-    ]
+    inputs = [double(2, 3, 4, 5), double(2, 3, 3, 3)]
+    if bias:
+        inputs.append(double(2))
+    inputs = [tensor.requires_grad_() for tensor in inputs]
     torch.testing.assert_close(conv3x3(*inputs), F.conv2d(*inputs, padding=1), rtol=0, atol=0)
     assert torch.autograd.gradcheck(conv3x3, inputs)
     assert torch.autograd.gradgradcheck(conv3x3, inputs)

@@ -115,11 +115,9 @@ def test_likelihood(kind, method, monkeypatch):
 @pytest.mark.parametrize('kind', SDES)
 def test_codes_and_measurements(kind, monkeypatch):
     def run(model, device):
-        model, x, half = (
-            Score(model, SDES[kind]),
-            torch.rand(SHAPE, device=device),
-            downsampling(8, 8, 2),
-        )
+        model = Score(model, SDES[kind])
+        x = torch.rand(SHAPE, device=device)
+        half = downsampling(8, 8, 2)
         codes = [
             latents.encode(model, x, options)[0]
             for options in (Options(method='ode', rtol=1.0, atol=1.0), Options(steps=3))

@@ -53,10 +53,8 @@ def test_gpu_has_kernels():
 )
 @pytest.mark.parametrize('layout', FORMATS)
 def test_gpu_derivatives(layout, setting):
-    x, taps = (
-        numbers((1, 2, 4, 8), torch.float64, layout, 'cuda').requires_grad_(),
-        filters((4, 4), torch.float64, 'cuda'),
-    )
+    x = numbers((1, 2, 4, 8), torch.float64, layout, 'cuda').requires_grad_()
+    taps = filters((4, 4), torch.float64, 'cuda')
     assert torch.autograd.gradcheck(lambda x: resample(x, taps, *setting), x)
     assert torch.autograd.gradgradcheck(lambda x: resample(x, taps, *setting), x)
     torch.library.opcheck(resample, (x, taps, *setting))
@@ -123,10 +121,8 @@ def test_gpu_second_device():
 
 
 def test_gpu_filter_from_the_cpu_and_its_gradient():
-    x, kernel = (
-        torch.randn(2, 3, 8, 8, device='cuda', dtype=torch.float64, requires_grad=True),
-        torch.randn(4, 4, dtype=torch.float64),
-    )
+    x = torch.randn(2, 3, 8, 8, device='cuda', dtype=torch.float64, requires_grad=True)
+    kernel = torch.randn(4, 4, dtype=torch.float64)
     setting = 2, 1, (2, 2), (16, 16), True
     out = upfirdn2d(x, kernel, up=2, pad=(2, 1))
     np.testing.assert_allclose(

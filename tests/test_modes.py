@@ -74,10 +74,8 @@ def sampled(kind, name, network):
 )
 def test_gradients_under_inference_mode(kind, task):
     """Code that needs gradients turns them on itself and returns the same, also for such inputs."""
-    sde, classifier = (
-        SDES[kind],
-        build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1)),
-    )
+    sde = SDES[kind]
+    classifier = build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1))
     score = Score(network(kind), sde)
 
     def run():
@@ -89,10 +87,8 @@ def test_gradients_under_inference_mode(kind, task):
         if task == 'divergence':
             return likelihood.get_div_fn(score.score)(x, torch.full((2,), 0.5), torch.randn(SHAPE))
         if task == 'inpainting':
-            mask, options = (
-                Mask(torch.rand(8, 8) < 0.5),
-                Options(method='pc', predictor='reverse_diffusion', eps=1e-5),
-            )
+            mask = Mask(torch.rand(8, 8) < 0.5)
+            options = Options(method='pc', predictor='reverse_diffusion', eps=1e-5)
             return control.sample_measured(score, mask, mask(x), options, consistency=1.0)[0]
         guidance = (
             control.classifier_guidance(sde, classifier, torch.tensor([0, 1]))

@@ -59,10 +59,8 @@ def test_transposed_operation():
 def test_operation_is_registered_well(setting):
     """Derivatives, shapes and strides without data, and compilation, by PyTorch's own checks."""
     for layout in FORMATS:
-        x, taps = (
-            numbers((2, 2, 4, 5), torch.float64, layout).requires_grad_(),
-            filters((4, 4), torch.float64),
-        )
+        x = numbers((2, 2, 4, 5), torch.float64, layout).requires_grad_()
+        taps = filters((4, 4), torch.float64)
         torch.library.opcheck(resample, (x, taps, *setting))
     assert torch.autograd.gradcheck(lambda x: resample(x, taps, *setting), x)
     assert torch.autograd.gradgradcheck(lambda x: resample(x, taps, *setting), x)

@@ -258,12 +258,10 @@ def test_recomputation_keeps_less_and_changes_nothing(config):
     results = []
     for recompute in (False, True):
         settings = config.get_config()
-        (
-            settings.device,
-            settings.training.recompute,
-            settings.model.dropout,
-            settings.optim.warmup,
-        ) = 'cpu', recompute, 0.2, 0
+        settings.device = 'cpu'
+        settings.training.recompute = recompute
+        settings.model.dropout = 0.2
+        settings.optim.warmup = 0
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
