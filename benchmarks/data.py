@@ -5,8 +5,8 @@
 
 Every row is the best of `--repeats` rounds over all ways, one after another in each round, so that
 a busy machine slows all of them alike. Cores busy: processor time of the process over time on the
-clock. How many there are to be had on a machine that others use is what the last row tells: SHA-256
-of 1 MiB blocks, in the same rounds and by the same threads, which never wait for one another.
+clock. The last row shows how many cores a busy machine leaves: SHA-256 of 1 MiB blocks, in the same
+rounds and by the same threads, which never wait for one another.
 """
 
 import argparse

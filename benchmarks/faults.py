@@ -282,7 +282,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--kills', type=int, default=100, help='at least so many of each kind (%(default)s)'
+        '--kills', type=int, default=100, help='of each kind, at least (%(default)s)'
     )
     parser.add_argument('--work', choices=(*WORK, 'all'), default='all')
     parser.add_argument(
@@ -294,7 +294,7 @@ def main() -> int:
     parser.set_defaults(repeats=1, steps=60)
     args = parse_args(parser, kills=1, steps=6)
     torch.set_num_threads(1)  # before the first fork: threads would not survive it
-    logging.getLogger('tensorboard').setLevel(logging.ERROR)  # it tells of every restart
+    logging.getLogger('tensorboard').setLevel(logging.ERROR)  # it warns of every restart
     rng, rows = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as folder:
         for what, work in WORK.items():

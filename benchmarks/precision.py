@@ -24,7 +24,7 @@ from data.tensors import to_tensor
 
 
 def final_loss(config, seed: int, precision: str, steps: int) -> float:
-    """The mean loss of the last third of so many steps."""
+    """The mean loss of the last third of the steps."""
     config.training.precision = precision
     torch.manual_seed(seed)
     state, scaler = run_lib.create_state(config), datasets.get_data_scaler(config)

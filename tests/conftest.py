@@ -37,7 +37,7 @@ def pytest_runtest_makereport():
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Every test draws the same random numbers, alone or behind others."""
+    """Draw the same random numbers in every test, alone or after others."""
     torch.manual_seed(0)
 
 
