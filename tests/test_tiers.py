@@ -22,8 +22,13 @@ def work(seconds):
 def shared():
     work(0.3)
 
+@pytest.fixture
+def own():
+    work(0.3)
+
 def test_first(shared): pass
 def test_second(shared): pass
+def test_own(own): pass
 def test_quick(): pass
 @pytest.mark.parametrize('n', [0, 1])
 def test_cases(n): work(0.3 * n)
@@ -62,24 +67,24 @@ def test_the_fast_tier_finds_what_is_not_marked(run, tmp_path):
     fast = '-m', 'pytest', '-q', '-rf', '-m', 'not slow and not tensorflow', '--limit=0.2'
     status, said = run(*fast)
     failed = {line.split(' ')[1] for line in said.splitlines() if line.startswith('FAILED')}
-    names = 'test_first', 'test_second', 'test_cases[1]', 'test_import'
+    names = 'test_first', 'test_second', 'test_own', 'test_cases[1]', 'test_import'
     assert status == 1 and failed == {f'tests/test_a.py::{name}' for name in names}, said
     assert 'limit 0.2 s: make it faster' in said
 
-    lines = (
-        'slow {0}test_first\nslow {0}test_second\nslow {0}test_cases[1]\ntensorflow {0}test_import'
-    )
-    (tmp_path / 'tests' / 'tiers.txt').write_text(lines.format('tests/test_a.py::'))
+    lines = [f'slow tests/test_a.py::{name}\n' for name in names[:-1]]
+    lines.append('tensorflow tests/test_a.py::test_import\n')
+    (tmp_path / 'tests' / 'tiers.txt').write_text(''.join(lines))
     status, said = run(*fast)
-    assert status == 0 and '2 passed, 5 deselected' in said, said
+    assert status == 0 and '2 passed, 6 deselected' in said, said
 
 
 def test_durations_writes_the_tiers(run, tmp_path):
     status, said = run('tests/tiers.py', '--write', '--above=0.2', '-q')
-    assert status == 0 and '4 of 7 tests take more than 0.2 s' in said, said
+    assert status == 0 and '5 of 8 tests take more than 0.2 s' in said, said
     assert (tmp_path / 'tests' / 'tiers.txt').read_text().split('\n') == [
         'slow tests/test_a.py::test_cases[1]',
         'slow tests/test_a.py::test_first',
+        'slow tests/test_a.py::test_own',
         'slow tests/test_a.py::test_second',
         'tensorflow tests/test_a.py::test_import',
         '',

@@ -26,8 +26,8 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 TIERS = FOLDER / 'tiers.txt'
-COST = pytest.StashKey[float]()
-SHARED = pytest.StashKey[dict]()
+START = pytest.StashKey[float]()  # of the test that runs now, by `clock`
+SHARED = pytest.StashKey[dict]()  # seconds of the fixtures that several tests share
 
 
 def clock() -> float:
@@ -45,6 +45,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[SHARED] = collections.defaultdict(float)
+    config.stash[START] = clock()
     if 'not tensorflow' in config.option.markexpr:
         sys.modules['tensorflow'] = None
     if config.option.record and not hasattr(config, 'workerinput'):
@@ -73,19 +74,20 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef, request):
-    """Time the fixtures that several tests share."""
-    start = clock()
+    """Time the fixtures that several tests share, apart from the test that happens to be first."""
+    start, stash = clock(), request.config.stash
     try:
         return (yield)
     finally:
         if fixturedef.scope != 'function':
-            request.config.stash[SHARED][fixturedef] += clock() - start
+            stash[SHARED][fixturedef] = clock() - start
+            stash[START] += clock() - start
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Time the function-scoped fixtures of a test and the test itself."""
-    item.stash[COST] = clock()
+    """Start the clock of a test."""
+    item.config.stash[START] = clock()
     return (yield)
 
 
@@ -93,10 +95,8 @@ def pytest_runtest_protocol(item):
 def pytest_runtest_makereport(item, call):
     """Add the time of a test to its report, and fail it where that is over the limit."""
     report = yield
-    if report.when == 'setup':
-        item.stash[COST] = clock()
-    elif report.when == 'call':
-        seconds = clock() - item.stash[COST] + sum(shared_costs(item))
+    if report.when == 'call':
+        seconds = clock() - item.config.stash[START] + sum(shared_costs(item))
         marked = item.get_closest_marker('slow') is not None
         report.user_properties += [('seconds', seconds), ('marked', marked)]
         limit = item.config.option.limit
@@ -120,7 +120,7 @@ class Recorder:
     """Writes a line of JSON for each test: id, seconds, whether it is marked slow, outcome."""
 
     def __init__(self, path: pathlib.Path):
-        self.file = path.open('w')
+        self.file = path.open('w', buffering=1)  # by line, for a run that is stopped
 
     def pytest_runtest_logreport(self, report):
         if report.when == 'call' or report.outcome != 'passed':
