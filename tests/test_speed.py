@@ -99,6 +99,7 @@ def compiled_twin(model):
 
 
 # which is one of the others
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in NETWORKS if name != 'ncsnv2'])
 def test_networks_train_as_one_graph(name):
     """Forward and backward pass, compiled in one piece, give the numbers of the plain network."""
@@ -112,6 +113,7 @@ def test_networks_train_as_one_graph(name):
     assert error(gradients(twin, value), gradients(model, expected)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in NETWORKS if 'ncsnpp' in name or 'ddpm' in name])
 def test_u_nets_evaluate_as_one_graph(name):
     _, model, inputs = build(name)

@@ -96,9 +96,10 @@ def pytest_runtest_makereport(item, call):
     """Add the time of a test to its report, and fail it where that is over the limit."""
     report = yield
     if report.when == 'call':
-        seconds = clock() - item.config.stash[START] + sum(shared_costs(item))
+        own = clock() - item.config.stash[START]
+        seconds = own + sum(shared_costs(item))
         marked = item.get_closest_marker('slow') is not None
-        report.user_properties += [('seconds', seconds), ('marked', marked)]
+        report.user_properties += [('own', own), ('seconds', seconds), ('marked', marked)]
         limit = item.config.option.limit
         if limit and seconds > limit and report.passed and not marked:
             report.outcome = 'failed'
@@ -117,14 +118,18 @@ def shared_costs(item) -> list[float]:
 
 
 class Recorder:
-    """Writes a line of JSON for each test: id, seconds, whether it is marked slow, outcome."""
+    """Writes a line of JSON for each test: id, seconds, whether it is marked slow, outcome.
+
+    The seconds `own` are without the fixtures that several tests share.
+    """
 
     def __init__(self, path: pathlib.Path):
         self.file = path.open('w', buffering=1)  # by line, for a run that is stopped
 
     def pytest_runtest_logreport(self, report):
         if report.when == 'call' or report.outcome != 'passed':
-            row = dict(id=report.nodeid, seconds=0.0, marked=False, outcome=report.outcome)
+            row = dict(id=report.nodeid, outcome=report.outcome)
+            row |= dict(own=0.0, seconds=0.0, marked=False)
             row |= report.user_properties
             self.file.write(json.dumps(row) + '\n')
 
@@ -192,7 +197,7 @@ def main() -> None:
     slow = {name for name, row in rows.items() if row['seconds'] > args.above}
     for name in sorted(slow, key=lambda name: rows[name]['seconds']):
         print(f'{rows[name]["seconds"]:8.1f} s  {name}')
-    total = sum(row['seconds'] for row in rows.values() if row['seconds'] <= args.above)
+    total = sum(row['own'] for name, row in rows.items() if name not in slow)
     print(
         f'{len(slow)} of {len(rows)} tests take more than {args.above:g} s; '
         f'the others {total:.0f} s'
