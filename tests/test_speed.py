@@ -122,6 +122,7 @@ def test_u_nets_evaluate_as_one_graph(name):
         assert error(twin(*inputs), model(*inputs)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which('g++') is None and shutil.which('clang++') is None,
     reason='compiling for a CPU needs a C++ compiler',
