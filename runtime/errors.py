@@ -49,6 +49,6 @@ def _check_names(names):
 
 
 _check_names(
-    'checkpoints commands configs control data datasets evaluation losses metrics models op reports '
-    'runtime sampling sdes solvers'.split()
+    'checkpoints commands configs control data datasets evaluation losses metrics models op '
+    'reports runtime sampling sdes solvers'.split()
 )

@@ -1,6 +1,4 @@
-"""What the tests share: the library on the path, one thread, a fixed seed, the reference numbers
-and a measure of distance to them.
-"""
+"""Shared by all tests: path, one thread, a fixed seed, reference numbers, relative error."""
 
 import importlib
 import json
@@ -14,6 +12,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = pathlib.Path(__file__).parent / 'data'
 sys.path.insert(0, str(ROOT))
+pytest_plugins = ['tiers']
 # sums are then added in one order everywhere, and small tensors are fastest
 torch.set_num_threads(1)
 
@@ -28,9 +27,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Escape names of files that are not UTF-8 in what a test printed: pytest-xdist cannot send
-    them.
-    """
+    """Escape file names that are not UTF-8 in printed text, which pytest-xdist cannot send."""
     report = yield
     report.sections = [
         (name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections
@@ -40,7 +37,7 @@ def pytest_runtest_makereport():
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Every test draws the same random numbers, alone or behind others."""
+    """Draw the same random numbers in every test, alone or after others."""
     torch.manual_seed(0)
 
 
@@ -67,8 +64,9 @@ def parity(name: str) -> dict:
 
 
 def relative_error(value, reference) -> float:
-    """The largest absolute error over the largest reference value (or over 1 where the reference is
-    zero); shapes must agree.
+    """The largest absolute error over the largest reference value, or over 1 if that is zero.
+
+    Shapes must agree.
     """
     value, reference = (
         np.asarray(v.detach() if isinstance(v, torch.Tensor) else v, np.float64)
@@ -79,8 +77,11 @@ def relative_error(value, reference) -> float:
 
 
 def load_config(module: str, data=(), **model):
-    """The config of a module such as 'configs.ve.cifar10_ncsnpp', on the CPU, with other values of
-    `data` (a dict) and `model`.
+    """The config of a module such as 'configs.ve.cifar10_ncsnpp', on the CPU, with changes.
+
+    Args:
+        data: other values of `config.data`.
+        model: other values of `config.model`.
     """
     config = importlib.import_module(module).get_config()
     config.device = 'cpu'
@@ -105,15 +106,11 @@ def digits_config(sde: str, method: str, **settings):
 
 
 def reference_config(name: str):
-    """The config of the network in a reference file: a module, and changes to its sections `model`
-    and `data`.
-    """
+    """The config of the network in a reference file, which names a module and changes to it."""
     changes = json.loads(str(parity(name)['config']))
-    module, model, data = (
-        changes.pop('base'),
-        dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0),
-        {},
-    )
+    module = changes.pop('base')
+    model = dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0)
+    data = {}
     for key, value in changes.items():
         section, key = (
             (data, key.removeprefix('data').lstrip('_.'))
