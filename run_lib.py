@@ -26,7 +26,6 @@ from models import utils as mutils
 from models.ema import ExponentialMovingAverage
 from models.utils import times_like
 from runtime import distributed, interruption
-from runtime.memory import keep_memory
 from runtime.progress import progress
 from runtime.randomness import own_randomness
 from score_model import ScoreModel
@@ -139,7 +138,6 @@ def _train(config, workdir, get_step_fn, meaning, kind, at_snapshot, was_done):
         datasets.get_data_scaler(config),
         dict(config=stored.as_json(config), kind=kind),
     )
-    keep_memory(config.device)
     torch.manual_seed(config.seed)
     state, randomness = _resumed(config, workdir)
     resume, first, last, stopping = (
