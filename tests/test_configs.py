@@ -25,7 +25,7 @@ import sampling
 import sde_lib
 import solvers
 from commands import preflight
-from configs import defaults, rules
+from configs import defaults, keys, rules
 from conftest import ROOT, load_config
 from models import utils as mutils
 from models.score import Score
@@ -404,7 +404,7 @@ def test_all_that_is_wrong_is_told_at_once(workdir):
         preflight.check(config, workdir, 'train')
     lines = str(caught.value).splitlines()
     assert lines[:9] == [
-        'the config is missing the key seed: see configs/defaults.py',
+        'the config is missing the key seed: see configs/keys.py',
         'config.evl is not a known key: did you mean config.eval?',
         "config.training.batch_size must be an integer >= 1, got '8'",
         'config.training.n_iters must be an integer >= 1, got True',
@@ -461,7 +461,7 @@ def test_every_key_has_a_rule_and_is_explained():
         assert name in rules.RULES[section], key
     for section, known in rules.RULES.items():
         for name in known.keys() - {'loss', 'continuouse', 'sigma_begin'}:
-            assert re.search(rf'\b{name}\b', defaults.__doc__), f'{section}.{name}'
+            assert re.search(rf"\b{name}\b", keys.__doc__), f'{section}.{name}'
         assert set(rules.REQUIRED.get(section, '').split()) <= known.keys()
 
 
