@@ -1,4 +1,4 @@
-"""Checks of each key of a config on its own: rules, registered names, the device."""
+"""Checks of each key of a config on its own: its rule, registered names, the device."""
 
 import pathlib
 
@@ -18,60 +18,73 @@ from solvers import ode
 OWN_PARTS = ('models', 'sampling', 'solvers', 'sde_lib')
 
 
-def _value(config, key: str):
+def value_of(config, key: str):
     """Return the value of a key such as 'model.name', or None if it is missing."""
     section, _, name = key.partition('.')
-    return config[section][name] if name in config[section] else None
+    return config[section].get(name)
+
+
+def _is_own(registered) -> bool:
+    """Whether a registered class or function is not one of this library."""
+    return registered is not None and registered.__module__.partition('.')[0] not in OWN_PARTS
+
+
+def is_ours(config) -> bool:
+    """Whether the network of a config is one of this library, or not registered."""
+    return not _is_own(mutils.MODELS.find(config.model.name) if 'name' in config.model else None)
 
 
 def _own_keys(config) -> list[str]:
-    """Return beginnings of the keys that the user's own networks, samplers and data sets may
-    have.
-    """
-    own, dataset = [], _value(config, 'data.dataset')
-    for key, registry in (
-        ('model.name', mutils.MODELS),
-        ('sampling.predictor', sampling.PREDICTORS),
-        ('sampling.corrector', sampling.CORRECTORS),
-        ('sampling.method', solvers.SOLVERS),
-    ):
-        name = _value(config, key)
-        found = registry.find(name) if isinstance(name, str) else None
-        if found is not None and found.__module__.partition('.')[0] not in OWN_PARTS:
-            own.append(key.partition('.')[0] + '.')
-    sde = (
-        sde_lib.SDES.find(_value(config, 'training.sde'))
-        if isinstance(_value(config, 'training.sde'), str)
-        else None
-    )
-    if sde is not None and sde.__module__.partition('.')[0] not in OWN_PARTS:
+    """Return beginnings of the keys that a user's own networks, samplers and data sets may have."""
+
+    def find(key, registry):
+        name = value_of(config, key)
+        return registry.find(name) if isinstance(name, str) else None
+
+    registries = {
+        'model.name': mutils.MODELS,
+        'sampling.predictor': sampling.PREDICTORS,
+        'sampling.corrector': sampling.CORRECTORS,
+        'sampling.method': solvers.SOLVERS,
+    }
+    own = [
+        key.partition('.')[0] + '.'
+        for key, registry in registries.items()
+        if _is_own(find(key, registry))
+    ]
+    sde = find('training.sde', sde_lib.SDES)
+    if _is_own(sde):
         own += [f'model.{key}' for key in sde.config_keys()]
+    dataset = value_of(config, 'data.dataset')
     source = datasets.SOURCES.get(dataset.upper()) if isinstance(dataset, str) else None
     return own + [f'data.{key}' for key in (source.keys if source else ())]
 
 
-def _refused(config, mode, has_network: bool) -> dict[str, str]:
-    """Return {key: sentence} for each key of the config that is missing or unknown or has a wrong
-    value, whatever the others are.
+def refused_keys(config, mode, has_network: bool) -> dict[str, str]:
+    """Return {key: sentence} for each key that is missing, unknown or of a wrong value.
+
+    These faults do not depend on the values of other keys.
     """
-    unused = {'optim'} if mode not in ('train', 'classifier') else set()
-    refused = rules.faults(
-        config, _own_keys(config), unused | ({'eval'} if mode not in ('eval', 'metrics') else set())
-    )
+    unused = set()
+    if mode not in ('train', 'classifier'):
+        unused.add('optim')
+    if mode not in ('eval', 'metrics'):
+        unused.add('eval')
+    refused = rules.faults(config, _own_keys(config), unused)
     if 'device' not in refused:
         refused |= _device(config)
+    if mode in ('classifier', 'sample', 'control') and 'batch_size' not in config.eval:
+        refused['eval.batch_size'] = rules.is_missing('eval.batch_size')
     names = [
-        _value(config, key)
+        value_of(config, key)
         for key in ('model.name', 'training.sde')
         if has_network and key not in refused
     ]
-    if mode in ('classifier', 'sample', 'control') and 'batch_size' not in config.eval:
-        refused['eval.batch_size'] = rules.is_missing('eval.batch_size')
     return refused | rules.missing(config, *names)
 
 
 def _registered() -> dict[str, list[str]]:
-    """Return {key: names} of what can be registered and named in a config, in any case."""
+    """Return {key: known names} of the keys that name something registered, in any case."""
     return {
         'model.name': mutils.MODELS.names(),
         'training.sde': sde_lib.SDES.names(),
@@ -81,12 +94,13 @@ def _registered() -> dict[str, list[str]]:
     }
 
 
-def _check_registered(config, workdir):
-    """Raise UserError if nothing registers a name in `config` that was known when
-    `workdir/config.json` was written.
+def check_registered(config, workdir):
+    """Raise UserError if a name was registered when `workdir/config.json` was written, but not now.
+
+    It is that of a user's own network, SDE, sampler or data set, whose file must be given again.
     """
     known = _registered() | {'data.dataset': datasets.SOURCES}
-    named = {key: _value(config, key) for key in known}
+    named = {key: value_of(config, key) for key in known}
     unknown = {
         key: name
         for key, name in named.items()
@@ -99,7 +113,7 @@ def _check_registered(config, workdir):
     forgotten = [
         f'config.{key}={name!r}'
         for key, name in unknown.items()
-        if before and _value(before, key) == name
+        if before and value_of(before, key) == name
     ]
     if forgotten:
         raise UserError(
@@ -108,8 +122,8 @@ def _check_registered(config, workdir):
         )
 
 
-def _without(config, keys) -> ConfigDict:
-    """A copy of the config that lacks the keys."""
+def without(config, keys) -> ConfigDict:
+    """Return a copy of the config that lacks the keys."""
     content = config.to_dict()
     for key in keys:
         section, _, name = key.rpartition('.')
@@ -117,9 +131,10 @@ def _without(config, keys) -> ConfigDict:
     return ConfigDict(content)
 
 
-def _unknown_names(config, has_network: bool) -> dict[str, str]:
-    """Return {key: sentence} for each key that names what is not registered, even if another
-    setting leaves it unused.
+def unknown_names(config, has_network: bool) -> dict[str, str]:
+    """Return {key: sentence} for each key that names something which is not registered.
+
+    Names are checked even if another setting leaves them unused.
     """
     any_case = {
         key: names
@@ -132,44 +147,34 @@ def _unknown_names(config, has_network: bool) -> dict[str, str]:
         exact['training.precision'] = mutils.PRECISIONS
     found = {}
     for key, known in (any_case | exact).items():
-        value = _value(config, key)
-        if (
-            value is not None
-            and value not in known
-            and not (key in any_case and value.lower() in map(str.lower, known))
-        ):
-            found[key] = f'config.{key} must be one of {", ".join(map(repr, known))}, got {value!r}'
+        value = value_of(config, key)
+        accepted = {*known, *map(str.lower, known)} if key in any_case else known
+        if value is None or value in accepted or (key in any_case and value.lower() in accepted):
+            continue
+        found[key] = f'config.{key} must be one of {", ".join(map(repr, known))}, got {value!r}'
     return found
 
 
-def _is_ours(config) -> bool:
-    """Whether the network is one of this library."""
-    found = mutils.MODELS.find(config.model.name) if 'name' in config.model else None
-    return found is None or found.__module__.partition('.')[0] in OWN_PARTS
-
-
 def _device(config) -> dict[str, str]:
-    """{} for a device that is there, else {'device': one sentence}."""
+    """Return {} for a device that PyTorch finds, otherwise {'device': sentence}."""
+    name = config.device
     try:
-        device = torch.device(config.device)
+        device = torch.device(name)
     except RuntimeError:
+        expected = "config.device must be a device such as 'cpu', 'cuda' or 'cuda:0'"
+        return {'device': f'{expected}, got {name!r}'}
+    absent = {
+        'cuda': not torch.cuda.is_available(),
+        'mps': not torch.backends.mps.is_available(),
+    }
+    if absent.get(device.type):
         return {
-            'device': "config.device must be a device such as 'cpu', 'cuda' or 'cuda:0', got "
-            f'{config.device!r}'
-        }
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        return {
-            'device': f'config.device is {str(config.device)!r}, but PyTorch finds no CUDA '
-            'device here: use --config.device=cpu'
-        }
-    if device.type == 'mps' and not torch.backends.mps.is_available():
-        return {
-            'device': f'config.device is {str(config.device)!r}, but PyTorch finds no MPS '
+            'device': f'config.device is {str(name)!r}, but PyTorch finds no {device.type.upper()} '
             'device here: use --config.device=cpu'
         }
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
         return {
-            'device': f'config.device is {str(config.device)!r}, but there are only '
+            'device': f'config.device is {str(name)!r}, but there are only '
             f'{torch.cuda.device_count()} CUDA devices, from 0'
         }
     return {}

@@ -1,8 +1,7 @@
-"""Configs from tired people: whatever its values, a config gives a network, a loss and a sampler
-that take a step, or it is refused before any work by sentences that name its keys.
+"""A config takes a step of training and sampling, or is refused by sentences that name its keys.
 
-Configs are mutated at random, with values that are nearly right, of a wrong type, or absurd. How
-many: CONFIGS, 300 by default.
+Configs are mutated at random, with values that are nearly right, of a wrong type, or absurd. The
+environment variable CONFIGS is their number, 300 by default.
 """
 
 import ast
@@ -25,6 +24,7 @@ import sampling
 import sde_lib
 import solvers
 from commands import preflight
+from commands.joint_checks import check_network
 from configs import defaults, keys, rules
 from conftest import ROOT, load_config
 from models import utils as mutils
@@ -44,120 +44,25 @@ MODULES = (
 )
 NETWORKS = (*mutils.MODELS.names(), 'unet')
 NAMES = (
-    'none',
-    'pc',
-    'ode',
-    'vesde',
-    'vpsde',
-    'subvpsde',
-    'VPSDE',
-    'swish',
-    'elu',
-    'relu',
-    'fourier',
-    'positional',
-    'biggan',
-    'ddpm',
-    'residual',
-    'output_skip',
-    'input_skip',
-    'sum',
-    'cat',
-    'GroupNorm',
-    'InstanceNorm++',
-    'VarianceNorm',
-    'euler_maruyama',
-    'reverse_diffusion',
-    'ancestral_sampling',
-    'langevin',
-    'ald',
-    'block',
-    'level',
-    'bilinear',
-    'nearest',
-    'bfloat16',
-    'float32',
-    'RK45',
-    'dopri5',
-    'Adam',
-    'DIGITS',
-    'train',
-    'test',
-    'pixels',
     '',
-    'x',
-    'None',
-    'true',
-    'crop',
-    'exact',
-    'raise',
-    'skip',
-    'NHWC',
-    'NCHW',
-    'karras',
-    'logSNR',
-    'time_uniform',
-    'predictor_corrector',
-    'adaptive',
-    'ddim',
-    'heun',
-    'dpm_solver',
-    'dpmpp_2m',
-    'dpmpp_2m_sde',
-    'unipc',
+    *'none pc ode adaptive ddim heun dpm_solver dpmpp_2m dpmpp_2m_sde unipc RK45 dopri5'.split(),
+    *'vesde vpsde subvpsde VPSDE euler_maruyama reverse_diffusion ancestral_sampling'.split(),
+    *'langevin ald predictor_corrector karras logSNR time_uniform'.split(),
+    *'swish elu relu fourier positional biggan ddpm residual output_skip input_skip'.split(),
+    *'sum cat GroupNorm InstanceNorm++ VarianceNorm block level bilinear nearest'.split(),
+    *'bfloat16 float32 Adam DIGITS train test pixels crop exact raise skip NHWC NCHW'.split(),
+    *'x None true'.split(),
     *NETWORKS,
 )
 WHOLE = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 30, 32, 64, 100, -1, -2, 2**31, 2**63, 10**30)
 REAL = (
-    0.0,
-    1e-30,
-    1e-9,
-    1e-4,
-    0.01,
-    0.1,
-    0.3,
-    0.5,
-    0.999,
-    1.0,
-    1.5,
-    2.0,
-    16.0,
-    50.0,
-    299.0,
-    1e4,
-    1e12,
-    1e30,
-    -1e-9,
-    -1.0,
-    -1e30,
-    float('nan'),
-    float('inf'),
-    float('-inf'),
+    *(0.0, 1e-30, 1e-9, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.999, 1.0, 1.5, 2.0, 16.0, 50.0, 299.0),
+    *(1e4, 1e12, 1e30, -1e-9, -1.0, -1e30, float('nan'), float('inf'), float('-inf')),
 )
 TUPLES = (
-    (),
-    (1,),
-    (1, 2),
-    (2, 1),
-    (1, 1, 2),
-    (1, 2, 2, 2),
-    (4,),
-    (8,),
-    (16, 8),
-    (0,),
-    (-1, 2),
-    (1.0, 2.0),
-    ('a',),
-    (None,),
-    ((1, 2),),
-    (1, 3, 3, 1),
-    (1, 1),
-    (1, 2, 1),
-    (1, -1),
-    (0, 0),
-    (3, 10**9),
-    (10**30, 1),
-    (float('nan'), 1.0),
+    *((), (1,), (4,), (8,), (0,), (1.0, 2.0), ('a',), (None,), ((1, 2),), (float('nan'), 1.0)),
+    *((1, 2), (2, 1), (1, 1), (16, 8), (-1, 2), (1, -1), (0, 0), (3, 10**9), (10**30, 1)),
+    *((1, 1, 2), (1, 2, 1), (1, 2, 2, 2), (1, 3, 3, 1)),
 )
 KINDS = {bool: (True, False), int: WHOLE, float: REAL, str: NAMES, tuple: TUPLES, list: TUPLES}
 ANYTHING = (
@@ -347,13 +252,56 @@ def names_a_key(line: str, keys) -> bool:
     )
 
 
-def is_refused(config, workdir, mode) -> bool:
+REGISTERED = {
+    'model.name': mutils.MODELS.names(),
+    'training.sde': sde_lib.SDES.names(),
+    'sampling.method': sampling.methods(),
+    'sampling.predictor': sampling.PREDICTORS.names(),
+    'sampling.corrector': sampling.CORRECTORS.names(),
+}
+
+
+def wrong_alone(changes: dict, mode: str) -> dict[str, str]:
+    """{key: how its sentence begins} of the mutated keys that are wrong on their own."""
+    found, trains = {}, mode in ('train', 'classifier')
+    samples = trains or mode in ('eval', 'sample', 'control')
+    for key, value in changes.items():
+        section, _, name = key.rpartition('.')
+        if value is GONE:
+            in_use = section != 'eval' and (section != 'optim' or trains)
+            if in_use and name in rules.REQUIRED.get(section, '').split():
+                found[key] = f'the config is missing the key {key}: '
+        elif rules.of(key) is None:
+            found[key] = f'config.{key} is not a known key: '
+        elif not rules.of(key).accepts(value):
+            found[key] = f'config.{key} must be {rules.of(key).text}, got '
+        elif key in REGISTERED and value.lower() not in REGISTERED[key]:
+            if samples or section == 'sampling':
+                found[key] = f'config.{key} must be one of '
+    return found
+
+
+def is_refused(config, changes, workdir, mode) -> bool:
+    """Whether the config is refused, with a sentence for each key that is wrong on its own.
+
+    Every sentence names a key; one about a key on its own names one that was mutated.
+    """
+    wrong = wrong_alone(changes, mode)
     try:
         preflight.check(config, workdir, mode)
     except UserError as refusal:
-        for line in str(refusal).splitlines():
+        lines = str(refusal).splitlines()
+        for line in lines:
             assert names_a_key(line, flatten(config)), f'{line!r} names no key'
+        for key, beginning in wrong.items():
+            assert any(line.startswith(beginning) for line in lines), (key, lines)
+        for section, known in rules.RULES.items():
+            for name, rule in known.items():
+                key = f'{section}.{name}'.lstrip('.')
+                beginning = f'config.{key} must be {rule.text}, got '
+                assert key in wrong or not any(line.startswith(beginning) for line in lines), lines
         return True
+    assert not wrong, f'{wrong.keys()} were accepted'
     return False
 
 
@@ -371,14 +319,15 @@ def workdir(tmp_path_factory):
 )
 @given(mutations())
 def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
-    config = mutated(*mutation)
+    config, changes = mutated(*mutation), mutation[1]
     torch.manual_seed(0)
     classifies = config.model.get('name') == 'wideresnet'
-    refused = is_refused(config, workdir, 'classifier' if classifies else 'train')
+    refused = is_refused(config, changes, workdir, 'classifier' if classifies else 'train')
     with pytest.MonkeyPatch.context() as patch:
-        # the network was built once: that is what takes time
-        patch.setattr(preflight, '_network', lambda config: None)
-        others = [mode for mode in MODES if is_refused(config, workdir, mode)]
+        # building the network takes most of the time: once is enough
+        others = [check for check in preflight.CHECKS if check.run is not check_network]
+        patch.setattr(preflight, 'CHECKS', others)
+        others = [mode for mode in MODES if is_refused(config, changes, workdir, mode)]
     if refused or not classifies and 'sample' in others:
         event('refused')
         return
@@ -461,7 +410,7 @@ def test_every_key_has_a_rule_and_is_explained():
         assert name in rules.RULES[section], key
     for section, known in rules.RULES.items():
         for name in known.keys() - {'loss', 'continuouse', 'sigma_begin'}:
-            assert re.search(rf"\b{name}\b", keys.__doc__), f'{section}.{name}'
+            assert re.search(rf'\b{name}\b', keys.__doc__), f'{section}.{name}'
         assert set(rules.REQUIRED.get(section, '').split()) <= known.keys()
 
 
