@@ -9,28 +9,33 @@ from test_networks import NETWORKS, build, labels_for, tiny_config
 from models import ncsnv2
 from models import utils as mutils
 
+OPTIONS = dict(
+    resblock_type=('biggan', 'ddpm'),
+    progressive=('none', 'output_skip', 'residual'),
+    progressive_input=('none', 'input_skip', 'residual'),
+    progressive_combine=('sum', 'cat'),
+    fir=(False, True),
+    skip_rescale=(False, True),
+    resamp_with_conv=(False, True),
+)
+
+
+def _repeats_another(settings) -> bool:
+    """Whether an option without effect has another value than the first: the network is the same.
+
+    Only input skips are combined, and BigGAN blocks resample without a layer for it.
+    """
+    combines = settings['progressive_input'] == 'input_skip'
+    resamples = settings['resblock_type'] == 'ddpm'
+    return (not combines and settings['progressive_combine'] == 'cat') or (
+        not resamples and settings['resamp_with_conv']
+    )
+
+
 COMBINATIONS = [
-    dict(
-        zip(
-            (
-                'resblock_type',
-                'progressive',
-                'progressive_input',
-                'progressive_combine',
-                'fir',
-                'skip_rescale',
-                'resamp_with_conv',
-            ),
-            values,
-        )
-    )
-    for values in itertools.product(
-        ('biggan', 'ddpm'),
-        ('none', 'output_skip', 'residual'),
-        ('none', 'input_skip', 'residual'),
-        ('sum', 'cat'),
-        *[(False, True)] * 3,
-    )
+    settings
+    for values in itertools.product(*OPTIONS.values())
+    if not _repeats_another(settings := dict(zip(OPTIONS, values)))
 ]
 
 
