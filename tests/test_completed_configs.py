@@ -1,6 +1,4 @@
-"""Configs are completed where they come in: optional keys may be missing, needed ones are reported
-before anything is written.
-"""
+"""Configs are completed where they come in; needed keys are reported before anything is written."""
 
 import copy
 import logging
