@@ -119,7 +119,7 @@ class Downsample(nn.Module):
 class ResnetBlockBigGANpp(ResnetBlock):
     """The residual block of BigGAN (Brock et al. 2019), which may resample on the way."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, the signature of the 2021 release
         self,
         act,
         in_ch,

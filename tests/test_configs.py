@@ -39,17 +39,15 @@ MODULES = (
     've.ncsnv2.cifar10',
 )
 NETWORKS = (*mutils.MODELS.names(), 'unet')
-NAMES = (
-    '',
-    *'none pc ode adaptive ddim heun dpm_solver dpmpp_2m dpmpp_2m_sde unipc RK45 dopri5'.split(),
-    *'vesde vpsde subvpsde VPSDE euler_maruyama reverse_diffusion ancestral_sampling'.split(),
-    *'langevin ald predictor_corrector karras logSNR time_uniform'.split(),
-    *'swish elu relu fourier positional biggan ddpm residual output_skip input_skip'.split(),
-    *'sum cat GroupNorm InstanceNorm++ VarianceNorm block level bilinear nearest'.split(),
-    *'bfloat16 float32 Adam DIGITS train test pixels crop exact raise skip NHWC NCHW'.split(),
-    *'x None true'.split(),
-    *NETWORKS,
-)
+WORDS = """
+none pc ode adaptive ddim heun dpm_solver dpmpp_2m dpmpp_2m_sde unipc RK45 dopri5 vesde vpsde
+subvpsde VPSDE euler_maruyama reverse_diffusion ancestral_sampling langevin ald
+predictor_corrector karras logSNR time_uniform swish elu relu fourier positional biggan ddpm
+residual output_skip input_skip sum cat GroupNorm InstanceNorm++ VarianceNorm block level
+bilinear nearest bfloat16 float32 Adam DIGITS train test pixels crop exact raise skip NHWC NCHW
+x None true
+"""
+NAMES = ('', *WORDS.split(), *NETWORKS)
 WHOLE = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 30, 32, 64, 100, -1, -2, 2**31, 2**63, 10**30)
 REAL = (
     *(0.0, 1e-30, 1e-9, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.999, 1.0, 1.5, 2.0, 16.0, 50.0, 299.0),
@@ -260,7 +258,7 @@ REGISTERED = {
 def wrong_alone(changes: dict, mode: str) -> dict[str, str]:
     """{key: how its sentence begins} of the mutated keys that are wrong on their own."""
     found, trains = {}, mode in ('train', 'classifier')
-    samples = trains or mode in ('eval', 'sample', 'control')
+    has_network = trains or mode in ('eval', 'sample', 'control')
     for key, value in changes.items():
         section, _, name = key.rpartition('.')
         if value is GONE:
@@ -271,9 +269,12 @@ def wrong_alone(changes: dict, mode: str) -> dict[str, str]:
             found[key] = f'config.{key} is not a known key: '
         elif not rules.of(key).accepts(value):
             found[key] = f'config.{key} must be {rules.of(key).text}, got '
-        elif key in REGISTERED and value.lower() not in REGISTERED[key]:
-            if samples or section == 'sampling':
-                found[key] = f'config.{key} must be one of '
+        elif (
+            key in REGISTERED
+            and (has_network or section == 'sampling')
+            and value.lower() not in REGISTERED[key]
+        ):
+            found[key] = f'config.{key} must be one of '
     return found
 
 
