@@ -32,7 +32,6 @@ from data.tensors import get_classes, to_tensor
 from models.ema import ExponentialMovingAverage
 from models.utils import create_model
 from runtime import distributed, interruption
-from runtime.memory import keep_memory
 from runtime.progress import progress
 from runtime.randomness import own_randomness
 
@@ -118,7 +117,6 @@ def _train(config, workdir, objective: Objective):
     with _sole_writer(workdir), own_randomness(config.seed):
         for sentence in preflight.warnings(config) if distributed.is_main() else ():
             logging.warning('%s.', sentence)
-        keep_memory(config.device)
         state, randomness = _resumed(config, workdir)
         first, last, stopping = state['step'], settings.n_iters - 1, 0
         missed = first and _was_missed(first - 1, settings, workdir, objective)

@@ -35,8 +35,8 @@ import datasets
 import metrics
 import run_lib
 import sampling
-import score_model
 import sde_lib
+from checkpoints.loading import load_averaged_model
 from machine import machine
 from oracles import ExactNetwork, SubspaceMixture, planar_mixture
 from reports import plots
@@ -161,7 +161,7 @@ class Network:
         run_lib.train(self.config, workdir)
         logging.disable()
         checkpoint = workdir / 'checkpoints' / 'checkpoint_1.pth'
-        self.model = score_model.load_averaged_model(self.config, checkpoint)
+        self.model = load_averaged_model(self.config, checkpoint)
         train, self.held_out = (
             datasets.get_split(self.config, split).images / 16 for split in ('train', 'test')
         )

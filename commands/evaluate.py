@@ -24,14 +24,12 @@ from data.images import at_most
 from data.tensors import get_classes, to_tensor
 from reports import results
 from runtime import distributed
-from runtime.memory import keep_memory
 from runtime.progress import progress
 from runtime.randomness import own_randomness
 from score_model import ScoreModel
 
 
 def evaluate(config, workdir, eval_dir, numbers):
-    keep_memory(config.device)
 
     @functools.cache
     def split(name):

@@ -17,7 +17,7 @@ DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol,
 class Options:
     """How samples are drawn: the keys of a config's `sampling` section, and three more.
 
-    configs/defaults.py explains the keys. `predictor` and `corrector` may be classes or names.
+    explained in configs/keys.py the keys. `predictor` and `corrector` may be classes or names.
 
     Args:
         eps: the time at which sampling stops. None: `sde.sampling_eps`.
