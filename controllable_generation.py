@@ -50,7 +50,7 @@ def _measured_sampler(score_of: Callable, options, inverse_scaler, loop, consist
     return sampler
 
 
-def get_pc_inpainter(
+def get_pc_inpainter(  # noqa: PLR0913  (a signature of the 2021 release)
     sde,
     predictor,
     corrector,
@@ -99,7 +99,7 @@ def get_pc_inpainter(
     return inpainter
 
 
-def get_pc_colorizer(
+def get_pc_colorizer(  # noqa: PLR0913  (a signature of the 2021 release)
     sde,
     predictor,
     corrector,
@@ -146,7 +146,7 @@ def get_pc_colorizer(
     return colorizer
 
 
-def get_pc_conditional_sampler(
+def get_pc_conditional_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
     sde,
     classifier,
     predictor,

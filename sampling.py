@@ -291,7 +291,7 @@ def round_to_8_bits(x) -> torch.Tensor:
 # The functions of the 2021 release ----------------------------------------------------------------
 
 
-def get_pc_sampler(
+def get_pc_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
     sde,
     shape,
     predictor,
@@ -335,7 +335,7 @@ def get_pc_sampler(
     return _sampler(model, shape, options, inverse_scaler, device)
 
 
-def get_ode_sampler(
+def get_ode_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
     sde,
     shape,
     inverse_scaler,

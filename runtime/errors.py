@@ -48,7 +48,5 @@ def _check_names(names):
             )
 
 
-_check_names(
-    'checkpoints commands configs control data datasets evaluation losses metrics models op '
-    'reports runtime sampling sdes solvers'.split()
-)
+NAMES = 'checkpoints commands configs control data datasets evaluation losses metrics models op'
+_check_names((*NAMES.split(), 'reports', 'runtime', 'sampling', 'sdes', 'solvers'))

@@ -749,7 +749,7 @@ def test_notebook_likelihood_and_latent_code(notebook):
     eval_batch = next(iter(eval_ds))
     eval_images = eval_batch['image']._numpy()
     assert eval_images.shape == (4, 8, 8, 1) and eval_images.dtype == np.float32
-    assert 0 <= eval_images.min() and eval_images.max() <= 1
+    assert eval_images.min() >= 0 and eval_images.max() <= 1
     assert next(iter(train_ds))['image']._numpy().shape == (4, 8, 8, 1)
 
     data = scaler(torch.from_numpy(eval_images).permute(0, 3, 1, 2).to(config.device))
