@@ -1,4 +1,4 @@
-"""Score-based generative modelling through SDEs: train, evaluate, sample, control.
+r"""Score-based generative modelling through SDEs: train, evaluate, sample, control.
 
     python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/digits \
         --mode train

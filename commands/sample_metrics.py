@@ -1,4 +1,4 @@
-"""Metrics of samples that lie in files, whatever drew them.
+r"""Metrics of samples that lie in files, whatever drew them.
 
     python main.py --config CONFIG --workdir DIR --mode metrics --input samples.npz --reference \
         photos.zip

@@ -1,4 +1,4 @@
-"""Configs stored as JSON: `config.json` in a work directory, beside converted weights, and inside
+r"""Configs stored as JSON: `config.json` in a work directory, beside converted weights, and inside
 checkpoints.
 
     python main.py --config configs/stored.py:celebahq.json --checkpoint celebahq.safetensors \

@@ -1,8 +1,8 @@
-"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with the sub-VP SDE ("DDPM cont. (sub-VP)" in
+r"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with the sub-VP SDE ("DDPM cont. (sub-VP)" in
 Song et al. 2021).
 
-    python main.py --config configs/subvp/cifar10_ddpm_continuous.py --workdir \
-        runs/subvp/cifar10_ddpm_continuous --mode train
+    python main.py --config configs/subvp/cifar10_ddpm_continuous.py \
+        --workdir runs/subvp/cifar10_ddpm_continuous --mode train
 
 Expect: FID 3.56 and 3.05 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last
 checkpoint.

@@ -1,11 +1,10 @@
-"""DDPM++ on CIFAR-10, trained with the sub-VP SDE ("DDPM++ cont. (sub-VP)" in Song et al. 2021).
+r"""DDPM++ on CIFAR-10, trained with the sub-VP SDE ("DDPM++ cont. (sub-VP)", Song et al. 2021).
 
-    python main.py --config configs/subvp/cifar10_ddpmpp_continuous.py --workdir \
-        runs/subvp/cifar10_ddpmpp_continuous --mode train
+    python main.py --config configs/subvp/cifar10_ddpmpp_continuous.py \
+        --workdir runs/subvp/cifar10_ddpmpp_continuous --mode train
 
 Expect: FID 2.61, IS 9.56 (Song et al. 2021, Table 3), best of the numbered checkpoints. FID 3.16
-and 3.02 bits/dim with the ODE sampler
-        (Song et al. 2021, Table 2), last checkpoint.
+and 3.02 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
 """
 
 from configs.defaults import cifar10, ddpmpp, subvp

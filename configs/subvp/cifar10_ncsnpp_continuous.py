@@ -1,7 +1,7 @@
-"""NCSN++ on CIFAR-10, trained with the sub-VP SDE.
+r"""NCSN++ on CIFAR-10, trained with the sub-VP SDE.
 
-    python main.py --config configs/subvp/cifar10_ncsnpp_continuous.py --workdir \
-        runs/subvp/cifar10_ncsnpp_continuous --mode train
+    python main.py --config configs/subvp/cifar10_ncsnpp_continuous.py \
+        --workdir runs/subvp/cifar10_ncsnpp_continuous --mode train
 
 Expect: no published number.
 """

@@ -1,15 +1,15 @@
-"""A small DDPM++ on handwritten digits of 8 pixels, trained with the continuous sub-VP SDE, for two
+r"""A small DDPM++ on handwritten digits of 8 pixels, with the continuous sub-VP SDE, for two
 processor cores.
 
-    python main.py --config configs/subvp/digits_ddpmpp_continuous.py --workdir runs/subvp --mode \
-        train
-    python main.py --config configs/subvp/digits_ddpmpp_continuous.py --workdir runs/subvp --mode \
-        eval
+    python main.py --config configs/subvp/digits_ddpmpp_continuous.py \
+        --workdir runs/subvp --mode train
+    python main.py --config configs/subvp/digits_ddpmpp_continuous.py \
+        --workdir runs/subvp --mode eval
 
 Expect, with the seed 42 of the config: 1.946 bits/dim (--config.eval.bpd_method=RK45; standard
 error 0.013, 359 held-out images), a Frechet distance in pixel space of 0.094 between 500 samples
-and the 1438 training images (0.102 between the 359 held-out images and these).
-Time: 7 min for both on one core of an AMD EPYC, PyTorch 2.14.
+and the 1438 training images (0.102 between the 359 held-out images and these). Time: 7 min for both
+on one core of an AMD EPYC, PyTorch 2.14.
 """
 
 from configs.defaults import ddpmpp, digits, small, subvp

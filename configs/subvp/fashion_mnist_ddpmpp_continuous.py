@@ -1,14 +1,13 @@
-"""A small DDPM++ on Fashion-MNIST, trained with the continuous sub-VP SDE.
+r"""A small DDPM++ on Fashion-MNIST, with the continuous sub-VP SDE.
 
-    python main.py --config configs/subvp/fashion_mnist_ddpmpp_continuous.py --workdir \
-        runs/subvp/fashion_mnist --mode train
+    python main.py --config configs/subvp/fashion_mnist_ddpmpp_continuous.py \
+        --workdir runs/subvp/fashion_mnist --mode train
 
 torchvision downloads the data set. From an NPZ file with x_train, y_train, x_test and y_test:
-`--config.data.dataset=NPZ --config.data.path=fashion_mnist.npz`.
-Expect, after 4,158 steps (400 s on a quarter of an H200): 2.998 +- 0.075 bits/dim (100 test
-images), a Frechet distance in pixels of 5.62 between 500 samples and 10,000 training images (4.52
-between 500 test images and these). See docs/models/README.md for the weights that come with the
-library and samples of them.
+`--config.data.dataset=NPZ --config.data.path=fashion_mnist.npz`. Expect, after 4,158 steps (400 s
+on a quarter of an H200): 2.998 +- 0.075 bits/dim (100 test images), a Frechet distance in pixels of
+5.62 between 500 samples and 10,000 training images (4.52 between 500 test images and these). See
+docs/models/README.md for the weights that come with the library and samples of them.
 """
 
 from configs.defaults import ddpmpp, mnist, mnist_sized, subvp

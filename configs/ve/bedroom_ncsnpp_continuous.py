@@ -1,7 +1,7 @@
-"""NCSN++ on LSUN bedrooms at 256 pixels, trained with the continuous VE SDE.
+r"""NCSN++ on LSUN bedrooms at 256 pixels, trained with the continuous VE SDE.
 
-    python main.py --config configs/ve/bedroom_ncsnpp_continuous.py --workdir \
-        runs/ve/bedroom_ncsnpp_continuous --mode train
+    python main.py --config configs/ve/bedroom_ncsnpp_continuous.py \
+        --workdir runs/ve/bedroom_ncsnpp_continuous --mode train
 
 Expect: samples only in the paper, no number.
 """

@@ -1,9 +1,9 @@
-"""NCSN++ on CelebA-HQ at 256 pixels, trained with the continuous VE SDE.
+r"""NCSN++ on CelebA-HQ at 256 pixels, trained with the continuous VE SDE.
 
 The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`.
 
-    python main.py --config configs/ve/celebahq_256_ncsnpp_continuous.py --workdir \
-        runs/ve/celebahq_256_ncsnpp_continuous --mode train
+    python main.py --config configs/ve/celebahq_256_ncsnpp_continuous.py \
+        --workdir runs/ve/celebahq_256_ncsnpp_continuous --mode train
 
 Expect: samples only in the paper, no number.
 """

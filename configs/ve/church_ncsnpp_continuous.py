@@ -1,7 +1,7 @@
-"""NCSN++ on LSUN outdoor churches at 256 pixels, trained with the continuous VE SDE.
+r"""NCSN++ on LSUN outdoor churches at 256 pixels, trained with the continuous VE SDE.
 
-    python main.py --config configs/ve/church_ncsnpp_continuous.py --workdir \
-        runs/ve/church_ncsnpp_continuous --mode train
+    python main.py --config configs/ve/church_ncsnpp_continuous.py \
+        --workdir runs/ve/church_ncsnpp_continuous --mode train
 
 Expect: samples only in the paper, no number.
 """

@@ -1,8 +1,8 @@
-"""NCSN++ on CIFAR-10, trained with the 1000 discrete noise levels of SMLD ("NCSN++" in Song et al.
+r"""NCSN++ on CIFAR-10, trained with the 1000 discrete noise levels of SMLD ("NCSN++" in Song et al.
 2021).
 
-    python main.py --config configs/ve/cifar10_ncsnpp.py --workdir runs/ve/cifar10_ncsnpp --mode \
-        train
+    python main.py --config configs/ve/cifar10_ncsnpp.py \
+        --workdir runs/ve/cifar10_ncsnpp --mode train
 
 Expect: FID 2.45, IS 9.73 (Song et al. 2021, Table 3), best of the numbered checkpoints.
 """

@@ -1,7 +1,7 @@
-"""NCSN++ on CIFAR-10, trained with the continuous VE SDE ("NCSN++ cont. (VE)" in Song et al. 2021).
+r"""NCSN++ on CIFAR-10, with the continuous VE SDE ("NCSN++ cont. (VE)", Song et al. 2021).
 
-    python main.py --config configs/ve/cifar10_ncsnpp_continuous.py --workdir \
-        runs/ve/cifar10_ncsnpp_continuous --mode train
+    python main.py --config configs/ve/cifar10_ncsnpp_continuous.py \
+        --workdir runs/ve/cifar10_ncsnpp_continuous --mode train
 
 Cost: 0.56 s a step on 4 V100 (20.6 GB in all) as published: 1.3 million steps take 8.4 days.
 Expect: FID 2.38, IS 9.83 (Song et al. 2021, Table 3), best of the numbered checkpoints.

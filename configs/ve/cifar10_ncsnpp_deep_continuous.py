@@ -1,8 +1,8 @@
-"""NCSN++ with twice the depth on CIFAR-10, trained with the continuous VE SDE ("NCSN++ cont. (deep,
+r"""NCSN++ with twice the depth on CIFAR-10, with the continuous VE SDE ("NCSN++ cont. (deep,
 VE)" in Song et al. 2021).
 
-    python main.py --config configs/ve/cifar10_ncsnpp_deep_continuous.py --workdir \
-        runs/ve/cifar10_ncsnpp_deep_continuous --mode train
+    python main.py --config configs/ve/cifar10_ncsnpp_deep_continuous.py \
+        --workdir runs/ve/cifar10_ncsnpp_deep_continuous --mode train
 
 Expect: FID 2.20, IS 9.89 (Song et al. 2021, Table 3), best of the numbered checkpoints.
 """

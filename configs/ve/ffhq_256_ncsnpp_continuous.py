@@ -1,9 +1,9 @@
-"""NCSN++ on FFHQ at 256 pixels, trained with the continuous VE SDE.
+r"""NCSN++ on FFHQ at 256 pixels, trained with the continuous VE SDE.
 
 The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`.
 
-    python main.py --config configs/ve/ffhq_256_ncsnpp_continuous.py --workdir \
-        runs/ve/ffhq_256_ncsnpp_continuous --mode train
+    python main.py --config configs/ve/ffhq_256_ncsnpp_continuous.py \
+        --workdir runs/ve/ffhq_256_ncsnpp_continuous --mode train
 
 Expect: samples only in the paper, no number.
 """

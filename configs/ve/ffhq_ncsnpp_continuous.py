@@ -1,11 +1,11 @@
-"""NCSN++ on FFHQ at 1024 pixels, trained with the continuous VE SDE.
+r"""NCSN++ on FFHQ at 1024 pixels, trained with the continuous VE SDE.
 
 The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`.
-Evaluation draws 1024 images at a time, as
-published: lower `--config.eval.batch_size` to what memory holds.
+Evaluation draws 1024 images at a time, as published: lower `--config.eval.batch_size` to what
+memory holds.
 
-    python main.py --config configs/ve/ffhq_ncsnpp_continuous.py --workdir \
-        runs/ve/ffhq_ncsnpp_continuous --mode train
+    python main.py --config configs/ve/ffhq_ncsnpp_continuous.py \
+        --workdir runs/ve/ffhq_ncsnpp_continuous --mode train
 
 Expect: samples only in the paper, no number.
 """

@@ -1,7 +1,7 @@
-"""DDPM++ on CIFAR-10, trained with the 1000 discrete steps of DDPM ("DDPM++" in Song et al. 2021).
+r"""DDPM++ on CIFAR-10, trained with the 1000 discrete steps of DDPM ("DDPM++", Song et al. 2021).
 
-    python main.py --config configs/vp/cifar10_ddpmpp.py --workdir runs/vp/cifar10_ddpmpp --mode \
-        train
+    python main.py --config configs/vp/cifar10_ddpmpp.py \
+        --workdir runs/vp/cifar10_ddpmpp --mode train
 
 Expect: FID 2.78, IS 9.64 (Song et al. 2021, Table 3), best of the numbered checkpoints.
 """

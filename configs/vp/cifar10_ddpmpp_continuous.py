@@ -1,11 +1,10 @@
-"""DDPM++ on CIFAR-10, trained with the continuous VP SDE ("DDPM++ cont. (VP)" in Song et al. 2021).
+r"""DDPM++ on CIFAR-10, with the continuous VP SDE ("DDPM++ cont. (VP)", Song et al. 2021).
 
-    python main.py --config configs/vp/cifar10_ddpmpp_continuous.py --workdir \
-        runs/vp/cifar10_ddpmpp_continuous --mode train
+    python main.py --config configs/vp/cifar10_ddpmpp_continuous.py \
+        --workdir runs/vp/cifar10_ddpmpp_continuous --mode train
 
 Expect: FID 2.55, IS 9.58 (Song et al. 2021, Table 3), best of the numbered checkpoints. FID 3.93
-and 3.16 bits/dim with the ODE sampler
-        (Song et al. 2021, Table 2), last checkpoint.
+and 3.16 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
 """
 
 from configs.defaults import cifar10, ddpmpp, vp

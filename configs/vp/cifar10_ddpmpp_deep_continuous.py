@@ -1,12 +1,11 @@
-"""DDPM++ with twice the depth on CIFAR-10, trained with the continuous VP SDE ("DDPM++ cont. (deep,
+r"""DDPM++ with twice the depth on CIFAR-10, with the continuous VP SDE ("DDPM++ cont. (deep,
 VP)" in Song et al. 2021).
 
-    python main.py --config configs/vp/cifar10_ddpmpp_deep_continuous.py --workdir \
-        runs/vp/cifar10_ddpmpp_deep_continuous --mode train
+    python main.py --config configs/vp/cifar10_ddpmpp_deep_continuous.py \
+        --workdir runs/vp/cifar10_ddpmpp_deep_continuous --mode train
 
 Expect: FID 2.41, IS 9.68 (Song et al. 2021, Table 3), best of the numbered checkpoints. FID 3.08
-and 3.13 bits/dim with the ODE sampler
-        (Song et al. 2021, Table 2), last checkpoint.
+and 3.13 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
 """
 
 from configs.defaults import cifar10, ddpmpp, vp

@@ -1,7 +1,7 @@
-"""NCSN++ on CIFAR-10, trained with the 1000 discrete steps of DDPM.
+r"""NCSN++ on CIFAR-10, trained with the 1000 discrete steps of DDPM.
 
-    python main.py --config configs/vp/cifar10_ncsnpp.py --workdir runs/vp/cifar10_ncsnpp --mode \
-        train
+    python main.py --config configs/vp/cifar10_ncsnpp.py \
+        --workdir runs/vp/cifar10_ncsnpp --mode train
 
 Expect: no published number.
 """

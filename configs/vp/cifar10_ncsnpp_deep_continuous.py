@@ -1,7 +1,7 @@
-"""NCSN++ with twice the depth on CIFAR-10, trained with the continuous VP SDE.
+r"""NCSN++ with twice the depth on CIFAR-10, with the continuous VP SDE.
 
-    python main.py --config configs/vp/cifar10_ncsnpp_deep_continuous.py --workdir \
-        runs/vp/cifar10_ncsnpp_deep_continuous --mode train
+    python main.py --config configs/vp/cifar10_ncsnpp_deep_continuous.py \
+        --workdir runs/vp/cifar10_ncsnpp_deep_continuous --mode train
 
 Expect: no published number.
 """

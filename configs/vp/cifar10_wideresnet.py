@@ -1,8 +1,8 @@
-"""A wide residual network 28-10 that tells noisy images of CIFAR-10 apart, for guidance of the
+r"""A wide residual network 28-10 that tells noisy images of CIFAR-10 apart, for guidance of the
 networks with the VP SDE.
 
-    python main.py --config configs/vp/cifar10_wideresnet.py --workdir runs/vp/classifier --mode \
-        classifier
+    python main.py --config configs/vp/cifar10_wideresnet.py \
+        --workdir runs/vp/classifier --mode classifier
 
 Size: 36.8 million parameters. Expect the log to show how the accuracy on test images falls with t;
 not yet measured at this size.

@@ -1,15 +1,15 @@
-"""A small DDPM++ on handwritten digits of 8 pixels, trained with the continuous VP SDE: the
+r"""A small DDPM++ on handwritten digits of 8 pixels, with the continuous VP SDE: the
 quickstart, for two processor cores.
 
-    python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/quickstart \
-        --mode train
-    python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/quickstart \
-        --mode eval
+    python main.py --config configs/vp/digits_ddpmpp_continuous.py \
+        --workdir runs/quickstart --mode train
+    python main.py --config configs/vp/digits_ddpmpp_continuous.py \
+        --workdir runs/quickstart --mode eval
 
 Expect, with the seed 42 of the config: 1.960 bits/dim (standard error 0.013, 359 held-out images),
 a Frechet distance in pixel space of 0.095 between 500 samples and the 1438 training images (0.102
-between the 359 held-out images and these).
-Time: 4 min 27 s for both with one thread (OMP_NUM_THREADS=1) on an AMD EPYC, PyTorch 2.14.
+between the 359 held-out images and these). Time: 4 min 27 s for both with one thread
+(OMP_NUM_THREADS=1) on an AMD EPYC, PyTorch 2.14.
 """
 
 from configs.defaults import ddpmpp, digits, small, vp

@@ -1,12 +1,12 @@
-"""A small class-conditional DDPM++ on MNIST, trained with the continuous VP SDE.
+r"""A small class-conditional DDPM++ on MNIST, with the continuous VP SDE.
 
-    python main.py --config configs/vp/mnist_ddpmpp_classes.py --workdir \
-        runs/vp/mnist_ddpmpp_classes --mode train
+    python main.py --config configs/vp/mnist_ddpmpp_classes.py \
+        --workdir runs/vp/mnist_ddpmpp_classes --mode train
 
 torchvision downloads the data set. From an NPZ file with x_train, y_train, x_test and y_test:
-`--config.data.dataset=NPZ --config.data.path=mnist.npz`.
-Expect, after 4,002 steps (400 s on a quarter of an H200), digits of the class that is asked for.
-See docs/models/README.md for the weights that come with the library and samples of them.
+`--config.data.dataset=NPZ --config.data.path=mnist.npz`. Expect, after 4,002 steps (400 s on a
+quarter of an H200), digits of the class that is asked for. See docs/models/README.md for the
+weights that come with the library and samples of them.
 """
 
 from configs.defaults import ddpmpp, mnist, mnist_sized, vp

@@ -1,9 +1,9 @@
-"""NCSN of Song & Ermon 2019 on CIFAR-10, with a technique of Song & Ermon 2020.
+r"""NCSN of Song & Ermon 2019 on CIFAR-10, with a technique of Song & Ermon 2020.
 
 An ablation between NCSN and NCSNv2. Technique 5 (averaged weights) alone.
 
-    python main.py --config configs/ve/ncsn/cifar10_5.py --workdir runs/ve/ncsn/cifar10_5 --mode \
-        train
+    python main.py --config configs/ve/ncsn/cifar10_5.py \
+        --workdir runs/ve/ncsn/cifar10_5 --mode train
 
 Expect: no published number.
 """

@@ -1,10 +1,10 @@
-"""NCSNv2 of Song & Ermon 2020 on LSUN bedrooms at 128 pixels, with all five of their techniques.
+r"""NCSNv2 of Song & Ermon 2020 on LSUN bedrooms at 128 pixels, with all five of their techniques.
 
 As published, training is continuous: sigma itself is the label that the network gets. The discrete
 SMLD training of Song & Ermon 2020 is `--config.training.continuous=False`.
 
-    python main.py --config configs/ve/ncsnv2/bedroom.py --workdir runs/ve/ncsnv2/bedroom --mode \
-        train
+    python main.py --config configs/ve/ncsnv2/bedroom.py \
+        --workdir runs/ve/ncsnv2/bedroom --mode train
 
 Expect: samples only in the paper, no number.
 """

@@ -1,8 +1,8 @@
-"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with the continuous VP SDE ("DDPM cont. (VP)" in
+r"""The U-Net of Ho et al. 2020 on CIFAR-10, with the continuous VP SDE ("DDPM cont. (VP)" in
 Song et al. 2021).
 
-    python main.py --config configs/vp/ddpm/cifar10_continuous.py --workdir \
-        runs/vp/ddpm/cifar10_continuous --mode train
+    python main.py --config configs/vp/ddpm/cifar10_continuous.py \
+        --workdir runs/vp/ddpm/cifar10_continuous --mode train
 
 Expect: FID 3.69 and 3.21 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last
 checkpoint.

@@ -1,8 +1,8 @@
-"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with their 1000 discrete steps, and not told
+r"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with their 1000 discrete steps, and not told
 which step it is at.
 
-    python main.py --config configs/vp/ddpm/cifar10_unconditional.py --workdir \
-        runs/vp/ddpm/cifar10_unconditional --mode train
+    python main.py --config configs/vp/ddpm/cifar10_unconditional.py \
+        --workdir runs/vp/ddpm/cifar10_unconditional --mode train
 
 Expect: no published number.
 """

@@ -1,0 +1,97 @@
+"""What imports cost, in fresh processes."""
+
+import importlib.util
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+
+def in_fresh_process(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+FORBIDDEN = (
+    'tensorflow',
+    'tensorflow_datasets',
+    'tensorflow_gan',
+    'jax',
+    'torch.utils.cpp_extension',
+)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('tensorflow') is None, reason='needs TensorFlow')
+@pytest.mark.parametrize(
+    'code',
+    [
+        'import torch; from runtime.tensorflow import tensorflow; tensorflow()',
+        'import sampling, tensorflow',
+    ],
+)
+def test_tensorflow_and_the_compiler_of_pytorch_live_in_one_process(code):
+    """TensorFlow first, by a data set or a notebook, then an optimizer, which imports the compiler
+    and with it Triton.
+    """
+    code += (
+        '; import torch; torch.optim.Adam([torch.zeros(1, requires_grad=True)])'
+        '; import torch._dynamo; print("both")'
+    )
+    assert in_fresh_process(code) == 'both\n'
+
+
+def test_imports_bring_no_tensorflow_and_no_compiler():
+    """In a notebook that wants a sampler; and nowhere until a data set or a metric of TensorFlow is
+    asked for.
+    """
+    modules = [path.stem for path in ROOT.glob('*.py')] + [
+        'models.ncsnpp',
+        'models.ddpm',
+        'models.ncsnv2',
+        'op',
+    ]
+    found = in_fresh_process(
+        f'import sys, {", ".join(modules)}; print([m for m in {FORBIDDEN} if m in sys.modules])'
+    )
+    assert found.strip() == '[]'
+
+
+def test_imports_are_as_fast_as_torch():
+    """After torch they take at most 0.3 s of the processor, without PyTorch's compiler; the least
+    of three, as a busy machine slows all.
+    """
+    code = (
+        'import sys, time, torch; start = time.process_time(); import sampling, likelihood, '
+        'losses, controllable_generation; '
+        'print(time.process_time() - start); assert "torch._dynamo" not in sys.modules'
+    )
+    assert min(float(in_fresh_process(code)) for _ in range(3)) <= 0.3
+
+
+def test_a_wrong_key_is_reported_within_a_second_of_importing_torch(tmp_path):
+    """Of the processor's time."""
+
+    def seconds(*command, rc=0):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == rc, done.stderr
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done.stderr
+
+    wrong = (
+        'main.py',
+        '--config=configs/vp/digits_ddpmpp_continuous.py',
+        f'--workdir={tmp_path}',
+        '--mode=train',
+        '--config.model.wrong=1',
+    )
+    taken, message = seconds(*wrong, rc=1)
+    assert 'model.wrong' in message and taken < 1 + seconds('-c', 'import torch')[0]

@@ -1,0 +1,32 @@
+"""Networks of a few parameters."""
+
+import torch
+from torch import nn
+
+
+class Toy(nn.Module):
+    """A small network that uses everything it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.slope = (
+            nn.Parameter(torch.tensor([0.5, -0.3])),
+            nn.Parameter(torch.tensor(0.01)),
+        )
+        self.in_training = None
+
+    def forward(self, x, labels):
+        self.in_training = self.training
+        return self.scale * torch.tanh(x) + self.slope * labels.to(x.dtype)[:, None]
+
+
+class ToyOfClasses(Toy):
+    """A small network that knows three classes besides, and remembers what it was told."""
+
+    def __init__(self):
+        super().__init__()
+        self.shifts, self.told = nn.Parameter(torch.zeros(3, 2)), []
+
+    def forward(self, x, labels, **condition):
+        self.told.append(condition)
+        return super().forward(x, labels) + (self.shifts[condition['classes']] if condition else 0)
