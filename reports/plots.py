@@ -1,7 +1,7 @@
 """Pictures of evaluations: the loss of training, every metric against the checkpoint, and bits/dim
 of single images.
 
-Drawn from the runs and numbers of reports.reports, which are read here and never computed; curves
+Drawn from the runs and numbers of reports.report, which are read here and never computed; curves
 come from the TensorBoard files.
 """
 
