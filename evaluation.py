@@ -9,42 +9,22 @@ in `eval.stats_dir` as npz files ('pool_3': (n, D)) that tell what they are of, 
 beside each for readers.
 """
 
-import json
 import os
-import pathlib
-import pickle
 import sys
 import types
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from absl import logging
 
-import datasets
 import metrics
 from configs.defaults import complete
 from data import image_sources
+from metrics.extractors import Extractor, in_colour, pixels, torch_fidelity
+from metrics.reference import Reference, statistics_path
 from reports import results
-from runtime import distributed
 from runtime.errors import UserError
-from runtime.progress import progress
 
-TORCH_FIDELITY_WEIGHTS = (
-    'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
-    'weights-inception-2015-12-05-6726825d.pth'
-)
 INCEPTION_V3 = 'https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4'
-
-
-class Extractor(NamedTuple):
-    """run(images (B, H, W, C) uint8) gives {'pool_3': (B, D) float32}, with 'logits' (B, classes)
-    of a classifier; `protocol` says how.
-    """
-
-    protocol: dict
-    run: Callable
 
 
 def get_extractor(config) -> Extractor:
@@ -93,17 +73,6 @@ def check_size(config, samples: int, reference: int | None = None):
             'example --config.eval.stats_samples=1000, '
             'or another backend'
         )
-
-
-def _pixels(config) -> Extractor:
-    return Extractor(
-        dict(backend='pixels', extractor='none', feature='pixels', input='pixels divided by 255'),
-        lambda images: {'pool_3': images.reshape(len(images), -1) / np.float32(255)},
-    )
-
-
-def _colour(images: np.ndarray) -> np.ndarray:
-    return images if images.shape[-1] == 3 else np.repeat(images, 3, axis=-1)
 
 
 # TF-GAN -------------------------------------------------------------------------------------------
@@ -193,7 +162,7 @@ def _tfgan(config) -> Extractor:
 
     def run(images):
         parts = [
-            run_inception_distributed(_colour(images[start : start + 64]), model, 1, inceptionv3)
+            run_inception_distributed(in_colour(images[start : start + 64]), model, 1, inceptionv3)
             for start in range(0, len(images), 64)
         ]
         return {
@@ -214,130 +183,8 @@ def _tfgan(config) -> Extractor:
     )
 
 
-# torch-fidelity -----------------------------------------------------------------------------------
-
-
-def _torch_fidelity(config) -> Extractor:
-    try:
-        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as known
-        from torch_fidelity.utils import create_feature_extractor
-    except ModuleNotFoundError as error:
-        raise UserError(
-            'torch-fidelity is not installed: pip install -e ".[metrics]", or use '
-            'config.eval.metrics_backend=pixels'
-        ) from error
-    name, path = config.eval.extractor, os.path.expanduser(config.eval.inception_path)
-    if name not in known:
-        raise UserError(
-            f'config.eval.extractor must be one of {", ".join(map(repr, known))}, got {name!r}'
-        )
-    feature = config.eval.features or known[name].get_default_feature_layer_for_metric('fid')
-    provided = known[name].get_provided_features_list()
-    if feature not in provided:
-        raise UserError(
-            f'config.eval.features must be one of {", ".join(map(repr, provided))} for '
-            f'{name}, got {feature!r}'
-        )
-    classifies = name == 'inception-v3-compat' and feature == '2048'
-    try:
-        # (TorchScript) torch-fidelity unpickles the file: only one without code gets there
-        if path and not name.startswith('clip'):
-            torch.load(path, map_location='cpu', weights_only=True)
-        network = create_feature_extractor(
-            name,
-            [feature, 'logits_unbiased'] if classifies else [feature],
-            cuda=False,
-            verbose=False,
-            **(dict(feature_extractor_weights_path=path) if path else {}),
-        ).to(config.device)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        source = (
-            TORCH_FIDELITY_WEIGHTS
-            if name == 'inception-v3-compat'
-            else 'the weights that torch-fidelity names for it'
-        )
-        raise UserError(
-            f'config.eval.inception_path={path!r} cannot be loaded into {name}: {reason}'
-            if path
-            else f"config.eval.metrics_backend='torch_fidelity' needs {source}, which cannot be "
-            'fetched '
-            f'({reason}): download it elsewhere and '
-            'give it as --config.eval.inception_path=FILE'
-        ) from error
-
-    def run(images):
-        parts = []
-        for start in range(0, len(images), 64):
-            x = (
-                torch.from_numpy(_colour(images[start : start + 64]))
-                .permute(0, 3, 1, 2)
-                .contiguous()
-                .to(config.device)
-            )
-            with torch.no_grad():
-                parts.append(network.convert_features_tuple_to_dict(network(x)))
-        found = {
-            key: torch.cat([part[key] for part in parts]).float().cpu().numpy() for key in parts[0]
-        }
-        return {
-            'logits' if key == 'logits_unbiased' else 'pool_3': value
-            for key, value in found.items()
-        }
-
-    return Extractor(
-        dict(
-            backend='torch_fidelity',
-            extractor=name,
-            feature=feature,
-            input='8-bit RGB, resized within the network',
-            weights=results.digest(path) if path else 'as torch-fidelity fetches them',
-        ),
-        run,
-    )
-
-
-EXTRACTORS = {'tfgan': _tfgan, 'torch_fidelity': _torch_fidelity, 'pixels': _pixels}
+EXTRACTORS = {'tfgan': _tfgan, 'torch_fidelity': torch_fidelity, 'pixels': pixels}
 METRICS_BACKENDS = ('none', *EXTRACTORS)
-
-
-# Statistics of data sets --------------------------------------------------------------------------
-
-
-class Reference(NamedTuple):
-    """Features (n, D) of real images, what they are of, and their mean and covariance."""
-
-    features: np.ndarray
-    protocol: dict
-    statistics: metrics.Statistics
-
-
-def statistics_protocol(config, extractor: Extractor, split: str) -> dict:
-    """What the features of a split depend on."""
-    config = complete(config)
-    return results.normal(
-        dict(
-            data=datasets.describe(config, split),
-            extractor=extractor.protocol,
-            most_images=config.eval.stats_samples,
-        )
-    )
-
-
-def statistics_path(config, extractor: Extractor, split: str) -> pathlib.Path:
-    """Their file in `eval.stats_dir` (assets/stats): 'cifar10_stats.npz' and the like, as
-    published, for TF-GAN and the training set.
-    """
-    parts = [datasets.get_name(config)]
-    if extractor.protocol['backend'] != 'tfgan':
-        parts += dict.fromkeys(
-            extractor.protocol[key]
-            for key in ('backend', 'extractor', 'feature')
-            if extractor.protocol[key] != 'none'
-        )
-    parts += ['test'] if split == 'test' else []
-    folder = complete(config).eval.stats_dir or pathlib.Path(__file__).parent / 'assets' / 'stats'
-    return pathlib.Path(folder).expanduser() / ('_'.join([*parts, 'stats']) + '.npz')
 
 
 def load_dataset_stats(config):
@@ -348,112 +195,6 @@ def load_dataset_stats(config):
     if not path.is_file():
         raise UserError(f'there are no statistics {path}: python main.py --mode stats makes them')
     return np.load(path)
-
-
-def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path:
-    """Writes the features of a split, a random order of at most `eval.stats_samples` images, and
-    what they are of. Returns the npz file.
-
-    A batch of images is in memory at a time, and, of process 0, the features of all.
-    """
-    config = complete(config)
-    path = statistics_path(config, extractor, split)
-    with distributed.main_first():
-        images = datasets.get_split(config, split, in_memory=False)
-    order = np.random.default_rng(0).permutation(len(images))[: config.eval.stats_samples]
-    batches, features = [order[start : start + 256] for start in range(0, len(order), 256)], []
-
-    def work(indices):
-        batch = images.read(indices)[0]
-        return (
-            extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32)
-            if len(batch)
-            else None
-        )
-
-    for _, found in progress(
-        distributed.in_turns(batches, work),
-        f'the features of the {split} set',
-        len(batches),
-        'batch',
-    ):
-        features += [] if found is None else [found]
-    if not distributed.is_main():
-        return path
-    if sum(map(len, features)) < 4:
-        raise UserError(
-            f'statistics need the features of 4 images or more: the {split} set gave '
-            f'{sum(map(len, features))}'
-        )
-    features = np.concatenate(features)
-    _refuse_dead(features, path)
-    protocol = statistics_protocol(config, extractor, split) | dict(
-        n=len(features), dimensions=features.shape[1]
-    )
-    protocol |= dict(classes=classes) if (classes := datasets.get_classes(images)) else {}
-    results.save(path, protocol, pool_3=features)
-    path.with_suffix('.json').write_text(json.dumps(protocol, indent=1) + '\n')
-    logging.info('Wrote %s: %d features of %d images.', path, features.shape[1], len(features))
-    return path
-
-
-def _refuse_dead(features: np.ndarray, path):
-    """UserError where features tell nothing."""
-    if not np.isfinite(features).all() or (features == features[0]).all():
-        raise UserError(
-            f'the features for {path} are not finite, or all the same: the weights do '
-            'not serve for this layer'
-        )
-
-
-def reference(config, extractor: Extractor, split: str) -> Reference | None:
-    """The features of a split, for process 0: those in `eval.stats_dir`, which all processes
-    compute now if they are not there.
-
-    UserError where the file there is of another protocol. One that tells none is taken for TF-GAN's
-    features of the 2021 release, where that has published a file of its name.
-    """
-    path = statistics_path(config, extractor, split)
-    if not distributed.broadcast(path.is_file()):
-        logging.info('Found no statistics %s: computing and storing them.', path)
-        compute_statistics(config, extractor, split)
-    if not distributed.is_main():
-        return None
-    file, expected = results.load(path), statistics_protocol(config, extractor, split)
-    if file is None or 'pool_3' not in file:
-        raise UserError(
-            f"{path} holds no features 'pool_3' that can be read: move it away to have "
-            'them computed'
-        )
-    features, protocol = file['pool_3'].reshape(len(file['pool_3']), -1), file['protocol']
-    if protocol:
-        # all there were, then and now
-        if protocol['n'] < min(protocol['most_images'], expected['most_images']):
-            expected['most_images'] = protocol['most_images']
-        faults = results.differences({key: protocol.get(key) for key in expected}, expected)
-    else:
-        published = (
-            extractor.protocol['backend'] == 'tfgan'
-            and split == 'train'
-            and features.shape[1] == 2048
-        )
-        faults = (
-            []
-            if published and config.data.dataset.upper() in ('CIFAR10', 'CELEBA', 'LSUN')
-            else ['it tells none']
-        )
-        protocol = dict(origin=f'{path.name}, as published')
-        logging.warning('%s says nothing of its protocol', path)
-    if faults:
-        raise UserError(
-            f'{path} has statistics of another protocol: {"; ".join(faults)}. Move it '
-            'away to have them computed, or name '
-            'another folder with --config.eval.stats_dir'
-        )
-    _refuse_dead(features, path)
-    return Reference(
-        features, protocol | dict(file=path.name, n=len(features)), metrics.statistics(features)
-    )
 
 
 # Metrics of samples -------------------------------------------------------------------------------

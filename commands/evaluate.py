@@ -20,6 +20,7 @@ import reports
 import sde_lib
 from commands import drawing
 from data.tensors import get_classes, to_tensor
+from metrics.reference import get_reference
 from reports import results
 from runtime import distributed
 from runtime.memory import keep_memory
@@ -59,9 +60,9 @@ def evaluate(config, workdir, eval_dir, numbers):
     if config.eval.enable_sampling and config.eval.metrics_backend != 'none':
         with distributed.main_first():
             run.extractor = evaluation.get_extractor(config)
-        run.real = evaluation.reference(config, run.extractor, config.eval.stats_split)
+        run.real = get_reference(config, run.extractor, config.eval.stats_split)
         if config.eval.metrics_floor:
-            run.other = evaluation.reference(
+            run.other = get_reference(
                 config, run.extractor, 'test' if config.eval.stats_split == 'train' else 'train'
             )
     for run.number in numbers:

@@ -24,6 +24,7 @@ import reports
 from commands import preflight
 from configs.defaults import complete
 from data import image_sources
+from metrics.reference import get_reference
 from reports import results
 from runtime import distributed, interruption
 from runtime.errors import UserError
@@ -91,9 +92,9 @@ def _measure(config, real, samples, protocol, folder, flag) -> pathlib.Path:
     with distributed.main_first():
         extractor = evaluation.get_extractor(config)
     with _naming(flag):
-        compared, floor = evaluation.reference(real, extractor, split), None
+        compared, floor = get_reference(real, extractor, split), None
         if settings.metrics_floor and datasets.has_held_out(real):
-            floor = evaluation.reference(real, extractor, 'test' if split == 'train' else 'train')
+            floor = get_reference(real, extractor, 'test' if split == 'train' else 'train')
     with _naming('--input'):
         features = _features(config, extractor, samples, folder / 'ckpt_0', protocol)
     if not distributed.is_main():

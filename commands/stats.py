@@ -4,6 +4,7 @@ from absl import logging
 
 import evaluation
 from commands import preflight
+from metrics.reference import get_reference, statistics_path
 from runtime import distributed, interruption
 
 
@@ -15,8 +16,8 @@ def statistics(config, workdir=''):
     config = preflight.check(config, workdir, 'stats')
     with distributed.main_first():
         extractor = evaluation.get_extractor(config)
-    real = evaluation.reference(config, extractor, config.eval.stats_split)
-    path = evaluation.statistics_path(config, extractor, config.eval.stats_split)
+    real = get_reference(config, extractor, config.eval.stats_split)
+    path = statistics_path(config, extractor, config.eval.stats_split)
     if real:
         logging.info('%s has the features of %d images.', path, len(real.features))
     return path

@@ -22,6 +22,8 @@ import run_lib
 from commands.stats import statistics
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
 from conftest import ROOT
+from metrics import reference
+from metrics.extractors import Extractor
 from reports import results
 from runtime.errors import CheckpointError, UserError
 
@@ -270,13 +272,13 @@ def test_weights_that_do_not_reach_the_layer_are_found_out(config):
     extractor = evaluation.get_extractor(config)
     dead = extractor._replace(run=lambda images: {'pool_3': np.zeros((len(images), 5), np.float32)})
     with pytest.raises(UserError, match='all the same: the weights do not serve'):
-        evaluation.reference(config, dead, 'train')
-    assert not evaluation.statistics_path(config, dead, 'train').exists()
+        reference.get_reference(config, dead, 'train')
+    assert not reference.statistics_path(config, dead, 'train').exists()
 
 
 def test_samples_that_collapsed_are_measured_and_told(caplog):
     x = np.random.default_rng(0).random((10, 5))
-    real = evaluation.Reference(x, {}, metrics.statistics(x))
+    real = reference.Reference(x, {}, metrics.statistics(x))
     found = evaluation.measure({'pool_3': np.zeros((10, 5), np.float32)}, real)
     assert (
         'collapsed' in caplog.text
@@ -290,8 +292,8 @@ def test_samples_that_collapsed_are_measured_and_told(caplog):
 
 def test_statistics_are_computed_once_and_say_what_they_are_of(config, monkeypatch):
     extractor = evaluation.get_extractor(config)
-    first = evaluation.reference(config, extractor, 'train')
-    path = evaluation.statistics_path(config, extractor, 'train')
+    first = reference.get_reference(config, extractor, 'train')
+    path = reference.statistics_path(config, extractor, 'train')
     assert path.name == 'digits_pixels_stats.npz' and np.load(path)['pool_3'].shape == (1438, 64)
     train = datasets.to_8_bits(datasets.get_split(config, 'train').images, 17).reshape(-1, 64) / 255
     assert np.allclose(first.statistics.mean, train.mean(0)) and np.allclose(
@@ -303,39 +305,41 @@ def test_statistics_are_computed_once_and_say_what_they_are_of(config, monkeypat
         and sidecar['data']['dataset'] == 'DIGITS'
         and sidecar['extractor']['backend'] == 'pixels'
     )
-    monkeypatch.setattr(evaluation, 'compute_statistics', None)  # not called again
-    assert np.array_equal(evaluation.reference(config, extractor, 'train').features, first.features)
+    monkeypatch.setattr(reference, 'compute_statistics', None)  # not called again
+    assert np.array_equal(
+        reference.get_reference(config, extractor, 'train').features, first.features
+    )
     config.eval.stats_samples = 60000  # all there are, then as now
-    evaluation.reference(config, extractor, 'train')
+    reference.get_reference(config, extractor, 'train')
 
 
 def test_statistics_of_another_protocol_are_refused(config):
     extractor = evaluation.get_extractor(config)
-    evaluation.reference(config, extractor, 'train')
+    reference.get_reference(config, extractor, 'train')
     config.eval.stats_samples = 100
     with pytest.raises(
         UserError, match='another protocol: most_images is 50000 there and 100 here'
     ):
-        evaluation.reference(config, extractor, 'train')
+        reference.get_reference(config, extractor, 'train')
     config.eval.stats_samples = 50000
-    path = evaluation.statistics_path(config, extractor, 'train')
+    path = reference.statistics_path(config, extractor, 'train')
     file = results.load(path)
     file['protocol']['extractor']['input'] = 'pixels'
     results.save(path, **file)
     with pytest.raises(
         UserError, match="extractor.input is 'pixels' there and 'pixels divided by 255' here"
     ):
-        evaluation.reference(config, extractor, 'train')
+        reference.get_reference(config, extractor, 'train')
     for arrays, words in (
         (dict(pool_3=file['pool_3']), 'it tells none'),
         (dict(mu=np.zeros(3)), "no features 'pool_3'"),
     ):
         np.savez(path, **arrays)
         with pytest.raises(UserError, match=words):
-            evaluation.reference(config, extractor, 'train')
+            reference.get_reference(config, extractor, 'train')
     path.write_bytes(b'PK not an npz file')
     with pytest.raises(UserError, match='can be read'):
-        evaluation.reference(config, extractor, 'train')
+        reference.get_reference(config, extractor, 'train')
 
 
 def test_a_published_file_is_taken_without_a_protocol(config, saved_model):
@@ -349,11 +353,11 @@ def test_a_published_file_is_taken_without_a_protocol(config, saved_model):
     path.parent.mkdir()
     np.savez_compressed(path, pool_3=published)
     assert np.array_equal(
-        evaluation.reference(config, extractor, 'train').features, published.reshape(6, 2048)
+        reference.get_reference(config, extractor, 'train').features, published.reshape(6, 2048)
     )
     np.savez_compressed(path, pool_3=published[..., :99])
     with pytest.raises(UserError, match='it tells none'):
-        evaluation.reference(config, extractor, 'train')
+        reference.get_reference(config, extractor, 'train')
 
 
 @pytest.mark.parametrize(
@@ -370,16 +374,12 @@ def test_names_of_statistics(dataset, data, name):
     with config.unlocked():
         config.data.update(dataset=dataset, **data)
     assert (
-        evaluation.statistics_path(
-            config, evaluation.Extractor(dict(backend='tfgan'), None), 'train'
-        ).name
+        reference.statistics_path(config, Extractor(dict(backend='tfgan'), None), 'train').name
         == name
     )
-    assert evaluation.statistics_path(
+    assert reference.statistics_path(
         config,
-        evaluation.Extractor(
-            dict(backend='torch_fidelity', extractor='vgg16', feature='fc2'), None
-        ),
+        Extractor(dict(backend='torch_fidelity', extractor='vgg16', feature='fc2'), None),
         'test',
     ).name == name.replace('_stats', '_torch_fidelity_vgg16_fc2_test_stats')
 
@@ -577,7 +577,7 @@ def test_fewer_repeats_than_before_are_complete(config, tmp_path):
 
 def test_statistics_mode_computes_once(config, monkeypatch):
     path = statistics(config)
-    monkeypatch.setattr(evaluation, 'compute_statistics', lambda *_: pytest.fail('computed again'))
+    monkeypatch.setattr(reference, 'compute_statistics', lambda *_: pytest.fail('computed again'))
     assert statistics(config) == path
 
 

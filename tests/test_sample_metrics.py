@@ -18,6 +18,7 @@ import run_lib
 from commands import sample_metrics
 from configs.vp import digits_ddpmpp_continuous
 from conftest import ROOT
+from metrics.reference import get_reference
 from reports import results
 from runtime.errors import UserError
 
@@ -160,7 +161,7 @@ def test_samples_sorted_by_class_do_not_change_the_kernel_distance(config, tmp_p
     found = report_of(sample_metrics.measure(config, tmp_path, str(tmp_path / 'sorted.npz')))
     assert found['kid_blocks'] == 2 and abs(found['kid']) < 4 * found['kid_error']
     features = images[np.argsort(labels)].reshape(len(images), -1) / 255
-    real = evaluation.reference(config, evaluation.get_extractor(config), 'train')
+    real = get_reference(config, evaluation.get_extractor(config), 'train')
     in_order = evaluation.measure({'pool_3': features}, real)
     assert in_order['kid'] > 10 * found['kid_error']
 
