@@ -1,4 +1,9 @@
-"""A number of an evaluation and what it rests on; when it rests on too little."""
+"""A number of an evaluation, with all that it depends on.
+
+A `Number` knows its value, the protocol of its file, and the size of the sets that it was computed
+from; `Number.limits` says what follows where such a set is small. What a file does not contain is
+'unknown'.
+"""
 
 import collections
 import math
@@ -8,73 +13,128 @@ import numpy as np
 
 UNKNOWN = 'unknown'
 SPLITS = {'train': 'training', 'test': 'test'}
-# Metrics by their key in a file: kind, name, name in the features of FID (the 2021 release had no
-# others), key of the error, note.
+
+# (extractor, feature) of a Frechet distance that is called FID. Files of the 2021 release, which
+# had no other features, do not contain them.
 FID_FEATURES = (('Inception (2015)', 'pool_3'), ('inception-v3-compat', '2048'), (UNKNOWN, UNKNOWN))
+
+
+class Metric(NamedTuple):
+    """How a metric is shown: its name, the name with FID's features, and the key of its error."""
+
+    kind: str
+    name: str
+    name_of_fid: str
+    error: str | None = None
+    note: str = ''
+
+
+# by key in report_{k}.npz
 METRICS = {
-    'fid': ('frechet', 'Frechet distance', 'FID', None, ''),
-    'kid': (
+    'fid': Metric('frechet', 'Frechet distance', 'FID'),
+    'kid': Metric(
         'kernel',
         'kernel distance',
         'KID',
         'kid_error',
         'mean of {kid_blocks} blocks, error from {kid_error_blocks}',
     ),
-    'precision': ('coverage', 'precision', 'precision', None, ''),
-    'recall': ('coverage', 'recall', 'recall', None, ''),
-    'IS': ('IS', 'IS', 'IS', 'IS_std', 'parts of the samples: {IS_splits}'),
+    'precision': Metric('coverage', 'precision', 'precision'),
+    'recall': Metric('coverage', 'recall', 'recall'),
+    'IS': Metric('IS', 'IS', 'IS', 'IS_std', 'parts of the samples: {IS_splits}'),
 }
-# What is too few: kind or name of a number, what is counted (the least decides), how many there
-# should be, what it means to have less.
+
+
+class Least(NamedTuple):
+    """A size below which a note stands beside a number.
+
+    Attributes:
+        of: Kind or quantity of the number.
+        counts: What is counted; the smallest count decides.
+        least: The smallest count without a note.
+        note: What a smaller count means for the number.
+    """
+
+    of: str
+    counts: tuple[str, ...]
+    least: int
+    note: str
+
+
 SETS = ('samples', 'reference images')
 LEAST = (
-    # since Heusel et al. 2017
-    ('FID', ('samples',), 50_000, 'not comparable with published FIDs, which are of 50000'),
-    (
+    Least(  # since Heusel et al. 2017
+        'FID',
+        ('samples',),
+        50_000,
+        'comparable only with values for the same n, because the bias falls roughly as 1/n '
+        '(Chong & Forsyth 2020); published FIDs use 50000 samples',
+    ),
+    Least(  # Heusel et al. 2017
         'frechet',
         SETS,
         10_000,
-        'the distance is biased upwards, roughly as 1/n (Chong & Forsyth '
-        '2020), and can be compared only with '
-        'those of the same n',
-    ),  # 10000: Heusel et al. 2017
-    (
+        'comparable only with values for the same n, because the bias falls roughly as 1/n '
+        '(Chong & Forsyth 2020)',
+    ),
+    Least(
         'kernel',
         SETS,
         1000,
-        'Binkowski et al. 2018 take blocks of 1000, and the error grows as the number falls',
+        'the standard error is larger than with the blocks of 1000 of Binkowski et al. 2018',
     ),
-    (
+    Least(
         'kernel',
-        ('blocks behind the error',),
+        ('blocks',),
         10,
         'the standard error is itself uncertain by a quarter or more',
     ),
-    (
+    Least(
         'IS',
         ('samples',),
         5000,
-        'the score is biased downwards (Chong & Forsyth 2020), and published ones are of 50000',
+        'comparable only with values for the same n, because the score is biased downwards '
+        '(Chong & Forsyth 2020); published scores use 50000 samples',
     ),
-    (
+    Least(
         'coverage',
         SETS,
         1000,
-        'the balls around few features are wide and cover too much '
-        '(Kynkaanniemi et al. 2019 take 50000)',
+        'comparable only with values for the same n, because the balls around few features are '
+        'wide and cover too much (Kynkaanniemi et al. 2019 use 50000)',
     ),
-    (
+    Least(
         'bits/dim',
         ('images',),
         1000,
-        'published values are of whole test sets, of 10000 images for CIFAR10',
+        'published values are means over whole test sets (10000 images for CIFAR-10)',
     ),
 )
 
 
 class Number(NamedTuple):
-    """A number of an evaluation with all that it rests on, in words: '' where a thing does not
-    apply, 'unknown' where no file tells it.
+    """A number of an evaluation with all that it depends on.
+
+    Texts are '' where something does not apply and 'unknown' where no file contains it.
+
+    Attributes:
+        kind: 'loss', 'bits/dim', 'samples', or the kind of a `Metric`.
+        quantity: Name of the number in tables.
+        value: The number.
+        protocol: Protocol of the file that it comes from; {} if that has none.
+        n: Number of images or samples.
+        counted: What n counts.
+        reference: The real images that it is of, or compared with.
+        n_reference: Number of reference images.
+        sampler: Sampler with the settings that change its samples.
+        nfe: Network evaluations for a batch.
+        features: Backend, extractor and feature.
+        error: Standard error.
+        blocks: Blocks from which the error of a kernel distance comes.
+        note: How it was averaged.
+        complete: Whether all files of the evaluation are there.
+        real: ', real to real' for a metric between two sets of real images.
+        parts: Bits/dim of each image, or the first samples.
     """
 
     kind: str
@@ -82,98 +142,99 @@ class Number(NamedTuple):
     value: float
     protocol: dict
     n: int | str
-    counted: str  # what n counts
-    reference: str = ''  # the real images that it is of, or compared with
+    counted: str
+    reference: str = ''
     n_reference: int | str = ''
     sampler: str = ''
     nfe: str = ''
-    features: tuple = ('', '', '')  # backend, extractor, feature
+    features: tuple = ('', '', '')
     error: float | None = None
-    blocks: int | str = ''  # behind the error of a kernel distance
+    blocks: int | str = ''
     note: str = ''
     complete: bool = True
-    real: str = ''  # ', real to real' between two sets of real images, for scale
-    parts: np.ndarray | None = None  # bits/dim of each image; the first samples
+    real: str = ''
+    parts: np.ndarray | None = None
 
     def text(self, sign: str = '±', digits: int = 4) -> str:
-        """The value in so many digits, or with its error in two; fractions of images in three
-        decimals.
+        """The value with `digits` digits, or with its error in two.
+
+        Fractions of images have three decimals.
         """
         size, digits = (self.error, 2) if self.error else (self.value, digits)
-        decimals = (
-            digits - 1 - math.floor(math.log10(abs(size))) if size and math.isfinite(size) else 3
-        )
+        decimals = 3
+        if size and math.isfinite(size):
+            decimals = digits - 1 - math.floor(math.log10(abs(size)))
         decimals = {'coverage': 3, 'samples': 0}.get(self.kind, min(10, max(0, decimals)))
         error = f' {sign} {self.error:.{decimals}f}' if self.error else ''
-        return f'{self.value:.{decimals}f}{error}' + ' (so far)' * (not self.complete)
+        return f'{self.value:.{decimals}f}{error}{"" if self.complete else " (so far)"}'
 
     def basis(self) -> dict[str, str]:
         """The columns that stand beside the value in every table."""
-        against = (
-            ' '.join(dict.fromkeys(('to', str(self.n_reference), self.reference)))
-            if self.n_reference
-            else self.reference
-        )
-        features = ' '.join(
-            dict.fromkeys(part for part in self.features if part not in ('none', ''))
-        )
+        images = (str(self.n_reference), self.reference) if self.n_reference else (self.reference,)
+        features = (part for part in self.features if part not in ('none', ''))
+        seed = '' if self.real or self.given else str(self.protocol.get('seed', UNKNOWN))
         return {
             'n': f'{self.n} {self.counted}',
-            'Of, or compared with': against,
+            'Real images': ' '.join(dict.fromkeys(images)),
             'Sampler': self.sampler,
             'NFE': self.nfe,
-            'Features': features,
-            'Seed': '' if self.real or self.given else str(self.protocol.get('seed', UNKNOWN)),
+            'Features': ' '.join(dict.fromkeys(features)),
+            'Seed': seed,
         }
 
     @property
     def given(self) -> str:
-        """The name of the file or folder that samples of --mode metrics came from; '' for
-        others.
-        """
+        """Name of the file or folder that the samples of --mode metrics come from, else ''."""
         return self.protocol['input']['name'] if 'input' in self.protocol else ''
 
     def words(self) -> dict[str, str]:
-        """All that is known of it and of its protocol, by name."""
-        p = self.protocol
+        """Its attributes, its basis and its protocol by name; 'unknown' for any other name."""
+        protocol = self.protocol
         parts = {
             name: value
             for part in ('data', 'model', 'training', 'input', 'reference')
-            for name, value in p.get(part, {}).items()
+            for name, value in protocol.get(part, {}).items()
         }
-        texts = {
-            key: ', '.join(f'{name} {value}' for name, value in p.get(key, {}).items())
-            for key in ('sampling', 'extractor')
-        }
-        return collections.defaultdict(
-            lambda: UNKNOWN, parts | p | self._asdict() | self.basis() | texts
+        extractor = ', '.join(
+            f'{name} {value}' for name, value in protocol.get('extractor', {}).items()
         )
+        known = parts | protocol | self._asdict() | self.basis() | dict(extractor=extractor)
+        return collections.defaultdict(lambda: UNKNOWN, known)
 
-    def warnings(self) -> list[str]:
-        """A sentence for everything that there is too little of."""
-        # those of the published statistics, which do not tell
-        dimensions = self.protocol.get('reference', {}).get('dimensions', 2048)
-        rank = (
-            'frechet',
-            SETS,
-            dimensions + 1,
-            f'their covariance in {dimensions} feature dimensions is without full rank',
-        )
+    def limits(self) -> list[str]:
+        """Sentences on what limits the number: a missing protocol, small sets.
+
+        At most one comes from each count: that of the first rule in LEAST that applies.
+        """
+        found = {}
+        if not self.protocol:
+            found[''] = 'the file has no protocol: what this number depends on is unknown'
+        if self.real:
+            return [*found.values()]
         counts = {
             self.counted: self.n,
             'reference images': self.n_reference,
-            'blocks behind the error': self.blocks,
+            'blocks': self.blocks,
         }
-        said = (
-            []
-            if self.protocol
-            else ['the file tells no protocol: what this number rests on is unknown']
-        )
-        for of, names, least, meaning in () if self.real else (*LEAST, rank):
-            count, name = min(
-                ((counts[name], name) for name in names if isinstance(counts.get(name), int)),
-                default=(least, ''),
-            )
-            if of in (self.kind, self.quantity) and count < least:
-                said.append(f'{count} {name} are fewer than {least}: {meaning}')
-        return said
+        known = {name: count for name, count in counts.items() if isinstance(count, int)}
+        for rule in LEAST:
+            names = [name for name in rule.counts if name in known]
+            if not names or rule.of not in (self.kind, self.quantity):
+                continue
+            name = min(names, key=known.get)
+            if known[name] < rule.least:
+                found.setdefault(name, f'{known[name]} {name} (< {rule.least}): {rule.note}')
+        return [*found.values(), *self._rank(known)]
+
+    def _rank(self, known: dict[str, int]) -> list[str]:
+        """A note if there are too few features for a covariance matrix of full rank."""
+        # published statistics, of 2048 dimensions, have no protocol
+        dimensions = self.protocol.get('reference', {}).get('dimensions', 2048)
+        names = [name for name in SETS if name in known]
+        name = min(names, key=known.get, default='')
+        if self.kind != 'frechet' or not name or known[name] > dimensions:
+            return []
+        return [
+            f'{known[name]} {name} (< {dimensions + 1}): the covariance matrix of '
+            f'{dimensions} features does not have full rank'
+        ]

@@ -77,7 +77,7 @@ def test_samples_of_an_evaluation_get_its_numbers(config, tmp_path):
     assert (
         '![samples_metrics_samples_0_0.png]' in report
         and 'Checkpoint' not in report
-        and 'to 1438 training images of DIGITS' in report
+        and '| 1438 training images of DIGITS |' in report
     )
 
 

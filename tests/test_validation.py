@@ -238,7 +238,7 @@ def test_the_papers_number_beside_ours():
     )
     theirs, reason = beside(500)
     assert theirs == '2.55' and reason.startswith(
-        'not comparable: 500 samples are fewer than 50000'
+        'not comparable: 500 samples (< 50000)'
     )
     assert (
         beside(50000, 'IS', value=9.6) == ('9.58', '+0.02 from the paper')

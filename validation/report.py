@@ -54,7 +54,7 @@ def _beside(result, number) -> tuple[str, str]:
     if theirs is None:
         none = 'no number in the paper' if result.model.paper else 'no config of the paper'
         return '', none if number.kind in ('frechet', 'IS', 'bits/dim') else ''
-    reasons = number.warnings()
+    reasons = number.limits()
     return f'{theirs:g}', 'not comparable: ' + '; '.join(
         reasons
     ) if reasons else f'{number.value - theirs:+.3g} from the paper'
@@ -249,7 +249,7 @@ def _summary(found, path):
                         error=number.error,
                         n=number.n,
                         counted=number.counted,
-                        compared_with=basis['Of, or compared with'],
+                        compared_with=basis['Real images'],
                         sampler=number.sampler,
                         nfe=number.nfe,
                         features=basis['Features'],
