@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 import reports
+from reports import style
 
 VERDICTS = {True: 'yes', False: '**NO**', None: '-'}
 SUMMARY = (
@@ -311,39 +312,26 @@ def _grids(found, output) -> list[tuple[str, str]]:
 
 
 def _side_by_side(path, panels):
-    from matplotlib.figure import Figure
-
-    figure = Figure((3.4 * len(panels), 3.7), dpi=120, layout='constrained')
-    for axes, (name, images) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        side = min(6, int(len(images) ** 0.5))
-        tiles = images[: side**2].reshape(side, side, *images.shape[1:]).swapaxes(1, 2)
-        tiles = (
-            np.pad(tiles, ((0, 0), (0, 1), (0, 0), (0, 1), (0, 0)), constant_values=128)
-            if images.shape[1] < 64
-            else tiles
-        )
-        rows, height, columns, width, channels = tiles.shape
-        axes.imshow(
-            tiles.reshape(rows * height, columns * width, channels),
-            cmap='gray',
-            vmin=0,
-            vmax=255,
-            interpolation='nearest',
-        )
-        axes.set_title(name, fontsize=10)
-        axes.axis('off')
-    figure.savefig(path)
+    """Draw up to 6 x 6 images of each (title, images)."""
+    with style.figure(path, 3.4 * len(panels), 3.7, 1, len(panels)) as (_, grid):
+        for axes, (name, images) in zip(grid, panels):
+            side = min(6, int(len(images) ** 0.5))
+            tiles = images[: side**2].reshape(side, side, *images.shape[1:]).swapaxes(1, 2)
+            if images.shape[1] < 64:
+                margins = ((0, 0), (0, 1), (0, 0), (0, 1), (0, 0))
+                tiles = np.pad(tiles, margins, constant_values=128)
+            rows, height, columns, width, channels = tiles.shape
+            picture = tiles.reshape(rows * height, columns * width, channels)
+            axes.imshow(picture, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+            axes.set_title(name)
+            axes.axis('off')
 
 
 def _denoising(path, profiles):
-    from matplotlib.figure import Figure
-
-    figure = Figure((4.6 * len(profiles), 3.6), dpi=120, layout='constrained')
-    for axes, (name, found) in zip(figure.subplots(1, len(profiles), squeeze=False)[0], profiles):
-        axes.plot(found.t, found.linear, '--', color='0.45', label='best linear estimate')
-        axes.plot(found.t, found.network, 'o-', color='#0072b2', markersize=4, label='network')
-        axes.set(title=name, xlabel='time t', yscale='log', ylabel='squared error a pixel')
-        axes.grid(alpha=0.3)
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.legend(frameon=False)
-    figure.savefig(path)
+    """Draw the error of the denoised image against time, for each (title, profile)."""
+    with style.figure(path, 4.6 * len(profiles), 3.6, 1, len(profiles)) as (_, grid):
+        for axes, (name, found) in zip(grid, profiles):
+            axes.plot(found.t, found.linear, '--', color='0.45', label='best linear estimate')
+            axes.plot(found.t, found.network, 'o-', color='#0072b2', label='network')
+            axes.set(title=name, xlabel='time t', yscale='log', ylabel='squared error a pixel')
+            axes.legend()
