@@ -25,11 +25,13 @@ from absl import logging
 import datasets
 import metrics
 from configs.defaults import complete
-from data import image_sources
+from data.images import get_classes
+from data.levels import to_8_bits
 from reports import results
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.progress import progress
+from runtime.tensorflow import tensorflow
 
 TORCH_FIDELITY_WEIGHTS = (
     'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -113,7 +115,7 @@ def _tfgan_module():
     """TensorFlow GAN 2.1, which was written for TensorFlow 2.15: what it imports and no longer
     exists is stood in for, none of it used.
     """
-    tf = image_sources.tensorflow()
+    tf = tensorflow()
     if not hasattr(tf, 'estimator'):
         tf.estimator = types.SimpleNamespace(SessionRunHook=object)
     sys.modules.setdefault(
@@ -159,7 +161,7 @@ def run_inception_distributed(input_tensor, inception_model, num_batches=1, ince
 
     `num_batches`: the parts in which the network sees them; it must divide B.
     """
-    tf, tfgan = image_sources.tensorflow(), _tfgan_module()
+    tf, tfgan = tensorflow(), _tfgan_module()
     images = tf.cast(input_tensor, tf.float32)
     images = images / 255 if inceptionv3 else images / 127.5 - 1  # what either network expects
 
@@ -366,7 +368,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     def work(indices):
         batch = images.read(indices)[0]
         return (
-            extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32)
+            extractor.run(to_8_bits(batch, images.levels))['pool_3'].astype(np.float32)
             if len(batch)
             else None
         )
@@ -390,7 +392,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     protocol = statistics_protocol(config, extractor, split) | dict(
         n=len(features), dimensions=features.shape[1]
     )
-    protocol |= dict(classes=classes) if (classes := datasets.get_classes(images)) else {}
+    protocol |= dict(classes=classes) if (classes := get_classes(images)) else {}
     results.save(path, protocol, pool_3=features)
     path.with_suffix('.json').write_text(json.dumps(protocol, indent=1) + '\n')
     logging.info('Wrote %s: %d features of %d images.', path, features.shape[1], len(features))

@@ -25,9 +25,15 @@ from commands import command_line, preflight
 from commands.data import describe_data
 from commands.stats import statistics
 from conftest import load_config
-from data import image_sources
+from data.batches import Batches
+from data.folders import digest, has_test_set, read_pictures
+from data.images import Damaged, Images, Streamed, shown_classes
+from data.inspection import largest_distance
+from data.pictures import pictures
+from data.tensorflow_sets import celeba_crop, tf_pictures
 from reports import results
 from runtime.errors import UserError
+from runtime.tensorflow import tensorflow
 
 
 @functools.cache
@@ -260,14 +266,14 @@ def test_batches_of_nothing_but_damage():
 
     def decode(i):
         if i >= 4:
-            raise image_sources.Damaged('is damaged')
+            raise Damaged('is damaged')
         return np.full((2, 2, 1), i, np.uint8), i
 
-    source = image_sources.Streamed(decode, 6, (2, 2, 1), 'number {}'.format, 'skip')
-    assert [list(batch['label']) for batch in datasets.Batches(source, 2)] == [[0, 1], [2, 3]]
+    source = Streamed(decode, 6, (2, 2, 1), 'number {}'.format, 'skip')
+    assert [list(batch['label']) for batch in Batches(source, 2)] == [[0, 1], [2, 3]]
     assert source.damaged == {4, 5}
     with pytest.raises(UserError, match='not one of the 2 images'):
-        datasets.Batches(source, 2, start=0).batch(2)
+        Batches(source, 2, start=0).batch(2)
 
 
 @pytest.mark.parametrize('dequantize', [False, True])
@@ -277,7 +283,7 @@ def test_streamed_batches_are_those_of_memory_and_resume_anywhere(tmp_path, dequ
     def batches(gib, start, n):
         config.data.memory_gib = gib
         train, test, _ = datasets.get_dataset(config, dequantize, start=start)
-        assert isinstance(train.data, image_sources.Streamed if gib == 0 else image_sources.Images)
+        assert isinstance(train.data, Streamed if gib == 0 else Images)
         return [batch['image'] for _, batch in zip(range(n), train)], next(iter(test))['image']
 
     held, test = batches(4.0, 0, 7)
@@ -399,7 +405,7 @@ def test_files_that_are_no_npz(tmp_path):
 
 def tfrecord(path, images):
     """A file as StyleGAN makes them, and where each record begins."""
-    tf = image_sources.tensorflow()
+    tf = tensorflow()
     starts = [0]
     with tf.io.TFRecordWriter(str(path)) as writer:
         for image in images.transpose(0, 3, 1, 2):
@@ -475,7 +481,7 @@ def test_damaged_records_are_named_by_file_and_byte(tmp_path, damage, message, l
 
 def tfds(path, name, version, images, config=None, labels=None, file_format=None):
     """Prepares a TFDS data set, losslessly; `images` by split."""
-    tf, tfds = image_sources.tensorflow(), pytest.importorskip('tensorflow_datasets')
+    tf, tfds = tensorflow(), pytest.importorskip('tensorflow_datasets')
     features = {'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png')}
     columns = {split: {'image': array} for split, array in images.items()}
     if labels:
@@ -569,7 +575,7 @@ def test_lsun_is_reduced_then_cropped_at_128_pixels_and_cropped_then_resized_oth
 
 
 def test_crop_resize_works_inside_a_map_over_images_of_unknown_size():
-    tf = image_sources.tensorflow()
+    tf = tensorflow()
     images = [crops(1, 40, 60)[0], crops(1, 50, 30)[0]]
     ds = tf.data.Dataset.from_generator(
         lambda: iter(images), output_signature=tf.TensorSpec((None, None, 3), tf.uint8)
@@ -582,16 +588,16 @@ def test_crop_resize_works_inside_a_map_over_images_of_unknown_size():
 
 
 def test_tensorflow_sees_no_gpu_and_its_decoder_names_damage(monkeypatch):
-    tf, calls = image_sources.tensorflow(), []
+    tf, calls = tensorflow(), []
     assert tf.config.get_visible_devices('GPU') == []
     monkeypatch.setattr(tf.config, 'set_visible_devices', lambda *given: calls.append(given))
     # also where there is no GPU to hide
-    assert image_sources.tensorflow.__wrapped__() is tf and calls == [([], 'GPU')]
-    decode = image_sources._tf_pictures(image_sources.celeba_crop, 64)
+    assert tensorflow.__wrapped__() is tf and calls == [([], 'GPU')]
+    decode = tf_pictures(celeba_crop, 64)
     whole = tf.io.encode_jpeg(crops(1, 218, 178)[0]).numpy()
     assert decode(whole).shape == (64, 64, 3)
     for content in (whole[:2000], b'', b'no picture'):
-        with pytest.raises(image_sources.Damaged, match='no picture that can be decoded'):
+        with pytest.raises(Damaged, match='no picture that can be decoded'):
             decode(content)
 
 
@@ -602,7 +608,7 @@ def test_largest_distance_is_that_of_all_pairs(tmp_path):
     )
     x = images.reshape(40, -1) / 255
     expected = np.sqrt(np.square(x[:, None] - x).sum(2)).max()
-    widest, n = datasets.largest_distance(datasets.get_split(config, 'train'), subset=10)
+    widest, n = largest_distance(datasets.get_split(config, 'train'), subset=10)
     assert widest == pytest.approx(expected, rel=1e-5) and n == 40
 
 
@@ -653,18 +659,18 @@ def test_the_digest_tells_data_sets_apart(tmp_path):
     arrays by their content.
     """
     path = folder(tmp_path / 'a', crops(2, 16))
-    first = image_sources.digest(path)
+    first = digest(path)
     (tmp_path / 'a' / 'notes.txt').write_text('no picture')
     (tmp_path / 'linked').mkdir()
-    assert image_sources.digest(path) == first
+    assert digest(path) == first
     (tmp_path / 'b').symlink_to(tmp_path / 'a')
-    assert image_sources.digest(str(tmp_path / 'b')) == first
+    assert digest(str(tmp_path / 'b')) == first
     folder(tmp_path / 'a', crops(1, 16, seed=1), 'more{}.png')
-    assert image_sources.digest(path) != first
+    assert digest(path) != first
     digests = set()
     for seed in range(2):
         np.savez(tmp_path / 'x.npz', images=crops(2, 16, seed=seed))  # of one size
-        digests.add(image_sources.digest(str(tmp_path / 'x.npz')))
+        digests.add(digest(str(tmp_path / 'x.npz')))
     assert len(digests) == 2
 
 
@@ -813,7 +819,7 @@ def test_splits_and_classes_are_found_in_every_arrangement(tmp_path, names, stra
         found, labels = everything(config, split)
         assert contents(found) == contents(expected) and sorted(labels) == [0, 1]
         assert all(np.array_equal(found[labels == k][0], expected[k]) for k in (0, 1))
-    assert image_sources.has_test_set(config) and datasets.get_split(config, 'train').classes == (
+    assert has_test_set(config) and datasets.get_split(config, 'train').classes == (
         'cats',
         'dogs',
     )
@@ -853,7 +859,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     def scandir(place):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(image_sources.os, 'scandir', scandir)
+    monkeypatch.setattr(os, 'scandir', scandir)
     with pytest.raises(UserError, match='cannot be read: Permission denied'):
         everything(config_of('FOLDER', 8, path=str(tmp_path)))
 
@@ -885,7 +891,7 @@ def test_pictures_outside_the_class_folders_are_told(tmp_path, caplog):
     for name, image in zip(('a.png', 'cats/b.png', 'dogs/c.png'), crops(3, 8)):
         save(tmp_path / name, image)
     config = config_of('FOLDER', 8, path=str(tmp_path), test_fraction=0.0)
-    assert sorted(everything(config)[1]) == [0, 1, 2] and datasets.shown_classes(
+    assert sorted(everything(config)[1]) == [0, 1, 2] and shown_classes(
         datasets.get_split(config, 'train')
     ) == ('0: (no folder), 1: cats, 2: dogs')
     assert re.search(
@@ -904,7 +910,7 @@ def test_names_need_not_be_utf8(tmp_path, caplog):
     config = config_of('FOLDER', 16, path=str(tmp_path / 'set'), test_fraction=0.0, on_error='skip')
     assert (
         contents(everything(config)[0]) == contents([*images, *images[:4]])
-        and len(image_sources.digest(config.data.path)) == 16
+        and len(digest(config.data.path)) == 16
     )
     assert len(results.digest(tmp_path / 'set')) == len(results.digest(path)) == 16
     log = tmp_path / 'log.txt'
@@ -947,7 +953,7 @@ WITH_EXIF = ('PNG', 'JPEG', 'WEBP', 'AVIF', 'TIFF')
 
 
 def decoder(size=8, channels=3, levels=0):
-    return image_sources.pictures(config_of('FOLDER', size, channels).data, levels)
+    return pictures(config_of('FOLDER', size, channels).data, levels)
 
 
 def exif_data():
@@ -1026,7 +1032,7 @@ def test_whatever_a_decoder_raises_is_a_damaged_picture():
             image = decode(bytes(content))
             assert image.shape == (8, 8, 3) and image.dtype == np.uint8
             outcomes[name, 'read'] += 1
-        except image_sources.Damaged as fault:
+        except Damaged as fault:
             assert str(fault).startswith(
                 ('is no picture', 'cannot be decoded: ', 'holds floating-point values')
             )
@@ -1043,7 +1049,7 @@ def test_other_numbers_than_8_and_16_bits_are_told():
         (np.full((8, 8), 70000, np.int32), 'has values up to 70000, but 65536 grey levels'),
         (np.full((8, 8), -1, np.int32), 'has values down to -1'),
     ):
-        with pytest.raises(image_sources.Damaged, match=words):
+        with pytest.raises(Damaged, match=words):
             decoder()(encoded(values, 'TIFF'))
 
 
@@ -1108,19 +1114,15 @@ def test_few_levels_of_pictures_stay_as_they_are(tmp_path):
     assert batch['image'].max() == 1
     config.data.image_size = 16
     # inputs of 8 bits
-    assert (
-        image_sources.read_pictures(str(tmp_path / 'a' / 'a.png'), config.data)[1][0, 0, 0] == 255
-    )
+    assert read_pictures(str(tmp_path / 'a' / 'a.png'), config.data)[1][0, 0, 0] == 255
 
 
 def test_several_channels_of_16_bits_are_not_cut_down_in_silence(tmp_path):
     """Pillow keeps the upper 8 bits of each: of 12-bit values hardly any."""
-    tf = image_sources.tensorflow()
+    tf = tensorflow()
     content = tf.io.encode_png(crops(1, 8)[0].astype(np.uint16) << 4).numpy()
     assert decoder()(content).max() <= 15
-    with pytest.raises(
-        image_sources.Damaged, match='several channels of 16 bits.*config.data.levels=4096'
-    ):
+    with pytest.raises(Damaged, match='several channels of 16 bits.*config.data.levels=4096'):
         decoder(levels=4096)(content)
 
 
