@@ -1,20 +1,15 @@
 """Data sets: what batches hold, what they are a function of, and the way to and from 8 bits."""
 
-import sys
-import types
-
 import numpy as np
 import pytest
 import torch
 
 import datasets
-from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
-from data import tensorflow_sets
+from configs.vp import digits_ddpmpp_continuous
 from data.batches import Batches
 from data.images import Images
 from data.levels import to_uint8
 from runtime.errors import UserError
-from runtime.tensorflow import tensorflow
 
 
 @pytest.fixture
@@ -136,86 +131,3 @@ def test_errors_name_the_key(config):
     config.data.image_size, config.training.batch_size = 8, 2000
     with pytest.raises(UserError, match='batch_size must be at most 1438, .*got 2000'):
         datasets.get_dataset(config)
-
-
-def test_unprepared_tfds_data_set_is_told_in_one_sentence(tmp_path, monkeypatch):
-    """TFDS itself is stood in for: what matters is that whatever it raises names the key and the
-    folder.
-    """
-
-    def builder(name, data_dir):
-        raise ConnectionError(f'no way to {name}\nsecond line')
-
-    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', types.SimpleNamespace(builder=builder))
-    monkeypatch.setattr(tensorflow_sets, 'tensorflow', lambda: None)
-    config = cifar10_ddpmpp_continuous.get_config()
-    config.data.tfds_dir = str(tmp_path)
-    with pytest.raises(UserError) as caught:
-        datasets.get_dataset(config)
-    assert (
-        str(tmp_path) in str(caught.value)
-        and 'no way to cifar10' in str(caught.value)
-        and '\n' not in str(caught.value)
-    )
-    assert all(
-        word in str(caught.value)
-        for word in ('Set data.tfds_dir', 'data.path with data.dataset=NPZ', 'FOLDER')
-    )
-
-
-def test_cifar10_is_read_through_tfds(tmp_path):
-    """A data set of 30 and 20 images in TFDS's own format."""
-    tf = tensorflow()
-    tfds = pytest.importorskip('tensorflow_datasets')
-    rng = np.random.default_rng(0)
-    images = {
-        'train': rng.integers(0, 256, (30, 32, 32, 3), np.uint8),
-        'test': rng.integers(0, 256, (20, 32, 32, 3), np.uint8),
-    }
-    features = tfds.features.FeaturesDict(
-        {
-            'id': tfds.features.Text(),
-            'image': tfds.features.Image(shape=(32, 32, 3)),
-            'label': tfds.features.ClassLabel(num_classes=10),
-        }
-    )
-    splits = {
-        name: tf.data.Dataset.from_tensor_slices(
-            {
-                'id': [f'{name}{i}' for i in range(len(x))],
-                'image': x,
-                'label': np.arange(len(x), dtype=np.int64) % 10,
-            }
-        )
-        for name, x in images.items()
-    }
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name='cifar10',
-        version='3.0.2',
-        data_dir=str(tmp_path),
-        features=features,
-        split_datasets=splits,
-    )
-    config = cifar10_ddpmpp_continuous.get_config()
-    config.data.tfds_dir, config.eval.batch_size = str(tmp_path), 8
-    train_ds, test_ds, builder = datasets.get_dataset(config, evaluation=True)
-    assert builder.info.splits['train'].num_examples == 30
-    for ds, name in ((train_ds, 'train'), (test_ds, 'test')):
-        got = np.round(np.concatenate([batch['image'] for batch in ds]) * 255).astype(np.uint8)
-        assert sorted(image.tobytes() for image in got) == sorted(
-            image.tobytes() for image in images[name]
-        )
-
-
-def test_crops_and_resizes():
-    tf = tensorflow()
-    image = tf.constant(np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3))
-    assert np.array_equal(datasets.central_crop(image, 4), image.numpy()[1:5, 2:6])
-    edge = np.zeros((20, 32, 3), np.uint8)
-    edge[:, 16:] = 255
-    cropped = datasets.crop_resize(tf.constant(edge), 10).numpy()
-    # A bicubic filter overshoots at the edge; without clipping the bright side would wrap round to
-    # dark values.
-    assert cropped.shape == (10, 10, 3) and cropped.dtype == np.uint8
-    assert cropped[:, :4].max() < 30 and cropped[:, -4:].min() > 225
-    assert datasets.resize_small(tf.constant(edge), 10).shape == (10, 16, 3)
