@@ -9,11 +9,12 @@ in `eval.stats_dir` as npz files ('pool_3': (n, D)) that tell what they are of, 
 beside each for readers.
 """
 
+import contextlib
+import importlib.util
 import json
 import os
 import pathlib
 import pickle
-import sys
 import types
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from reports import results
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.progress import progress
-from runtime.tensorflow import tensorflow
+from runtime.tensorflow import stand_in, tensorflow
 
 TORCH_FIDELITY_WEIGHTS = (
     'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -112,23 +113,23 @@ def _colour(images: np.ndarray) -> np.ndarray:
 
 
 def _tfgan_module():
-    """TensorFlow GAN 2.1, which was written for TensorFlow 2.15: what it imports and no longer
-    exists is stood in for, none of it used.
+    """Import TensorFlow GAN 2.1, which was written for TensorFlow 2.15.
+
+    What it imports but never uses, and no longer exists, is replaced during the import.
     """
     tf = tensorflow()
-    if not hasattr(tf, 'estimator'):
-        tf.estimator = types.SimpleNamespace(SessionRunHook=object)
-    sys.modules.setdefault(
-        'tensorflow_gan.python.estimator', types.ModuleType('tensorflow_gan.python.estimator')
-    )
-    try:
-        import pkg_resources  # noqa: F401
-    except ImportError:  # setuptools dropped it; tensorflow_hub asks it for one function
-        import packaging.version
+    with contextlib.ExitStack() as stand_ins:
+        stand_ins.enter_context(stand_in('tensorflow_gan.python.estimator'))
+        if not importlib.util.find_spec('pkg_resources'):  # tensorflow_hub needs one function of it
+            import packaging.version
 
-        sys.modules['pkg_resources'] = types.ModuleType('pkg_resources')
-        sys.modules['pkg_resources'].parse_version = packaging.version.parse
-    import tensorflow_gan
+            stand_ins.enter_context(
+                stand_in('pkg_resources', parse_version=packaging.version.parse)
+            )
+        if not hasattr(tf, 'estimator'):
+            tf.estimator = types.SimpleNamespace(SessionRunHook=object)
+            stand_ins.callback(delattr, tf, 'estimator')
+        import tensorflow_gan
 
     return tensorflow_gan
 

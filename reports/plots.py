@@ -9,10 +9,10 @@ import contextlib
 import logging
 import math
 import pathlib
-import sys
-import types
 
 import numpy as np
+
+from runtime.tensorflow import stand_in
 
 UNITS = {
     'loss': 'loss of an image',
@@ -41,24 +41,19 @@ def curves(workdir) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     folder = pathlib.Path(workdir, 'tensorboard')
     if not list(folder.glob('*tfevents*')):
         return {}
-    stub = 'tensorboard.compat.notf'  # its own file reader: importing TensorFlow takes seconds
-    stood_in, logger = (
-        sys.modules.setdefault(stub, types.ModuleType('notf')),
-        logging.getLogger('tensorboard'),
-    )
+    logger = logging.getLogger('tensorboard')
     level = logger.level
-    logger.setLevel(logging.WARNING)  # it tells of every file
+    logger.setLevel(logging.WARNING)  # it logs every file that it opens
     try:
-        from tensorboard.backend.event_processing import event_accumulator
+        # TensorBoard's own file reader: importing TensorFlow takes seconds
+        with stand_in('tensorboard.compat.notf'):
+            from tensorboard.backend.event_processing import event_accumulator
 
-        events = event_accumulator.EventAccumulator(
-            str(folder), size_guidance={event_accumulator.SCALARS: 0, event_accumulator.IMAGES: 1}
-        )
-        events.Reload()
+            sizes = {event_accumulator.SCALARS: 0, event_accumulator.IMAGES: 1}
+            events = event_accumulator.EventAccumulator(str(folder), size_guidance=sizes)
+            events.Reload()
     finally:
         logger.setLevel(level)
-        if sys.modules.get(stub) is stood_in:
-            del sys.modules[stub]
     return {
         tag: tuple(
             np.array(column)
