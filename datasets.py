@@ -8,30 +8,36 @@ are skipped, this holds only for the same `data.memory_gib`.) `data` reads the i
 that fit in memory are decoded once, others are prefetched by all CPU cores.
 """
 
-import collections
 import functools
 import hashlib
-import itertools
 import json
 import math
 import pathlib
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from configs import defaults
-from data import image_sources, torchvision_sets
-from data.image_sources import (  # noqa: F401  (where notebooks look for them)
-    Images,
-    Streamed,
+from data import torchvision_sets
+from data.arrays import npz, npz_levels
+from data.batches import Batches
+from data.digits import digits
+from data.folders import digest, folder, folder_levels, has_test_set
+from data.images import Images, Streamed, get_classes, into_memory, shown_classes
+from data.inspection import check_labels
+from data.tensorflow_sets import (  # noqa: F401  (where notebooks look for them)
+    celeba_crop,
     central_crop,
     crop_resize,
+    lsun_crop,
     resize_small,
+    tfds,
+    tfds_builder,
 )
+from data.tfrecords import tfrecords
 from runtime import distributed
 from runtime.errors import UserError
 
@@ -44,131 +50,6 @@ def get_data_scaler(config):
 def get_data_inverse_scaler(config):
     """From what networks see back to [0, 1]."""
     return (lambda x: (x + 1) / 2) if config.data.centered else (lambda x: x)
-
-
-class ImageArray(np.ndarray):
-    """An array that also answers `_numpy()`, as the eager tensors of TensorFlow do, for notebooks
-    that ask for it.
-    """
-
-    def _numpy(self):
-        return np.asarray(self)
-
-
-class Batches:
-    """Batches of `images`.
-
-    Args:
-        images: The images.
-        batch_size: Images in a batch.
-        seed: Of the order of images, of flips and of noise.
-        shuffle: Whether each epoch has a new order.
-        random_flip: Whether half of the images are mirrored.
-        dequantize: Whether uniform noise is added, new in each pass.
-        start: The number of the first batch of a sequence without end, one epoch after another.
-            None: one pass over all images.
-        rows: The rows of every batch of such a sequence that are wanted.
-
-    Damaged images, if they may be skipped, are missing from the batches of a pass; in a sequence
-    without end, others of the same rows take their places.
-    """
-
-    def __init__(
-        self,
-        images: Images | Streamed,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        random_flip: bool = False,
-        dequantize: bool = False,
-        start: int | None = None,
-        rows: slice = slice(None),
-    ):
-        self.data, self.batch_size, self.seed, self.start = images, batch_size, seed, start
-        self.shuffle, self.random_flip, self.dequantize = shuffle, random_flip, dequantize
-        self.rows, self.passes = rows, 0
-        self._order = functools.lru_cache(maxsize=2)(self._order_of)
-
-    def __len__(self):
-        """The number of batches in one pass over the images."""
-        return math.ceil(len(self.data) / self.batch_size)
-
-    def _rng(self, *position):
-        return np.random.Generator(np.random.SFC64((self.seed, int(self.shuffle), *position)))
-
-    def _order_of(self, epoch):
-        return (
-            self._rng(0, epoch).permutation(len(self.data))
-            if self.shuffle
-            else np.arange(len(self.data))
-        )
-
-    def _collect(self, indices, rng, rows=slice(None)):
-        images, labels = self.data.read(indices[rows])
-        # what is random is drawn for the whole batch, whichever rows of it are wanted
-        if self.random_flip:
-            flipped = (rng.random(len(indices)) < 0.5)[rows][: len(images)]
-            images[flipped] = images[flipped, :, ::-1]
-        x = images.astype(np.float32)
-        if self.dequantize:
-            x += rng.random((len(indices), *x.shape[1:]), np.float32)[rows][: len(x)]
-            x /= np.float32(self.data.levels)
-        else:
-            x /= np.float32(self.data.levels - 1)
-        return {'image': x.view(ImageArray), 'label': labels}
-
-    def batch(self, i: int):
-        """The i-th batch, from 0, of the sequence without end."""
-        places = np.arange(i * self.batch_size, (i + 1) * self.batch_size)
-        epochs, places = np.divmod(places, len(self.data))
-        indices = np.concatenate(
-            [self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)]
-        )
-        found, size = self._collect(indices, self._rng(1, i), self.rows), len(indices[self.rows])
-        if not len(found['label']):
-            raise UserError(f'not one of the {size} images of a training batch could be read')
-        return (
-            found
-            if len(found['label']) == size
-            else {key: value[np.arange(size) % len(value)] for key, value in found.items()}
-        )
-
-    def part(self, i: int, repeat: int = 0):
-        """The i-th batch, from 0, of one pass in order; `repeat` numbers the passes, which differ
-        by the noise of dequantisation.
-        """
-        return self._collect(
-            np.arange(i * self.batch_size, min((i + 1) * self.batch_size, len(self.data))),
-            self._rng(2, repeat, i),
-        )
-
-    def __iter__(self):
-        if self.start is not None:
-            make, numbers = self.batch, itertools.count(self.start)
-        else:
-            self.passes += 1
-            make, numbers = (
-                functools.partial(self.part, repeat=self.passes - 1),
-                iter(range(len(self))),
-            )
-        if isinstance(self.data, Images):  # too quick to gain from other threads
-            yield from map(make, numbers)
-        else:
-            yield from (batch for batch in _ahead(make, numbers) if len(batch['label']))
-
-
-def _ahead(make, numbers, depth: int = 2):
-    """make(i) for each of the numbers, computed by other threads `depth` calls before it is asked
-    for.
-    """
-    with ThreadPoolExecutor(depth, 'batches') as threads:
-        pending = collections.deque(
-            threads.submit(make, i) for i in itertools.islice(numbers, depth)
-        )
-        while pending:
-            ready = pending.popleft().result()
-            pending.extend(threads.submit(make, i) for i in itertools.islice(numbers, 1))
-            yield ready
 
 
 class Source(NamedTuple):
@@ -193,12 +74,12 @@ def _tfds_source(name: str, shape=None, preparation: str = 'none', keys=(), **ho
         return name.format(category=config.data.category)
 
     return Source(
-        lambda config, split: image_sources.tfds(config, split, full_name(config), **how),
+        lambda config, split: tfds(config, split, full_name(config), **how),
         256,
         shape,
         preparation,
         keys,
-        lambda config: image_sources.tfds_builder(config, full_name(config)),
+        lambda config: tfds_builder(config, full_name(config)),
     )
 
 
@@ -215,7 +96,7 @@ TFDS = {  # where `data.source` is 'tfds'
     'CELEBA': _tfds_source(
         'celeb_a',
         preparation='middle 140 pixels, reduced (bilinear, antialiased)',
-        prepare=image_sources.celeba_crop,
+        prepare=celeba_crop,
         splits=('train', 'validation'),
     ),
     'LSUN': _tfds_source(
@@ -225,7 +106,7 @@ TFDS = {  # where `data.source` is 'tfds'
         'square, '
         'resized (bicubic, antialiased)',
         keys=('category',),
-        prepare=image_sources.lsun_crop,
+        prepare=lsun_crop,
         splits=('train', 'validation'),
     ),
 }
@@ -242,20 +123,20 @@ SOURCES = {  # where it is ''
     **TFDS,
     'MNIST': TORCHVISION['MNIST'],
     'FASHIONMNIST': TORCHVISION['FASHIONMNIST'],
-    'FFHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
-    'CELEBAHQ': Source(image_sources.tfrecords, keys=('tfrecords_path',)),
+    'FFHQ': Source(tfrecords, keys=('tfrecords_path',)),
+    'CELEBAHQ': Source(tfrecords, keys=('tfrecords_path',)),
     'FOLDER': Source(
-        image_sources.folder,
-        image_sources.folder_levels,
+        folder,
+        folder_levels,
         preparation=CROPPED,
         keys=('path', 'fit', 'test_fraction', 'levels'),
     ),
     'NPZ': Source(
-        image_sources.npz,
-        image_sources.npz_levels,
+        npz,
+        npz_levels,
         keys=('path', 'test_fraction', 'levels', 'layout'),
     ),
-    'DIGITS': Source(image_sources.digits, 17, (8, 8, 1)),
+    'DIGITS': Source(digits, 17, (8, 8, 1)),
 }
 OWN = set()  # the names of those that users have registered
 
@@ -413,7 +294,7 @@ def get_name(config) -> str:
     if name in ('folder', 'npz'):
         place = pathlib.Path(data.path).expanduser().resolve()
         stem = place.name if place.is_dir() else place.stem
-        return f'{name}_{stem}_{data.image_size}_{image_sources.digest(data.path)[:6]}'
+        return f'{name}_{stem}_{data.image_size}_{digest(data.path)[:6]}'
     if name.startswith('tfds:'):
         return re.sub(r'\W', '_', f'{name}_{data.image_size}')
     sized = (
@@ -436,7 +317,7 @@ def describe(config, split: str) -> dict:
         if key not in NEUTRAL or value not in (None, NEUTRAL[key])
     }
     for key in {'path', 'tfrecords_path'} & set(source.keys):
-        chosen['files'] = image_sources.digest(data[key])
+        chosen['files'] = digest(data[key])
     if data.dataset.upper() in OWN:  # its function may return other images than before
         images = source.load(config, split)
         chosen['digest'] = hashlib.sha256(
@@ -463,7 +344,7 @@ def get_split(config, split: str, in_memory: bool = True) -> Images | Streamed:
         f'{data.dataset} is said to have {get_levels(config)} grey levels'
     )
     if in_memory:
-        images = image_sources.in_memory(images, data.memory_gib)
+        images = into_memory(images, data.memory_gib)
     if not len(images):
         raise UserError(
             f'the {split} set of {data.dataset} has no images that can be read '
@@ -473,41 +354,13 @@ def get_split(config, split: str, in_memory: bool = True) -> Images | Streamed:
     return images
 
 
-class Subset:
-    """Those of the `images` that are numbered in `indices`, in that order."""
-
-    def __init__(self, images: Images | Streamed, indices: np.ndarray):
-        self.images, self.indices, self.levels, self.classes, self.shape = (
-            images,
-            indices,
-            images.levels,
-            get_classes(images),
-            images.shape,
-        )
-
-    def __len__(self):
-        return len(self.indices)
-
-    def read(self, indices):
-        return self.images.read(self.indices[indices])
-
-
-def at_most(images: Images | Streamed, most: int, seed: int) -> Images | Streamed | Subset:
-    """All images, or `most` of them, drawn at random from the seed and kept in order; 0: all."""
-    if not 0 < most < len(images):
-        return images
-    return Subset(
-        images, np.sort(np.random.default_rng(seed).choice(len(images), most, replace=False))
-    )
-
-
 def has_held_out(config) -> bool:
     """Whether the test set is another than the training set: FFHQ and CelebA-HQ have one set for
     both, as have a folder and an array with a `test_fraction` of 0 and no test set of their own.
     """
     config = defaults.complete(config)
     if 'path' in get_source(config).keys:
-        return config.data.test_fraction > 0 or image_sources.has_test_set(config)
+        return config.data.test_fraction > 0 or has_test_set(config)
     return config.data.dataset.upper() not in ('FFHQ', 'CELEBAHQ')
 
 
@@ -558,32 +411,6 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     )
 
 
-def check_labels(config, images: Images | Streamed):
-    """Raise UserError where the labels of a set are known and do not suit `model.num_classes`."""
-    number = defaults.complete(config).model.num_classes
-    labels = (
-        images.labels
-        if isinstance(images, Images)
-        else np.arange(len(getattr(images, 'classes', ())))
-    )
-    if not number or not len(labels):
-        return
-    lowest, highest = labels.min(), labels.max()
-    if lowest < 0 or highest >= number:
-        raise UserError(
-            f'the data set has the label {lowest if lowest < 0 else highest}, but '
-            f'config.model.num_classes={number}: labels '
-            f'start at 0, so expected 0 to {number - 1}, got {lowest} to {highest}'
-        )
-    if lowest == highest and number > 1:
-        raise UserError(
-            f'all images of the data set have the label {lowest}, but '
-            f'config.model.num_classes={number}: give it labels '
-            '(FOLDER: sub-folders; NPZ: an array such as y_train), or set '
-            'config.model.num_classes=0'
-        )
-
-
 def warn_of_range(config, images: np.ndarray, levels: int):
     """Log a warning where images (n, H, W, C) of 0 .. levels - 1 use less than half of that range,
     as 12 of 16 bits do.
@@ -599,19 +426,6 @@ def warn_of_range(config, images: np.ndarray, levels: int):
             len(images),
             remedy if 'levels' in get_source(config).keys else '',
         )
-
-
-def get_classes(images) -> tuple[str, ...]:
-    """The names of a set's classes in the order of their labels; () where they are not known."""
-    names = getattr(images, 'classes', ())
-    return names if any(names) else ()
-
-
-def shown_classes(images: Images | Streamed, most: int = 20) -> str:
-    """The names of the classes by label, such as '0: cats, 1: dogs'; '' where there are none."""
-    names = get_classes(images)
-    shown = [f'{label}: {name or "(no folder)"}' for label, name in enumerate(names[:most])]
-    return ', '.join(shown + [f'... (of {len(names)})'] * (len(names) > most))
 
 
 RECORD = 'data.json'
@@ -682,62 +496,3 @@ def _identity(config) -> dict:
         )
         | names
     )
-
-
-def to_8_bits(images: np.ndarray, levels: int) -> np.ndarray:
-    """Grey levels 0 .. levels - 1 spread over 0 .. 255."""
-    return images if levels == 256 else np.round(images * (255 / (levels - 1))).astype(np.uint8)
-
-
-def to_uint8(x: np.ndarray, levels: int = 256, dequantized: bool = False) -> np.ndarray:
-    """Images in [0, 1] as 8-bit ones of the same shape: each value gets a grey level, level v of L
-    becomes 255 v / (L - 1).
-
-    A value x is level (L - 1) x truncated, as published; where the data were dequantised, level L x
-    truncated, whose inverse that is.
-    """
-    x = np.clip(x, 0, 1)
-    level = (
-        np.minimum(np.floor(levels * x), levels - 1) if dequantized else np.floor((levels - 1) * x)
-    )
-    return to_8_bits(level.astype(np.uint8), levels)
-
-
-def largest_distance(
-    images: Images | Streamed, seed: int = 0, subset: int = 2000, most: int = 50000
-) -> tuple[float, int]:
-    """An estimate, from below, of the largest Euclidean distance between two images in [0, 1], and
-    the number of images it rests on: what `model.sigma_max` of a VE SDE should be near (Song &
-    Ermon 2020, Technique 1).
-
-    All pairs of `subset` random images, then from the ends of the widest pair to the image farthest
-    from each, among up to `most`, until no pair is wider. Large images, of which `subset` would
-    take more than 1 GiB, are fewer at a time.
-    """
-    order, size = (
-        np.random.default_rng(seed).permutation(len(images))[:most],
-        math.prod(images.shape),
-    )
-    subset = max(2, min(subset, 2**28 // size))
-
-    def rows(indices):
-        return images.read(indices)[0].reshape(-1, size).astype(np.float32) / (images.levels - 1)
-
-    x = rows(order[:subset])
-    squares = np.square(x).sum(1)
-    distances = squares[:, None] + squares - 2 * x @ x.T
-    ends = [x[k] for k in np.unravel_index(distances.argmax(), distances.shape)]
-    widest = np.linalg.norm(ends[0] - ends[1])
-    while True:
-        farthest = [(0.0, None)] * len(ends)
-        for start in range(0, len(order), subset):
-            x = rows(order[start : start + subset])
-            for k, end in enumerate(ends if len(x) else ()):
-                away = np.linalg.norm(x - end, axis=1)
-                farthest[k] = max(
-                    farthest[k], (float(away.max()), x[away.argmax()]), key=lambda pair: pair[0]
-                )
-        distance, end = max(farthest, key=lambda pair: pair[0])
-        if distance <= widest * (1 + 1e-6):
-            return float(widest), len(order)
-        widest, ends = distance, [end for _, end in farthest]

@@ -9,8 +9,9 @@ in `eval.stats_dir` as npz files ('pool_3': (n, D)) that tell what they are of, 
 beside each for readers.
 """
 
+import contextlib
+import importlib.util
 import os
-import sys
 import types
 
 import numpy as np
@@ -18,11 +19,11 @@ from absl import logging
 
 import metrics
 from configs.defaults import complete
-from data import image_sources
 from metrics.extractors import Extractor, in_colour, pixels, torch_fidelity
 from metrics.reference import Reference, statistics_path
 from reports import results
 from runtime.errors import UserError
+from runtime.tensorflow import stand_in, tensorflow
 
 INCEPTION_V3 = 'https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4'
 
@@ -79,23 +80,23 @@ def check_size(config, samples: int, reference: int | None = None):
 
 
 def _tfgan_module():
-    """TensorFlow GAN 2.1, which was written for TensorFlow 2.15: what it imports and no longer
-    exists is stood in for, none of it used.
-    """
-    tf = image_sources.tensorflow()
-    if not hasattr(tf, 'estimator'):
-        tf.estimator = types.SimpleNamespace(SessionRunHook=object)
-    sys.modules.setdefault(
-        'tensorflow_gan.python.estimator', types.ModuleType('tensorflow_gan.python.estimator')
-    )
-    try:
-        import pkg_resources  # noqa: F401
-    except ImportError:  # setuptools dropped it; tensorflow_hub asks it for one function
-        import packaging.version
+    """Import TensorFlow GAN 2.1, which was written for TensorFlow 2.15.
 
-        sys.modules['pkg_resources'] = types.ModuleType('pkg_resources')
-        sys.modules['pkg_resources'].parse_version = packaging.version.parse
-    import tensorflow_gan
+    What it imports but never uses, and no longer exists, is replaced during the import.
+    """
+    tf = tensorflow()
+    with contextlib.ExitStack() as stand_ins:
+        stand_ins.enter_context(stand_in('tensorflow_gan.python.estimator'))
+        if not importlib.util.find_spec('pkg_resources'):  # tensorflow_hub needs one function of it
+            import packaging.version
+
+            stand_ins.enter_context(
+                stand_in('pkg_resources', parse_version=packaging.version.parse)
+            )
+        if not hasattr(tf, 'estimator'):
+            tf.estimator = types.SimpleNamespace(SessionRunHook=object)
+            stand_ins.callback(delattr, tf, 'estimator')
+        import tensorflow_gan
 
     return tensorflow_gan
 
@@ -128,7 +129,7 @@ def run_inception_distributed(input_tensor, inception_model, num_batches=1, ince
 
     `num_batches`: the parts in which the network sees them; it must divide B.
     """
-    tf, tfgan = image_sources.tensorflow(), _tfgan_module()
+    tf, tfgan = tensorflow(), _tfgan_module()
     images = tf.cast(input_tensor, tf.float32)
     images = images / 255 if inceptionv3 else images / 127.5 - 1  # what either network expects
 

@@ -21,6 +21,7 @@ import sde_lib
 from commands import drawing, preflight, training_log
 from commands import evaluate as evaluate_command
 from configs import stored
+from data.batches import Batches
 from data.tensors import get_classes, to_tensor
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
@@ -319,7 +320,7 @@ def _log_accuracy(config, state, step, workdir, writer):
     if not distributed.is_main():
         return
     model, sde, scaler = state['model'], sde_lib.get_sde(config), datasets.get_data_scaler(config)
-    batches = datasets.Batches(
+    batches = Batches(
         datasets.get_split(config, 'test'),
         config.eval.batch_size,
         config.seed,

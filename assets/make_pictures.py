@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 
+from data.levels import to_8_bits
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import datasets
 import reports
@@ -22,7 +24,7 @@ def main(workdirs, path=PATH):
     """Write the picture of the first samples of every work directory to `path`."""
     config = get_config()
     test = datasets.get_split(config, 'test')
-    real = datasets.to_8_bits(test.images, test.levels)
+    real = to_8_bits(test.images, test.levels)
     panels = [
         real,
         *(

@@ -23,8 +23,11 @@ from timing import parse_args, print_table
 
 import datasets
 from configs.vp import cifar10_ddpmpp_continuous as cifar10
-from data import image_sources
+from data.batches import Batches
+from data.images import Images, Streamed, cores, pool
+from data.tfrecords import checksum
 from machine import machine
+from runtime.tensorflow import tensorflow
 
 
 def clocked(work) -> tuple[float, float]:
@@ -62,9 +65,7 @@ def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
     """
     import torch
 
-    batches = datasets.Batches(
-        source, batch_size, seed=seed, start=0, shuffle=True, random_flip=True, **how
-    )
+    batches = Batches(source, batch_size, seed=seed, start=0, shuffle=True, random_flip=True, **how)
     total = 0
     for _, batch in zip(range(n_batches), batches):
         total += len(torch.from_numpy(batch['image']).permute(0, 3, 1, 2).contiguous())
@@ -83,7 +84,7 @@ def in_memory(args) -> dict:
         pixels = np.random.default_rng(args.seed).integers(
             0, 256, (args.in_memory, 32, 32, 3), np.uint8
         )
-        images, name = datasets.Images(pixels, np.zeros(len(pixels), np.int64)), 'random 32x32'
+        images, name = Images(pixels, np.zeros(len(pixels), np.int64)), 'random 32x32'
     n = len(images) // 128
     return {
         f'{name}, in memory': lambda: to_torch(images, 128, n, args.seed),
@@ -115,7 +116,7 @@ def crops(n: int, size: int, seed: int):
 
 def with_one_thread(source):
     """The same source, decoded by a single thread (beside the one that collects batches)."""
-    return image_sources.Streamed(
+    return Streamed(
         source.decode,
         source.n,
         source.shape,
@@ -153,22 +154,22 @@ def streamed(folder: pathlib.Path, args) -> dict:
     ways = {}
     for name, source in sources.items():
         for threads, one in (
-            (f'{image_sources.cores()} threads', source),
+            (f'{cores()} threads', source),
             ('1 thread', with_one_thread(source)),
         ):
             ways[f'{name}, {threads}'] = lambda one=one: to_torch(
                 one, args.batch, len(one) // args.batch, args.seed
             )
     block = bytes(2**20)
-    ways[f'SHA-256 of 1 MiB, {image_sources.cores()} threads'] = lambda: len(
-        list(image_sources._pool().map(lambda _: hashlib.sha256(block).digest(), range(args.n)))
+    ways[f'SHA-256 of 1 MiB, {cores()} threads'] = lambda: len(
+        list(pool().map(lambda _: hashlib.sha256(block).digest(), range(args.n)))
     )
     return ways
 
 
 def write_record(file, image: np.ndarray):
     """Appends an image (C, H, W) to a TFRecord file, as the tools of StyleGAN write them."""
-    image_sources.tensorflow()
+    tensorflow()
     from tensorflow.core.example.example_pb2 import Example
 
     example = Example()
@@ -176,9 +177,7 @@ def write_record(file, image: np.ndarray):
     example.features.feature['data'].bytes_list.value.append(image.tobytes())
     content = example.SerializeToString()
     length = struct.pack('<Q', len(content))
-    file.write(
-        length + image_sources._checksum(length) + content + image_sources._checksum(content)
-    )
+    file.write(length + checksum(length) + content + checksum(content))
 
 
 def main():

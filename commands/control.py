@@ -26,7 +26,8 @@ import score_model
 import sde_lib
 from commands import drawing, preflight
 from control import latents, measurements
-from data import image_sources
+from data.folders import read_pictures
+from data.levels import to_8_bits
 from models.score import Score
 from runtime import interruption
 from runtime.errors import UserError
@@ -130,7 +131,7 @@ def _inputs(job, kind, path) -> np.ndarray:
     if job.measured:
         data.image_size //= kind.reduced
     if path:
-        images, job.levels = image_sources.read_pictures(path, data)[1], 256
+        images, job.levels = read_pictures(path, data)[1], 256
     else:
         if job.measured:
             raise UserError('--measured needs --input: the images of the data set are whole')
@@ -245,7 +246,7 @@ def _measured(
                 )
             samples.append(_to_8_bits(job, found))
         known = _to_8_bits(job, _as_pictures(job, measurement, y))
-        pictures = known if job.measured else datasets.to_8_bits(job.images, job.levels)
+        pictures = known if job.measured else to_8_bits(job.images, job.levels)
         samples = np.concatenate(samples).reshape(len(y), -1, *pictures.shape[1:])
         arrays = dict(samples=samples, known=known, nfe=nfe)
         if isinstance(measurement, measurements.Mask):  # what is known comes back as it was read
@@ -320,9 +321,7 @@ def _mask(job):
     if pathlib.Path(job.mask).expanduser().is_file():
         data = ConfigDict(job.config.data.to_dict())
         data.num_channels = 1
-        mask = torch.from_numpy(
-            image_sources.read_pictures(job.mask, data)[1][0, ..., 0] >= 128
-        ).float()
+        mask = torch.from_numpy(read_pictures(job.mask, data)[1][0, ..., 0] >= 128).float()
     elif pathlib.Path(job.mask).suffix:
         raise UserError(f'--mask={job.mask}: not found')
     else:
@@ -409,7 +408,7 @@ def _reconstruct(job):
         largest.max(),
     )
     inputs, scale = (
-        datasets.to_8_bits(job.images, job.levels),
+        to_8_bits(job.images, job.levels),
         job.model.sde.prior_sampling((10000,)).std(),
     )
     codes = ((z / scale / 6 + 0.5).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -471,7 +470,7 @@ def _mix(job):
 
 def _beside_pictures(job, images, pictures: int, columns: str):
     """Rows of results between, or behind, the pictures that they are from."""
-    inputs = datasets.to_8_bits(job.images, job.levels)
+    inputs = to_8_bits(job.images, job.levels)
     sources = inputs.reshape(-1, pictures, *inputs.shape[1:])
     return (
         columns,

@@ -9,6 +9,9 @@ from absl import logging
 import datasets
 import reports
 from commands import preflight
+from data.images import shown_classes
+from data.inspection import check_labels, largest_distance
+from data.levels import to_8_bits
 from runtime import interruption
 
 
@@ -27,7 +30,7 @@ def describe_data(config, workdir=''):
         some, labels = images.read(chosen)
         if split == 'train':
             datasets.warn_of_range(config, some, images.levels)
-            datasets.check_labels(config, images)
+            check_labels(config, images)
         pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
         rows.append(
             (
@@ -47,9 +50,9 @@ def describe_data(config, workdir=''):
             )
         )
         if split == 'train':
-            if classes := datasets.shown_classes(images):
+            if classes := shown_classes(images):
                 rows.append(('  labels', classes, 'by the names of their folders'))
-            distance, n = datasets.largest_distance(images, config.seed)
+            distance, n = largest_distance(images, config.seed)
             rows.append(
                 (
                     '  largest distance',
@@ -62,7 +65,7 @@ def describe_data(config, workdir=''):
             )
             if workdir:
                 reports.save_grid(
-                    pathlib.Path(workdir, 'data.png'), datasets.to_8_bits(some[:100], images.levels)
+                    pathlib.Path(workdir, 'data.png'), to_8_bits(some[:100], images.levels)
                 )
     logging.info('%s:\n%s', config.data.dataset, reports.table(rows))
     return rows

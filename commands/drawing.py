@@ -13,6 +13,7 @@ from absl import logging
 import datasets
 import sampling
 import solvers
+from data.levels import to_uint8
 from models.score import Score
 from runtime import distributed
 from runtime.progress import progress, watched
@@ -29,9 +30,7 @@ def to_images(samples: torch.Tensor, config) -> np.ndarray:
             (~np.isfinite(images).all((1, 2, 3))).sum(),
             len(images),
         )
-    return datasets.to_uint8(
-        images, datasets.get_levels(config), config.data.uniform_dequantization
-    )
+    return to_uint8(images, datasets.get_levels(config), config.data.uniform_dequantization)
 
 
 def shown_evaluations(model: Score, what: str, times=None, forward: bool = False):

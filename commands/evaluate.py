@@ -19,6 +19,8 @@ import losses
 import reports
 import sde_lib
 from commands import drawing
+from data.batches import Batches
+from data.images import at_most
 from data.tensors import get_classes, to_tensor
 from metrics.reference import get_reference
 from reports import results
@@ -35,9 +37,7 @@ def evaluate(config, workdir, eval_dir, numbers):
     @functools.cache
     def split(name):
         with distributed.main_first():
-            return datasets.at_most(
-                datasets.get_split(config, name), config.eval.most_images, config.seed
-            )
+            return at_most(datasets.get_split(config, name), config.eval.most_images, config.seed)
 
     run = types.SimpleNamespace(
         config=config,
@@ -120,7 +120,7 @@ def _evaluate_loss(run):
         run.config.training,
         run.eval_dir / f'ckpt_{run.number}_loss.npz',
     )
-    batches = datasets.Batches(
+    batches = Batches(
         run.split('test'),
         config.eval.batch_size,
         config.seed,
@@ -178,7 +178,7 @@ def _evaluate_bpd(run):
     """
     config, settings = run.config, run.config.eval
     split = settings.bpd_dataset.lower()
-    batches = datasets.Batches(run.split(split), settings.batch_size, config.seed, dequantize=True)
+    batches = Batches(run.split(split), settings.batch_size, config.seed, dequantize=True)
     solver = dict(
         rtol=settings.bpd_rtol,
         atol=settings.bpd_atol,

@@ -23,7 +23,9 @@ import evaluation
 import reports
 from commands import preflight
 from configs.defaults import complete
-from data import image_sources
+from data.folders import has_test_set
+from data.images import Subset, held_out
+from data.levels import to_8_bits
 from metrics.reference import get_reference
 from reports import results
 from runtime import distributed, interruption
@@ -166,7 +168,7 @@ def _naming(flag: str):
         raise UserError(text if flag in text else f'{flag}: {text}') from error
 
 
-def _samples(config) -> tuple[datasets.Subset, dict]:
+def _samples(config) -> tuple[Subset, dict]:
     """Return the samples, in the order in which they are measured, and what they are.
 
     Blocks of the kernel distance and parts of the Inception score must be random. A data set is
@@ -174,7 +176,7 @@ def _samples(config) -> tuple[datasets.Subset, dict]:
     write such arrays, and their order in the file is random already.
     """
     path = config.data.path
-    if image_sources.has_test_set(config):
+    if has_test_set(config):
         raise UserError(f'{path} has a training set and a test set: expected one set of samples')
     images = datasets.get_split(config, 'train', in_memory=False)
     if len(images) < 4 or config.eval.is_splits > len(images):
@@ -188,16 +190,12 @@ def _samples(config) -> tuple[datasets.Subset, dict]:
         with np.load(path) as arrays:
             drawn = 'samples' in arrays
     order = (
-        np.argsort(image_sources._held_out(len(images), config.data, 'train'))
-        if drawn
-        else np.arange(len(images))
+        np.argsort(held_out(len(images), config.data, 'train')) if drawn else np.arange(len(images))
     )
     described = datasets.describe(config, 'train') | dict(
         name=pathlib.Path(path).resolve().name, order='file' if drawn else 'random'
     )
-    return datasets.Subset(images, order), dict(
-        input=described, device=torch.device(config.device).type
-    )
+    return Subset(images, order), dict(input=described, device=torch.device(config.device).type)
 
 
 def _features(config, extractor, samples, folder, protocol: dict) -> dict | None:
@@ -217,7 +215,7 @@ def _features(config, extractor, samples, folder, protocol: dict) -> dict | None
 
     def work(i):
         images = samples.read(batches[i])[0]
-        return extractor.run(datasets.to_8_bits(images, samples.levels)) if len(images) else {}
+        return extractor.run(to_8_bits(images, samples.levels)) if len(images) else {}
 
     missing = distributed.broadcast(
         [i for i, file in enumerate(files) if results.matching(*file) is None]
@@ -231,7 +229,7 @@ def _features(config, extractor, samples, folder, protocol: dict) -> dict | None
         results.save(*files[i], **found)
     if not distributed.is_main():
         return None
-    first = datasets.to_8_bits(samples.read(np.arange(min(100, len(samples))))[0], samples.levels)
+    first = to_8_bits(samples.read(np.arange(min(100, len(samples))))[0], samples.levels)
     results.save(
         folder / 'samples_0.npz',
         protocol | dict(part='samples', batch=0, size=len(first)),

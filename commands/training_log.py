@@ -3,9 +3,7 @@
 import contextlib
 import os
 import re
-import sys
 import time
-import types
 from typing import NamedTuple
 
 import torch
@@ -14,6 +12,7 @@ from absl import logging
 import sde_lib
 from runtime import distributed
 from runtime.progress import duration
+from runtime.tensorflow import stand_in
 
 
 class LossMeaning(NamedTuple):
@@ -139,12 +138,12 @@ def tensorboard(workdir, first_step: int):
     if not distributed.is_main():
         yield None
         return
-    # its own file writer: importing TensorFlow takes seconds
-    sys.modules.setdefault('tensorboard.compat.notf', types.ModuleType('notf'))
-    from torch.utils.tensorboard import SummaryWriter
+    # TensorBoard's own file writer: importing TensorFlow takes seconds
+    with stand_in('tensorboard.compat.notf'):
+        from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(workdir / 'tensorboard', purge_step=first_step) as writer:
-        sys.modules.pop('tensorboard.compat.notf')
+        writer = SummaryWriter(workdir / 'tensorboard', purge_step=first_step)
+    with writer:
         yield writer
 
 

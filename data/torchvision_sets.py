@@ -16,8 +16,8 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from data import image_sources
-from data.image_sources import Damaged, Images, Streamed
+from data.images import Damaged, Images, Streamed
+from data.tensorflow_sets import central_crop, require_network
 from runtime.errors import UserError
 
 # Of each data set: its class in torchvision, the host of its files, and the folder or files in the
@@ -91,7 +91,7 @@ def _torchvision(name: str, split: str, data):
             return make(folder, download=False, **which)
         except RuntimeError:  # missing or incomplete
             logging.info('Downloading %s to %s.', name, folder)
-            image_sources.require_network(host)
+            require_network(host)
             return make(folder, download=True, **which)
     except Exception as error:  # whatever torchvision or the network raises, the remedy is the same
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -131,11 +131,11 @@ def celeba_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Return the middle 140 x 140 pixels of a picture (H, W, 3), resized to `size` x `size` by an
     antialiased linear filter, as uint8.
 
-    The result is that of `image_sources.celeba_crop`, which needs TensorFlow, once rounded.
+    The result is that of `tensorflow_sets.celeba_crop`, which needs TensorFlow, once rounded.
     """
     from PIL import Image
 
-    middle = image_sources.central_crop(image, 140).astype(np.float32)
+    middle = central_crop(image, 140).astype(np.float32)
     channels = [
         Image.fromarray(middle[..., k]).resize((size, size), Image.BILINEAR) for k in range(3)
     ]

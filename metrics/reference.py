@@ -9,6 +9,8 @@ from absl import logging
 
 import datasets
 from configs.defaults import complete
+from data.images import get_classes
+from data.levels import to_8_bits
 from metrics.distances import Statistics, statistics
 from metrics.extractors import Extractor
 from reports import results
@@ -71,7 +73,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     def work(indices):
         batch = images.read(indices)[0]
         return (
-            extractor.run(datasets.to_8_bits(batch, images.levels))['pool_3'].astype(np.float32)
+            extractor.run(to_8_bits(batch, images.levels))['pool_3'].astype(np.float32)
             if len(batch)
             else None
         )
@@ -95,7 +97,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     protocol = statistics_protocol(config, extractor, split) | dict(
         n=len(features), dimensions=features.shape[1]
     )
-    protocol |= dict(classes=classes) if (classes := datasets.get_classes(images)) else {}
+    protocol |= dict(classes=classes) if (classes := get_classes(images)) else {}
     results.save(path, protocol, pool_3=features)
     path.with_suffix('.json').write_text(json.dumps(protocol, indent=1) + '\n')
     logging.info('Wrote %s: %d features of %d images.', path, features.shape[1], len(features))

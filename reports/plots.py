@@ -7,13 +7,12 @@ come from TensorBoard files. All have the style of `reports.style`.
 import logging
 import math
 import pathlib
-import sys
-import types
 from typing import NamedTuple
 
 import numpy as np
 
 from reports.style import figure, legend_below, log_scale, plain
+from runtime.tensorflow import stand_in
 
 UNITS = {
     'loss': 'loss of an image',
@@ -52,22 +51,19 @@ def curves(workdir) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     folder = pathlib.Path(workdir, 'tensorboard')
     if not list(folder.glob('*tfevents*')):
         return {}
-    stub = 'tensorboard.compat.notf'  # its own file reader: importing TensorFlow takes seconds
-    inserted = sys.modules.setdefault(stub, types.ModuleType('notf'))
     logger = logging.getLogger('tensorboard')
     level = logger.level
-    logger.setLevel(logging.WARNING)  # it logs every file
+    logger.setLevel(logging.WARNING)  # it logs every file that it opens
     try:
-        from tensorboard.backend.event_processing import event_accumulator
+        # TensorBoard's own file reader: importing TensorFlow takes seconds
+        with stand_in('tensorboard.compat.notf'):
+            from tensorboard.backend.event_processing import event_accumulator
 
-        events = event_accumulator.EventAccumulator(
-            str(folder), size_guidance={event_accumulator.SCALARS: 0, event_accumulator.IMAGES: 1}
-        )
-        events.Reload()
+            sizes = {event_accumulator.SCALARS: 0, event_accumulator.IMAGES: 1}
+            events = event_accumulator.EventAccumulator(str(folder), size_guidance=sizes)
+            events.Reload()
     finally:
         logger.setLevel(level)
-        if sys.modules.get(stub) is inserted:
-            del sys.modules[stub]
     found = {}
     for tag in events.Tags()['scalars']:
         scalars = events.Scalars(tag)

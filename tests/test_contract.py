@@ -337,7 +337,7 @@ FORBIDDEN = (
 @pytest.mark.parametrize(
     'code',
     [
-        'import torch; from data.image_sources import tensorflow; tensorflow()',
+        'import torch; from runtime.tensorflow import tensorflow; tensorflow()',
         'import sampling, tensorflow',
     ],
 )

@@ -1,15 +1,14 @@
 """Data sets: what batches hold, what they are a function of, and the way to and from 8 bits."""
 
-import sys
-import types
-
 import numpy as np
 import pytest
 import torch
 
 import datasets
-from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
-from data import image_sources
+from configs.vp import digits_ddpmpp_continuous
+from data.batches import Batches
+from data.images import Images
+from data.levels import to_uint8
 from runtime.errors import UserError
 
 
@@ -22,7 +21,7 @@ def config():
 
 def numbered(n, levels=256):
     """n images, the k-th of which is constant k: a batch then tells which images it holds."""
-    return datasets.Images(
+    return Images(
         np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8),
         np.arange(n),
         levels,
@@ -45,7 +44,7 @@ def test_digits_are_the_real_ones_split_without_overlap(config):
 
 
 def test_training_sees_every_image_once_an_epoch_in_a_new_order():
-    batches = datasets.Batches(numbered(20), 8, seed=3, start=0, shuffle=True)
+    batches = Batches(numbered(20), 8, seed=3, start=0, shuffle=True)
     labels = np.concatenate([batches.batch(i)['label'] for i in range(5)])
     first, second = labels[:20], labels[20:]
     assert sorted(first) == sorted(second) == list(range(20))
@@ -54,7 +53,7 @@ def test_training_sees_every_image_once_an_epoch_in_a_new_order():
 
 def test_batches_follow_from_seed_and_step_alone():
     def make(seed, start):
-        return datasets.Batches(
+        return Batches(
             numbered(20), 8, seed=seed, shuffle=True, random_flip=True, dequantize=True, start=start
         )
 
@@ -65,7 +64,7 @@ def test_batches_follow_from_seed_and_step_alone():
 
 
 def test_evaluation_is_one_pass_in_order_with_the_tail():
-    batches = list(datasets.Batches(numbered(20), 8))
+    batches = list(Batches(numbered(20), 8))
     assert [len(batch['image']) for batch in batches] == [8, 8, 4]
     assert list(np.concatenate([batch['label'] for batch in batches])) == list(range(20))
 
@@ -86,19 +85,17 @@ def test_evaluation_data_are_never_flipped_and_training_data_are(config):
 
 def test_values_and_dequantisation():
     images = numbered(17, levels=17)
-    plain = next(iter(datasets.Batches(images, 17)))['image']
+    plain = next(iter(Batches(images, 17)))['image']
     assert plain.dtype == np.float32 and plain.min() == 0 and plain.max() == 1
-    noisy_batches = datasets.Batches(images, 17, dequantize=True)
+    noisy_batches = Batches(images, 17, dequantize=True)
     noisy, again = next(iter(noisy_batches))['image'], next(iter(noisy_batches))['image']
     assert np.array_equal(np.floor(noisy * 17), images.images) and not np.array_equal(noisy, again)
-    assert np.array_equal(
-        datasets.to_uint8(noisy, 17, dequantized=True), datasets.to_uint8(plain + 1e-6, 17)
-    )
+    assert np.array_equal(to_uint8(noisy, 17, dequantized=True), to_uint8(plain + 1e-6, 17))
 
 
 def test_eight_bits_are_truncated_as_published():
     x = np.array([-0.1, 0.0, 0.999 / 255, 1 / 255 + 1e-6, 0.5, 1.0, 1.2])
-    assert list(datasets.to_uint8(x)) == [0, 0, 0, 1, 127, 255, 255]
+    assert list(to_uint8(x)) == [0, 0, 0, 1, 127, 255, 255]
 
 
 def test_batch_answers_as_a_tensorflow_tensor_does(config):
@@ -134,86 +131,3 @@ def test_errors_name_the_key(config):
     config.data.image_size, config.training.batch_size = 8, 2000
     with pytest.raises(UserError, match='batch_size must be at most 1438, .*got 2000'):
         datasets.get_dataset(config)
-
-
-def test_unprepared_tfds_data_set_is_told_in_one_sentence(tmp_path, monkeypatch):
-    """TFDS itself is stood in for: what matters is that whatever it raises names the key and the
-    folder.
-    """
-
-    def builder(name, data_dir):
-        raise ConnectionError(f'no way to {name}\nsecond line')
-
-    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', types.SimpleNamespace(builder=builder))
-    monkeypatch.setattr(datasets.image_sources, 'tensorflow', lambda: None)
-    config = cifar10_ddpmpp_continuous.get_config()
-    config.data.tfds_dir = str(tmp_path)
-    with pytest.raises(UserError) as caught:
-        datasets.get_dataset(config)
-    assert (
-        str(tmp_path) in str(caught.value)
-        and 'no way to cifar10' in str(caught.value)
-        and '\n' not in str(caught.value)
-    )
-    assert all(
-        word in str(caught.value)
-        for word in ('Set data.tfds_dir', 'data.path with data.dataset=NPZ', 'FOLDER')
-    )
-
-
-def test_cifar10_is_read_through_tfds(tmp_path):
-    """A data set of 30 and 20 images in TFDS's own format."""
-    tf = image_sources.tensorflow()
-    tfds = pytest.importorskip('tensorflow_datasets')
-    rng = np.random.default_rng(0)
-    images = {
-        'train': rng.integers(0, 256, (30, 32, 32, 3), np.uint8),
-        'test': rng.integers(0, 256, (20, 32, 32, 3), np.uint8),
-    }
-    features = tfds.features.FeaturesDict(
-        {
-            'id': tfds.features.Text(),
-            'image': tfds.features.Image(shape=(32, 32, 3)),
-            'label': tfds.features.ClassLabel(num_classes=10),
-        }
-    )
-    splits = {
-        name: tf.data.Dataset.from_tensor_slices(
-            {
-                'id': [f'{name}{i}' for i in range(len(x))],
-                'image': x,
-                'label': np.arange(len(x), dtype=np.int64) % 10,
-            }
-        )
-        for name, x in images.items()
-    }
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name='cifar10',
-        version='3.0.2',
-        data_dir=str(tmp_path),
-        features=features,
-        split_datasets=splits,
-    )
-    config = cifar10_ddpmpp_continuous.get_config()
-    config.data.tfds_dir, config.eval.batch_size = str(tmp_path), 8
-    train_ds, test_ds, builder = datasets.get_dataset(config, evaluation=True)
-    assert builder.info.splits['train'].num_examples == 30
-    for ds, name in ((train_ds, 'train'), (test_ds, 'test')):
-        got = np.round(np.concatenate([batch['image'] for batch in ds]) * 255).astype(np.uint8)
-        assert sorted(image.tobytes() for image in got) == sorted(
-            image.tobytes() for image in images[name]
-        )
-
-
-def test_crops_and_resizes():
-    tf = image_sources.tensorflow()
-    image = tf.constant(np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3))
-    assert np.array_equal(datasets.central_crop(image, 4), image.numpy()[1:5, 2:6])
-    edge = np.zeros((20, 32, 3), np.uint8)
-    edge[:, 16:] = 255
-    cropped = datasets.crop_resize(tf.constant(edge), 10).numpy()
-    # A bicubic filter overshoots at the edge; without clipping the bright side would wrap round to
-    # dark values.
-    assert cropped.shape == (10, 10, 3) and cropped.dtype == np.uint8
-    assert cropped[:, :4].max() < 30 and cropped[:, -4:].min() > 225
-    assert datasets.resize_small(tf.constant(edge), 10).shape == (10, 16, 3)

@@ -16,9 +16,10 @@ import pytest
 import torch
 import torch.multiprocessing
 
-import datasets
 from commands import preflight
 from configs.vp import digits_ddpmpp_continuous
+from data.batches import Batches
+from data.images import Images
 from runtime import distributed, interruption
 from runtime.errors import UserError
 
@@ -443,7 +444,7 @@ def test_rows_of_a_batch_make_up_the_batch(dequantize):
     """Each process reads its own images only, flipped and dequantised as in the whole batch."""
     rng, read = np.random.default_rng(0), []
 
-    class Counting(datasets.Images):
+    class Counting(Images):
         def read(self, indices):
             read.extend(indices)
             return super().read(indices)
@@ -452,11 +453,8 @@ def test_rows_of_a_batch_make_up_the_batch(dequantize):
     settings = dict(
         batch_size=12, seed=1, start=0, shuffle=True, random_flip=True, dequantize=dequantize
     )
-    whole = datasets.Batches(images, **settings)
-    parts = [
-        datasets.Batches(images, **settings, rows=slice(4 * rank, 4 * rank + 4))
-        for rank in range(3)
-    ]
+    whole = Batches(images, **settings)
+    parts = [Batches(images, **settings, rows=slice(4 * rank, 4 * rank + 4)) for rank in range(3)]
     for i in (0, 3, 4, 40):  # also across the end of an epoch
         read.clear()
         expected = whole.batch(i)

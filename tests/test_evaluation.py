@@ -22,10 +22,12 @@ import run_lib
 from commands.stats import statistics
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
 from conftest import ROOT
+from data.levels import to_8_bits
 from metrics import reference
 from metrics.extractors import Extractor
 from reports import results
 from runtime.errors import CheckpointError, UserError
+from runtime.tensorflow import tensorflow
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def saved_model(tmp_path_factory):
     'logits' and 'pool_3'. Here they are fixed random projections of the image at 299 x 299, reduced
     to 4 x 4.
     """
-    tf = datasets.image_sources.tensorflow()
+    tf = tensorflow()
 
     class Network(tf.Module):
         def __init__(self):
@@ -295,7 +297,7 @@ def test_statistics_are_computed_once_and_say_what_they_are_of(config, monkeypat
     first = reference.get_reference(config, extractor, 'train')
     path = reference.statistics_path(config, extractor, 'train')
     assert path.name == 'digits_pixels_stats.npz' and np.load(path)['pool_3'].shape == (1438, 64)
-    train = datasets.to_8_bits(datasets.get_split(config, 'train').images, 17).reshape(-1, 64) / 255
+    train = to_8_bits(datasets.get_split(config, 'train').images, 17).reshape(-1, 64) / 255
     assert np.allclose(first.statistics.mean, train.mean(0)) and np.allclose(
         first.statistics.covariance, np.cov(train, rowvar=False)
     )

@@ -430,7 +430,7 @@ def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
         datasets.register_dataset(lambda config, split: None, name='flat')
     with pytest.raises(
         UserError,
-        match="the data set name 'DIGITS' is taken by data.image_sources.digits: choose another",
+        match="the data set name 'DIGITS' is taken by data.digits.digits: choose another",
     ):
         datasets.register_dataset(flat, name='digits')
 

@@ -33,7 +33,7 @@ from commands.data import describe_data
 from commands.stats import statistics
 from configs.vp import digits_ddpmpp_continuous
 from conftest import ROOT, load_config
-from data import image_sources
+from data.images import Streamed, into_memory
 from models import utils as mutils
 from runtime import interruption
 from runtime.errors import CheckpointError, UserError
@@ -638,10 +638,8 @@ def test_a_signal_while_other_work_is_done(tmp_path, monkeypatch, place):
 
     if place == 'decoding':
         decode = signalling(lambda i: (np.zeros((8, 8, 1), np.uint8), 0))
-        source = image_sources.Streamed(decode, 100_000, (8, 8, 1), str, parallel=False)
-        monkeypatch.setattr(
-            datasets, 'get_split', lambda *_, **__: image_sources.in_memory(source, 4.0)
-        )
+        source = Streamed(decode, 100_000, (8, 8, 1), str, parallel=False)
+        monkeypatch.setattr(datasets, 'get_split', lambda *_, **__: into_memory(source, 4.0))
     elif place == 'features':
         extractor = evaluation.Extractor(
             dict(backend='pixels', extractor='none', feature='pixels', input='x'),
@@ -677,7 +675,7 @@ def test_threads_stop_too(monkeypatch):
         return np.zeros((8, 8, 1), np.uint8), 0
 
     with pytest.raises(interruption.Interrupted):
-        image_sources.Streamed(decode, 10_000, (8, 8, 1), str).read(np.arange(10_000))
+        Streamed(decode, 10_000, (8, 8, 1), str).read(np.arange(10_000))
     assert len(decoded) < 5000
 
 

@@ -16,8 +16,10 @@ from scipy.io import savemat
 
 import datasets
 from conftest import ROOT, load_config
-from data import image_sources, torchvision_sets
+from data import torchvision_sets
+from data.tensorflow_sets import celeba_crop
 from runtime.errors import UserError
+from runtime.tensorflow import tensorflow
 
 UNCHECKED = """
 import torchvision.datasets as vision
@@ -166,11 +168,9 @@ def test_celeba_is_the_middle_140_pixels_and_has_the_validation_set_for_a_test_s
 
 def test_celeba_is_reduced_as_by_tensorflow(celeba):
     config, images = celeba
-    tf = image_sources.tensorflow()
+    tf = tensorflow()
     ours = datasets.get_split(config(size=64), 'train').images
-    theirs = np.stack(
-        [image_sources.celeba_crop(tf.constant(image), 64).numpy() for image in images[:4]]
-    )
+    theirs = np.stack([celeba_crop(tf.constant(image), 64).numpy() for image in images[:4]])
     assert np.abs(ours - theirs).max() < 0.501  # rounded, of sums in float32
 
 
@@ -195,6 +195,7 @@ import sys
 sys.modules.update(tensorflow=None, tensorflow_datasets=None)
 {UNCHECKED}
 import datasets, run_lib
+from commands.sample import sample
 from configs.vp import cifar10_ddpmpp_continuous, mnist_ddpmpp_continuous
 config = cifar10_ddpmpp_continuous.get_config()
 config.data.update(source='torchvision', path={str(tmp_path)!r})
@@ -230,7 +231,7 @@ def no_network(host):
 def test_what_cannot_be_downloaded_is_an_error_with_its_remedy(
     tmp_path, monkeypatch, dataset, size, channels, host, files
 ):
-    monkeypatch.setattr(image_sources, 'require_network', no_network)
+    monkeypatch.setattr(torchvision_sets, 'require_network', no_network)
     with pytest.raises(UserError) as caught:
         datasets.get_split(
             config_of(dataset, size, channels, source='torchvision', path=str(tmp_path)), 'train'
@@ -251,7 +252,7 @@ def test_what_cannot_be_downloaded_is_an_error_with_its_remedy(
 
 
 def test_what_is_missing_is_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_sources, 'require_network', lambda host: None)
+    monkeypatch.setattr(torchvision_sets, 'require_network', lambda host: None)
     monkeypatch.setattr(vision.MNIST, 'download', lambda self: write_idx(tmp_path))
     assert len(datasets.get_split(config_of('MNIST', 28, 1, path=str(tmp_path)), 'test')) == 6
 
@@ -307,7 +308,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 def prepare(path, name, splits=('train', 'test'), labelled=True, key='image', version='1.0.0'):
     """Write a TFDS data set of 12 grey images a split, and return them by split."""
-    tf, tfds = image_sources.tensorflow(), pytest.importorskip('tensorflow_datasets')
+    tf, tfds = tensorflow(), pytest.importorskip('tensorflow_datasets')
     features = {key: tfds.features.Image(shape=(28, 28, 1))} | (
         {'label': tfds.features.ClassLabel(num_classes=10)} if labelled else {}
     )

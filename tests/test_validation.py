@@ -17,7 +17,8 @@ import convert
 import run_lib
 import sde_lib
 from conftest import DATA, ROOT, load_config
-from data import image_sources
+from data import tensorflow_sets
+from data.images import Images
 from models.utils import create_model
 from runtime.errors import CheckpointError, UserError
 from score_model import ScoreModel
@@ -161,7 +162,7 @@ def test_what_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
     def offline():
         raise OSError('no network')
 
-    monkeypatch.setattr(image_sources, 'require_network', offline)
+    monkeypatch.setattr(tensorflow_sets, 'require_network', offline)
     for name in ('fetch_statistics',):
         monkeypatch.setattr(
             validate, name, lambda: (_ for _ in ()).throw(UserError('no network either'))
@@ -237,9 +238,7 @@ def test_the_papers_number_beside_ours():
         '-1.33 from the paper',
     )
     theirs, reason = beside(500)
-    assert theirs == '2.55' and reason.startswith(
-        'not comparable: 500 samples (< 50000)'
-    )
+    assert theirs == '2.55' and reason.startswith('not comparable: 500 samples (< 50000)')
     assert (
         beside(50000, 'IS', value=9.6) == ('9.58', '+0.02 from the paper')
         and beside(50000, 'IS', 'ode')[0] == ''
@@ -267,7 +266,7 @@ def test_the_best_linear_estimate(module):
         num_channels=1, image_size=8, random_flip=False, uniform_dequantization=False
     )
     values = np.random.default_rng(0).normal(128, 20, (600, 8, 8, 1)).clip(0, 255).astype(np.uint8)
-    images = image_sources.Images(values, np.zeros(600, np.int64))
+    images = Images(values, np.zeros(600, np.int64))
     sde, scaled = (
         sde_lib.get_sde(config),
         values / 255 * (1 + config.data.centered) - config.data.centered,

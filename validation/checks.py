@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 import datasets
+from data.batches import Batches
+from data.images import at_most
 from data.tensors import to_tensor
 from runtime.randomness import own_randomness
 from score_model import ScoreModel
@@ -98,11 +100,11 @@ def weights(state) -> list[Check]:
 
 
 def denoising(model: ScoreModel, split, seed: int, most: int = 256) -> Denoising:
-    """The errors on images of a split (`datasets.Images` and the like), each with noise from the
+    """The errors on images of a split (`Images` and the like), each with noise from the
     seed.
     """
-    config, sde, images = model.config, model.sde, datasets.at_most(split, most, seed)
-    batches = datasets.Batches(images, 64, seed, dequantize=config.data.uniform_dequantization)
+    config, sde, images = model.config, model.sde, at_most(split, most, seed)
+    batches = Batches(images, 64, seed, dequantize=config.data.uniform_dequantization)
     x = torch.cat(
         [
             to_tensor(batches.part(i), config, datasets.get_data_scaler(config))

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from data import image_sources
+from data.images import cores
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -33,7 +33,7 @@ def device() -> str:
         if torch.cuda.is_available()
         else []
     )
-    return f'{image_sources.cores()} cores of {processor()}' + ''.join(
+    return f'{cores()} cores of {processor()}' + ''.join(
         f', {gpus.count(gpu)}x {gpu}' for gpu in dict.fromkeys(gpus)
     )
 

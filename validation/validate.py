@@ -24,6 +24,8 @@ from checkpoints import formats
 from commands import command_line
 from configs import rules
 from configs.defaults import complete
+from data.images import at_most
+from data.levels import to_8_bits
 from reports import results
 from runtime.errors import CheckpointError, UserError
 from score_model import ScoreModel
@@ -215,8 +217,8 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
         found += _evaluate(config, workdir, left_out, with_data=split is not None)
     numbers, (images, costs) = reports.numbers_of(workdir / 'eval', number), _costs(workdir, number)
     if split is not None:
-        some = datasets.at_most(split, 1000, config.seed)
-        real = datasets.to_8_bits(some.read(np.arange(len(some)))[0], split.levels)
+        some = at_most(split, 1000, config.seed)
+        real = to_8_bits(some.read(np.arange(len(some)))[0], split.levels)
     found += [
         *checks.of_numbers(numbers),
         *([checks.of_samples(images, real)] if len(images) else []),

@@ -1,0 +1,20 @@
+"""Scikit-learn's digits."""
+
+import numpy as np
+
+from data.images import Images
+
+
+def digits(config, split: str) -> Images:
+    """Scikit-learn's handwritten digits: 1,797 images of 8x8 pixels and 17 grey levels, a fifth of
+    them held out.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    held_out = len(order) // 5
+    chosen = order[:held_out] if split == 'test' else order[held_out:]
+    return Images(
+        data.images[chosen].astype(np.uint8)[..., None], data.target[chosen].astype(np.int64), 17
+    )

@@ -1,0 +1,78 @@
+"""TensorFlow beside PyTorch: modules that stand in for others are removed again."""
+
+import importlib.util
+import subprocess
+import sys
+import types
+
+import pytest
+
+from conftest import ROOT
+from runtime.tensorflow import stand_in
+
+STAND_INS = ('tensorboard.compat.notf', 'tensorflow_gan.python.estimator', 'pkg_resources')
+
+
+def test_a_stand_in_lasts_as_long_as_its_block():
+    with pytest.raises(ZeroDivisionError), stand_in('no_such_module', answer=42):
+        import no_such_module
+
+        assert no_such_module.answer == 42
+        _ = 1 / 0
+    assert 'no_such_module' not in sys.modules
+
+
+def test_a_module_that_was_there_before_stays(monkeypatch):
+    before = types.ModuleType('present')
+    monkeypatch.setitem(sys.modules, 'present', before)
+    with stand_in('present', answer=42):
+        assert sys.modules['present'] is before and not hasattr(before, 'answer')
+    assert sys.modules['present'] is before
+
+
+def test_a_module_that_takes_the_place_of_a_stand_in_stays(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'replaced', None)
+    monkeypatch.delitem(sys.modules, 'replaced')
+    after = types.ModuleType('replaced')
+    with stand_in('replaced'):
+        sys.modules['replaced'] = after
+    assert sys.modules['replaced'] is after
+
+
+@pytest.mark.parametrize(
+    'code, package',
+    [
+        (
+            'from commands.training_log import tensorboard\n'
+            'with tensorboard(workdir, 0) as writer:\n'
+            '    assert found() == before\n'
+            '    writer.add_scalar("training_loss", 1.0, 0)\n'
+            'from reports import plots\n'
+            'assert len(plots.curves(workdir)) == 1',
+            'tensorboard',
+        ),
+        ('import evaluation\nevaluation._tfgan_module()', 'tensorflow_gan'),
+    ],
+)
+def test_imports_leave_no_stand_ins(tmp_path, code, package):
+    """Of TensorBoard and of TF-GAN, in a process that has imported neither."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f'needs {package}')
+    code = f"""
+import importlib.util, pathlib, sys
+def found():
+    return [(name, sys.modules.get(name)) for name in {STAND_INS}]
+workdir, before = pathlib.Path(sys.argv[1]), found()
+{code}
+assert {package!r} in sys.modules and found() == before, found()
+if 'tensorflow' in sys.modules:
+    assert not hasattr(sys.modules['tensorflow'], 'estimator')
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
