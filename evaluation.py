@@ -1,12 +1,13 @@
-"""Features of images, the statistics of data sets, and the metrics of samples. Every number comes
-with its protocol.
+"""Inception features, reference statistics and the metrics of samples: the door to `metrics`.
 
-An extractor turns 8-bit images into features: 'tfgan' is the Inception network of the paper's
-numbers, run by TensorFlow on the CPU; 'torch_fidelity' the same weights in PyTorch on the config's
-device, at any of its layers, or another network; 'pixels' takes the pixels themselves. Metrics
-compare features of samples with those of real images (metrics.py), which are computed once and kept
-in `eval.stats_dir` as npz files ('pool_3': (n, D)) that tell what they are of, as does a JSON file
-beside each for readers.
+    extractor = get_extractor(config)             # 8-bit images to features
+    real = metrics.reference.get_reference(config, extractor, 'train')
+    numbers = measure(extractor.run(images), real)
+
+Extractors: 'tfgan' is the Inception network of the paper's numbers, run by TensorFlow on the CPU;
+'torch_fidelity' has the same weights in PyTorch on the config's device, at any of its layers, or
+another network; 'pixels' takes the pixels themselves. Every number comes with the protocol by which
+it was computed.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from absl import logging
 
 import metrics
 from configs.defaults import complete
-from metrics.extractors import Extractor, in_colour, pixels, torch_fidelity
+from metrics.extractors import Extractor, in_batches, pixels, reason_of, torch_fidelity
 from metrics.reference import Reference, statistics_path
 from reports import results
 from runtime.errors import UserError
@@ -27,56 +28,7 @@ from runtime.tensorflow import stand_in, tensorflow
 
 INCEPTION_V3 = 'https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4'
 
-
-def get_extractor(config) -> Extractor:
-    """The extractor that `eval.metrics_backend` names, with its weights loaded; UserError where
-    they cannot be had.
-    """
-    return EXTRACTORS[config.eval.metrics_backend](complete(config))
-
-
-def check_size(config, samples: int, reference: int | None = None):
-    """Raise UserError if the metrics of `pixels` would not end or not fit into memory; the features
-    of networks are small.
-
-    The Frechet distance takes time and memory by the least of three numbers: samples, reference
-    images (`eval.stats_samples` at most) and values of an image. See `metrics.frechet_distance`.
-
-    Args:
-        samples: Number of samples.
-        reference: Number of reference images, or None if only the most that there can be is known.
-    """
-    if config.eval.metrics_backend != 'pixels':
-        return
-    reference = reference or complete(config).eval.stats_samples
-    values = config.data.image_size**2 * config.data.num_channels
-    counted = (
-        f'{samples} samples against up to {reference} reference images of {values} values each'
-    )
-    if min(samples, reference, values) > metrics.LARGEST:
-        raise UserError(
-            f"config.eval.metrics_backend='pixels': the Frechet distance of {counted} "
-            'would take a matrix of size '
-            f'{min(samples, reference, values)}, expected at most {metrics.LARGEST} '
-            '(about 3 minutes and 5 GiB on two cores). '
-            'Use fewer images, for example '
-            f'--config.eval.stats_samples={metrics.LARGEST}, or another backend'
-        )
-    needed, memory = (
-        8 * values * (samples + reference),
-        os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'),
-    )
-    if needed > memory:  # float32, and a copy while batches are put together
-        raise UserError(
-            f"config.eval.metrics_backend='pixels': the features of {counted} need "
-            f'{needed / 2**30:.1f} GiB, expected at most '
-            f'the {memory / 2**30:.1f} GiB of this machine. Use fewer images, for '
-            'example --config.eval.stats_samples=1000, '
-            'or another backend'
-        )
-
-
-# TF-GAN -------------------------------------------------------------------------------------------
+# The network of TF-GAN ----------------------------------------------------------------------------
 
 
 def _tfgan_module():
@@ -102,8 +54,14 @@ def _tfgan_module():
 
 
 def get_inception_model(inceptionv3=False, path=''):
-    """TF-GAN's Inception network, or that of TF-Hub's Inception V3 (for 256 pixels and more), or
-    the SavedModel in the folder `path`.
+    """Load TF-GAN's Inception network, or Inception V3 (for 256 pixels and more), from TF-Hub.
+
+    Args:
+        inceptionv3: Whether to load Inception V3.
+        path: Folder of a SavedModel that replaces either.
+
+    Raises:
+        UserError: if the network cannot be fetched or loaded.
     """
     tfgan = _tfgan_module()
     import tensorflow_hub
@@ -113,40 +71,45 @@ def get_inception_model(inceptionv3=False, path=''):
         return tensorflow_hub.load(os.path.expanduser(handle))
     # URLError, OSError, tf.errors.*, ValueError: the hub has no error of its own
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f'path={path!r} cannot be loaded as a SavedModel: {reason}'
-            if path
-            else f'the SavedModel {handle} cannot be fetched ({reason}): download it elsewhere (as '
-            '.tar.gz, unpacked) and give its folder as '
-            'path'
-        ) from error
+        reason = reason_of(error)
+        if path:
+            message = f'path={path!r} cannot be loaded as a SavedModel: {reason}'
+        else:
+            message = (
+                f'the SavedModel {handle} cannot be fetched ({reason}): download it elsewhere (as '
+                '.tar.gz, unpacked) and give its folder as path'
+            )
+        raise UserError(message) from error
 
 
 def run_inception_distributed(input_tensor, inception_model, num_batches=1, inceptionv3=False):
-    """{'pool_3': (B, 2048), 'logits': (B, 1008)} of 8-bit images (B, H, W, 3), as TensorFlow
-    tensors; Inception V3 has no logits (None).
+    """Return the features and logits of 8-bit images.
 
-    `num_batches`: the parts in which the network sees them; it must divide B.
+    Args:
+        input_tensor: (B, H, W, 3), values from 0 to 255.
+        inception_model: The network of `get_inception_model`.
+        num_batches: Parts in which the network sees the images; must divide B.
+        inceptionv3: Whether the network is Inception V3.
+
+    Returns:
+        TensorFlow tensors {'pool_3': (B, 2048), 'logits': (B, 1008)}; Inception V3 has no logits
+        (None).
     """
     tf, tfgan = tensorflow(), _tfgan_module()
+    keys = ('pool_3',) if inceptionv3 else ('pool_3', 'logits')
     images = tf.cast(input_tensor, tf.float32)
     images = images / 255 if inceptionv3 else images / 127.5 - 1  # what either network expects
 
     def outputs(batch):
         found = inception_model(batch)
-        found = (
-            {'pool_3': found} if inceptionv3 else {key: found[key] for key in ('pool_3', 'logits')}
-        )
-        return {key: tf.reshape(value, (tf.shape(value)[0], -1)) for key, value in found.items()}
+        found = {'pool_3': found} if inceptionv3 else found
+        return {key: tf.reshape(found[key], (tf.shape(found[key])[0], -1)) for key in keys}
 
     found = tfgan.eval.run_classifier_fn(
         images,
         classifier_fn=outputs,
         num_batches=num_batches,
-        dtypes={'pool_3': tf.float32}
-        if inceptionv3
-        else {'pool_3': tf.float32, 'logits': tf.float32},
+        dtypes=dict.fromkeys(keys, tf.float32),
     )
     return {'logits': None} | found
 
@@ -162,40 +125,82 @@ def _tfgan(config) -> Extractor:
     handle = INCEPTION_V3 if inceptionv3 else _tfgan_module().eval.INCEPTION_TFHUB
 
     def run(images):
-        parts = [
-            run_inception_distributed(in_colour(images[start : start + 64]), model, 1, inceptionv3)
-            for start in range(0, len(images), 64)
-        ]
-        return {
-            key: np.concatenate([part[key].numpy() for part in parts])
-            for key in ('pool_3', 'logits')
-            if parts[0][key] is not None
-        }
+        found = run_inception_distributed(images, model, 1, inceptionv3)
+        return {key: value.numpy() for key, value in found.items() if value is not None}
 
-    return Extractor(
-        dict(
-            backend='tfgan',
-            extractor='Inception V3' if inceptionv3 else 'Inception (2015)',
-            feature='pool_3',
-            input='[0, 1]' if inceptionv3 else '[-1, 1], resized to 299 pixels within the network',
-            weights=results.digest(path) if path else handle,
-        ),
-        run,
+    protocol = dict(
+        backend='tfgan',
+        extractor='Inception V3' if inceptionv3 else 'Inception (2015)',
+        feature='pool_3',
+        input='[0, 1]' if inceptionv3 else '[-1, 1], resized to 299 pixels within the network',
+        weights=results.digest(path) if path else handle,
     )
+    return Extractor(protocol, lambda images: in_batches(run, images))
 
+
+# Extractors and statistics of a config ------------------------------------------------------------
 
 EXTRACTORS = {'tfgan': _tfgan, 'torch_fidelity': torch_fidelity, 'pixels': pixels}
 METRICS_BACKENDS = ('none', *EXTRACTORS)
 
 
+def get_extractor(config) -> Extractor:
+    """Return the extractor `eval.metrics_backend` with its weights.
+
+    Raises:
+        UserError: if the weights, or the package that runs the network, are not available.
+    """
+    return EXTRACTORS[config.eval.metrics_backend](complete(config))
+
+
 def load_dataset_stats(config):
-    """The published statistics of the config's data set, as np.load gives them (key 'pool_3');
-    UserError where there is no such file.
+    """Return the published statistics of the config's data set, as np.load does (key 'pool_3').
+
+    Raises:
+        UserError: if there is no such file.
     """
     path = statistics_path(config, Extractor(dict(backend='tfgan'), None), 'train')
     if not path.is_file():
         raise UserError(f'there are no statistics {path}: python main.py --mode stats makes them')
     return np.load(path)
+
+
+def check_size(config, samples: int, reference: int | None = None):
+    """Raise UserError if the metrics of `pixels` would take too much time or memory.
+
+    The features of networks are small. The Frechet distance takes time and memory by the least of
+    three numbers: samples, reference images (`eval.stats_samples` at most) and values of an image.
+    See `metrics.frechet_distance`.
+
+    Args:
+        config: A config.
+        samples: Number of samples.
+        reference: Number of reference images, or None if only the most that there can be is known.
+    """
+    if config.eval.metrics_backend != 'pixels':
+        return
+    reference = reference or complete(config).eval.stats_samples
+    values = config.data.image_size**2 * config.data.num_channels
+    size = min(samples, reference, values)
+    counted = (
+        f'{samples} samples against up to {reference} reference images of {values} values each'
+    )
+    if size > metrics.LARGEST:
+        raise UserError(
+            f"config.eval.metrics_backend='pixels': the Frechet distance of {counted} would take a "
+            f'matrix of size {size}, expected at most {metrics.LARGEST} (about 3 minutes and 5 GiB '
+            'on two cores). Use fewer images, for example '
+            f'--config.eval.stats_samples={metrics.LARGEST}, or another backend'
+        )
+    needed = 8 * values * (samples + reference)  # float32, and a copy while batches are joined
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > memory:
+        raise UserError(
+            f"config.eval.metrics_backend='pixels': the features of {counted} need "
+            f'{needed / 2**30:.1f} GiB, expected at most the {memory / 2**30:.1f} GiB of this '
+            'machine. Use fewer images, for example --config.eval.stats_samples=1000, or another '
+            'backend'
+        )
 
 
 # Metrics of samples -------------------------------------------------------------------------------
@@ -208,23 +213,26 @@ def measure(
     device='cpu',
     other: Reference | None = None,
 ) -> dict:
-    """Return the metrics of samples by name, and the numbers of images that they rest on.
+    """Return the metrics of samples by name, and the sizes of the sets that they are from.
 
     Args:
         features: {'pool_3': (n, D)}, with 'logits' (n, classes) for the Inception score.
         real: The images to compare with.
         is_splits: Parts of the samples for the Inception score.
         device: Where nearest neighbours are computed.
-        other: More real images, of which the first n are compared with `real` as well, under names
-            that begin with 'floor_'.
+        other: More real images. The first n are compared with `real` as well, under names that
+            begin with 'floor_'.
+
+    Raises:
+        UserError: if the features are not all finite.
     """
     samples = features['pool_3']
     if not np.isfinite(samples).all():
         raise UserError('the features of the samples are not all finite')
     if (samples == samples[0]).all():
         logging.warning(
-            'All samples have the same features: the model has collapsed, or the '
-            'weights do not serve for this layer.'
+            'All samples have the same features: the model has collapsed, or the weights do not '
+            'serve for this layer.'
         )
     kernel = metrics.kernel_distance(real.features, samples)
     precision, recall = metrics.precision_recall(real.features, samples, device=device)

@@ -74,7 +74,7 @@ def differences(found: dict, expected: dict, prefix: str = '') -> list[str]:
         if isinstance(ours, dict) and isinstance(theirs, dict):
             lines += differences(theirs, ours, f'{prefix}{key}.')
         elif ours != theirs:
-            lines.append(f'{prefix}{key} is {theirs!r} there and {ours!r} here')
+            lines.append(f'{prefix}{key} is {theirs!r}, expected {ours!r}')
     return lines
 
 

@@ -319,9 +319,7 @@ def test_statistics_of_another_protocol_are_refused(config):
     extractor = evaluation.get_extractor(config)
     reference.get_reference(config, extractor, 'train')
     config.eval.stats_samples = 100
-    with pytest.raises(
-        UserError, match='another protocol: most_images is 50000 there and 100 here'
-    ):
+    with pytest.raises(UserError, match='another protocol: most_images is 50000, expected 100'):
         reference.get_reference(config, extractor, 'train')
     config.eval.stats_samples = 50000
     path = reference.statistics_path(config, extractor, 'train')
@@ -329,11 +327,11 @@ def test_statistics_of_another_protocol_are_refused(config):
     file['protocol']['extractor']['input'] = 'pixels'
     results.save(path, **file)
     with pytest.raises(
-        UserError, match="extractor.input is 'pixels' there and 'pixels divided by 255' here"
+        UserError, match="extractor.input is 'pixels', expected 'pixels divided by 255'"
     ):
         reference.get_reference(config, extractor, 'train')
     for arrays, words in (
-        (dict(pool_3=file['pool_3']), 'it tells none'),
+        (dict(pool_3=file['pool_3']), 'it has none'),
         (dict(mu=np.zeros(3)), "no features 'pool_3'"),
     ):
         np.savez(path, **arrays)
@@ -358,7 +356,7 @@ def test_a_published_file_is_taken_without_a_protocol(config, saved_model):
         reference.get_reference(config, extractor, 'train').features, published.reshape(6, 2048)
     )
     np.savez_compressed(path, pool_3=published[..., :99])
-    with pytest.raises(UserError, match='it tells none'):
+    with pytest.raises(UserError, match='it has none'):
         reference.get_reference(config, extractor, 'train')
 
 
