@@ -10,8 +10,10 @@ from runtime import distributed, interruption
 
 @interruption.interruptible()
 def statistics(config, workdir=''):
-    """Computes the statistics that metrics refer to, of the config's data and extractor, if they
-    are not there; returns their file.
+    """Compute the reference statistics of the config's data set and extractor, if there are none.
+
+    Returns:
+        Their file.
     """
     config = preflight.check(config, workdir, 'stats')
     with distributed.main_first():
