@@ -289,20 +289,6 @@ def test_with_a_reference_the_data_set_need_not_be_there(config, tmp_path, digit
         sample_metrics.measure(config, tmp_path, samples)
 
 
-def test_the_size_of_the_frechet_distance_is_that_of_the_smaller_set(config):
-    config.data.update(image_size=64, num_channels=3)
-    evaluation.check_size(config, 64)
-    evaluation.check_size(config, 50000, 270)
-    with pytest.raises(
-        UserError,
-        match=r'size 9000, expected at most 8192 '
-        r'.*--config.eval.stats_samples=8192',
-    ):
-        evaluation.check_size(config, 9000, 10000)
-    config.data.image_size = 32
-    evaluation.check_size(config, 50000, 50000)
-
-
 def test_64_pixels_on_the_command_line_take_seconds_and_little_memory(tmp_path):
     """270 reference images and 64 samples of 64x64x3, start of the program included."""
     rng = np.random.default_rng(0)
