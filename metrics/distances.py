@@ -1,10 +1,10 @@
 """Distances between sets of images, from the features that a network has of them.
 
-All functions are pure. Features are arrays (n, D). The Frechet distance (FID, Heusel et al. 2017) compares means and
-covariances, the kernel distance (KID, Binkowski et al. 2018) all moments up to the third, without
-bias; precision and recall (Kynkaanniemi et al. 2019) tell whether samples lie where the data are
-and the data where samples are; the Inception score (Salimans et al. 2016) needs class logits and no
-data.
+All functions are pure, and features are arrays (n, D). The Frechet distance (FID, Heusel et al.
+2017) compares means and covariances, the kernel distance (KID, Binkowski et al. 2018) all moments
+up to the third, without bias. Precision is the share of samples that lie where the data are, recall
+that of the data where samples are (Kynkaanniemi et al. 2019). The Inception score (Salimans et al.
+2016) needs class logits and no data.
 """
 
 import functools
