@@ -11,7 +11,7 @@ exactly, by one derivative per dimension.
 Units. A network sees y = scaler(x), where x are the data in [0, 1]. `nats` is log p(x), the density
 of the data themselves; `bpd` is the negative log2 of the probability of an image on a grid of
 `levels` grey levels, per dimension: bpd = log2(levels) - log p(x) / (D log 2). That is an upper
-bound on average if the data are uniformly dequantised (Theis et al. 2016).
+bound on average if the data are uniformly dequantized (Theis et al. 2016).
 """
 
 import dataclasses
@@ -32,9 +32,11 @@ PROBES = {
 
 
 class Likelihood(NamedTuple):
-    """For B images: log p(x) and bits/dim, each (B,) with the standard error of Hutchinson's
-    estimator (0 if exact, NaN for a single probe), the latent codes x_T (shape of the data), and
-    the number of network evaluations.
+    """The likelihoods of B images.
+
+    `nats` is log p(x), `bpd` is bits/dim, both (B,) with the standard error of Hutchinson's
+    estimator: 0 if exact, NaN for a single probe. `z` are the latent codes x_T (shape of the data),
+    `nfe` is the number of network evaluations.
     """
 
     nats: torch.Tensor
@@ -46,8 +48,9 @@ class Likelihood(NamedTuple):
 
 
 def _value_and_products(fn, x, t, probes):
-    """fn(x, t), and for each probe e the product e^T (dfn/dx) e, (K, B): one forward pass and one
-    backward pass per probe.
+    """Compute fn(x, t), and e^T (dfn/dx) e for each of K probes e, (K, B).
+
+    It takes one forward pass, and one backward pass per probe.
     """
     with gradients(x, t, *probes) as (x, t, *probes):
         x = x.detach().requires_grad_()
@@ -62,8 +65,9 @@ def _value_and_products(fn, x, t, probes):
 
 
 def get_div_fn(fn):
-    """(x (B, ...), t (B,), eps) -> Hutchinson's estimate (B,) of the divergence of fn(x, t) with
-    the probe `eps`, shape of x.
+    """Return `div_fn(x, t, eps)`: Hutchinson's estimate (B,) of the divergence of fn(x, t).
+
+    The function takes x (B, ...), t (B,) and the probe `eps` (shape of x).
     """
     return lambda x, t, eps: _value_and_products(fn, x, t, [eps])[1][0]
 
@@ -112,6 +116,41 @@ class Options:
         ode.check_method(self.method)
 
 
+class _Flow:
+    """The probability flow of a batch, and div F along K probes, or exactly (K = 1)."""
+
+    def __init__(self, model: Score, y, options: Options):
+        self.exact = options.hutchinson_type == 'exact'
+        if self.exact:
+            self.directions = _basis(y)
+        else:
+            draw = PROBES[options.hutchinson_type]
+            self.directions = [draw(y) for _ in range(options.probes)]
+        self.y, self.estimates = y, 1 if self.exact else options.probes
+        self.reverse = model.sde.reverse(model.counted()[0], probability_flow=True)
+
+    def zeros(self):
+        """The integral of div F at its start, (K, B)."""
+        return self.y.new_zeros(self.estimates, len(self.y))
+
+    def drift(self, x, t):
+        """F(x, t), shape of x."""
+        return self.reverse.sde(x, t)[0]
+
+    def derivative(self, t, x, log_ratio):
+        """dx/dt, shape of x, and div F, (K, B)."""
+        value, products = _value_and_products(self.drift, x, times_like(x, t), self.directions)
+        return value, products.sum(0, keepdim=True) if self.exact else products
+
+    def standard_error(self, estimates):
+        """The standard error (B,) of the mean of the estimates (K, B); NaN for a single probe."""
+        if self.exact:
+            return torch.zeros_like(estimates[0])
+        if self.estimates == 1:
+            return estimates[0] * math.nan
+        return estimates.std(0) / math.sqrt(self.estimates)
+
+
 @torch.no_grad()
 def log_likelihood(
     model: Score, y, inverse_scaler=lambda y: y, levels: int = 256, options: Options = Options()
@@ -126,33 +165,14 @@ def log_likelihood(
         levels: the number of grey levels of the data, for bits/dim; 1 for data without levels.
         options: of the estimator and the solver.
     """
-    exact = options.hutchinson_type == 'exact'
-    directions = (
-        _basis(y) if exact else [PROBES[options.hutchinson_type](y) for _ in range(options.probes)]
-    )
-    flow = model.sde.reverse(model.counted()[0], probability_flow=True)
-
-    def drift(x, t):
-        return flow.sde(x, t)[0]
-
-    def derivative(t, x, log_ratio):
-        value, products = _value_and_products(drift, x, times_like(x, t), directions)
-        return value, products.sum(0, keepdim=True) if exact else products
-
-    start = y.new_zeros(1 if exact else options.probes, len(y))
+    flow = _Flow(model, y, options)
+    start, times = (y, flow.zeros()), (options.eps, model.sde.T)
     (z, log_ratio), nfe = ode.solve(
-        derivative, (y, start), options.eps, model.sde.T, options.rtol, options.atol, options.method
+        flow.derivative, start, *times, options.rtol, options.atol, options.method
     )
-    nats = model.sde.prior_logp(z) + log_ratio - _log_jacobian(inverse_scaler, y)
-    stderr = (
-        torch.zeros_like(nats[0])
-        if exact
-        else nats.std(0) / math.sqrt(options.probes)
-        if options.probes > 1
-        else nats[0] * math.nan
-    )
-    per_dim = 1 / (y[0].numel() * math.log(2))
-    nats = nats.mean(0)
+    estimates = model.sde.prior_logp(z) + log_ratio - _log_jacobian(inverse_scaler, y)
+    stderr = flow.standard_error(estimates)
+    nats, per_dim = estimates.mean(0), 1 / (y[0].numel() * math.log(2))
     return Likelihood(nats, stderr, math.log2(levels) - nats * per_dim, stderr * per_dim, z, nfe)
 
 
@@ -167,8 +187,9 @@ def get_likelihood_fn(
     *,
     continuous=True,
 ):
-    """Return `likelihood_fn(model, data) -> (bits/dim (B,), latent codes, nfe)`, as the 2021
-    release does; see `log_likelihood`.
+    """Return `likelihood_fn(model, data) -> (bits/dim (B,), latent codes, nfe)`.
+
+    The interface is that of the 2021 release; see `log_likelihood`.
     """
     options = Options(hutchinson_type=hutchinson_type, rtol=rtol, atol=atol, method=method, eps=eps)
 

@@ -1,28 +1,30 @@
-"""Denoising score matching, in continuous time (Song et al. 2021, Eq. 7) and on discrete noise
-levels (SMLD, DDPM), and its optimization; and the training of classifiers on noisy images.
+"""Losses of score networks and of classifiers of noisy images, and the training step.
 
-Every loss draws x_t = m(t) x_0 + std(t) z and asks the network for the score -z / std(t) of that
-draw. With score s, the residual is  std s + z,  weighted equally at all times ("variance
-weighting"), or  (s + z/std) g(t)  ("likelihood weighting", Song et al. 2021b). A training state is
-a dict: `model`, `optimizer`, `ema`, `step`. Losses of networks that know classes are called with
-`classes=` (B,), the classes of the images.
+Denoising score matching, in continuous time (Song et al. 2021, Eq. 7) and on discrete noise levels
+(SMLD, DDPM), draws x_t = m(t) x_0 + std(t) z and asks the network for the score -z / std(t) of that
+draw. With score s the residual is
 
-A loss function draws its random numbers, times (or noise levels) and then noise, by its attribute
-`draw`, or takes them as `drawn`: a step shares out what it draws for a whole batch among processes
-and among parts of a batch, and so does not depend on their number.
+    std s + z              weighted equally at all times ("variance weighting"), or
+    (s + z / std) g(t)     ("likelihood weighting", Song et al. 2021b).
+
+A loss is called as `loss(model, batch)`, for class-conditional networks with `classes=` (B,).
+Random numbers, times and then noise, are drawn by `loss.draw` for the whole batch and then split
+among processes and micro-batches, so the loss does not depend on how many there are. A training
+state is a dict: `model`, `optimizer`, `ema`, `step`.
 """
 
+import abc
 import contextlib
+import functools
 
 import torch
 import torch.nn.functional as F
-from absl import logging
 
 from configs.defaults import complete
 from models.utils import get_model_fn, get_score_fn
 from runtime import distributed
 from runtime.errors import UserError
-from sde_lib import VESDE, VPSDE, expand
+from sde_lib import SDE, VESDE, VPSDE, expand
 
 
 def get_optimizer(config, params) -> torch.optim.Optimizer:
@@ -42,12 +44,12 @@ def get_optimizer(config, params) -> torch.optim.Optimizer:
 
 
 def optimization_manager(config):
-    """-> optimize_fn(optimizer, params, step, lr, warmup, grad_clip): one update with linear
-    warm-up and clipping by the norm.
+    """Return `optimize_fn(optimizer, params, step, lr, warmup, grad_clip)`: one update.
 
-    It returns the norm of the gradient before clipping. Where that is not finite nothing is
-    updated: an overflow costs a step, not the run. A fused optimizer decides that on its device:
-        the host does not wait.
+    The learning rate grows linearly for `warmup` steps, and the gradient is clipped by its norm.
+    The function returns the norm before clipping. If it is not finite, nothing is updated: an
+    overflow costs a step, not the run. A fused optimizer checks that on the device, so the host
+    does not wait.
     """
 
     def optimize_fn(
@@ -74,123 +76,162 @@ def optimization_manager(config):
     return optimize_fn
 
 
+class Loss(abc.ABC):
+    """A training objective: `loss(model, batch, **condition)` for a batch (B, ...).
+
+    Args:
+        sde: the SDE that adds the noise.
+        train: whether the network is in training mode (dropout).
+    """
+
+    def __init__(self, sde: SDE, train: bool):
+        self.sde, self.train = sde, train
+
+    @abc.abstractmethod
+    def draw_levels(self, number: int, device, dtype, generator) -> torch.Tensor:
+        """Draw `number` times, or indices of discrete noise levels."""
+
+    @abc.abstractmethod
+    def value(self, model, batch, level, z, **condition) -> torch.Tensor:
+        """The loss for the noise `z` (B, ...) at the levels `level` (B,)."""
+
+    def draw(self, shape, batch, generator=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw levels (B,) and noise of `shape` (B, ...), with the device and dtype of `batch`."""
+        kind = dict(device=batch.device, dtype=batch.dtype, generator=generator)
+        return self.draw_levels(shape[0], **kind), torch.randn(shape, **kind)
+
+    def __call__(self, model, batch, *known, drawn=None, **condition) -> torch.Tensor:
+        level, z = drawn or self.draw(batch.shape, batch)
+        return self.value(model, batch, level, z, *known, **condition)
+
+
+class ScoreMatching(Loss):
+    """Denoising score matching in continuous time, t uniform in [eps, T] (Song et al. 2021, Eq. 7).
+
+    Args:
+        sde, train: as for `Loss`.
+        reduce_mean: take the mean over the values of an image instead of half the sum.
+        continuous: which label the network gets for a time, see `get_score_fn`.
+        likelihood_weighting: weight by g(t)^2 instead of std(t)^2.
+        eps: the smallest time.
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        train: bool,
+        reduce_mean: bool = False,
+        continuous: bool = True,
+        likelihood_weighting: bool = False,
+        eps: float = 1e-5,
+    ):
+        super().__init__(sde, train)
+        self.reduce_mean, self.likelihood_weighting = reduce_mean, likelihood_weighting
+        self.continuous, self.eps = continuous, eps
+
+    def draw_levels(self, number, **kind):
+        return _uniform_times(self.sde, self.eps, number, **kind)
+
+    def value(self, model, batch, t, z, **condition):
+        score_fn = get_score_fn(self.sde, model, train=self.train, continuous=self.continuous)
+        score = score_fn(self.sde.perturb(batch, t, z), t, **condition)
+        std = expand(self.sde.mean_and_std(t)[1], batch)
+        if not self.likelihood_weighting:
+            return _mean_loss((std * score + z) ** 2, self.reduce_mean)
+        g = expand(self.sde.sde(torch.zeros_like(batch), t)[1], batch)
+        return _mean_loss(((score + z / std) * g) ** 2, self.reduce_mean)
+
+
+class DiscreteScoreMatching(Loss):
+    """Denoising score matching on the N noise levels of an SDE's chain (Song et al. 2021, Eq. 1).
+
+    Args:
+        sde, train: as for `Loss`.
+        reduce_mean: take the mean over the values of an image instead of half the sum.
+
+    Raises:
+        NotImplementedError: if the SDE has no discrete levels.
+    """
+
+    def __init__(self, sde: SDE, train: bool, reduce_mean: bool):
+        super().__init__(sde, train)
+        self.reduce_mean = reduce_mean
+        sde.discrete_level(torch.zeros(1, dtype=torch.long))  # raises here rather than in training
+
+    def draw_levels(self, number, device, dtype, generator):
+        return torch.randint(0, self.sde.N, (number,), device=device, generator=generator)
+
+    def value(self, model, batch, label, z, **condition):
+        m, std = self.sde.discrete_level(label)
+        x = expand(m, batch) * batch + expand(std, batch) * z
+        output = get_model_fn(model, self.train)(x, label, **condition)
+        return _mean_loss(self.sde.discrete_residual(output, z, std) ** 2, self.reduce_mean)
+
+
+class NoisyCrossEntropy(Loss):
+    """The cross-entropy of the classes of x_t, t uniform in [eps, T] (Song et al. 2021, Sec. 5).
+
+    For a classifier (x_t, label of the time) -> logits (B, K). Its gradient at x_t guides samplers.
+    """
+
+    def __init__(self, sde: SDE, train: bool, eps: float = 1e-5):
+        super().__init__(sde, train)
+        self.eps = eps
+
+    def draw_levels(self, number, **kind):
+        return _uniform_times(self.sde, self.eps, number, **kind)
+
+    def value(self, model, batch, t, z, classes):
+        x = self.sde.perturb(batch, t, z)
+        logits = get_model_fn(model, self.train)(x, self.sde.network_label(t))
+        return F.cross_entropy(logits, classes)
+
+
+def _uniform_times(sde, eps, number, **kind):
+    return torch.rand(number, **kind) * (sde.T - eps) + eps
+
+
 def _mean_loss(losses, reduce_mean: bool):
     """The batch's mean of each image's loss: the mean over its values, or half their sum."""
     losses = losses.flatten(1)
     return (losses.mean(1) if reduce_mean else 0.5 * losses.sum(1)).mean()
 
 
-def _with_draws(draw_levels, loss):
-    """-> loss_fn(model, batch (B, ...), *known, drawn=None, **condition) = loss(model, batch,
-    levels (B,), noise, *known, **condition).
-
-    loss_fn.draw(shape, batch, generator=None) -> (levels, noise) for a batch of `shape`, on the
-    device and in the dtype of `batch`; draw_levels(number, device=, dtype=, generator=).
-    """
-
-    def draw(shape, batch, generator=None):
-        kind = dict(device=batch.device, dtype=batch.dtype, generator=generator)
-        return draw_levels(shape[0], **kind), torch.randn(shape, **kind)
-
-    def loss_fn(model, batch, *known, drawn=None, **condition):
-        return loss(model, batch, *(drawn or draw(batch.shape, batch)), *known, **condition)
-
-    loss_fn.draw = draw
-    return loss_fn
-
-
-def _times(sde, eps):
-    """number, ... -> so many times, uniform in [eps, T]."""
-    return lambda number, **kind: torch.rand(number, **kind) * (sde.T - eps) + eps
+# The functions of the 2021 release ----------------------------------------------------------------
 
 
 def get_sde_loss_fn(
     sde, train, reduce_mean=True, continuous=True, likelihood_weighting=True, eps=1e-5
-):
-    """-> loss_fn(model, batch (B, ...)): Eq. 7 with t uniform in [eps, T].
-
-    `train`: dropout and the like are on. `reduce_mean`: mean over values instead of half the sum.
-    `continuous`: what the network is told of the time, see `get_score_fn`. `likelihood_weighting`:
-    weights g(t)^2 instead of std(t)^2.
-    """
-
-    def loss(model, batch, t, z, **condition):
-        score = get_score_fn(sde, model, train=train, continuous=continuous)(
-            sde.perturb(batch, t, z), t, **condition
-        )
-        std = expand(sde.mean_and_std(t)[1], batch)
-        if not likelihood_weighting:
-            return _mean_loss((std * score + z) ** 2, reduce_mean)
-        diffusion = expand(sde.sde(torch.zeros_like(batch), t)[1], batch)
-        return _mean_loss(((score + z / std) * diffusion) ** 2, reduce_mean)
-
-    return _with_draws(_times(sde, eps), loss)
+) -> Loss:
+    """Return `loss_fn(model, batch)`, see `ScoreMatching`."""
+    return ScoreMatching(sde, train, reduce_mean, continuous, likelihood_weighting, eps)
 
 
-def _get_discrete_loss_fn(sde, train, reduce_mean):
-    # refuses at once an SDE without discrete levels
-    sde.discrete_level(torch.zeros(1, dtype=torch.long))
-
-    def labels(number, device, dtype, generator):
-        return torch.randint(0, sde.N, (number,), device=device, generator=generator)
-
-    def loss(model, batch, labels, z, **condition):
-        m, std = sde.discrete_level(labels)
-        output = get_model_fn(model, train)(
-            expand(m, batch) * batch + expand(std, batch) * z, labels, **condition
-        )
-        return _mean_loss(sde.discrete_residual(output, z, std) ** 2, reduce_mean)
-
-    return _with_draws(labels, loss)
-
-
-def get_smld_loss_fn(vesde, train, reduce_mean=False):
-    """-> loss_fn(model, batch): SMLD's loss over the N noise levels of a VESDE, weighted by sigma^2
-    (Song & Ermon 2019, Eq. 6).
-    """
+def get_smld_loss_fn(vesde, train, reduce_mean=False) -> Loss:
+    """Return `loss_fn(model, batch)`: the loss of SMLD (Song & Ermon 2019, Eq. 6)."""
     if not isinstance(vesde, VESDE):
         raise UserError(
             f'vesde must be a VESDE, for which SMLD is defined, got {type(vesde).__name__}'
         )
-    return _get_discrete_loss_fn(vesde, train, reduce_mean)
+    return DiscreteScoreMatching(vesde, train, reduce_mean)
 
 
-def get_ddpm_loss_fn(vpsde, train, reduce_mean=True):
-    """-> loss_fn(model, batch): DDPM's simple loss over the N steps of a VPSDE (Ho et al. 2020, Eq.
-    14).
-    """
+def get_ddpm_loss_fn(vpsde, train, reduce_mean=True) -> Loss:
+    """Return `loss_fn(model, batch)`: the simple loss of DDPM (Ho et al. 2020, Eq. 14)."""
     if not isinstance(vpsde, VPSDE):
         raise UserError(
             f'vpsde must be a VPSDE, for which DDPM is defined, got {type(vpsde).__name__}'
         )
-    return _get_discrete_loss_fn(vpsde, train, reduce_mean)
+    return DiscreteScoreMatching(vpsde, train, reduce_mean)
 
 
-def get_loss_fn(sde, train, reduce_mean=False, continuous=True, likelihood_weighting=False):
-    """-> loss_fn(model, batch): the loss that a network is trained with, in continuous time or on
-    the SDE's discrete noise levels.
-    """
+def get_loss_fn(sde, train, reduce_mean=False, continuous=True, likelihood_weighting=False) -> Loss:
+    """Return the loss that a network is trained with, in continuous time or on discrete levels."""
     if continuous:
-        return get_sde_loss_fn(
-            sde, train, reduce_mean, continuous=True, likelihood_weighting=likelihood_weighting
-        )
+        return ScoreMatching(sde, train, reduce_mean, True, likelihood_weighting)
     if likelihood_weighting:
         raise UserError('likelihood_weighting=True is only defined for continuous=True')
-    return _get_discrete_loss_fn(sde, train, reduce_mean)
-
-
-def get_classifier_loss_fn(sde, train, eps=1e-5):
-    """-> loss_fn(model, batch (B, ...), classes (B,)): the cross-entropy of the classes of x_t, t
-    uniform in [eps, T], for a classifier (x_t, label of the time) -> logits (B, K), whose gradient
-    at x_t then guides samplers (Song et al. 2021, Sec. 5).
-    """
-
-    def loss(model, batch, t, z, classes):
-        return F.cross_entropy(
-            get_model_fn(model, train)(sde.perturb(batch, t, z), sde.network_label(t)), classes
-        )
-
-    return _with_draws(_times(sde, eps), loss)
+    return DiscreteScoreMatching(sde, train, reduce_mean)
 
 
 def get_step_fn(
@@ -203,110 +244,67 @@ def get_step_fn(
     *,
     accumulation=1,
 ):
-    """-> step_fn(state, batch, metrics=None, **condition) -> loss, one step of training, or with
-    `train=False` the loss of the averaged weights.
+    """Return `step_fn(state, batch, metrics=None, **condition) -> loss`.
 
-    Training changes `state` in place: optimizer, parameters, moving average, step. A dict given as
-    `metrics` gets the gradient's norm as 'grad_norm'. `accumulation`: the parts of the batch, one
-    after the other, whose gradients add up to that of the whole. With several processes `batch` and
-    the loss are of this process's own rows, the gradient is that of the whole.
+    With `train=True` it is one step of training, which changes `state` in place: optimizer,
+    parameters, moving average, step. With `train=False` it is the loss of the averaged weights.
+    A dict given as `metrics` gets the norm of the gradient as 'grad_norm'.
+
+    Args:
+        sde, reduce_mean, continuous, likelihood_weighting: as for `get_loss_fn`.
+        train: whether to train.
+        optimize_fn: of `optimization_manager`, for `train=True`.
+        accumulation: number of micro-batches, whose gradients are added up.
+
+    With several processes `batch` and the loss are those of this process's rows; the gradient is
+    that of the whole batch.
     """
-    return _get_step_fn(
-        get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting),
-        train,
-        optimize_fn,
-        accumulation,
-    )
+    loss = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting)
+    return make_step(loss, optimize_fn, accumulation)
 
 
-def get_classifier_step_fn(sde, train, optimize_fn=None, eps=1e-5, *, accumulation=1):
-    """-> step_fn(state, batch, metrics=None, *, classes): as `get_step_fn`, for a classifier."""
-    return _get_step_fn(get_classifier_loss_fn(sde, train, eps), train, optimize_fn, accumulation)
+def get_classifier_step_fn(sde, train, optimize_fn=None, *, accumulation=1):
+    """Return `step_fn(state, batch, metrics=None, *, classes) -> loss`, as `get_step_fn` does."""
+    return make_step(NoisyCrossEntropy(sde, train), optimize_fn, accumulation)
 
 
-class Skips:
-    """Counts, on the device, the steps that were skipped because their gradients were not
-    finite.
-    """
+def make_step(loss: Loss, optimize_fn=None, accumulation: int = 1):
+    """Return the step function of any loss, see `get_step_fn`."""
+    if loss.train:
+        return functools.partial(_train_step, loss, optimize_fn, accumulation)
+    return functools.partial(_eval_step, loss)
 
-    def __init__(self, device):
-        self.since, self.in_row, self.longest = (
-            torch.zeros((), dtype=torch.long, device=device) for _ in range(3)
+
+def _train_step(loss, optimize_fn, accumulation, state, batch, metrics=None, **condition):
+    model = state['model']
+    if len(batch) % accumulation:
+        raise UserError(
+            f'the batch size must be a multiple of accumulation={accumulation}, got {len(batch)}'
         )
-
-    def count(self, grad_norm: torch.Tensor):
-        """A further step, with the norm of its gradient."""
-        bad = ~torch.isfinite(grad_norm)
-        self.since = self.since + bad
-        self.in_row = (self.in_row + 1) * bad
-        self.longest = torch.maximum(self.longest, self.in_row)
-
-    def tell(self, step: int, rate: float, most: int, checkpoint):
-        """Logs how many were skipped since the last time; UserError where `most` or more were so in
-        a row (0: any number may be).
-        """
-        since, longest = torch.stack([self.since, self.longest]).tolist()
-        if since:
-            logging.warning(
-                'step: %d, %d steps since the last log line were skipped: their '
-                'gradients were not finite',
-                step,
-                since,
-            )
-        if most and longest >= most:
-            raise UserError(
-                f'training stopped at step {step}: the gradients of {longest} steps in '
-                'a row were not finite '
-                f'(max_bad_steps={most}), with a learning rate of {rate:g}. The '
-                'parameters are from before '
-                'these steps; '
-                + (
-                    f'the last checkpoint is {checkpoint}: resume from it'
-                    if checkpoint
-                    else 'there is no checkpoint yet: start again'
-                )
-                + ' with a smaller learning rate'
-            )
-        self.since, self.longest = torch.zeros_like(self.since), self.in_row
+    drawn = _draw_rows(loss, batch, distributed.common_generator(batch.device))
+    parts = [tensor.chunk(accumulation) for tensor in (batch, *drawn, *condition.values())]
+    state['optimizer'].zero_grad()
+    total = 0
+    for i, (x, level, z, *known) in enumerate(zip(*parts)):
+        with getattr(model, 'alone', contextlib.nullcontext)(i < accumulation - 1):
+            part = loss(model, x, drawn=(level, z), **dict(zip(condition, known))) / accumulation
+            part.backward()
+        total = total + part.detach()
+    norm = optimize_fn(state['optimizer'], model.parameters(), step=state['step'])
+    state['ema'].update(model.parameters())
+    state['step'] += 1
+    if metrics is not None:
+        metrics['grad_norm'] = norm
+    return total
 
 
-def _get_step_fn(loss_fn, train, optimize_fn, accumulation):
-    def draw(batch, generator=None):
-        """This process's rows of what the whole batch draws."""
-        whole = (len(batch) * distributed.size(), *batch.shape[1:])
-        return [
-            drawn[distributed.rows(len(drawn))] for drawn in loss_fn.draw(whole, batch, generator)
-        ]
+@torch.no_grad()
+def _eval_step(loss, state, batch, metrics=None, **condition):
+    with state['ema'].applied_to(state['model'].parameters()):
+        return loss(state['model'], batch, drawn=_draw_rows(loss, batch), **condition)
 
-    def train_step(state, batch, metrics=None, **condition):
-        model, optimizer = state['model'], state['optimizer']
-        if len(batch) % accumulation:
-            raise UserError(
-                f'the batch size must be a multiple of accumulation={accumulation}, '
-                f'got {len(batch)}'
-            )
-        drawn = draw(batch, distributed.common_generator(batch.device))
-        parts = [tensor.chunk(accumulation) for tensor in (batch, *drawn, *condition.values())]
-        optimizer.zero_grad()
-        loss = 0
-        for i, (images, level, noise, *known) in enumerate(zip(*parts)):
-            with getattr(model, 'alone', contextlib.nullcontext)(i < accumulation - 1):
-                part = (
-                    loss_fn(model, images, drawn=(level, noise), **dict(zip(condition, known)))
-                    / accumulation
-                )
-                part.backward()
-            loss = loss + part.detach()
-        norm = optimize_fn(optimizer, model.parameters(), step=state['step'])
-        state['ema'].update(model.parameters())
-        state['step'] += 1
-        if metrics is not None:
-            metrics['grad_norm'] = norm
-        return loss
 
-    @torch.no_grad()
-    def eval_step(state, batch, metrics=None, **condition):
-        with state['ema'].applied_to(state['model'].parameters()):
-            return loss_fn(state['model'], batch, drawn=draw(batch), **condition)
-
-    return train_step if train else eval_step
+def _draw_rows(loss, batch, generator=None):
+    """This process's rows of the levels and the noise that are drawn for the whole batch."""
+    whole = (len(batch) * distributed.size(), *batch.shape[1:])
+    return [part[distributed.rows(len(part))] for part in loss.draw(whole, batch, generator)]

@@ -1,5 +1,11 @@
-"""Training, evaluation and sampling: the wiring of data, SDE, network, loss, sampler and files. The
-mathematics is elsewhere.
+"""Training and evaluation: how data, SDE, network, loss and files come together.
+
+    config = command_line.load_config('configs/vp/cifar10_ddpmpp_continuous.py')
+    train(config, 'runs/vp')       # --mode train; the same call resumes
+    evaluate(config, 'runs/vp')    # --mode eval
+
+The mathematics is elsewhere: the loss in losses.py, the sampler in sampling.py. Work directories
+are those of the 2021 release, described in docs/getting-started.md.
 """
 
 import contextlib
@@ -7,9 +13,10 @@ import functools
 import json
 import math
 import pathlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
 
-import numpy as np
-import torch
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -18,24 +25,21 @@ import datasets
 import losses
 import reports
 import sde_lib
-from commands import drawing, preflight, training_log
 from commands import evaluate as evaluate_command
+from commands import preflight, snapshots, training_log
 from configs import stored
-from data.batches import Batches
 from data.tensors import get_classes, to_tensor
-from models import utils as mutils
 from models.ema import ExponentialMovingAverage
-from models.utils import times_like
+from models.utils import create_model
 from runtime import distributed, interruption
 from runtime.memory import keep_memory
 from runtime.progress import progress
 from runtime.randomness import own_randomness
-from score_model import ScoreModel
 
 
 def create_state(config) -> dict:
     """A fresh training state: model, optimizer, ema, step."""
-    model = mutils.create_model(config)
+    model = create_model(config)
     return dict(
         model=model,
         optimizer=losses.get_optimizer(config, model.parameters()),
@@ -44,329 +48,291 @@ def create_state(config) -> dict:
     )
 
 
+class Objective(NamedTuple):
+    """What is trained.
+
+    Args:
+        kind: 'score model' or 'classifier', stored in the checkpoints.
+        get_step_fn: called with `train`, `optimize_fn` and `accumulation`; returns a step function,
+            see `losses.get_step_fn`.
+        meaning: what its loss is.
+        at_snapshot: what every process does at a snapshot, see commands/snapshots.py.
+        was_done: whether that finished for a step.
+    """
+
+    kind: str
+    get_step_fn: Callable
+    meaning: training_log.LossMeaning
+    at_snapshot: Callable | None = None
+    was_done: Callable | None = None
+
+
 @interruption.interruptible()
 def train(config, workdir):
-    """Train the network of `config` up to `training.n_iters` steps, or resume the training in
-    `workdir`.
-    """
+    """Train a score network up to `training.n_iters` steps, or resume the training in `workdir`."""
     config = preflight.check(config, workdir, 'train')
-    sde, settings = sde_lib.get_sde(config), config.training
-    loss_settings = dict(
+    settings, values = config.training, config.data.image_size**2 * config.data.num_channels
+    get_step_fn = functools.partial(
+        losses.get_step_fn,
+        sde_lib.get_sde(config),
         reduce_mean=settings.reduce_mean,
         continuous=settings.continuous,
         likelihood_weighting=settings.likelihood_weighting,
     )
-    values = config.data.image_size**2 * config.data.num_channels
-    meaning = training_log.LossMeaning(
-        ('mean' if settings.reduce_mean else 'half the sum')
-        + f' over {values} values'
-        + (', likelihood weighting' if settings.likelihood_weighting else ''),
-        1.0 if settings.reduce_mean else 2 / values,
-    )
-    _fit(
-        config,
-        workdir,
-        functools.partial(losses.get_step_fn, sde, **loss_settings),
-        meaning,
-        'score model',
-        *(_save_training_samples, _has_samples) if settings.snapshot_sampling else (),
-    )
+    reduction, to_mean = ('mean', 1.0) if settings.reduce_mean else ('half the sum', 2 / values)
+    weighting = ', likelihood weighting' if settings.likelihood_weighting else ''
+    meaning = training_log.LossMeaning(f'{reduction} over {values} values{weighting}', to_mean)
+    objective = Objective('score model', get_step_fn, meaning)
+    if settings.snapshot_sampling:
+        objective = objective._replace(
+            at_snapshot=snapshots.save_samples, was_done=snapshots.has_samples
+        )
+    _train(config, workdir, objective)
 
 
 @interruption.interruptible()
 def train_classifier(config, workdir):
-    """Trains the classifier of noisy images that `config` describes, as `train` does, and logs its
-    accuracy at each snapshot.
+    """Train the classifier of noisy images that `config` describes, as `train` does.
 
-    Its checkpoints hold the config, so that they can be used without it.
+    Its accuracy is logged at each snapshot. Its checkpoints hold the config, so a path is enough to
+    use them.
     """
     config = preflight.check(config, workdir, 'classifier')
-    _fit(
+    get_step_fn = functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config))
+    meaning = training_log.LossMeaning('cross-entropy')
+    _train(
         config,
         workdir,
-        functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config)),
-        training_log.LossMeaning('cross-entropy'),
-        'classifier',
-        _log_accuracy,
-        _has_accuracy,
-    )
-
-
-def _fit(config, workdir, get_step_fn, meaning, kind: str, at_snapshot=None, was_done=None):
-    """The loop of both. `get_step_fn(train, optimize_fn, accumulation)`; `meaning`: of its loss;
-    `kind`: what is trained, which goes into the checkpoints with the config; `at_snapshot(config,
-    state, step, workdir, writer)`, which every process calls; `was_done(workdir, step)`: whether it
-    finished for that step, if not it is repeated on resume. Between log lines the host does not
-    wait for the device.
-    """
-    with checkpoints.only_writer(workdir) if distributed.is_main() else contextlib.nullcontext():
-        distributed.broadcast(None)  # refused: none of the processes goes on
-        for sentence in preflight.warnings(config) if distributed.is_main() else ():
-            logging.warning('%s.', sentence)
-        _train(config, pathlib.Path(workdir), get_step_fn, meaning, kind, at_snapshot, was_done)
-
-
-def _resumed(config, workdir):
-    """A training state, that of the checkpoint to resume from if there is one, and the random state
-    in it, else None.
-    """
-    state, randomness = create_state(config), None
-    found = distributed.broadcast(
-        checkpoints.find_resumable(workdir) if distributed.is_main() else None
-    )
-    if found:
-        state |= dict(rng=None, config=None)
-        checkpoints.restore(found, state, config.device, optional=('rng', 'config'), config=config)
-        randomness, before = state.pop('rng'), state.pop('config')
-        logging.info('Resumed from step %d of %s.', state['step'], found)
-        for key, old, new in (
-            stored.differences(config, ConfigDict(json.loads(before))) if before else ()
-        ):
-            logging.info('Changed config.%s: %r -> %r.', key, old, new)
-            if key == 'training.batch_size':
-                logging.warning(
-                    'Changed the position in the data: with '
-                    'config.training.batch_size=%r instead of %r the epoch resumes at '
-                    'other images.',
-                    new,
-                    old,
-                )
-    return state, randomness
-
-
-def _train(config, workdir, get_step_fn, meaning, kind, at_snapshot, was_done):
-    settings, scaler, kept = (
-        config.training,
-        datasets.get_data_scaler(config),
-        dict(config=stored.as_json(config), kind=kind),
-    )
-    keep_memory(config.device)
-    torch.manual_seed(config.seed)
-    state, randomness = _resumed(config, workdir)
-    resume, first, last, stopping = (
-        checkpoints.resume_path(workdir),
-        state['step'],
-        settings.n_iters - 1,
-        0,
-    )
-    missed = (
-        at_snapshot
-        and first
-        and _is_snapshot(first - 1, settings)
-        and not distributed.broadcast(was_done(workdir, first - 1))
-    )
-    if first > last and not missed:
-        logging.info(
-            'Training has reached step %d of config.training.n_iters=%d: nothing to do.',
-            first,
-            settings.n_iters,
-        )
-        return
-    if distributed.is_main():
-        training_log.forget_steps(workdir / 'stdout.txt', first)
-    distributed.begin_randomness(config.device, config.seed, randomness, first)
-    state['model'].share()
-
-    with distributed.main_first():
-        train_ds, eval_ds, _ = datasets.get_dataset(
-            config, config.data.uniform_dequantization, start=first
-        )
-    logging.info(
-        'Started training:\n%s',
-        reports.table(
-            training_log.facts(
-                config, workdir, state, meaning, len(train_ds.data), len(eval_ds.data)
-            )
+        Objective(
+            'classifier', get_step_fn, meaning, snapshots.log_accuracy, snapshots.has_accuracy
         ),
     )
-    datasets.record(config, train_ds.data, workdir)
-    if distributed.is_main():
-        stored.write(config, workdir)
-    eval_batches = iter(eval_ds)
-    train_step = get_step_fn(
-        train=True,
-        optimize_fn=losses.optimization_manager(config),
-        accumulation=settings.accumulation,
-    )
-    eval_step = get_step_fn(train=False)
-
-    with (
-        interruption.held(),
-        training_log.tensorboard(workdir, first) as writer,
-        checkpoints.Saver() as saver,
-    ):
-        if missed:
-            stopping = _may_stop(at_snapshot, config, state, first - 1, workdir, writer)
-        log, metrics, skips, step = (
-            training_log.Log(settings, meaning, writer, first),
-            {},
-            losses.Skips(config.device),
-            first - 1,
-        )
-        steps = range(first, first if stopping else settings.n_iters)
-        for step, batch in progress(
-            zip(steps, train_ds), 'training', settings.n_iters, 'step', first, in_log=False
-        ):
-            images, known = to_tensor(batch, config, scaler), get_classes(batch, config)
-            if step == first:
-                # may compile for minutes, while there is nothing to save
-                with interruption.released():
-                    if settings.compile:
-                        with own_randomness(config.seed):
-                            eval_step(state, images, **known)
-                    loss = train_step(state, images, metrics, **known)
-                log.first_step_done()
-            else:
-                loss = train_step(state, images, metrics, **known)
-            skips.count(metrics['grad_norm'])
-            if step % settings.log_freq == 0 or step == last:
-                log.training(
-                    step, distributed.mean(loss).item(), state['optimizer'], metrics['grad_norm']
-                )
-                skips.tell(
-                    step,
-                    state['optimizer'].param_groups[0]['lr'],
-                    settings.max_bad_steps,
-                    resume if resume.is_file() else None,
-                )
-            if step % settings.eval_freq == 0:
-                held_out = next(eval_batches)
-                images, known = to_tensor(held_out, config, scaler), get_classes(held_out, config)
-                with own_randomness(config.seed + step):
-                    log.evaluation(step, distributed.mean(eval_step(state, images, **known)).item())
-            stopping, is_snapshot = (
-                distributed.any_of(interruption.signal_noted()),
-                _is_snapshot(step, settings),
-            )
-            if is_snapshot and distributed.is_main():
-                number = max(1, math.ceil(step / settings.snapshot_freq))
-                saver.save(
-                    checkpoints.snapshot_path(workdir, number),
-                    state | kept,
-                    keep=settings.keep_checkpoints,
-                )
-            if (
-                stopping
-                or is_snapshot
-                or step > 0
-                and step % settings.snapshot_freq_for_preemption == 0
-            ):
-                randomness = distributed.random_state(config.device)
-                if distributed.is_main():
-                    writer.flush()  # a step that is saved is told
-                    saver.save(resume, state | kept | dict(rng=randomness), keep_previous=True)
-            if is_snapshot and at_snapshot and not stopping:
-                stopping = _may_stop(at_snapshot, config, state, step, workdir, writer)
-            if stopping:
-                break
-    if stopping and (step < last or at_snapshot):
-        raise interruption.Interrupted(stopping, f' after step {step} (checkpoint saved)')
 
 
-def _may_stop(work, *arguments) -> int:
-    """Calls `work(*arguments)`, which a signal may interrupt: in any process, all of which must
-    call this. Returns its number, else 0.
+def _train(config, workdir, objective: Objective):
+    """Train from the checkpoint to resume from, if there is one.
+
+    Between log lines the host does not wait for the device.
     """
-    number = 0
-    try:
-        with interruption.released():
-            work(*arguments)
-    except interruption.Interrupted as error:
-        number = error.signal
-    return distributed.any_of(number)
+    workdir, settings = pathlib.Path(workdir), config.training
+    with _sole_writer(workdir), own_randomness(config.seed):
+        for sentence in preflight.warnings(config) if distributed.is_main() else ():
+            logging.warning('%s.', sentence)
+        keep_memory(config.device)
+        state, randomness = _resumed(config, workdir)
+        first, last, stopping = state['step'], settings.n_iters - 1, 0
+        missed = first and _was_missed(first - 1, settings, workdir, objective)
+        if first > last and not missed:
+            logging.info(
+                'Training has reached step %d of config.training.n_iters=%d: nothing to do.',
+                first,
+                settings.n_iters,
+            )
+            return
+        if distributed.is_main():
+            training_log.forget_steps(workdir / 'stdout.txt', first)
+        distributed.begin_randomness(config.device, config.seed, randomness, first)
+        state['model'].share()
+        train_ds, eval_ds = _data(config, workdir, state, objective)
+        with (
+            interruption.held(),
+            training_log.tensorboard(workdir, first) as writer,
+            checkpoints.Saver() as saver,
+        ):
+            job = Training(config, workdir, objective, state, eval_ds, writer, saver)
+            if missed:
+                stopping = job.at_snapshot(first - 1)
+            steps, step = range(first, first if stopping else settings.n_iters), first - 1
+            for step, batch in progress(
+                zip(steps, train_ds), 'training', settings.n_iters, 'step', first, in_log=False
+            ):
+                loss = job.step(step, batch)
+                if step % settings.log_freq == 0 or step == last:
+                    job.report(step, loss)
+                if step % settings.eval_freq == 0:
+                    job.evaluate(step)
+                stopping = distributed.any_of(interruption.signal_noted())
+                is_snapshot = _is_snapshot(step, settings)
+                if is_snapshot:
+                    job.save_snapshot(step)
+                if stopping or is_snapshot or _is_preemption(step, settings):
+                    job.save_to_resume()
+                if is_snapshot and not stopping:
+                    stopping = job.at_snapshot(step)
+                if stopping:
+                    break
+    if stopping and (step < last or objective.at_snapshot):
+        raise interruption.Interrupted(stopping, f' after step {step} (checkpoint saved)')
 
 
 def _is_snapshot(step: int, settings) -> bool:
     return step == settings.n_iters - 1 or step > 0 and step % settings.snapshot_freq == 0
 
 
-def _has_samples(workdir, step: int) -> bool:
-    return (workdir / 'samples' / f'iter_{step}' / 'sample.png').is_file()
+def _is_preemption(step: int, settings) -> bool:
+    return step > 0 and step % settings.snapshot_freq_for_preemption == 0
 
 
-def _save_training_samples(config, state, step, workdir, writer):
-    """A batch of samples of the averaged weights, as `samples/iter_{step}/sample.np` and `.png`,
-    and on TensorBoard.
-    """
-    model, size = state['model'], config.training.batch_size
-    with state['ema'].applied_to(model.parameters()):
-        parts = drawing.draw_all(
-            ScoreModel.from_config(config, model),
-            ('snapshot', step),
-            size,
-            size // distributed.size(),
+def _was_missed(step: int, settings, workdir, objective: Objective) -> bool:
+    """Whether `step` was a snapshot after which the training was stopped."""
+    if not objective.at_snapshot or not _is_snapshot(step, settings):
+        return False
+    return not distributed.broadcast(objective.was_done(workdir, step))
+
+
+def _resumed(config, workdir) -> tuple[dict, dict | None]:
+    """A training state, resumed from a checkpoint if there is one, and the random state in it."""
+    state = create_state(config)
+    found = checkpoints.find_resumable(workdir) if distributed.is_main() else None
+    found = distributed.broadcast(found)
+    if not found:
+        return state, None
+    state |= dict(rng=None, config=None)
+    checkpoints.restore(found, state, config.device, optional=('rng', 'config'), config=config)
+    randomness, before = state.pop('rng'), state.pop('config')
+    logging.info('Resumed from step %d of %s.', state['step'], found)
+    if before:
+        _log_changes(config, ConfigDict(json.loads(before)))
+    return state, randomness
+
+
+def _log_changes(config, before):
+    """Log how the config differs from that of the checkpoint."""
+    for key, old, new in stored.differences(config, before):
+        logging.info('Changed config.%s: %r -> %r.', key, old, new)
+        if key == 'training.batch_size':
+            logging.warning(
+                'Changed the position in the data: with config.training.batch_size=%r instead of '
+                '%r the epoch resumes at other images.',
+                new,
+                old,
+            )
+
+
+def _data(config, workdir, state, objective):
+    """The training and test batches, and log lines and files that say what is trained."""
+    with distributed.main_first():
+        train_ds, eval_ds, _ = datasets.get_dataset(
+            config, config.data.uniform_dequantization, start=state['step']
         )
-    if not distributed.is_main():
-        return
-    images, folder = (
-        np.concatenate([part['samples'] for part in parts]),
-        workdir / 'samples' / f'iter_{step}',
+    facts = training_log.facts(
+        config, workdir, state, objective.meaning, len(train_ds.data), len(eval_ds.data)
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / 'sample.np', 'wb') as file:
-        np.save(file, images)
-    writer.add_image('samples', reports.save_grid(folder / 'sample.png', images), step)
+    logging.info('Started training:\n%s', reports.table(facts))
+    datasets.record(config, train_ds.data, workdir)
+    if distributed.is_main():
+        stored.write(config, workdir)
+    return train_ds, eval_ds
 
 
-def _has_accuracy(workdir, step: int) -> bool:
-    log = workdir / 'stdout.txt'
-    return not log.is_file() or f' step: {step}, accuracy' in log.read_text(errors='replace')
+class Training:
+    """What the training loop does at a step: `step`, `report`, `evaluate`, `save_*`.
 
-
-def _log_accuracy(config, state, step, workdir, writer):
-    """The share of test images that the averaged weights classify rightly, at several times; by
-    process 0.
+    `writer` of TensorBoard (None except for process 0) and `saver` are open while the loop runs.
     """
-    if not distributed.is_main():
-        return
-    model, sde, scaler = state['model'], sde_lib.get_sde(config), datasets.get_data_scaler(config)
-    batches = Batches(
-        datasets.get_split(config, 'test'),
-        config.eval.batch_size,
-        config.seed,
-        dequantize=config.data.uniform_dequantization,
-    )
-    times = [
-        max(fraction * sde.T, sde.sampling_eps) for fraction in (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-    ]
-    with (
-        torch.no_grad(),
-        own_randomness(config.seed + step),
-        state['ema'].applied_to(model.parameters()),
-    ):
-        classify = mutils.get_model_fn(model, train=False)
-        right = []
-        for batch in batches:
-            x, (classes,) = to_tensor(batch, config, scaler), get_classes(batch, config).values()
-            answers = [
-                classify(
-                    sde.perturb(x, times_like(x, t)), sde.network_label(times_like(x, t))
-                ).argmax(1)
-                for t in times
-            ]
-            right.append([(answer == classes).float() for answer in answers])
-    accuracies = [torch.cat(parts).mean().item() for parts in zip(*right)]
-    n = sum(len(parts[0]) for parts in right)
-    logging.info(
-        'step: %d, accuracy on %d test images %s',
-        step,
-        n,
-        ', '.join(f'at t={t:g}: {a:.3f}' for t, a in zip(times, accuracies)),
-    )
-    training_log.write(
-        writer, step, **{f'accuracy/t={t:g}': accuracy for t, accuracy in zip(times, accuracies)}
-    )
+
+    def __init__(self, config, workdir, objective, state, eval_ds, writer, saver):
+        settings = config.training
+        self.config, self.workdir, self.objective = config, workdir, objective
+        self.state, self.writer, self.saver = state, writer, saver
+        self.first, self.resume = state['step'], checkpoints.resume_path(workdir)
+        self.kept = dict(config=stored.as_json(config), kind=objective.kind)
+        self.scaler, self.eval_batches = datasets.get_data_scaler(config), iter(eval_ds)
+        self.train_step = objective.get_step_fn(
+            train=True,
+            optimize_fn=losses.optimization_manager(config),
+            accumulation=settings.accumulation,
+        )
+        self.eval_step = objective.get_step_fn(train=False)
+        self.log = training_log.Log(settings, objective.meaning, writer, self.first)
+        self.skips, self.gradient_norm = training_log.Skips(config.device), None
+
+    def step(self, step: int, batch):
+        """Take a step; return the loss of this process, on the device."""
+        images, known = self._on_device(batch)
+        if step == self.first:
+            # may compile for minutes, while there is nothing to save
+            with interruption.released():
+                if self.config.training.compile:
+                    with own_randomness(self.config.seed):
+                        self.eval_step(self.state, images, **known)
+                loss = self._train_step(images, known)
+            self.log.first_step_done()
+        else:
+            loss = self._train_step(images, known)
+        self.skips.count(self.gradient_norm)
+        return loss
+
+    def _train_step(self, images, known):
+        metrics = {}
+        loss = self.train_step(self.state, images, metrics, **known)
+        self.gradient_norm = metrics['grad_norm']
+        return loss
+
+    def _on_device(self, batch):
+        images = to_tensor(batch, self.config, self.scaler)
+        return images, get_classes(batch, self.config)
+
+    def report(self, step: int, loss):
+        """Log the loss and the skipped steps; raise UserError if too many were skipped."""
+        optimizer, resume = self.state['optimizer'], self.resume
+        self.log.training(step, distributed.mean(loss).item(), optimizer, self.gradient_norm)
+        self.skips.report(
+            step,
+            optimizer.param_groups[0]['lr'],
+            self.config.training.max_bad_steps,
+            resume if resume.is_file() else None,
+        )
+
+    def evaluate(self, step: int):
+        """Log the loss of a batch of the test set."""
+        images, known = self._on_device(next(self.eval_batches))
+        with own_randomness(self.config.seed + step):
+            loss = distributed.mean(self.eval_step(self.state, images, **known)).item()
+        self.log.evaluation(step, loss)
+
+    def save_snapshot(self, step: int):
+        """Save the numbered checkpoint of a step."""
+        if distributed.is_main():
+            number = max(1, math.ceil(step / self.config.training.snapshot_freq))
+            path = checkpoints.snapshot_path(self.workdir, number)
+            keep = self.config.training.keep_checkpoints
+            self.saver.save(path, self.state | self.kept, keep=keep)
+
+    def save_to_resume(self):
+        """Save the checkpoint to resume from, with the state of the random numbers."""
+        randomness = distributed.random_state(self.config.device)
+        if distributed.is_main():
+            self.writer.flush()  # curves reach as far as the checkpoint
+            content = self.state | self.kept | dict(rng=randomness)
+            self.saver.save(self.resume, content, keep_previous=True)
+
+    def at_snapshot(self, step: int) -> int:
+        """Do what the objective does at a snapshot, which a signal may interrupt.
+
+        Returns:
+            The number of the signal that any of the processes received, else 0.
+        """
+        if not self.objective.at_snapshot:
+            return 0
+        number = 0
+        try:
+            with interruption.released():
+                self.objective.at_snapshot(self.config, self.state, step, self.workdir, self.writer)
+        except interruption.Interrupted as error:
+            number = error.signal
+        return distributed.any_of(number)
 
 
 @interruption.interruptible()
 def evaluate(config, workdir, eval_folder='eval'):
-    """Evaluate the snapshots from `eval.begin_ckpt` to `eval.end_ckpt` as `eval.enable_*` say:
-    loss, bits/dim, samples and their metrics.
+    """Evaluate the snapshots of a work directory: loss, bits/dim, samples and their metrics.
 
-    Snapshots that are missing are logged and skipped, unless `eval.wait_minutes` says how long to
-    wait for each. Everything goes into files of `workdir/eval_folder`, a batch at a time; files of
-    the very same protocol are not computed again, so that an interrupted evaluation resumes. Ends
-    with report.md, summary.csv and pictures of the whole folder.
+    The keys `eval.begin_ckpt` to `eval.end_ckpt` choose the snapshots, `eval.enable_*` the parts.
+    Missing snapshots are logged and skipped, unless `eval.wait_minutes` says how long to wait for
+    each. Results are files of `workdir/eval_folder`, one for each batch; a file with the same
+    protocol is not computed again, so an interrupted evaluation resumes. The folder ends up with
+    report.md, summary.csv and pictures.
 
     Raises:
         UserError: if there is no such snapshot, or if another evaluation is running in the folder.
@@ -374,29 +340,36 @@ def evaluate(config, workdir, eval_folder='eval'):
     config = preflight.check(config, workdir, 'eval')
     numbers = range(config.eval.begin_ckpt, config.eval.end_ckpt + 1)
     if config.eval.wait_minutes == 0:
-        present = distributed.broadcast(checkpoints.snapshot_numbers(workdir))
-        missing, numbers = (
-            [k for k in numbers if k not in present],
-            [k for k in numbers if k in present],
-        )
-        if missing and distributed.is_main():
-            logging.warning(
-                'Skipped %d missing checkpoints of config.eval.begin_ckpt=%d to '
-                'config.eval.end_ckpt=%d: %s. '
-                'Set config.eval.wait_minutes to wait for them.',
-                len(missing),
-                config.eval.begin_ckpt,
-                config.eval.end_ckpt,
-                preflight.ranges(missing),
-            )
+        numbers = _present(numbers, workdir)
     eval_dir = pathlib.Path(workdir, eval_folder)
-    with (
-        checkpoints.only_writer(eval_dir, 'evaluation', '--eval_folder')
-        if distributed.is_main()
-        else contextlib.nullcontext()
-    ):
-        # if another evaluation holds the lock, none of the processes continues
-        distributed.broadcast(None)
+    with _sole_writer(eval_dir, 'evaluation', '--eval_folder'):
         evaluate_command.evaluate(config, workdir, eval_dir, numbers)
         if distributed.is_main():
             logging.info('Wrote %s.', reports.write([workdir], eval_dir, eval_folder))
+
+
+def _present(numbers: range, workdir) -> list[int]:
+    """The numbers of the snapshots that exist; the others are logged."""
+    present = distributed.broadcast(checkpoints.snapshot_numbers(workdir))
+    missing = [k for k in numbers if k not in present]
+    if missing and distributed.is_main():
+        logging.warning(
+            'Skipped %d missing checkpoints of config.eval.begin_ckpt=%d to '
+            'config.eval.end_ckpt=%d: %s. Set config.eval.wait_minutes to wait for them.',
+            len(missing),
+            numbers[0],
+            numbers[-1],
+            preflight.ranges(missing),
+        )
+    return [k for k in numbers if k in present]
+
+
+@contextlib.contextmanager
+def _sole_writer(folder, *what):
+    """A block in which process 0 holds the lock of a folder, see `checkpoints.only_writer`.
+
+    If another job holds it, none of the processes enters.
+    """
+    with checkpoints.only_writer(folder, *what) if distributed.is_main() else nullcontext():
+        distributed.broadcast(None)
+        yield

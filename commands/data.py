@@ -10,7 +10,7 @@ import datasets
 import reports
 from commands import preflight
 from data.images import shown_classes
-from data.inspection import check_labels, largest_distance
+from data.inspection import check_labels, largest_distance, warn_of_range
 from data.levels import to_8_bits
 from runtime import interruption
 
@@ -31,8 +31,8 @@ def describe_data(config, workdir=''):
         order = np.random.default_rng(config.seed).permutation(len(images))
         some, labels = images.read(order[: min(10000, 2**26 // math.prod(images.shape))])
         if split == 'train':
-            datasets.warn_of_range(config, some, images.levels)
-            check_labels(config, images)
+            warn_of_range(some, images.levels, 'levels' in datasets.get_source(config).keys)
+            check_labels(images, config.model.num_classes)
         rows += _rows_of_split(split, images, some, labels)
         if split == 'train':
             rows += _rows_of_training_set(config, images)

@@ -23,8 +23,7 @@ import evaluation
 import reports
 from commands import preflight
 from configs.defaults import complete
-from data.folders import has_test_set
-from data.images import Subset, held_out
+from data.images import Subset, split_indices
 from data.levels import to_8_bits
 from metrics.reference import get_reference
 from reports import results
@@ -186,7 +185,7 @@ def _samples(config) -> tuple[Subset, dict]:
     write such arrays, and their order in the file is random already.
     """
     path = config.data.path
-    if has_test_set(config):
+    if datasets.get_source(config).has_test_set(path):
         raise UserError(f'{path} has a training set and a test set: expected one set of samples')
     images = datasets.get_split(config, 'train', in_memory=False)
     if len(images) < 4 or config.eval.is_splits > len(images):
@@ -200,7 +199,7 @@ def _samples(config) -> tuple[Subset, dict]:
         with np.load(path) as arrays:
             drawn = 'samples' in arrays
     if drawn:
-        order = np.argsort(held_out(len(images), config.data, 'train'))
+        order = np.argsort(split_indices(len(images), config.data.test_fraction, 'train'))
     described = datasets.describe(config, 'train') | dict(
         name=pathlib.Path(path).resolve().name, order='file' if drawn else 'random'
     )

@@ -11,13 +11,17 @@ from absl import logging
 
 import sde_lib
 from runtime import distributed
+from runtime.errors import UserError
 from runtime.progress import duration
 from runtime.tensorflow import stand_in
 
 
 class LossMeaning(NamedTuple):
-    """What the logged loss is, in words, and the factor from it to the mean over the values of an
-    image, None where there are none.
+    """What a logged loss is.
+
+    Args:
+        words: for log lines, such as 'mean over 3072 values'.
+        to_mean: the factor from the loss to the mean over the values of an image, if it has one.
     """
 
     words: str
@@ -25,17 +29,15 @@ class LossMeaning(NamedTuple):
 
     def scalars(self, name: str, loss: float) -> dict[str, float]:
         """The curves of a loss: itself, and its mean per value."""
-        return (
-            {name: loss}
-            if self.to_mean is None
-            else {name: loss, f'{name}_per_value': loss * self.to_mean}
-        )
+        if self.to_mean is None:
+            return {name: loss}
+        return {name: loss, f'{name}_per_value': loss * self.to_mean}
 
     def text(self, loss: float) -> str:
         """The loss as log lines give it."""
-        return f'{loss:.5e} ({self.words})' + (
-            '' if self.to_mean is None else f', per value: {loss * self.to_mean:.5f}'
-        )
+        if self.to_mean is None:
+            return f'{loss:.5e} ({self.words})'
+        return f'{loss:.5e} ({self.words}), per value: {loss * self.to_mean:.5f}'
 
 
 class Log:
@@ -46,12 +48,11 @@ class Log:
         self.started = self.paced = time.monotonic()
 
     def first_step_done(self):
-        """The pace of training, from which the time left follows, is that of the steps after the
-        first one, which may compile.
-        """
+        """Measure the pace from here on: the first step may compile."""
         self.paced = time.monotonic()
 
     def training(self, step: int, loss: float, optimizer, gradient_norm):
+        """Log the loss of a training step, the pace and the time left."""
         done, now, steps = step - self.first, time.monotonic(), self.settings.n_iters
         rate = (done + 1) * self.settings.batch_size / (now - self.started)
         left = f', {duration((steps - 1 - step) * (now - self.paced) / done)} left' if done else ''
@@ -74,45 +75,74 @@ class Log:
         )
 
     def evaluation(self, step: int, loss: float):
+        """Log the loss of a batch of the test set."""
         logging.info('step: %d, eval_loss: %s', step, self.meaning.text(loss))
         write(self.writer, step, **self.meaning.scalars('eval_loss', loss))
+
+
+class Skips:
+    """Counts, on the device, the steps skipped because their gradients were not finite."""
+
+    def __init__(self, device):
+        self.since, self.in_row, self.longest = (
+            torch.zeros((), dtype=torch.long, device=device) for _ in range(3)
+        )
+
+    def count(self, grad_norm: torch.Tensor):
+        """Count a step by the norm of its gradient."""
+        bad = ~torch.isfinite(grad_norm)
+        self.since = self.since + bad
+        self.in_row = torch.where(bad, self.in_row + 1, 0)
+        self.longest = torch.maximum(self.longest, self.in_row)
+
+    def report(self, step: int, rate: float, most: int, checkpoint):
+        """Log the number of steps skipped since the last report.
+
+        Args:
+            step: the current step.
+            rate: the learning rate.
+            most: the number of consecutive skipped steps that stops training; 0: never.
+            checkpoint: where the checkpoint to resume from is, or None.
+
+        Raises:
+            UserError: if `most` or more consecutive steps were skipped.
+        """
+        since, longest = torch.stack([self.since, self.longest]).tolist()
+        if since:
+            logging.warning(
+                'step: %d, skipped %d steps since the last log line: gradients were not finite',
+                step,
+                since,
+            )
+        if most and longest >= most:
+            last = f'resume from {checkpoint}' if checkpoint else 'start again (no checkpoint yet)'
+            raise UserError(
+                f'training stopped at step {step}: the gradients of {longest} steps in a row were '
+                f'not finite (max_bad_steps={most}, learning rate {rate:g}). The parameters are '
+                f'those before these steps: {last} with a smaller learning rate'
+            )
+        self.since, self.longest = torch.zeros_like(self.since), self.in_row
 
 
 def facts(
     config, workdir, state, meaning, train_images: int, test_images: int
 ) -> list[tuple[str, str]]:
     """What is trained, on what and for how long, as rows of a table."""
-    settings, data, model, device = (
-        config.training,
-        config.data,
-        config.model,
-        torch.device(config.device),
-    )
+    settings, data, device = config.training, config.data, torch.device(config.device)
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
+    compiled = ', compiled' if settings.compile else ''
+    parameters = sum(parameter.numel() for parameter in state['model'].parameters())
+    time = 'continuous' if settings.continuous else 'discrete'
     samples = f'; samples by {config.sampling.method}' if settings.snapshot_sampling else ''
     return [
-        (
-            '  device',
-            (torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type)
-            + ', processes: '
-            f'{distributed.size()}',
-        ),
-        ('  precision', settings.precision + ', compiled' * settings.compile),
-        (
-            '  network',
-            f'{model.name}, '
-            f'{sum(parameter.numel() for parameter in state["model"].parameters()):,} '
-            'parameters',
-        ),
-        (
-            '  SDE',
-            f'{sde_lib.get_sde(config)!r}, '
-            f'{"continuous" if settings.continuous else "discrete"} time',
-        ),
+        ('  device', f'{name}, processes: {distributed.size()}'),
+        ('  precision', f'{settings.precision}{compiled}'),
+        ('  network', f'{config.model.name}, {parameters:,} parameters'),
+        ('  SDE', f'{sde_lib.get_sde(config)!r}, {time} time'),
         (
             '  data',
             f'{data.dataset}, {data.image_size}x{data.image_size} pixels, channels: '
-            f'{data.num_channels}, {train_images} training '
-            f'and {test_images} test images',
+            f'{data.num_channels}, {train_images} training and {test_images} test images',
         ),
         (
             '  steps',
@@ -122,8 +152,7 @@ def facts(
         ('  loss', meaning.words),
         (
             '  snapshots',
-            f'every {settings.snapshot_freq} steps{samples}; the checkpoint to resume '
-            'from every '
+            f'every {settings.snapshot_freq} steps{samples}; the checkpoint to resume from every '
             f'{settings.snapshot_freq_for_preemption} steps',
         ),
         ('  work directory', str(workdir)),
@@ -132,8 +161,9 @@ def facts(
 
 @contextlib.contextmanager
 def tensorboard(workdir, first_step: int):
-    """A writer of TensorBoard files, in which steps from `first_step` on, of an interrupted run,
-    give way to new ones; None for all processes but the first.
+    """A TensorBoard writer for process 0, None for the others.
+
+    Curves of an interrupted run are cut at `first_step`.
     """
     if not distributed.is_main():
         yield None
@@ -148,15 +178,10 @@ def tensorboard(workdir, first_step: int):
 
 
 def forget_steps(path, first: int):
-    """Takes the lines on steps from `first` on out of a log: of a run that was broken off, they
-    will come again.
-    """
+    """Remove the lines of steps from `first` on from a log: the resumed run logs them again."""
     lines = path.read_text(errors='replace').splitlines(keepends=True) if path.is_file() else []
-    kept = [
-        line
-        for line in lines
-        if not ((told := re.search(r' step: (\d+),', line)) and int(told[1]) >= first)
-    ]
+    steps = [re.search(r' step: (\d+),', line) for line in lines]
+    kept = [line for line, step in zip(lines, steps) if not step or int(step[1]) < first]
     if len(kept) < len(lines):
         partial = path.with_name(path.name + '.partial')
         partial.write_text(''.join(kept))
@@ -164,5 +189,6 @@ def forget_steps(path, first: int):
 
 
 def write(writer, step: int, **scalars):
+    """Add points to curves, where there is a writer."""
     for name, value in scalars.items() if writer else ():
         writer.add_scalar(name, value, step)

@@ -1,9 +1,10 @@
-"""Batches of images."""
+"""Batches of images, which depend only on the seed and the number of the batch."""
 
 import collections
 import functools
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,32 +12,33 @@ import numpy as np
 from data.images import Images, Streamed
 from runtime.errors import UserError
 
+# The first entry of the seed of each kind of random numbers, so that they are independent.
+ORDER, TRAINING, PASS = 0, 1, 2
+
 
 class ImageArray(np.ndarray):
-    """An array that also answers `_numpy()`, as the eager tensors of TensorFlow do, for notebooks
-    that ask for it.
-    """
+    """An array that also answers `_numpy()`, as TensorFlow's eager tensors do, for notebooks."""
 
     def _numpy(self):
         return np.asarray(self)
 
 
 class Batches:
-    """Batches of `images`.
+    """Batches of images: dicts with 'image' (B, H, W, C), float32 in [0, 1], and 'label' (B,).
+
+    If unreadable images are skipped, they are missing from the batches of a pass. In a sequence
+    without end, other images of the same rows take their places.
 
     Args:
         images: The images.
         batch_size: Images in a batch.
-        seed: Of the order of images, of flips and of noise.
+        seed: The seed of the order of images, of flips and of noise.
         shuffle: Whether each epoch has a new order.
         random_flip: Whether half of the images are mirrored.
         dequantize: Whether uniform noise is added, new in each pass.
         start: The number of the first batch of a sequence without end, one epoch after another.
             None: one pass over all images.
-        rows: The rows of every batch of such a sequence that are wanted.
-
-    Damaged images, if they may be skipped, are missing from the batches of a pass; in a sequence
-    without end, others of the same rows take their places.
+        rows: The rows of every batch of such a sequence that are read.
     """
 
     def __init__(
@@ -50,28 +52,67 @@ class Batches:
         start: int | None = None,
         rows: slice = slice(None),
     ):
-        self.data, self.batch_size, self.seed, self.start = images, batch_size, seed, start
-        self.shuffle, self.random_flip, self.dequantize = shuffle, random_flip, dequantize
-        self.rows, self.passes = rows, 0
-        self._order = functools.lru_cache(maxsize=2)(self._order_of)
+        self.data = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.random_flip = random_flip
+        self.dequantize = dequantize
+        self.start = start
+        self.rows = rows
+        self.passes = 0
+        self._order = functools.lru_cache(maxsize=2)(self._order_of)  # a batch can span two epochs
 
-    def __len__(self):
+    def __len__(self) -> int:
         """The number of batches in one pass over the images."""
         return math.ceil(len(self.data) / self.batch_size)
 
-    def _rng(self, *position):
+    def __iter__(self) -> Iterator[dict]:
+        if self.start is not None:
+            make, numbers = self.batch, itertools.count(self.start)
+        else:
+            make = functools.partial(self.part, repeat=self.passes)
+            numbers = iter(range(len(self)))
+            self.passes += 1
+        if isinstance(self.data, Images):  # too fast to gain from other threads
+            yield from map(make, numbers)
+        else:
+            yield from (batch for batch in _ahead(make, numbers) if len(batch['label']))
+
+    def batch(self, i: int) -> dict:
+        """Return the i-th batch, from 0, of the sequence without end."""
+        places = np.arange(i * self.batch_size, (i + 1) * self.batch_size)
+        epochs, places = np.divmod(places, len(self.data))
+        indices = np.concatenate(
+            [self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)]
+        )
+        found = self._collect(indices, self._rng(TRAINING, i), self.rows)
+        size, n = len(indices[self.rows]), len(found['label'])
+        if not n:
+            raise UserError(f'not one of the {size} images of a training batch could be read')
+        if n == size:
+            return found
+        return {key: value[np.arange(size) % n] for key, value in found.items()}
+
+    def part(self, i: int, repeat: int = 0) -> dict:
+        """Return the i-th batch, from 0, of one pass in order.
+
+        Passes, numbered by `repeat`, differ in the noise of dequantization.
+        """
+        indices = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, len(self.data)))
+        return self._collect(indices, self._rng(PASS, repeat, i))
+
+    def _rng(self, *position: int) -> np.random.Generator:
         return np.random.Generator(np.random.SFC64((self.seed, int(self.shuffle), *position)))
 
-    def _order_of(self, epoch):
-        return (
-            self._rng(0, epoch).permutation(len(self.data))
-            if self.shuffle
-            else np.arange(len(self.data))
-        )
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(len(self.data))
+        return self._rng(ORDER, epoch).permutation(len(self.data))
 
-    def _collect(self, indices, rng, rows=slice(None)):
+    def _collect(self, indices: np.ndarray, rng: np.random.Generator, rows=slice(None)) -> dict:
         images, labels = self.data.read(indices[rows])
-        # what is random is drawn for the whole batch, whichever rows of it are wanted
+        # random numbers are drawn for the whole batch, so they do not depend on the rows
         if self.random_flip:
             flipped = (rng.random(len(indices)) < 0.5)[rows][: len(images)]
             images[flipped] = images[flipped, :, ::-1]
@@ -83,50 +124,9 @@ class Batches:
             x /= np.float32(self.data.levels - 1)
         return {'image': x.view(ImageArray), 'label': labels}
 
-    def batch(self, i: int):
-        """The i-th batch, from 0, of the sequence without end."""
-        places = np.arange(i * self.batch_size, (i + 1) * self.batch_size)
-        epochs, places = np.divmod(places, len(self.data))
-        indices = np.concatenate(
-            [self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)]
-        )
-        found, size = self._collect(indices, self._rng(1, i), self.rows), len(indices[self.rows])
-        if not len(found['label']):
-            raise UserError(f'not one of the {size} images of a training batch could be read')
-        return (
-            found
-            if len(found['label']) == size
-            else {key: value[np.arange(size) % len(value)] for key, value in found.items()}
-        )
 
-    def part(self, i: int, repeat: int = 0):
-        """The i-th batch, from 0, of one pass in order; `repeat` numbers the passes, which differ
-        by the noise of dequantisation.
-        """
-        return self._collect(
-            np.arange(i * self.batch_size, min((i + 1) * self.batch_size, len(self.data))),
-            self._rng(2, repeat, i),
-        )
-
-    def __iter__(self):
-        if self.start is not None:
-            make, numbers = self.batch, itertools.count(self.start)
-        else:
-            self.passes += 1
-            make, numbers = (
-                functools.partial(self.part, repeat=self.passes - 1),
-                iter(range(len(self))),
-            )
-        if isinstance(self.data, Images):  # too quick to gain from other threads
-            yield from map(make, numbers)
-        else:
-            yield from (batch for batch in _ahead(make, numbers) if len(batch['label']))
-
-
-def _ahead(make, numbers, depth: int = 2):
-    """make(i) for each of the numbers, computed by other threads `depth` calls before it is asked
-    for.
-    """
+def _ahead(make: Callable, numbers: Iterator[int], depth: int = 2) -> Iterator:
+    """Yield make(i) for each of the numbers, computed by threads `depth` items in advance."""
     with ThreadPoolExecutor(depth, 'batches') as threads:
         pending = collections.deque(
             threads.submit(make, i) for i in itertools.islice(numbers, depth)

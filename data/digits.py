@@ -1,20 +1,17 @@
-"""Scikit-learn's digits."""
+"""Scikit-learn's handwritten digits."""
 
 import numpy as np
 
 from data.images import Images
 
 
-def digits(config, split: str) -> Images:
-    """Scikit-learn's handwritten digits: 1,797 images of 8x8 pixels and 17 grey levels, a fifth of
-    them held out.
-    """
+def load(config, split: str) -> Images:
+    """Return a split of 1,797 images of 8x8 pixels and 17 grey levels; a fifth is the test set."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     held_out = len(order) // 5
     chosen = order[:held_out] if split == 'test' else order[held_out:]
-    return Images(
-        data.images[chosen].astype(np.uint8)[..., None], data.target[chosen].astype(np.int64), 17
-    )
+    images = data.images[chosen].astype(np.uint8)[..., None]
+    return Images(images, data.target[chosen].astype(np.int64), 17)

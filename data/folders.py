@@ -1,4 +1,4 @@
-"""Folders and zip files of pictures."""
+"""Folders and zip files of pictures, in which sub-folders are splits and classes."""
 
 import collections
 import glob
@@ -6,169 +6,209 @@ import hashlib
 import os
 import pathlib
 import zipfile
+from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from configs import defaults
-from data.arrays import ARRAY_NAMES, open_arrays
-from data.images import Streamed, held_out, image_shape, warn_once
-from data.listing import listing
-from data.pictures import pictures
+from data.images import Streamed, image_shape, split_indices
+from data.listing import list_pictures
+from data.pictures import PictureDecoder
 from reports import results
 from runtime.errors import UserError
 
 SPLITS = {'train': ('train', 'training'), 'test': ('test', 'val', 'valid', 'validation', 'eval')}
 
 
-def folder(config, split: str) -> Streamed:
-    """The pictures of the folder or zip file `data.path`, in a random order that is always the
-    same.
+def load(config, split: str) -> Streamed:
+    """Return the pictures of a split of the folder or zip file `data.path` in a random order.
 
-    Sub-folders are classes. Where there are folders called train and test (or else validation),
-    these are the splits; otherwise `data.test_fraction` of the pictures are held out, and with 0
-    all of them serve for both.
+    The order is always the same. Sub-folders are classes. Folders called train and test (or else
+    validation) are the splits. Without them, `data.test_fraction` of the pictures are held out;
+    with 0 both splits have all.
     """
     data = config.data
-    names, read, _ = listing(data.path)
-    kinds, folders, splits = _arrangement(names)
-    classes = _in_order({name for name, kind in zip(folders, kinds) if kind or not splits})
-    chosen = held_out(len(names), data, split)
-    if splits:
-        if None in kinds:
-            warn_once(
-                f'Left out {kinds.count(None)} pictures of {data.path} that lie outside '
-                f'{" and ".join(splits)}.'
-            )
-        chosen = [i for i in np.random.default_rng(0).permutation(len(names)) if kinds[i] == split]
-    if '' in classes and len(classes) > 1:
-        outside = sum(name == '' and (kind or not splits) for name, kind in zip(folders, kinds))
-        warn_once(
-            f'Found {outside} pictures of {data.path} '
-            'outside its class folders: they have the label 0.'
-        )
-    label_of, to_picture = (
-        {name: label for label, name in enumerate(classes)},
-        pictures(data, data.levels),
-    )
+    listing = list_pictures(data.path)
+    arranged = arrange(listing.names)
+    if split == 'train':
+        listing.warn_of_others()
+        _warn_of_strays(arranged, data.path)
+    if arranged.split_folders:
+        order = np.random.default_rng(0).permutation(len(listing.names))
+        chosen = [i for i in order if arranged.splits[i] == split]
+    else:
+        chosen = split_indices(len(listing.names), data.test_fraction, split)
+    classes = _in_order(set(arranged.used_classes()))
+    label_of = {name: label for label, name in enumerate(classes)}
+    to_picture = PictureDecoder(data, data.levels)
 
     def decode(i):
-        return to_picture(read(names[chosen[i]])), label_of[folders[chosen[i]]]
+        k = chosen[i]
+        return to_picture(listing.read(listing.names[k])), label_of[arranged.classes[k]]
 
     return Streamed(
         decode,
         len(chosen),
         image_shape(data),
-        lambda i: f'{data.path}: {names[chosen[i]]}',
+        lambda i: f'{data.path}: {listing.names[chosen[i]]}',
         data.on_error,
-        folder_levels(config),
+        get_levels(config),
         classes=tuple(classes),
     )
 
 
-def folder_levels(config) -> int:
-    """The grey levels of pictures once decoded: `data.levels`, at most 256; 256 by default."""
+def get_levels(config) -> int:
+    """The grey levels of decoded pictures: `data.levels`, at most 256; 256 by default."""
     return min(config.data.levels or 256, 256)
 
 
-def _in_order(classes) -> list[str]:
-    """The names of classes in the order of their labels: sorted, by value where all of them are
-    numbers; '' (no folder) first.
+def has_test_set(path: str) -> bool:
+    """Whether a folder or zip file has folders for both splits."""
+    return bool(arrange(list_pictures(path).names).split_folders)
+
+
+class Arrangement(NamedTuple):
+    """How pictures are arranged in folders.
+
+    Attributes:
+        splits: 'train' or 'test' for each picture, None if it is in neither.
+        classes: The folder that is the class of each picture, '' if there is none.
+        split_folders: The names of the folders of the splits in lower case; empty without any.
     """
-    numeric = all(name.isascii() and name.isdigit() for name in classes if name)
-    return sorted(classes, key=lambda name: (int(name or -1), name) if numeric else name)
+
+    splits: list[str | None]
+    classes: list[str]
+    split_folders: list[str]
+
+    def used_classes(self) -> list[str]:
+        """The classes of the pictures that belong to a split: all of them without split folders."""
+        if not self.split_folders:
+            return self.classes
+        return [name for name, split in zip(self.classes, self.splits) if split]
 
 
-def _arrangement(names: list[str]) -> tuple[list[str | None], list[str], list[str]]:
-    """How pictures are arranged, by their names.
+def arrange(names: list[str]) -> Arrangement:
+    """Find the split and the class of each picture from its path.
 
-    Returns: the split of each ('train', 'test', or None: of neither); the folder that is its class
-    ('' without any); and what the folders of the splits are called, in lower case, [] without any.
-    Splits lie at any one depth, also within the folders of classes, as in images/train/cats/1.png
-    or cats/train/1.png; other folders and pictures beside them belong to neither.
+    The folders of the splits are at any one depth, above the folders of classes or below them, as
+    in images/train/cats/1.png or cats/train/1.png. Other folders and pictures beside them belong to
+    neither split. Folders that contain all pictures are no classes.
     """
-    parts = [tuple(name.split('/')) for name in names]
-    below = collections.defaultdict(set)  # {folder: lower-case names of the folders in it}
-    for place in {path[:-1] for path in parts}:
-        for depth in range(len(place)):
-            below[place[:depth]].add(place[depth].lower())
-    splits = {place: _split_folders(inner) for place, inner in below.items()}
-    depth = min((len(place) for place, words in splits.items() if words), default=None)
-    if depth is None:
-        parts = [name.split('/') for name in _without_common_folders(names)]
-        return [None] * len(names), [path[0] if len(path) > 1 else '' for path in parts], []
-    splits = {place: words for place, words in splits.items() if words and len(place) == depth}
-    common = len(os.path.commonprefix(list(splits)))
-    kinds = [
-        splits.get(path[:depth], {}).get(path[depth].lower()) if len(path) > depth + 1 else None
-        for path in parts
-    ]
-    classes = [(path[common:depth] + path[depth + 1 : -1] + ('',))[0] for path in parts]
-    return kinds, classes, list(dict.fromkeys(word for words in splits.values() for word in words))
+    paths = [tuple(name.split('/')) for name in names]
+    parents = _parents_of_splits(paths)
+    if not parents:
+        common = len(os.path.commonprefix([path[:-1] for path in paths]))
+        return Arrangement([None] * len(paths), [_first(path[common:-1]) for path in paths], [])
+    depth = len(next(iter(parents)))
+    common = len(os.path.commonprefix(list(parents)))
+    splits, classes = [], []
+    for path in paths:
+        folder = path[depth].lower() if len(path) > depth + 1 else None
+        splits.append(parents.get(path[:depth], {}).get(folder))
+        classes.append(_first(path[common:depth] + path[depth + 1 : -1]))
+    split_folders = dict.fromkeys(folder for found in parents.values() for folder in found)
+    return Arrangement(splits, classes, list(split_folders))
+
+
+def _parents_of_splits(paths: list[tuple[str, ...]]) -> dict[tuple[str, ...], dict[str, str]]:
+    """{parent: {name of a folder in lower case: split}} of the folders that contain both splits.
+
+    Only the parents at the smallest depth count.
+    """
+    folders_in = collections.defaultdict(set)
+    for parent in {path[:-1] for path in paths}:
+        for depth in range(len(parent)):
+            folders_in[parent[:depth]].add(parent[depth].lower())
+    found = {parent: _split_folders(folders) for parent, folders in folders_in.items()}
+    depth = min((len(parent) for parent, splits in found.items() if splits), default=None)
+    return {parent: splits for parent, splits in found.items() if splits and len(parent) == depth}
 
 
 def _split_folders(names: set[str]) -> dict[str, str]:
-    """{folder: split} among the lower-case names of folders: {'train': 'train', 'val': 'test'}
-    etc.; {} unless both splits are there.
-    """
-    found = {kind: next(filter(names.__contains__, words), None) for kind, words in SPLITS.items()}
-    return {word: kind for kind, word in found.items()} if all(found.values()) else {}
+    """{name: split} among folders, such as {'train': 'train', 'val': 'test'}; {} without both."""
+    found = {}
+    for split, words in SPLITS.items():
+        name = next((word for word in words if word in names), None)
+        if name is None:
+            return {}
+        found[name] = split
+    return found
 
 
-def _without_common_folders(names):
-    """Each name without the folders that all of them are in."""
-    folders = [name.split('/')[:-1] for name in names]
-    common = 0
-    for level in zip(*folders):
-        if len(set(level)) > 1:
-            break
-        common += 1
-    return ['/'.join(name.split('/')[common:]) for name in names]
+def _first(folders: tuple[str, ...]) -> str:
+    return folders[0] if folders else ''
 
 
-def has_test_set(config) -> bool:
-    """Whether the folder, zip file or npz file `data.path` brings a test set of its own."""
-    if config.data.dataset.upper() == 'NPZ':
-        with open_arrays(config.data.path) as arrays:
-            return any(name in arrays for name in ARRAY_NAMES['test'])
-    return bool(_arrangement(listing(config.data.path)[0])[2])
+def _in_order(classes: set[str]) -> list[str]:
+    """Sort the names of classes by label, by value if all are numbers; '' (no folder) is first."""
+    if all(name.isascii() and name.isdigit() for name in classes if name):
+        return sorted(classes, key=lambda name: (int(name or -1), name))
+    return sorted(classes)
+
+
+def _warn_of_strays(arranged: Arrangement, path: str):
+    """Log how many pictures are outside the folders of splits or classes."""
+    if arranged.split_folders and None in arranged.splits:
+        logging.warning(
+            'Left out %d pictures of %s that lie outside %s.',
+            arranged.splits.count(None),
+            path,
+            ' and '.join(arranged.split_folders),
+        )
+    used = arranged.used_classes()
+    if '' in used and len(set(used)) > 1:
+        logging.warning(
+            'Found %d pictures of %s outside its class folders: they have the label 0.',
+            used.count(''),
+            path,
+        )
 
 
 def read_pictures(path: str, data) -> tuple[list[str], np.ndarray]:
-    """The names of the pictures at `path`, a file, a folder or a zip file, sorted, and the pictures
-    (n, H, W, C), uint8, with the size and channels of `data`, see `pictures`, and 256 grey levels.
-    UserError naming the one that cannot be read.
+    """Read all pictures at a path, which is a file, a folder or a zip file.
+
+    Args:
+        path: The file, folder or zip file.
+        data: `config.data`, which says their size and channels; see `PictureDecoder`.
+
+    Returns:
+        Their names, sorted, and the pictures (n, H, W, C), uint8, with 256 grey levels.
+
+    Raises:
+        UserError: naming the picture that cannot be read.
     """
     data = defaults.complete(ConfigDict(dict(data=data.to_dict()))).data
-    levels = data.levels
-    file, to_picture = (
-        pathlib.Path(path).expanduser(),
-        pictures(data, levels if levels > 256 else 0),
-    )
-    one = file.is_file() and not zipfile.is_zipfile(file)
-    names, read = ([file.name], lambda _: file.read_bytes()) if one else listing(path, path)[:2]
-
-    def decode(name):
+    to_picture = PictureDecoder(data, data.levels if data.levels > 256 else 0)
+    file = pathlib.Path(path).expanduser()
+    listing = None
+    if not file.is_file() or zipfile.is_zipfile(file):
+        listing = list_pictures(path, path)
+        listing.warn_of_others()
+    names = listing.names if listing else [file.name]
+    images = []
+    for name in names:
         try:
-            return to_picture(read(name))
+            images.append(to_picture(listing.read(name) if listing else file.read_bytes()))
         except (UserError, OSError) as fault:
-            raise UserError(
-                f'{path}: {name} {getattr(fault, "strerror", None) or fault}'
-            ) from fault
-
-    return names, np.stack([decode(name) for name in names])
+            problem = getattr(fault, 'strerror', None) or fault
+            raise UserError(f'{path}: {name} {problem}') from fault
+    return names, np.stack(images)
 
 
 def digest(path: str) -> str:
-    """The first 16 digits of the SHA-256 of what tells the images at `path` from others: names and
-    sizes of the pictures in a folder, names and checksums of those in a zip file, the content of an
-    array's file, names, sizes and first MiB of the files of a pattern.
+    """Return the first 16 digits of a SHA-256 by which the images at `path` differ from others.
+
+    It covers names and sizes of the pictures in a folder, names and checksums of those in a zip
+    file, the content of an array's file, or names, sizes and first MiB of the files of a pattern.
     """
     root = pathlib.Path(path).expanduser()
     if root.suffix.lower() in ('.npz', '.npy') and root.is_file():
         return results.digest(root)
     if root.is_dir() or zipfile.is_zipfile(root):
-        marks = [f'{name} {mark}' for name, mark in zip(*listing(path)[::2])]
+        listing = list_pictures(path)
+        marks = [f'{name} {listing.mark(name)}' for name in listing.names]
     else:
         marks = [
             f'{file.name} {file.stat().st_size} {_beginning(file)}'

@@ -1,6 +1,13 @@
-"""Sequences of images that are read by index."""
+"""Sequences of images that are read by index.
 
-import functools
+A sequence has a length, the `shape` (H, W, C) of its images, a number of grey `levels` (values 0 to
+levels - 1), the names of its `classes` (empty if they are unknown), and `read(indices)`, which
+returns images (k, H, W, C) of type uint8 and labels (k,) of type int64. Reading by index makes the
+order of training a function of (seed, epoch) for data of any size, and lets all processor cores
+decode a batch at once.
+"""
+
+import dataclasses
 import math
 import os
 import threading
@@ -15,193 +22,203 @@ from runtime import interruption
 from runtime.errors import UserError
 
 
-class Damaged(UserError):
-    """One image or record that cannot be read."""
+class UnreadableImage(UserError):
+    """One image or record of a data set that is corrupt or cannot be decoded."""
 
 
+@dataclasses.dataclass(eq=False)
 class Images:
-    """Images (N, H, W, C) in memory, as grey levels 0 .. levels - 1, and their labels (N,); the
-    names of the `classes`, where known.
+    """Images in memory.
+
+    Args:
+        images: (N, H, W, C), grey levels 0 to levels - 1.
+        labels: (N,), int64.
+        levels: Number of grey levels.
+        classes: The names of the classes in the order of their labels; empty if unknown.
     """
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        levels: int = 256,
-        classes: tuple[str, ...] = (),
-    ):
-        self.images, self.labels, self.levels, self.classes, self.shape = (
-            images,
-            labels,
-            levels,
-            classes,
-            images.shape[1:],
-        )
+    images: np.ndarray
+    labels: np.ndarray
+    levels: int = 256
+    classes: tuple[str, ...] = ()
 
-    def __len__(self):
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.images.shape[1:]
+
+    def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, indices):
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.take(self.images, indices, axis=0), self.labels[indices]
 
 
+@dataclasses.dataclass(eq=False)
 class Streamed:
-    """Images that are decoded when they are asked for, by all processor cores: decode(i) returns
-    image `shape` and label, or raises Damaged; name(i) says where it lies. With on_error='skip'
-    damaged images are left out of what `read` returns, told once each, and collected in `damaged`.
-    Tiny ones are better not decoded in `parallel`: Python's lock would be the bottleneck.
+    """Images that are decoded by all processor cores when they are read.
+
+    Args:
+        decode: `decode(i)` returns an image of the given shape and its label, or raises
+            UnreadableImage.
+        n: Number of images.
+        shape: (H, W, C).
+        name: `name(i)` says where an image is, for errors.
+        on_error: 'raise', or 'skip': `read` leaves out unreadable images, logs each once, and adds
+            its number to the set `skipped`.
+        levels: Number of grey levels.
+        parallel: Whether several threads decode. Tiny images are faster without, because Python's
+            lock is the bottleneck.
+        classes: The names of the classes in the order of their labels; empty if unknown.
     """
 
-    def __init__(
-        self,
-        decode: Callable[[int], tuple],
-        n: int,
-        shape: tuple[int, int, int],
-        name: Callable[[int], str],
-        on_error: str = 'raise',
-        levels: int = 256,
-        parallel: bool = True,
-        classes: tuple[str, ...] = (),
-    ):
-        self.decode, self.n, self.shape, self.name, self.on_error, self.levels = (
-            decode,
-            n,
-            shape,
-            name,
-            on_error,
-            levels,
-        )
-        self.classes = classes
-        self.run = pool().map if parallel else map
-        self.damaged, self._lock = set(), threading.Lock()
+    decode: Callable[[int], tuple]
+    n: int
+    shape: tuple[int, int, int]
+    name: Callable[[int], str]
+    on_error: str = 'raise'
+    levels: int = 256
+    parallel: bool = True
+    classes: tuple[str, ...] = ()
 
-    def __len__(self):
+    def __post_init__(self):
+        self.skipped = set()
+        self._lock = threading.Lock()
+        # threads, because decoders release the interpreter's lock
+        self._map = ThreadPoolExecutor(cores(), 'decode').map if self.parallel else map
+
+    def __len__(self) -> int:
         return self.n
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tasks = np.array_split(indices, max(1, min(len(indices), 4 * cores())))
+        found = [pair for pairs in self._map(self._decode_all, tasks) for pair in pairs]
+        if not found:
+            return np.empty((0, *self.shape), np.uint8), np.empty(0, np.int64)
+        images, labels = zip(*found)
+        return np.stack(images), np.array(labels, np.int64)
+
+    def _decode_all(self, indices):
+        pairs = [self._decode(int(i)) for i in indices]
+        return [pair for pair in pairs if pair is not None]
 
     def _decode(self, i):
         interruption.look()
         try:
             return self.decode(i)
-        except Damaged as fault:
+        except UnreadableImage as fault:
             if self.on_error == 'raise':
-                raise Damaged(
+                raise UnreadableImage(
                     f'{self.name(i)} {fault}; --config.data.on_error=skip leaves such images out'
                 ) from fault
-            with self._lock:
-                if i not in self.damaged:
-                    self.damaged.add(i)
-                    logging.warning(
-                        '%s %s; skipped, %d of %d images so far',
-                        self.name(i),
-                        fault,
-                        len(self.damaged),
-                        self.n,
-                    )
+            self._skip(i, fault)
+            return None
         except UserError as fault:
             raise UserError(f'{self.name(i)} {fault}') from fault
 
-    def read(self, indices):
-        tasks = np.array_split(indices, max(1, min(len(indices), 4 * cores())))
-        found = self.run(lambda task: [self._decode(int(i)) for i in task], tasks)
-        found = [item for items in found for item in items if item is not None]
-        images = (
-            np.stack([image for image, _ in found])
-            if found
-            else np.empty((0, *self.shape), np.uint8)
-        )
-        return images, np.array([label for _, label in found], np.int64)
+    def _skip(self, i, fault):
+        with self._lock:
+            if i in self.skipped:
+                return
+            self.skipped.add(i)
+            logging.warning(
+                '%s %s; skipped, %d of %d images so far',
+                self.name(i),
+                fault,
+                len(self.skipped),
+                self.n,
+            )
 
 
-def into_memory(source, gib: float) -> Images | Streamed:
-    """The source, decoded once where its images take `gib` GiB or less."""
-    if isinstance(source, Images) or len(source) * math.prod(source.shape) > gib * 2**30:
-        return source
-    started, n = time.monotonic(), 0
-    images, labels = (
-        np.empty((len(source), *source.shape), np.uint8),
-        np.empty(len(source), np.int64),
-    )
-    for start in range(0, len(source), 4096):
-        some, their_labels = source.read(np.arange(start, min(start + 4096, len(source))))
-        images[n : n + len(some)], labels[n : n + len(some)] = some, their_labels
-        n += len(some)
-    logging.info(
-        'Decoded %d images into memory (%.1f s, %d damaged ones left out).',
-        n,
-        time.monotonic() - started,
-        len(source.damaged),
-    )
-    return Images(images[:n], labels[:n], source.levels, source.classes)
-
-
-def held_out(n: int, data, split: str) -> np.ndarray:
-    """The indices of a split of n images, in random order, where `data.test_fraction` of them,
-    rounded up, are the test set.
-    """
-    order, held_out = np.random.default_rng(0).permutation(n), math.ceil(data.test_fraction * n)
-    return order if held_out == 0 else order[:held_out] if split == 'test' else order[held_out:]
-
-
-def image_shape(data) -> tuple[int, int, int]:
-    return data.image_size, data.image_size, data.num_channels
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-
-@functools.cache
-def pool():
-    """Threads for decoding: the decoders release the interpreter's lock."""
-    return ThreadPoolExecutor(cores(), 'decode')
-
-
-@functools.cache
-def warn_once(message: str):
-    """Log a warning, unless the same one has been logged: the files of a set are listed for each
-    split and for its digest.
-    """
-    logging.warning('%s', message)
-
-
+@dataclasses.dataclass(eq=False)
 class Subset:
-    """Those of the `images` that are numbered in `indices`, in that order."""
+    """The images of a sequence with the numbers `indices`, in that order."""
 
-    def __init__(self, images: Images | Streamed, indices: np.ndarray):
-        self.images, self.indices, self.levels, self.classes, self.shape = (
-            images,
-            indices,
-            images.levels,
-            get_classes(images),
-            images.shape,
-        )
+    images: Images | Streamed
+    indices: np.ndarray
 
-    def __len__(self):
+    def __post_init__(self):
+        self.levels = self.images.levels
+        self.classes = self.images.classes
+        self.shape = self.images.shape
+
+    def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, indices):
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.images.read(self.indices[indices])
 
 
 def at_most(images: Images | Streamed, most: int, seed: int) -> Images | Streamed | Subset:
-    """All images, or `most` of them, drawn at random from the seed and kept in order; 0: all."""
+    """Draw `most` images at random and keep their order; 0 keeps all."""
     if not 0 < most < len(images):
         return images
-    return Subset(
-        images, np.sort(np.random.default_rng(seed).choice(len(images), most, replace=False))
+    drawn = np.random.default_rng(seed).choice(len(images), most, replace=False)
+    return Subset(images, np.sort(drawn))
+
+
+def into_memory(source: Images | Streamed, gib: float) -> Images | Streamed:
+    """Decode all images now if they take at most `gib` GiB."""
+    if isinstance(source, Images) or len(source) * math.prod(source.shape) > gib * 2**30:
+        return source
+    started = time.monotonic()
+    images = np.empty((len(source), *source.shape), np.uint8)
+    labels = np.empty(len(source), np.int64)
+    n = 0
+    for start in range(0, len(source), 4096):
+        some, some_labels = source.read(np.arange(start, min(start + 4096, len(source))))
+        images[n : n + len(some)] = some
+        labels[n : n + len(some)] = some_labels
+        n += len(some)
+    logging.info(
+        'Decoded %d images into memory (%.1f s, %d unreadable ones skipped).',
+        n,
+        time.monotonic() - started,
+        len(source.skipped),
     )
+    return Images(images[:n], labels[:n], source.levels, source.classes)
 
 
-def get_classes(images) -> tuple[str, ...]:
-    """The names of a set's classes in the order of their labels; () where they are not known."""
-    names = getattr(images, 'classes', ())
-    return names if any(names) else ()
+def class_names(images: Images | Streamed | Subset) -> tuple[str, ...]:
+    """The names of the classes in the order of their labels; empty if they are unknown."""
+    return images.classes if any(images.classes) else ()
 
 
 def shown_classes(images: Images | Streamed, most: int = 20) -> str:
-    """The names of the classes by label, such as '0: cats, 1: dogs'; '' where there are none."""
-    names = get_classes(images)
+    """The names of the classes by label, such as '0: cats, 1: dogs'; '' if they are unknown."""
+    names = class_names(images)
     shown = [f'{label}: {name or "(no folder)"}' for label, name in enumerate(names[:most])]
-    return ', '.join(shown + [f'... (of {len(names)})'] * (len(names) > most))
+    if len(names) > most:
+        shown.append(f'... (of {len(names)})')
+    return ', '.join(shown)
+
+
+def split_indices(n: int, test_fraction: float, split: str) -> np.ndarray:
+    """The images of a split in random order, out of n images of which a fraction is the test set.
+
+    Args:
+        n: Number of images.
+        test_fraction: The fraction in the test set, whose size is rounded up. With 0 both splits
+            have all images.
+        split: 'train' or 'test'.
+    """
+    order = np.random.default_rng(0).permutation(n)
+    held_out = math.ceil(test_fraction * n)
+    if held_out == 0:
+        return order
+    return order[:held_out] if split == 'test' else order[held_out:]
+
+
+def image_shape(data) -> tuple[int, int, int]:
+    """The shape (H, W, C) of images that `config.data` asks for."""
+    return data.image_size, data.image_size, data.num_channels
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

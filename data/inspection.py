@@ -1,55 +1,88 @@
-"""What is checked and measured of a data set."""
+"""What is checked and measured of a data set before a network is trained on it."""
 
 import math
 
 import numpy as np
+from absl import logging
 
-from configs import defaults
 from data.images import Images, Streamed
 from runtime.errors import UserError
 
 
-def check_labels(config, images: Images | Streamed):
-    """Raise UserError where the labels of a set are known and do not suit `model.num_classes`."""
-    number = defaults.complete(config).model.num_classes
-    labels = (
-        images.labels
-        if isinstance(images, Images)
-        else np.arange(len(getattr(images, 'classes', ())))
-    )
-    if not number or not len(labels):
+def check_arrays(name: str, images: np.ndarray, shape: tuple[int, ...], levels: int):
+    """Raise UserError unless images of a registered data set have this shape and range."""
+    fits = images.shape == shape and images.dtype.kind in 'iu'
+    if not fits or images.size and not 0 <= images.min() <= images.max() < levels:
+        raise UserError(
+            f'the data set {name} must be images {shape} of integers from 0 to {levels - 1} with '
+            f'as many labels, got {images.dtype} {images.shape} and {shape[0]} labels'
+        )
+
+
+def check_labels(images: Images | Streamed, num_classes: int):
+    """Raise UserError if the labels are known and do not suit `config.model.num_classes`."""
+    labels = images.labels if isinstance(images, Images) else np.arange(len(images.classes))
+    if not num_classes or not len(labels):
         return
     lowest, highest = labels.min(), labels.max()
-    if lowest < 0 or highest >= number:
+    if lowest < 0 or highest >= num_classes:
         raise UserError(
             f'the data set has the label {lowest if lowest < 0 else highest}, but '
-            f'config.model.num_classes={number}: labels '
-            f'start at 0, so expected 0 to {number - 1}, got {lowest} to {highest}'
+            f'config.model.num_classes={num_classes}: labels '
+            f'start at 0, so expected 0 to {num_classes - 1}, got {lowest} to {highest}'
         )
-    if lowest == highest and number > 1:
+    if lowest == highest and num_classes > 1:
         raise UserError(
             f'all images of the data set have the label {lowest}, but '
-            f'config.model.num_classes={number}: give it labels '
+            f'config.model.num_classes={num_classes}: give it labels '
             '(FOLDER: sub-folders; NPZ: an array such as y_train), or set '
             'config.model.num_classes=0'
+        )
+
+
+def warn_of_range(images: np.ndarray, levels: int, adjustable: bool):
+    """Log a warning if images use less than half of their grey levels, as 12 of 16 bits do.
+
+    Args:
+        images: (n, H, W, C), values 0 to levels - 1.
+        levels: Number of grey levels.
+        adjustable: Whether `config.data.levels` can say what white is.
+    """
+    lowest, highest = (int(images.min()), int(images.max())) if images.size else (0, levels - 1)
+    if 2 * (highest - lowest) < levels - 1:
+        remedy = ': config.data.levels says what white is (4096 for 12-bit images in 16-bit files)'
+        logging.warning(
+            'Found only grey levels %d to %d of 0 to %d in %d training images%s.',
+            lowest,
+            highest,
+            levels - 1,
+            len(images),
+            remedy if adjustable else '',
         )
 
 
 def largest_distance(
     images: Images | Streamed, seed: int = 0, subset: int = 2000, most: int = 50000
 ) -> tuple[float, int]:
-    """An estimate, from below, of the largest Euclidean distance between two images in [0, 1], and
-    the number of images it rests on: what `model.sigma_max` of a VE SDE should be near (Song &
-    Ermon 2020, Technique 1).
+    """Estimate the largest Euclidean distance between two images in [0, 1], from below.
 
-    All pairs of `subset` random images, then from the ends of the widest pair to the image farthest
-    from each, among up to `most`, until no pair is wider. Large images, of which `subset` would
-    take more than 1 GiB, are fewer at a time.
+    `model.sigma_max` of a VE SDE should be near it. Begins with the widest of all pairs of `subset`
+    random images, and moves from its ends to the images farthest from them until no pair is wider.
+
+    Args:
+        images: The images.
+        seed: The seed of the random subset.
+        subset: How many images are compared at a time; fewer if they would take more than 1 GiB.
+        most: How many images are used at most.
+
+    Returns:
+        The distance, and the number of images that it is based on.
+
+    References:
+        Song & Ermon 2020, Technique 1.
     """
-    order, size = (
-        np.random.default_rng(seed).permutation(len(images))[:most],
-        math.prod(images.shape),
-    )
+    order = np.random.default_rng(seed).permutation(len(images))[:most]
+    size = math.prod(images.shape)
     subset = max(2, min(subset, 2**28 // size))
 
     def rows(indices):
@@ -66,9 +99,8 @@ def largest_distance(
             x = rows(order[start : start + subset])
             for k, end in enumerate(ends if len(x) else ()):
                 away = np.linalg.norm(x - end, axis=1)
-                farthest[k] = max(
-                    farthest[k], (float(away.max()), x[away.argmax()]), key=lambda pair: pair[0]
-                )
+                if away.max() > farthest[k][0]:
+                    farthest[k] = float(away.max()), x[away.argmax()]
         distance, end = max(farthest, key=lambda pair: pair[0])
         if distance <= widest * (1 + 1e-6):
             return float(widest), len(order)

@@ -1,13 +1,19 @@
-"""Grey levels."""
+"""Grey levels: 16 bits to 8 bits, and images in [0, 1] to 8 bits."""
 
 import numpy as np
 
-from data.images import Damaged
+from data.images import UnreadableImage
 
 
 def in_8_bits(values: np.ndarray, levels: int) -> np.ndarray:
-    """Values 0 .. levels - 1 of 16 bits (levels=0: 65536) as uint8: `levels` of them become 256; up
-    to 256 stay as they are.
+    """Convert grey levels 0 to levels - 1 of 16 bits to uint8.
+
+    Args:
+        values: Integers, of any shape.
+        levels: Their number. Up to 256 stay as they are, more become 256. 0: 65536.
+
+    Raises:
+        UnreadableImage: if a value is not from 0 to levels - 1.
     """
     levels = levels or 2**16
     check_values(values, levels)
@@ -17,9 +23,10 @@ def in_8_bits(values: np.ndarray, levels: int) -> np.ndarray:
 
 
 def check_values(values: np.ndarray, levels: int):
+    """Raise UnreadableImage if a value is not from 0 to levels - 1."""
     lowest, highest = values.min(initial=0), values.max(initial=0)
     if lowest < 0 or highest >= levels:
-        raise Damaged(
+        raise UnreadableImage(
             f'has values {f"down to {lowest}" if lowest < 0 else f"up to {highest}"}, '
             f'but {levels} grey levels: expected 0 to '
             f'{levels - 1}, of which the last is white (config.data.levels)'
@@ -27,19 +34,25 @@ def check_values(values: np.ndarray, levels: int):
 
 
 def to_8_bits(images: np.ndarray, levels: int) -> np.ndarray:
-    """Grey levels 0 .. levels - 1 spread over 0 .. 255."""
+    """Spread grey levels 0 to levels - 1 over 0 to 255."""
     return images if levels == 256 else np.round(images * (255 / (levels - 1))).astype(np.uint8)
 
 
 def to_uint8(x: np.ndarray, levels: int = 256, dequantized: bool = False) -> np.ndarray:
-    """Images in [0, 1] as 8-bit ones of the same shape: each value gets a grey level, level v of L
-    becomes 255 v / (L - 1).
+    """Round images down to grey levels, and spread these over 0 to 255.
 
-    A value x is level (L - 1) x truncated, as published; where the data were dequantised, level L x
-    truncated, whose inverse that is.
+    Args:
+        x: Images in [0, 1], of any shape; values outside are clipped.
+        levels: Number of grey levels L.
+        dequantized: Whether a value x is level floor(L x), which inverts uniform dequantization,
+            or level floor((L - 1) x), as in the 2021 release.
+
+    Returns:
+        An array of the same shape, uint8, in which level v is 255 v / (L - 1), rounded.
     """
     x = np.clip(x, 0, 1)
-    level = (
-        np.minimum(np.floor(levels * x), levels - 1) if dequantized else np.floor((levels - 1) * x)
-    )
+    if dequantized:
+        level = np.minimum(np.floor(levels * x), levels - 1)
+    else:
+        level = np.floor((levels - 1) * x)
     return to_8_bits(level.astype(np.uint8), levels)

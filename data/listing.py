@@ -1,15 +1,21 @@
-"""The pictures in a folder or zip file."""
+"""The pictures in a folder or zip file, by name.
+
+listing = list_pictures('cats.zip')
+content = listing.read(listing.names[0])               # the bytes of a file
+"""
 
 import collections
 import os
 import pathlib
 import zipfile
 
-from data.images import Damaged, warn_once
+from absl import logging
+
+from data.images import UnreadableImage, reason
 from runtime.errors import UserError
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.gif')
-SYSTEM_NAMES = {
+SYSTEM_NAMES = {  # of files and folders that operating systems and network drives create
     '.ds_store',
     'thumbs.db',
     'desktop.ini',
@@ -19,78 +25,120 @@ SYSTEM_NAMES = {
     '#recycle',
     '$recycle.bin',
     '.thumbnails',
-    # what operating systems and network drives leave behind
     '.@__thumb',
     'lost+found',
     'system volume information',
 }
 
 
-def listing(path: str, called: str = ''):
-    """The names of the pictures in a folder or zip file, sorted; a function from a name to the
-    file's bytes; the size (in a zip file the checksum) of each. `called`: how errors refer to it.
-    """
-    root, called = pathlib.Path(path).expanduser(), called or f'config.data.path={path!r}'
-    if root.is_dir():
-        files = _files(root)
-        names = _pictures_among(files, called)
-        marks = [
-            os.stat(files[name]).st_size if os.path.exists(files[name]) else 'a broken link'
-            for name in names
-        ]
+class Listing:
+    """The pictures among files.
 
-        def read(name):
-            try:
-                return pathlib.Path(files[name]).read_bytes()
-            except OSError as error:
-                raise Damaged(f'cannot be read: {error.strerror}') from error
-    elif zipfile.is_zipfile(root):
+    Args:
+        files: The files by their path below the folder or in the zip file.
+        label: How errors and log lines refer to the folder or zip file.
+
+    Attributes:
+        names: The paths of the pictures, sorted.
+        others: The number of other files by their ending, without those of operating systems.
+
+    Raises:
+        UserError: if there are no pictures.
+    """
+
+    def __init__(self, files: dict, label: str):
+        self.files = files
+        self.label = label
+        self.names, self.others = _pictures_among(files)
+        if not self.names:
+            raise UserError(f'{label} holds no pictures ({", ".join(EXTENSIONS)})')
+
+    def warn_of_others(self):
+        """Log how many files are not pictures."""
+        if self.others:
+            logging.warning(
+                'Left out %d files of %s that are not read as pictures: %s.',
+                self.others.total(),
+                self.label,
+                ', '.join(f'{count} {ending}' for ending, count in self.others.most_common(20)),
+            )
+
+
+class FolderListing(Listing):
+    """The pictures below a folder."""
+
+    def __init__(self, root: pathlib.Path, label: str):
+        super().__init__(_files(root), label)
+
+    def read(self, name: str) -> bytes:
         try:
-            archive = zipfile.ZipFile(root)
-        except Exception as error:  # a damaged directory makes zipfile raise errors of many kinds
-            raise UserError(f'{called} cannot be read as a zip file: {reason(error)}') from error
-        entries = {
+            return pathlib.Path(self.files[name]).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(f'cannot be read: {error.strerror}') from error
+
+    def mark(self, name: str) -> int | str:
+        """The size of a file, by which versions of a data set differ."""
+        place = self.files[name]
+        return os.stat(place).st_size if os.path.exists(place) else 'a broken link'
+
+
+class ZipListing(Listing):
+    """The pictures in a zip file."""
+
+    def __init__(self, root: pathlib.Path, label: str):
+        try:
+            self.archive = zipfile.ZipFile(root)
+        except Exception as error:  # a corrupt directory makes zipfile raise errors of many kinds
+            raise UserError(f'{label} cannot be read as a zip file: {reason(error)}') from error
+        files = {
             _with_slashes(info.filename): info
-            for info in archive.infolist()
+            for info in self.archive.infolist()
             if not info.filename.endswith(('/', '\\'))
         }
-        names = _pictures_among(entries, called)
-        marks = [entries[name].CRC for name in names]
+        super().__init__(files, label)
 
-        def read(name):
-            try:
-                return archive.read(entries[name])
-            except (
-                Exception
-            ) as error:  # damaged, encrypted, or packed in a way that Python does not know
-                raise Damaged(f'cannot be read: {reason(error)}') from error
-    else:
-        raise UserError(
-            f'{called}: neither a folder nor a zip file'
-            if root.exists()
-            else f'{called}: not found'
-        )
-    if not names:
-        raise UserError(f'{called} holds no pictures ({", ".join(EXTENSIONS)})')
-    return names, read, marks
+    def read(self, name: str) -> bytes:
+        try:
+            return self.archive.read(self.files[name])
+        except Exception as error:  # corrupt, encrypted, or of an unknown compression
+            raise UnreadableImage(f'cannot be read: {reason(error)}') from error
+
+    def mark(self, name: str) -> int:
+        """The checksum of a file, by which versions of a data set differ."""
+        return self.files[name].CRC
 
 
-def reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def list_pictures(path: str, label: str = '') -> FolderListing | ZipListing:
+    """List the pictures in a folder or zip file.
+
+    Args:
+        path: The folder or zip file.
+        label: How errors refer to it. Default: as `config.data.path`.
+
+    Raises:
+        UserError: if there is no such folder or zip file, or no picture in it.
+    """
+    root = pathlib.Path(path).expanduser()
+    label = label or f'config.data.path={path!r}'
+    if root.is_dir():
+        return FolderListing(root, label)
+    if zipfile.is_zipfile(root):
+        return ZipListing(root, label)
+    raise UserError(
+        f'{label}: neither a folder nor a zip file' if root.exists() else f'{label}: not found'
+    )
 
 
 def _with_slashes(name: str) -> str:
-    """The name of a file in a zip file as a path of our own: some are made with backslashes, or
-    begin with './'.
-    """
+    """The path of a file in a zip file with slashes, and without './' at its beginning."""
     return '/'.join(part for part in name.replace('\\', '/').split('/') if part not in ('', '.'))
 
 
 def _files(root) -> dict[str, str]:
-    """{name: real path} of the files below a folder, links followed, every real file once.
+    """{path below the folder: real path} of the files below a folder, each real file once.
 
-    A file that is reached in several ways has the name without links, if there is one, else the
-    first that is found. A link to a folder that it lies in leads nowhere.
+    Links are followed. A file that is reached in several ways has the path without links if there
+    is one, else the first that is found. Links to a folder that contains them are ignored.
     """
     found, links, seen = {}, [], set()
     top = os.path.realpath(root)
@@ -108,11 +156,7 @@ def _files(root) -> dict[str, str]:
         if place in seen:
             continue
         seen.add(place)
-        try:
-            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(f'{place} cannot be read: {error.strerror}') from error
-        for entry in entries:
+        for entry in _entries(place):
             if entry.is_symlink():
                 links.append((prefix + entry.name, os.path.realpath(entry.path)))
             elif entry.is_dir():
@@ -122,10 +166,15 @@ def _files(root) -> dict[str, str]:
     return {name: place for place, name in found.items()}
 
 
-def _pictures_among(names, called: str) -> list[str]:
-    """Those of the names that end as pictures do, sorted. How many others there are is logged once,
-    by their endings, without the files that operating systems leave behind.
-    """
+def _entries(folder: str) -> list[os.DirEntry]:
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f'{folder} cannot be read: {error.strerror}') from error
+
+
+def _pictures_among(names) -> tuple[list[str], collections.Counter]:
+    """The names that end as pictures do, sorted, and the number of other files by their ending."""
     found, others = [], collections.Counter()
     for name in sorted(names):
         parts = name.lower().split('/')
@@ -137,9 +186,4 @@ def _pictures_among(names, called: str) -> list[str]:
             found.append(name)
         else:
             others[pathlib.PurePosixPath(parts[-1]).suffix or 'without an ending'] += 1
-    if others and found:
-        warn_once(
-            f'Left out {others.total()} files of {called} that are not read as pictures: '
-            f'{", ".join(f"{count} {ending}" for ending, count in others.most_common(20))}.'
-        )
-    return found
+    return found, others

@@ -1,31 +1,41 @@
-"""TensorFlow Datasets."""
+"""Data sets of TensorFlow Datasets (TFDS), and the crops of the published ones.
+
+The files that TFDS has prepared are read by index, without its pipelines. Images are decoded with
+Pillow; those of CelebA and LSUN with TensorFlow's decoder and filters, which the published
+statistics were made with.
+"""
 
 import os
 import pathlib
 import socket
 import urllib.request
+from collections.abc import Callable
 
 import numpy as np
 
-from data.images import Damaged, Streamed, image_shape
-from data.pictures import pictures
+from data.images import Streamed, UnreadableImage, image_shape, reason
+from data.pictures import PictureDecoder
 from data.tfrecords import Records, example_parser
 from runtime.errors import UserError
 from runtime.tensorflow import tensorflow
 
 
 def require_network(host: str = 'storage.googleapis.com'):
-    """Raise OSError if `host` cannot be resolved and there is no proxy: a download would try for
-    minutes.
+    """Raise OSError if `host` cannot be resolved and there is no proxy.
 
-    The default is where TFDS looks first, for any data set.
+    Without this check a download would try for minutes. The default host is the first that TFDS
+    asks for any data set.
     """
     if not urllib.request.getproxies():
         socket.getaddrinfo(host, 443)
 
 
-def tfds_builder(config, name: str):
-    """The builder of a TFDS data set, downloaded and prepared; UserError where that cannot be."""
+def get_builder(config, name: str):
+    """Return the builder of a TFDS data set, downloaded and prepared.
+
+    Raises:
+        UserError: if the data set is not there and cannot be downloaded.
+    """
     tensorflow()
     import tensorflow_datasets as tfds
 
@@ -36,72 +46,51 @@ def tfds_builder(config, name: str):
             require_network()
         builder.download_and_prepare()
     except Exception as error:  # whatever TFDS or the network raises, the remedy is the same
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f'config.data.dataset={config.data.dataset!r} is not prepared in '
-            'config.data.tfds_dir='
-            f'{directory or "the default directory of TFDS"!r} and could not be '
-            f'downloaded: {reason[0]}. Set data.tfds_dir '
-            'to a folder where TFDS has prepared it, or give your own copy as '
-            'data.path with data.dataset=NPZ (arrays) or '
+            f'config.data.tfds_dir={directory or "the default directory of TFDS"!r} and could not '
+            f'be downloaded: {reason(error)}. Set data.tfds_dir to a folder where TFDS has '
+            'prepared it, or give your own copy as data.path with data.dataset=NPZ (arrays) or '
             'FOLDER (pictures)'
         ) from error
     return builder
 
 
-def tfds(config, split: str, name: str, prepare=None, splits=('train', 'test')) -> Streamed:
-    """Return a split of a TFDS data set: its feature 'image', and its feature 'label' if that is a
-    whole number, else label 0.
+def load(
+    config,
+    split: str,
+    name: str,
+    prepare: Callable | None = None,
+    splits: tuple[str, str] = ('train', 'test'),
+) -> Streamed:
+    """Return a split of a TFDS data set.
+
+    Images are the feature 'image', labels the feature 'label' if it is a whole number, else 0.
 
     Args:
         config: The completed config.
         split: 'train' or 'test'.
         name: The name of the data set in TFDS.
         prepare: `prepare(image, size)` brings TensorFlow images to their size. Default: see
-            `pictures`.
+            `PictureDecoder`.
         splits: The names of 'train' and 'test' in TFDS.
 
     Raises:
         UserError: if the data set is not there and cannot be downloaded, or has no such split, or
             no images.
     """
-    data, builder = config.data, tfds_builder(config, name)
-    split, features = dict(zip(('train', 'test'), splits))[split], builder.info.features
-    if split not in builder.info.splits:
-        raise UserError(
-            f'config.data.dataset={data.dataset!r} needs a split {split!r}: TFDS has '
-            f'{", ".join(builder.info.splits)}. '
-            'Save its images as an NPZ file or in folders, and set '
-            'config.data.dataset=NPZ or FOLDER'
-        )
-    if 'image' not in features or len(features['image'].shape or ()) != 3:
-        raise UserError(
-            f"config.data.dataset={data.dataset!r} needs a feature 'image' of shape "
-            f'(H, W, C): TFDS has {", ".join(features)}. '
-            'Save its images as an NPZ file or in folders, and set '
-            'config.data.dataset=NPZ or FOLDER'
-        )
+    data, builder = config.data, get_builder(config, name)
+    split = dict(zip(('train', 'test'), splits))[split]
+    features = builder.info.features
+    _check(data, builder.info, split)
     labelled = (
         'label' in features
         and features['label'].shape == ()
         and np.issubdtype(features['label'].np_dtype, np.integer)
     )
-    info = builder.info.splits[split]
-    if builder.info.file_format.value == 'tfrecord':
-        records = Records(info.filepaths)
-        name_of = records.name
-    else:  # array_record is the other format that is read by index
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        records = ArrayRecordDataSource([os.fspath(path) for path in info.filepaths])
-
-        def name_of(i):
-            return f'{info.filepaths[0].parent}: record {i}'
-
-    parse, to_picture = (
-        example_parser(),
-        tf_pictures(prepare, data.image_size) if prepare else pictures(data),
-    )
+    records, name_of = _records(builder.info, split)
+    parse = example_parser()
+    to_picture = tensorflow_decoder(prepare, data.image_size) if prepare else PictureDecoder(data)
 
     def decode(i):
         example = parse(records[i])
@@ -118,60 +107,89 @@ def tfds(config, split: str, name: str, prepare=None, splits=('train', 'test')) 
     )
 
 
-def tf_pictures(prepare, size: int):
-    """The same with TensorFlow's decoder and filters, which the statistics of the published data
-    sets were made with.
-    """
+def _check(data, info, split: str):
+    """Raise UserError if a data set has no such split or no images."""
+    remedy = (
+        'Save its images as an NPZ file or in folders, and set config.data.dataset=NPZ or FOLDER'
+    )
+    if split not in info.splits:
+        raise UserError(
+            f'config.data.dataset={data.dataset!r} needs a split {split!r}: TFDS has '
+            f'{", ".join(info.splits)}. {remedy}'
+        )
+    if 'image' not in info.features or len(info.features['image'].shape or ()) != 3:
+        raise UserError(
+            f"config.data.dataset={data.dataset!r} needs a feature 'image' of shape (H, W, C): "
+            f'TFDS has {", ".join(info.features)}. {remedy}'
+        )
+
+
+def _records(info, split: str) -> tuple:
+    """The records of a split by index, and a function from an index to their place, for errors."""
+    paths = info.splits[split].filepaths
+    if info.file_format.value == 'tfrecord':
+        records = Records(paths)
+        return records, records.name
+    # array_record is the other format that is read by index
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    records = ArrayRecordDataSource([os.fspath(path) for path in paths])
+    return records, lambda i: f'{paths[0].parent}: record {i}'
+
+
+def tensorflow_decoder(prepare: Callable, size: int) -> Callable[[bytes], np.ndarray]:
+    """Return a function from the bytes of a picture to (H, W, 3), uint8, with TensorFlow."""
     tf = tensorflow()
 
     def decode(content):
         try:
             image = tf.io.decode_image(content, channels=3, expand_animations=False)
         except Exception as error:  # TensorFlow's decoders raise errors of several kinds
-            raise Damaged('holds no picture that can be decoded') from error
+            raise UnreadableImage('holds no picture that can be decoded') from error
         return np.clip(np.round(prepare(image, size).numpy()), 0, 255).astype(np.uint8)
 
     return decode
 
 
 def central_crop(image, size: int):
-    """The middle `size` x `size` pixels of a TensorFlow image (H, W, C)."""
+    """Return the middle `size` x `size` pixels of an image (H, W, C) of TensorFlow or NumPy."""
     height, width = _sides(image)
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
 
 
 def crop_resize(image, resolution: int):
-    """The middle square of a TensorFlow image (H, W, C), resized to `resolution` by antialiased
-    bicubic filtering, as uint8.
+    """Return the middle square of a TensorFlow image (H, W, C), resized to `resolution`, as uint8.
+
+    The filter is bicubic and antialiased.
     """
     tf = tensorflow()
     height, width = _sides(image)
-    square = central_crop(
-        image, min(height, width) if isinstance(height, int) else tf.minimum(height, width)
-    )
+    side = min(height, width) if isinstance(height, int) else tf.minimum(height, width)
     resized = tf.image.resize(
-        square, (resolution, resolution), antialias=True, method=tf.image.ResizeMethod.BICUBIC
+        central_crop(image, side),
+        (resolution, resolution),
+        antialias=True,
+        method=tf.image.ResizeMethod.BICUBIC,
     )
     return tf.cast(tf.clip_by_value(resized, 0, 255), tf.uint8)  # bicubic filters overshoot
 
 
 def resize_small(image, resolution: int):
-    """A TensorFlow image (H, W, C), resized so that its shorter side is `resolution`; float32."""
+    """Resize a TensorFlow image (H, W, C) so that its shorter side is `resolution`; float32."""
     tf = tensorflow()
     sides = tf.cast(tf.stack(_sides(image)), tf.float32)
     new = tf.cast(tf.round(sides * (resolution / tf.reduce_min(sides))), tf.int32)
     return tf.image.resize(image, new, antialias=True)
 
 
-def _sides(image):
-    """Height and width: numbers where they are known, tensors inside a graph where they are not."""
+def _sides(image) -> tuple:
+    """Height and width: numbers if they are known, tensors if not, as inside a graph."""
     height, width = image.shape[:2]
-    return (
-        (height, width)
-        if height and width
-        else tuple(tensorflow().shape(image)[:2][k] for k in range(2))
-    )
+    if height and width:
+        return height, width
+    sides = tensorflow().shape(image)
+    return sides[0], sides[1]
 
 
 def celeba_crop(image, size: int):
@@ -180,9 +198,11 @@ def celeba_crop(image, size: int):
 
 
 def lsun_crop(image, size: int):
-    """LSUN: at 128 pixels reduced, then cropped; otherwise the middle square, resized by a bicubic
-    filter.
+    """LSUN as in the paper's configs.
+
+    At 128 pixels images are reduced, then cropped; otherwise the middle square is resized by a
+    bicubic filter.
     """
-    return (
-        central_crop(resize_small(image, size), size) if size == 128 else crop_resize(image, size)
-    )
+    if size == 128:
+        return central_crop(resize_small(image, size), size)
+    return crop_resize(image, size)

@@ -6,24 +6,23 @@ from runtime.errors import UserError
 
 
 def to_tensor(batch: dict, config, scaler) -> torch.Tensor:
-    """The images of a batch as networks see them: (B, C, H, W) on the config's device."""
-    return scaler(
-        to_device(torch.from_numpy(batch['image']).permute(0, 3, 1, 2).contiguous(), config.device)
-    )
+    """Return the images of a batch as networks see them: (B, C, H, W) on the config's device."""
+    images = torch.from_numpy(batch['image']).permute(0, 3, 1, 2).contiguous()
+    return scaler(to_device(images, config.device))
 
 
 def to_device(x: torch.Tensor, device) -> torch.Tensor:
-    """`x` on the device, which the host does not wait for."""
-    return (
-        x.pin_memory().to(device, non_blocking=True)
-        if torch.device(device).type == 'cuda'
-        else x.to(device)
-    )
+    """Copy `x` to the device, without waiting for a GPU."""
+    if torch.device(device).type == 'cuda':
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def get_classes(batch: dict, config) -> dict[str, torch.Tensor]:
-    """{'classes': (B,)} for networks that know classes, {} for others; UserError for a label beyond
-    `model.num_classes`.
+    """Return {'classes': (B,)} for networks that know classes, {} for others.
+
+    Raises:
+        UserError: if a label is not below `model.num_classes`.
     """
     number = config.model.num_classes
     if not number:

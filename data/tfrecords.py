@@ -1,21 +1,25 @@
-"""TFRecord files."""
+"""TFRecord files: their records by index, and the images of FFHQ and CelebA-HQ in them."""
 
 import glob
 import os
+from collections.abc import Callable
 
 import numpy as np
 
-from data.images import Damaged, Streamed, image_shape
+from data.images import Streamed, UnreadableImage, image_shape
 from runtime.errors import UserError
 from runtime.tensorflow import tensorflow
 
 
 class Records:
-    """The records of TFRecord files, by index: each is length (8 bytes), its checksum (4), the
-    bytes, their checksum (4).
+    """The records of TFRecord files, by index.
 
-    Where a length is damaged, the next record is looked for within SEARCH bytes, and what lies
-    between counts as one damaged record.
+    A record is its length (8 bytes), the checksum of the length (4), the content, and the checksum
+    of the content (4). After a corrupt length the next record is searched within SEARCH bytes, and
+    the bytes between count as one unreadable record.
+
+    Raises:
+        UserError: if no record begins where one should, and none follows within SEARCH bytes.
     """
 
     SEARCH = 2**24
@@ -28,35 +32,30 @@ class Records:
                 while position < end:
                     length = _length(os.pread(file.fileno(), 12, position))
                     places.append((k, position, -1 if length is None else length))
-                    position = (
-                        self._next(file, position, end)
-                        if length is None
-                        else position + 16 + length
-                    )
-        self.places = np.array(places, np.int64).reshape(-1, 3)
+                    if length is None:
+                        position = self._next(file, position, end)
+                    else:
+                        position += 16 + length
+        self.places = np.array(places, np.int64).reshape(-1, 3)  # file, position, length
 
-    def _next(self, file, damaged: int, end: int) -> int:
-        """Where the record behind a damaged one begins, or the end of the file."""
-        content = os.pread(file.fileno(), self.SEARCH, damaged)
-        found = next(
-            (
-                damaged + k
-                for k in range(1, len(content) - 11)
-                if _length(content[k : k + 12]) is not None
-            ),
-            None,
-        )
-        if found is None and (damaged == 0 or damaged + len(content) < end):
+    def _next(self, file, corrupt: int, end: int) -> int:
+        """Where the record after a corrupt one begins, or the end of the file."""
+        content = os.pread(file.fileno(), self.SEARCH, corrupt)
+        for k in range(1, len(content) - 11):
+            if _length(content[k : k + 12]) is not None:
+                return corrupt + k
+        if corrupt == 0 or corrupt + len(content) < end:
             raise UserError(
-                f'{file.name}: at byte {damaged} no record begins; the file is damaged '
-                'there or no TFRecord file'
+                f'{file.name}: at byte {corrupt} no record begins; the file is corrupt there or '
+                'no TFRecord file'
             )
-        return found or end
+        return end
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.places)
 
     def name(self, i: int) -> str:
+        """Where a record is, for errors."""
         k, position, _ = self.places[i]
         record = i - np.searchsorted(self.places[:, 0], k)
         return f'{self.paths[k]}: record {record}, at byte {position},'
@@ -64,36 +63,34 @@ class Records:
     def __getitem__(self, i: int) -> bytes:
         k, position, length = map(int, self.places[i])
         if length < 0:
-            raise Damaged('has no valid length')
-        # opened anew: sets of hundreds of files would exhaust the descriptors
+            raise UnreadableImage('has no valid length')
+        # opened for each record: sets of hundreds of files would exhaust the descriptors
         with open(self.paths[k], 'rb', buffering=0) as file:
             content = os.pread(file.fileno(), length + 4, position + 12)
         if len(content) < length + 4:
-            raise Damaged('is cut short')
+            raise UnreadableImage('is cut short')
         if checksum(content[:-4]) != content[-4:]:
-            raise Damaged('does not match its checksum')
+            raise UnreadableImage('does not match its checksum')
         return content[:-4]
 
 
 def _length(header: bytes) -> int | None:
-    """The length of the record that a header of 12 bytes begins, or None where it begins none."""
-    return (
-        int.from_bytes(header[:8], 'little')
-        if len(header) == 12 and checksum(header[:8]) == header[8:]
-        else None
-    )
+    """The length of the record that begins with these 12 bytes, or None if none does."""
+    if len(header) < 12 or checksum(header[:8]) != header[8:]:
+        return None
+    return int.from_bytes(header[:8], 'little')
 
 
 def checksum(content: bytes) -> bytes:
-    """CRC-32C, rotated and offset, as TFRecord files have it."""
+    """CRC-32C, rotated and offset, as TFRecord files have it (4 bytes)."""
     import google_crc32c
 
     crc = google_crc32c.value(content)
     return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, 'little')
 
 
-def example_parser():
-    """A function from the bytes of a tf.train.Example to its features."""
+def example_parser() -> Callable:
+    """Return a function from the bytes of a tf.train.Example to its features by name."""
     tensorflow()
     from google.protobuf.message import DecodeError
     from tensorflow.core.example.example_pb2 import Example
@@ -102,14 +99,15 @@ def example_parser():
         try:
             return Example.FromString(record).features.feature
         except DecodeError as error:
-            raise Damaged('is no tf.train.Example') from error
+            raise UnreadableImage('is no tf.train.Example') from error
 
     return parse
 
 
-def tfrecords(config, split: str) -> Streamed:
-    """FFHQ and CelebA-HQ as the TFRecord files of StyleGAN: 'shape' int64[3] and 'data', raw bytes
-    (C, H, W). One set for both splits.
+def load(config, split: str) -> Streamed:
+    """Return FFHQ or CelebA-HQ from the TFRecord files of StyleGAN; both splits are the same.
+
+    A record has 'shape', int64[3], and 'data', the raw bytes (C, H, W).
     """
     data = config.data
     paths = sorted(glob.glob(os.path.expanduser(data.tfrecords_path)))
@@ -117,20 +115,15 @@ def tfrecords(config, split: str) -> Streamed:
         raise UserError(
             f'config.data.tfrecords_path={data.tfrecords_path!r}: there is no such file'
         )
-    records, parse, expected = (
-        Records(paths),
-        example_parser(),
-        [data.num_channels, data.image_size, data.image_size],
-    )
+    records, parse = Records(paths), example_parser()
+    expected = [data.num_channels, data.image_size, data.image_size]
 
     def decode(i):
         features = parse(records[i])
-        shape, content = (
-            list(features['shape'].int64_list.value),
-            b''.join(features['data'].bytes_list.value),
-        )
+        shape = list(features['shape'].int64_list.value)
+        content = b''.join(features['data'].bytes_list.value)
         if len(shape) != 3 or np.prod(shape) != len(content):
-            raise Damaged(f"holds {len(content)} bytes of 'data' for a 'shape' of {shape}")
+            raise UnreadableImage(f"holds {len(content)} bytes of 'data' for a 'shape' of {shape}")
         if shape != expected:
             raise UserError(
                 f'has shape {shape}, the config asks for {expected}: take the file of '

@@ -1,12 +1,12 @@
-"""CIFAR-10, SVHN, MNIST, Fashion-MNIST and CelebA from the files of their authors, through
-torchvision: TensorFlow is not needed.
+"""CIFAR-10, SVHN, MNIST, Fashion-MNIST and CelebA through torchvision, without TensorFlow.
 
-    Source(functools.partial(torchvision_sets.load, name='CIFAR10'))          # see datasets.py
+    torchvision_sets.load(config, 'train', name='CIFAR10')
 
-The files lie in the folder `data.path`, as torchvision arranges them ('cifar-10-batches-py',
-'MNIST/raw', 'train_32x32.mat', ...); those that are missing are downloaded there. Images and splits
-are those of TensorFlow Datasets, in the order of the files. CelebA alone differs by up to a few
-grey levels (0.9 on average): Pillow decodes JPEG exactly, TensorFlow with its fast integer DCT.
+The files of the authors are in the folder `data.path`, as torchvision arranges them
+('cifar-10-batches-py', 'MNIST/raw', 'train_32x32.mat', ...). Those that are missing are downloaded.
+Images and splits are those of TensorFlow Datasets, in the order of the files. Only CelebA differs,
+by up to a few grey levels (0.9 on average): Pillow decodes JPEG exactly, TensorFlow with its fast
+integer DCT.
 """
 
 import io
@@ -16,12 +16,11 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from data.images import Damaged, Images, Streamed
+from data.images import Images, Streamed, UnreadableImage, image_shape, reason
 from data.tensorflow_sets import central_crop, require_network
 from runtime.errors import UserError
 
-# Of each data set: its class in torchvision, the host of its files, and the folder or files in the
-# root folder.
+# {name: (class in torchvision, host of the files, files in the root folder)}
 SETS = {
     'CIFAR10': ('CIFAR10', 'www.cs.toronto.edu', 'cifar-10-batches-py'),
     'SVHN': ('SVHN', 'ufldl.stanford.edu', 'train_32x32.mat and test_32x32.mat'),
@@ -36,9 +35,7 @@ SETS = {
 
 
 def root(data) -> pathlib.Path:
-    """Return the folder of the files: `data.path`, by default `$TORCH_HOME/datasets`, which is
-    `~/.cache/torch/datasets`.
-    """
+    """Return the folder of the files: `data.path`, by default `$TORCH_HOME/datasets`."""
     home = os.environ.get('TORCH_HOME') or '~/.cache/torch'
     return pathlib.Path(data.path or os.path.join(home, 'datasets')).expanduser()
 
@@ -59,11 +56,12 @@ def load(config, split: str, name: str) -> Images | Streamed:
     if name == 'CELEBA':
         return _celeba(found, config.data)
     images = np.asarray(found.data)
-    images = (
-        images.transpose(0, 2, 3, 1) if name == 'SVHN' else images.reshape(*images.shape[:3], -1)
-    )
-    labels = np.asarray(found.labels if name == 'SVHN' else found.targets).astype(np.int64)
-    # of MNIST and SVHN labels are digits
+    if name == 'SVHN':
+        images, labels = images.transpose(0, 2, 3, 1), found.labels
+    else:
+        images, labels = images.reshape(*images.shape[:3], -1), found.targets
+    labels = np.asarray(labels).astype(np.int64)
+    # the labels of MNIST and SVHN are digits
     classes = tuple(found.classes) if name in ('CIFAR10', 'FASHIONMNIST') else ()
     return Images(np.ascontiguousarray(images), labels, classes=classes)
 
@@ -80,11 +78,12 @@ def _torchvision(name: str, split: str, data):
             f'folder that contains {files}. '
             'For arrays in an NPZ file set config.data.dataset=NPZ'
         )
-    which = (
-        dict(train=split == 'train')
-        if name not in ('SVHN', 'CELEBA')
-        else dict(split='valid' if name == 'CELEBA' and split == 'test' else split)
-    )
+    if name == 'CELEBA':
+        which = dict(split='train' if split == 'train' else 'valid')
+    elif name == 'SVHN':
+        which = dict(split=split)
+    else:
+        which = dict(train=split == 'train')
     make = getattr(torchvision.datasets, kind)
     try:
         try:
@@ -94,10 +93,9 @@ def _torchvision(name: str, split: str, data):
             require_network(host)
             return make(folder, download=True, **which)
     except Exception as error:  # whatever torchvision or the network raises, the remedy is the same
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f'config.data.dataset={data.dataset!r}: could not read or download {files} '
-            f'in {folder}: {reason[0]}. Copy these '
+            f'in {folder}: {reason(error)}. Copy these '
             'files there or set config.data.path to their folder; for a copy in '
             'another format set config.data.dataset to NPZ '
             '(arrays) or FOLDER (pictures)'
@@ -111,27 +109,26 @@ def _celeba(found, data) -> Streamed:
         from PIL import Image
 
         try:
-            picture = np.asarray(
-                Image.open(io.BytesIO((folder / found.filename[i]).read_bytes())).convert('RGB')
-            )
+            content = (folder / found.filename[i]).read_bytes()
+            picture = np.asarray(Image.open(io.BytesIO(content)).convert('RGB'))
         except Exception as error:  # Pillow's decoders raise errors of many kinds
-            raise Damaged(f'cannot be read: {error}') from error
+            raise UnreadableImage(f'cannot be read: {reason(error)}') from error
         return celeba_crop(picture, data.image_size), 0
 
     return Streamed(
         decode,
         len(found.filename),
-        (data.image_size, data.image_size, 3),
+        image_shape(data),
         lambda i: str(folder / found.filename[i]),
         data.on_error,
     )
 
 
 def celeba_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Return the middle 140 x 140 pixels of a picture (H, W, 3), resized to `size` x `size` by an
-    antialiased linear filter, as uint8.
+    """Return the middle 140 x 140 pixels of a picture (H, W, 3), resized to `size`, as uint8.
 
-    The result is that of `tensorflow_sets.celeba_crop`, which needs TensorFlow, once rounded.
+    The filter is linear and antialiased. The result is that of `tensorflow_sets.celeba_crop`, which
+    needs TensorFlow, rounded.
     """
     from PIL import Image
 

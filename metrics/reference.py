@@ -13,7 +13,7 @@ from absl import logging
 
 import datasets
 from configs.defaults import complete
-from data.images import get_classes
+from data.images import class_names
 from data.levels import to_8_bits
 from metrics.distances import Statistics, statistics
 from metrics.extractors import Extractor
@@ -100,7 +100,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     protocol = statistics_protocol(config, extractor, split) | dict(
         n=n, dimensions=features.shape[1]
     )
-    if classes := get_classes(images):
+    if classes := class_names(images):
         protocol['classes'] = classes
     results.save(path, protocol, pool_3=features)
     path.with_suffix('.json').write_text(json.dumps(protocol, indent=1) + '\n')

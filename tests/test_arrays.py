@@ -213,7 +213,7 @@ def test_arrays_of_16_bits(tmp_path, caplog):
         everything(config)
 
 
-def test_damaged_arrays_are_told_in_one_sentence(tmp_path):
+def test_corrupt_arrays_are_told_in_one_sentence(tmp_path):
     """Bytes of an npz file changed at random: whatever NumPy raises is a UserError."""
     np.savez(tmp_path / 'a.npz', images=crops(9, 8), labels=np.arange(9))
     whole, rng, told = (tmp_path / 'a.npz').read_bytes(), np.random.default_rng(0), 0

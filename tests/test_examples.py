@@ -39,7 +39,6 @@ def unregistered(monkeypatch):
     for registry in REGISTRIES:
         monkeypatch.setattr(registry, '_classes', dict(registry._classes))
     monkeypatch.setattr(datasets, 'SOURCES', dict(datasets.SOURCES))
-    monkeypatch.setattr(datasets, 'OWN', set(datasets.OWN))
     monkeypatch.setattr(control, 'TASKS', dict(control.TASKS))
 
 
@@ -430,7 +429,7 @@ def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
         datasets.register_dataset(lambda config, split: None, name='flat')
     with pytest.raises(
         UserError,
-        match="the data set name 'DIGITS' is taken by data.digits.digits: choose another",
+        match="the data set name 'DIGITS' is taken by data.digits.load: choose another",
     ):
         datasets.register_dataset(flat, name='digits')
 

@@ -74,7 +74,7 @@ def test_a_fraction_is_held_out(tmp_path):
     )
 
 
-def test_zip_file_is_as_good_as_a_folder_and_its_damage_is_named(tmp_path):
+def test_zip_file_is_as_good_as_a_folder_and_corruption_is_named(tmp_path):
     path, archive = folder(tmp_path / 'set', crops(9, 8), 'c{0}.png'), tmp_path / 'set.zip'
     with zipfile.ZipFile(archive, 'w') as file:
         for picture in (tmp_path / 'set').iterdir():
@@ -155,7 +155,7 @@ def test_a_set_without_a_readable_picture_is_an_error(tmp_path):
         )
 
 
-def test_a_broken_link_is_a_damaged_picture(tmp_path):
+def test_a_broken_link_is_a_corrupt_picture(tmp_path):
     path = folder(tmp_path / 'a', crops(2, 16))
     (tmp_path / 'a' / 'gone.png').symlink_to(tmp_path / 'nowhere.png')
     assert (
@@ -189,11 +189,14 @@ def test_all_formats_are_read_and_what_is_left_out_is_counted(tmp_path, caplog):
         '__MACOSX/a.txt',
     ):
         (tmp_path / name).write_text('no picture')
-    found, _ = everything(config_of('FOLDER', 16, path=str(tmp_path), test_fraction=0.0))
+    config = config_of('FOLDER', 16, path=str(tmp_path), test_fraction=0.0)
+    found, _ = everything(config)
+    everything(config, 'test')
+    digest(config.data.path)
     assert contents(found) == contents(
         [*images[:4], np.asarray(frames[0].convert('RGB')), images[5]]
     )
-    # once, for both splits
+    # once, for both splits and the digest
     (line,) = (
         record.getMessage() for record in caplog.records if 'Left out' in record.getMessage()
     )
@@ -245,7 +248,7 @@ def test_splits_and_classes_are_found_in_every_arrangement(tmp_path, names, stra
         found, labels = everything(config, split)
         assert contents(found) == contents(expected) and sorted(labels) == [0, 1]
         assert all(np.array_equal(found[labels == k][0], expected[k]) for k in (0, 1))
-    assert has_test_set(config) and datasets.get_split(config, 'train').classes == (
+    assert has_test_set(path) and datasets.get_split(config, 'train').classes == (
         'cats',
         'dogs',
     )

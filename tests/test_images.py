@@ -7,14 +7,14 @@ import pytest
 
 import datasets
 from data.batches import Batches
-from data.images import Damaged, Images, Streamed
+from data.images import Images, Streamed, UnreadableImage
 from data.inspection import largest_distance
 from image_files import config_of, contents, crops, cut, folder, in_levels, save
 from runtime.errors import UserError
 
 
 @pytest.mark.parametrize('memory_gib', [0.0, 4.0])
-def test_damaged_pictures_are_fatal_or_skipped_and_counted(tmp_path, memory_gib, caplog):
+def test_corrupt_pictures_are_fatal_or_skipped_and_counted(tmp_path, memory_gib, caplog):
     images = crops(12, 16)
     config = config_of(
         'FOLDER',
@@ -44,23 +44,23 @@ def test_damaged_pictures_are_fatal_or_skipped_and_counted(tmp_path, memory_gib,
         # once for each split that is decoded
         assert sum(name in line for line in lines) == (1 if memory_gib == 0 else 2)
     assert any('4 of 13 images so far' in line for line in lines)
-    # in a streamed batch, others take the places of the damaged ones
+    # in a streamed batch, others take the places of the unreadable ones
     size = config.training.batch_size = 13 if memory_gib == 0 else 9
     batch = in_levels([next(iter(datasets.get_dataset(config)[0]))])
     assert len(batch) == size and set(contents(batch)) == set(contents(shown))
 
 
-def test_batches_of_nothing_but_damage():
+def test_batches_of_nothing_but_unreadable_images():
     """A pass leaves them out; in training they are an error."""
 
     def decode(i):
         if i >= 4:
-            raise Damaged('is damaged')
+            raise UnreadableImage('is corrupt')
         return np.full((2, 2, 1), i, np.uint8), i
 
     source = Streamed(decode, 6, (2, 2, 1), 'number {}'.format, 'skip')
     assert [list(batch['label']) for batch in Batches(source, 2)] == [[0, 1], [2, 3]]
-    assert source.damaged == {4, 5}
+    assert source.skipped == {4, 5}
     with pytest.raises(UserError, match='not one of the 2 images'):
         Batches(source, 2, start=0).batch(2)
 

@@ -13,7 +13,7 @@ from torch import nn
 import losses
 from conftest import load_config
 from losses import (
-    get_classifier_loss_fn,
+    NoisyCrossEntropy,
     get_classifier_step_fn,
     get_ddpm_loss_fn,
     get_loss_fn,
@@ -651,7 +651,7 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy_by_hand(sde):
 
     x, classes, n = planar_mixture().sample(64), torch.arange(64) % 3, 64
     torch.manual_seed(0)
-    loss = get_classifier_loss_fn(sde, train=False)(classify, x, classes)
+    loss = NoisyCrossEntropy(sde, train=False)(classify, x, classes)
     torch.manual_seed(0)
     t, z = (
         torch.rand(n, dtype=torch.float64) * (1 - 1e-5) + 1e-5,
@@ -676,7 +676,7 @@ def test_the_loss_of_a_classifier_is_least_at_the_exact_one(sde):
         lambda x, labels: 0.75 * exact(x, labels),
         lambda x, labels: exact(x, labels) + torch.tensor([0.3, 0.0, 0.0]),
     ]
-    loss_fn, excess = get_classifier_loss_fn(sde, train=False, eps=EPS), [[] for _ in others]
+    loss_fn, excess = NoisyCrossEntropy(sde, train=False, eps=EPS), [[] for _ in others]
     for i in range(40):
         k = torch.multinomial(
             target.weights,
@@ -709,7 +709,7 @@ def test_times_of_a_classifier_reach_down_to_eps(sde):
             return x
 
     for train, settings in ((True, {}), (False, dict(eps=0.5))):
-        get_classifier_loss_fn(sde, train, **settings)(
+        NoisyCrossEntropy(sde, train, **settings)(
             Recording(), torch.zeros(n, 2, dtype=torch.float64), torch.zeros(n).long()
         )
         labels, training = seen.pop()

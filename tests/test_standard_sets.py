@@ -174,7 +174,7 @@ def test_celeba_is_reduced_as_by_tensorflow(celeba):
     assert np.abs(ours - theirs).max() < 0.501  # rounded, of sums in float32
 
 
-def test_a_damaged_picture_of_celeba_is_named_or_skipped(celeba, tmp_path):
+def test_a_corrupt_picture_of_celeba_is_named_or_skipped(celeba, tmp_path):
     config, images = celeba
     (tmp_path / 'celeba' / 'img_align_celeba' / '000002.jpg').write_bytes(b'nothing')
     with pytest.raises(

@@ -10,8 +10,8 @@ from PIL import Image
 import datasets
 from configs.vp import cifar10_ddpmpp_continuous
 from data import tensorflow_sets
-from data.images import Damaged
-from data.tensorflow_sets import celeba_crop, tf_pictures
+from data.images import UnreadableImage
+from data.tensorflow_sets import celeba_crop, tensorflow_decoder
 from image_files import config_of, crops, everything
 from runtime.errors import UserError
 from runtime.tensorflow import tensorflow
@@ -125,17 +125,17 @@ def test_crop_resize_works_inside_a_map_over_images_of_unknown_size():
         )
 
 
-def test_tensorflow_sees_no_gpu_and_its_decoder_names_damage(monkeypatch):
+def test_tensorflow_sees_no_gpu_and_its_decoder_names_corrupt_pictures(monkeypatch):
     tf, calls = tensorflow(), []
     assert tf.config.get_visible_devices('GPU') == []
     monkeypatch.setattr(tf.config, 'set_visible_devices', lambda *given: calls.append(given))
     # also where there is no GPU to hide
     assert tensorflow.__wrapped__() is tf and calls == [([], 'GPU')]
-    decode = tf_pictures(celeba_crop, 64)
+    decode = tensorflow_decoder(celeba_crop, 64)
     whole = tf.io.encode_jpeg(crops(1, 218, 178)[0]).numpy()
     assert decode(whole).shape == (64, 64, 3)
     for content in (whole[:2000], b'', b'no picture'):
-        with pytest.raises(Damaged, match='no picture that can be decoded'):
+        with pytest.raises(UnreadableImage, match='no picture that can be decoded'):
             decode(content)
 
 

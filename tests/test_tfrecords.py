@@ -50,7 +50,7 @@ def test_tfrecords_hold_the_raw_images(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    'damage, message, lost',
+    'corrupt, message, lost',
     [
         (
             lambda path, at: flip_byte(path, at[4] + 500),
@@ -73,10 +73,10 @@ def test_tfrecords_hold_the_raw_images(tmp_path, name):
         ),
     ],
 )
-def test_damaged_records_are_named_by_file_and_byte(tmp_path, damage, message, lost):
+def test_corrupt_records_are_named_by_file_and_byte(tmp_path, corrupt, message, lost):
     images, path = crops(9, 16), tmp_path / 'r04.tfrecords'
     starts = tfrecord(path, images)
-    damage(path, starts)
+    corrupt(path, starts)
     config = config_of('FFHQ', 16, tfrecords_path=str(path), memory_gib=0.0)
     with pytest.raises(UserError, match='r04.tfrecords: ' + message.format(*starts)):
         everything(config)

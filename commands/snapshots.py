@@ -1,0 +1,92 @@
+"""What training does with the averaged weights at a snapshot: samples, or a classifier's accuracy.
+
+`save_*(config, state, step, workdir, writer)` is called by every process. Training that was stopped
+in it asks `has_*(workdir, step)` on resume whether it finished for that step.
+"""
+
+import numpy as np
+import torch
+from absl import logging
+
+import datasets
+import reports
+import sde_lib
+from commands import drawing, training_log
+from data.batches import Batches
+from data.tensors import get_classes, to_tensor
+from models.utils import get_model_fn, times_like
+from runtime import distributed
+from runtime.randomness import own_randomness
+from score_model import ScoreModel
+
+FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of T: times at which a classifier is tested
+
+
+def has_samples(workdir, step: int) -> bool:
+    """Whether `save_samples` finished for this step."""
+    return (workdir / 'samples' / f'iter_{step}' / 'sample.png').is_file()
+
+
+def save_samples(config, state, step: int, workdir, writer):
+    """Draw a batch of samples: `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
+    model, size = state['model'], config.training.batch_size
+    with state['ema'].applied_to(model.parameters()):
+        score_model = ScoreModel.from_config(config, model)
+        share = size // distributed.size()
+        parts = drawing.draw_all(score_model, ('snapshot', step), size, share)
+    if not distributed.is_main():
+        return
+    images = np.concatenate([part['samples'] for part in parts])
+    folder = workdir / 'samples' / f'iter_{step}'
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / 'sample.np', 'wb') as file:
+        np.save(file, images)
+    writer.add_image('samples', reports.save_grid(folder / 'sample.png', images), step)
+
+
+def has_accuracy(workdir, step: int) -> bool:
+    """Whether `log_accuracy` finished for this step, by the log."""
+    log = workdir / 'stdout.txt'
+    return not log.is_file() or f' step: {step}, accuracy' in log.read_text(errors='replace')
+
+
+def log_accuracy(config, state, step: int, workdir, writer):
+    """Log the accuracy of a classifier on the test set at several times; process 0 does it."""
+    if not distributed.is_main():
+        return
+    sde, model = sde_lib.get_sde(config), state['model']
+    times = [max(fraction * sde.T, sde.sampling_eps) for fraction in FRACTIONS]
+    with (
+        torch.no_grad(),
+        own_randomness(config.seed + step),
+        state['ema'].applied_to(model.parameters()),
+    ):
+        right = _right_answers(config, sde, get_model_fn(model, train=False), times)
+    accuracies = right.mean(0).tolist()
+    logging.info(
+        'step: %d, accuracy on %d test images %s',
+        step,
+        len(right),
+        ', '.join(f'at t={t:g}: {accuracy:.3f}' for t, accuracy in zip(times, accuracies)),
+    )
+    scalars = {f'accuracy/t={t:g}': accuracy for t, accuracy in zip(times, accuracies)}
+    training_log.write(writer, step, **scalars)
+
+
+def _right_answers(config, sde, classify, times) -> torch.Tensor:
+    """1.0 where the class of a noisy test image is found, else 0.0: (images, times)."""
+    batches = Batches(
+        datasets.get_split(config, 'test'),
+        config.eval.batch_size,
+        config.seed,
+        dequantize=config.data.uniform_dequantization,
+    )
+    scaler, right = datasets.get_data_scaler(config), []
+    for batch in batches:
+        x, classes = to_tensor(batch, config, scaler), get_classes(batch, config)['classes']
+        logits = [
+            classify(sde.perturb(x, times_like(x, t)), sde.network_label(times_like(x, t)))
+            for t in times
+        ]
+        right.append(torch.stack([part.argmax(1) == classes for part in logits], 1).float())
+    return torch.cat(right)
