@@ -1,11 +1,19 @@
-# `make quickstart` trains, evaluates and samples a small model; `make demo` draws samples of the models that come with the library; `make test`
-# checks everything; `make validate` checks checkpoints from end to end, the published ones or small ones (see `python -m validation --help`
-# for MODELS). All need Python >= 3.10 and nothing else. The first two install the core packages alone, without TensorFlow.
+# make quickstart   train, evaluate and sample a small model
+# make demo         draw samples of the models that come with the library
+# make test         lint and run all tests; make test-fast: without the slow ones and those that need TensorFlow
+# make durations    measure all tests and write the slow ones to tests/tiers.txt (ABOVE: seconds)
+# make coverage     run all tests and print the share of lines and branches that they run
+# make validate     check checkpoints from end to end (MODELS: see python -m validation --help)
+#
+# All need Python >= 3.10 and nothing else. The first two install the core packages only, without TensorFlow.
 PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART := --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/quickstart
 
-.PHONY: quickstart demo test validate
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+ABOVE ?= 2.5
+
+.PHONY: quickstart demo test test-fast durations coverage validate
 
 quickstart: .venv/core
 	$(BIN)/python main.py $(QUICKSTART) --mode train
@@ -18,7 +26,17 @@ demo: .venv/core
 
 test: .venv/all
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+	$(PYTEST)
+
+test-fast: .venv/all
+	$(BIN)/ruff check .
+	$(PYTEST) -m "not slow and not tensorflow" --limit 5
+
+durations: .venv/all
+	$(BIN)/python tests/tiers.py --write --above $(ABOVE) --numprocesses logical --maxprocesses 8 --dist worksteal
+
+coverage: .venv/all
+	$(PYTEST) --cov --cov-report=term
 
 validate: .venv/all
 	$(BIN)/python -m validation $(MODELS)

@@ -1,79 +1,28 @@
-"""Conditional samples from unconditional networks (Song et al. 2021, Secs. 5 and Appendix I), and
-from networks that know classes.
+"""Inpainting, colorization and class-conditional sampling under the names of the 2021 release.
 
-Of an image x_0 a linear measurement y = A x_0 is known (control/measurements.py; P is the
-projection on what y determines). A sampler's state is then made to agree, at every time that it
-comes to, with a draw of what is known:
+    inpainter = get_pc_inpainter(sde, predictor, corrector, inverse_scaler, snr=0.16, ...)
+    images = inpainter(model, data, mask)
 
-    x_t <- x_t - P x_t + P x~_t,    x~_t ~ p_t(x_t | x_0 = A^+ y),
-
-starting at the prior; after the last, noise-free step P x equals A^+ y. For inpainting A is a mask,
-for colorization the mean over the channels. The unknown part of x_t depends on y only through the
-score of the whole image, and the noise in x~_t hides most of y. Two options reduce this error; both
-are off by default because they take more time. `resample` repeats each step (Lugmayr et al. 2022)
-and is exact in the limit of many repetitions; `consistency` adds an estimate of the gradient of log
-p(y | x_t) (`measurement_guidance`).
-
-Class-conditional samples follow the score of p_t(x | c) (Eq. 14),
-grad log p_t(x) + grad log p_t(c | x). It comes from a classifier that was trained on noisy images,
-or from a class-conditional network. Either is passed to a sampler as `guidance`, a function that
-maps a score function to another score function.
+The functions build predictor-corrector samplers from the parts in `control`: a measurement with the
+projection onto it (Song et al. 2021, Appendix I), or the guidance of a classifier (Sec. 5). Use
+`control.sample_measured` for other samplers and measurements, and `score_model.ScoreModel` for
+trained models.
 """
 
-import dataclasses
+from collections.abc import Callable
 
 import torch
 
-from control.measurements import Grey, Mask, Measurement
+from control.guidance import check_labels, classifier_guidance
+from control.measurements import Grey, Mask
+from control.projection import sample_measured
 from models.score import Score
-from models.utils import get_model_fn, gradients
 from runtime.errors import UserError
 from sampling import Loop, Options, check, sample
-from sde_lib import expand
-
-
-def sample_measured(
-    model: Score,
-    measurement: Measurement,
-    y,
-    options: Options,
-    loop: Loop = Loop(),
-    consistency: float = 0.0,
-    device=None,
-):
-    """Draw images that agree with y = A x.
-
-    Args:
-        model: the score to follow, with its guidance.
-        measurement: A.
-        y: measured of images (B, C, H, W) as the network sees them.
-        options: the method and its settings; not 'ode', within whose steps nothing can be imposed.
-            With `noise_removal` the images agree with y exactly.
-        loop: `resample`, `jump` and a callback.
-        consistency: the weight of `measurement_guidance`, which differentiates every network
-            evaluation.
-        device: where to sample; None: the device of the network.
-
-    Returns:
-        The images as the network sees them, and the number of network evaluations.
-    """
-    known = measurement.pinv(y)
-
-    def replaced(x, known):
-        return x - measurement.project(x) + measurement.project(known)
-
-    model = model.guided_by(
-        consistency and measurement_guidance(model.sde, measurement, y, consistency)
-    )
-    loop = dataclasses.replace(
-        loop, project=lambda x, t: replaced(x, model.sde.perturb(known.to(x), t))
-    )
-    x, nfe = sample(model, known.shape, options, loop=loop, device=device)
-    return replaced(x, known.to(x)) if options.noise_removal else x, nfe
 
 
 def _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps) -> Options:
-    """The options of predictor-corrector sampling under their published names."""
+    """Return the sampler options that the arguments of the 2021 release mean."""
     return Options(
         method='pc',
         predictor=predictor,
@@ -86,31 +35,22 @@ def _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, e
     )
 
 
-def _measured_sampler(
-    sde, options, inverse_scaler, continuous, resample, jump, consistency, guidance
-):
-    """Return the function `sampler(model, measurement, y) -> images` that `get_pc_inpainter` and
-    `get_pc_colorizer` use.
+def _measured_sampler(score_of: Callable, options, inverse_scaler, loop, consistency) -> Callable:
+    """Return a function `sampler(model, measurement, y)` that draws images which agree with y.
+
+    `score_of` maps a network to its (guided) score. Settings that do not fit together raise an
+    error here, before there is a network.
     """
-    loop = Loop(resample=resample, jump=jump)
-    check(Score(None, sde, continuous), options, loop)
+    check(score_of(None), options, loop)
 
     def sampler(model, measurement, y):
-        return inverse_scaler(
-            sample_measured(
-                Score(model, sde, continuous).guided_by(guidance),
-                measurement,
-                y,
-                options,
-                loop,
-                consistency,
-            )[0]
-        )
+        images, _ = sample_measured(score_of(model), measurement, y, options, loop, consistency)
+        return inverse_scaler(images)
 
     return sampler
 
 
-def get_pc_inpainter(
+def get_pc_inpainter(  # noqa: PLR0913  (a signature of the 2021 release)
     sde,
     predictor,
     corrector,
@@ -127,16 +67,29 @@ def get_pc_inpainter(
     consistency=0.0,
     guidance=None,
 ):
-    """Return `inpainter(model, data, mask)`: images like `data` (B, C, H, W), scaled as the network
-    sees them, where `mask` is 1, and new where it is 0 (Appendix I.2).
+    """Return a function `inpainter(model, data, mask)` that fills in the missing pixels of images.
 
-    The mask broadcasts to the data, whose values where it is 0 have no influence. `resample`,
-    `jump`: see `sampling.Loop`; `consistency`: see `sample_measured`. Everything else as for
-    `sampling.get_pc_sampler`.
+    `data` (B, C, H, W) are images as the network sees them; their values at missing pixels are not
+    used. `mask` broadcasts to them and is 1 where pixels are known, 0 where they are missing. The
+    inpainter returns images (B, C, H, W) after `inverse_scaler`.
+
+    Args:
+        resample: how often each step is repeated, see `sampling.Loop`.
+        jump: how many steps are repeated together, see `sampling.Loop`.
+        consistency: the weight of `control.measurement_guidance`; 0 for none.
+        guidance: further guidance, see `control.guidance`.
+
+        The other arguments are those of `sampling.get_pc_sampler`.
+
+    References:
+        Song et al. 2021, Appendix I.2.
     """
-    options = _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
     sampler = _measured_sampler(
-        sde, options, inverse_scaler, continuous, resample, jump, consistency, guidance
+        lambda model: Score(model, sde, continuous).guided_by(guidance),
+        _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps),
+        inverse_scaler,
+        Loop(resample=resample, jump=jump),
+        consistency,
     )
 
     def inpainter(model, data, mask):
@@ -146,7 +99,7 @@ def get_pc_inpainter(
     return inpainter
 
 
-def get_pc_colorizer(
+def get_pc_colorizer(  # noqa: PLR0913  (a signature of the 2021 release)
     sde,
     predictor,
     corrector,
@@ -163,13 +116,27 @@ def get_pc_colorizer(
     consistency=0.0,
     guidance=None,
 ):
-    """Return `colorizer(model, gray_scale_img)`: images in colour whose channels have the mean of
-    those of `gray_scale_img` (B, C, H, W) (Appendix I.3, where an orthogonal matrix makes it the
-    first of the decoupled channels). Everything else as for `get_pc_inpainter`.
+    """Return a function `colorizer(model, gray_scale_img)` that draws colour images of grey images.
+
+    `gray_scale_img` (B, C, H, W) are images as the network sees them; only the mean over their
+    channels is used. The colorizer returns images (B, C, H, W) with the same channel mean, after
+    `inverse_scaler`. The mean over the channels is, up to a factor, the first of the decoupled
+    channels in the paper.
+
+    Args:
+        resample, jump, consistency, guidance: as for `get_pc_inpainter`.
+
+        The other arguments are those of `sampling.get_pc_sampler`.
+
+    References:
+        Song et al. 2021, Appendix I.3.
     """
-    options = _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
     sampler = _measured_sampler(
-        sde, options, inverse_scaler, continuous, resample, jump, consistency, guidance
+        lambda model: Score(model, sde, continuous).guided_by(guidance),
+        _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps),
+        inverse_scaler,
+        Loop(resample=resample, jump=jump),
+        consistency,
     )
 
     def colorizer(model, gray_scale_img):
@@ -179,88 +146,7 @@ def get_pc_colorizer(
     return colorizer
 
 
-def measurement_guidance(sde, measurement: Measurement, y, weight: float = 1.0):
-    """The guidance towards images with y = A x: `weight` times an estimate of grad log p_t(y | x),
-    in what y leaves open of x.
-
-    With the denoised estimate x^_0(x_t), taken to be off by a Gaussian of variance r_t^2 = std^2 /
-    (m^2 + std^2), the gradient is (dx^_0/dx_t)^T (A^+ y - P x^_0) / r_t^2 (Song, Vahdat, Mardani &
-    Kautz 2023, Eqs. 6 to 8). It is left out where less than a tenth of the image stands out of the
-    noise, m < std / 10: the estimate then says more about the network than about the image.
-    """
-    known = measurement.pinv(y)
-
-    def guide(score_fn):
-        def guided(x, t):
-            with gradients(x, t) as (x, t):
-                x = x.detach().requires_grad_()
-                score = score_fn(x, t)
-                m, std = (expand(value, x) for value in sde.mean_and_std(t))
-                estimate = sde.denoise(x, t, score)
-                missing = (
-                    (known.to(x) - measurement.project(estimate.detach()))
-                    * (m**2 + std**2)
-                    / std**2
-                )
-                gradient = torch.autograd.grad(estimate, x, missing)[0]
-            gradient = torch.where(m < std / 10, 0, gradient)
-            return score.detach() + weight * (gradient - measurement.project(gradient))
-
-        return guided
-
-    return guide
-
-
-def classifier_guidance(sde, classifier, labels, weight: float = 1.0):
-    """The guidance towards classes `labels` (B,) that adds `weight` times grad log p_t(label | x)
-    to the score (Eq. 14).
-
-    `classifier(x, network label of the time) -> logits (B, K)`, trained on images at continuous
-    times of `sde`.
-    """
-    classify, labels = get_model_fn(classifier, train=False), _checked(labels)
-
-    def gradient(x, t):
-        with gradients(x, t, labels) as (x, t, classes):
-            x = x.detach().requires_grad_()
-            log_p = classify(x, sde.network_label(t)).log_softmax(1)
-            return torch.autograd.grad(log_p.gather(1, classes.to(x.device)[:, None]).sum(), x)[0]
-
-    return lambda score_fn: lambda x, t: score_fn(x, t) + weight * gradient(x, t)
-
-
-def _checked(labels):
-    labels = torch.as_tensor(labels)
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise UserError(
-            'labels must be whole numbers of shape (batch,), got '
-            f'{tuple(labels.shape)} {labels.dtype}'
-        )
-    return labels
-
-
-def classifier_free_guidance(labels, weight: float = 1.0):
-    """The guidance of a network that knows classes: (1 - weight) s(x, t) + weight s(x, t, label)
-    for `labels` (B,) (Ho & Salimans 2022, Eq. 6, with w = weight - 1). Weight 0 is the
-    unconditional score, 1 the conditional one; in between and beyond, two evaluations.
-    """
-    labels = _checked(labels)
-
-    def guide(score_fn):
-        def guided(x, t):
-            if weight == 0:
-                return score_fn(x, t)
-            conditional = score_fn(x, t, classes=labels.to(x.device))
-            return (
-                conditional if weight == 1 else (1 - weight) * score_fn(x, t) + weight * conditional
-            )
-
-        return guided
-
-    return guide
-
-
-def get_pc_conditional_sampler(
+def get_pc_conditional_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
     sde,
     classifier,
     predictor,
@@ -277,24 +163,34 @@ def get_pc_conditional_sampler(
     weight=1.0,
     device=None,
 ):
-    """Return `conditional_sampler(model, labels (B,)) -> (samples, nfe)` of these classes, by a
-    classifier of noisy images (Sec. 5).
+    """Return a function `conditional_sampler(model, labels)` that draws one sample per label.
 
-    `shape`: of one sample, (C, H, W); None is what the classifier says in its attribute `shape`.
-    `weight`: of its gradient. Everything else as for `sampling.get_pc_sampler`.
+    It takes labels (B,) and returns `(samples, nfe)`: the samples (B, C, H, W) after
+    `inverse_scaler`, and the number of network evaluations.
+
+    Args:
+        classifier: a classifier of noisy images, see `control.classifier_guidance`.
+        shape: the shape of one sample, (C, H, W); None: the attribute `shape` of the classifier.
+        weight: the guidance scale.
+        device: where to sample; None: the device of the network.
+
+        The other arguments are those of `sampling.get_pc_sampler`.
+
+    Raises:
+        UserError: if the shape is unknown.
+
+    References:
+        Song et al. 2021, Sec. 5.
     """
-    shape = (
-        getattr(getattr(classifier, 'module', classifier), 'shape', None)
-        if shape is None
-        else shape
-    )
+    if shape is None:
+        shape = getattr(getattr(classifier, 'module', classifier), 'shape', None)
     if shape is None:
         raise UserError('the classifier has no attribute `shape`: pass shape=(C, H, W)')
     options = _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
     check(Score(None, sde, continuous), options)
 
     def conditional_sampler(model, labels):
-        labels = _checked(labels)
+        labels = check_labels(labels)
         score = Score(model, sde, continuous).guided_by(
             classifier_guidance(sde, classifier, labels, weight)
         )

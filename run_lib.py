@@ -32,7 +32,6 @@ from data.tensors import get_classes, to_tensor
 from models.ema import ExponentialMovingAverage
 from models.utils import create_model
 from runtime import distributed, interruption
-from runtime.memory import keep_memory
 from runtime.progress import progress
 from runtime.randomness import own_randomness
 
@@ -118,9 +117,8 @@ def _train(config, workdir, objective: Objective):
     with _sole_writer(workdir), own_randomness(config.seed):
         for sentence in preflight.warnings(config) if distributed.is_main() else ():
             logging.warning('%s.', sentence)
-        keep_memory(config.device)
         state, randomness = _resumed(config, workdir)
-        first, last, stopping = state['step'], settings.n_iters - 1, 0
+        first, last = state['step'], settings.n_iters - 1
         missed = first and _was_missed(first - 1, settings, workdir, objective)
         if first > last and not missed:
             logging.info(
@@ -140,29 +138,44 @@ def _train(config, workdir, objective: Objective):
             checkpoints.Saver() as saver,
         ):
             job = Training(config, workdir, objective, state, eval_ds, writer, saver)
-            if missed:
-                stopping = job.at_snapshot(first - 1)
-            steps, step = range(first, first if stopping else settings.n_iters), first - 1
-            for step, batch in progress(
-                zip(steps, train_ds), 'training', settings.n_iters, 'step', first, in_log=False
-            ):
-                loss = job.step(step, batch)
-                if step % settings.log_freq == 0 or step == last:
-                    job.report(step, loss)
-                if step % settings.eval_freq == 0:
-                    job.evaluate(step)
-                stopping = distributed.any_of(interruption.signal_noted())
-                is_snapshot = _is_snapshot(step, settings)
-                if is_snapshot:
-                    job.save_snapshot(step)
-                if stopping or is_snapshot or _is_preemption(step, settings):
-                    job.save_to_resume()
-                if is_snapshot and not stopping:
-                    stopping = job.at_snapshot(step)
-                if stopping:
-                    break
+            step, stopping = _loop(job, train_ds, missed)
     if stopping and (step < last or objective.at_snapshot):
         raise interruption.Interrupted(stopping, f' after step {step} (checkpoint saved)')
+
+
+def _loop(job: 'Training', train_ds, missed: bool) -> tuple[int, int]:
+    """Take the steps that are left.
+
+    Args:
+        job: the training.
+        train_ds: the batches.
+        missed: whether the last step before was a snapshot after which the training was stopped.
+
+    Returns:
+        The last step, and the number of the signal that stopped the training, else 0.
+    """
+    settings, first = job.config.training, job.first
+    stopping = job.at_snapshot(first - 1) if missed else 0
+    steps, step = range(first, first if stopping else settings.n_iters), first - 1
+    for step, batch in progress(
+        zip(steps, train_ds), 'training', settings.n_iters, 'step', first, in_log=False
+    ):
+        loss = job.step(step, batch)
+        if step % settings.log_freq == 0 or step == settings.n_iters - 1:
+            job.report(step, loss)
+        if step % settings.eval_freq == 0:
+            job.evaluate(step)
+        stopping = distributed.any_of(interruption.signal_noted())
+        is_snapshot = _is_snapshot(step, settings)
+        if is_snapshot:
+            job.save_snapshot(step)
+        if stopping or is_snapshot or _is_preemption(step, settings):
+            job.save_to_resume()
+        if is_snapshot and not stopping:
+            stopping = job.at_snapshot(step)
+        if stopping:
+            break
+    return step, stopping
 
 
 def _is_snapshot(step: int, settings) -> bool:

@@ -1,4 +1,4 @@
-"""A score network together with its SDE, the scaling and shape of its data, and its config.
+"""`ScoreModel`: a score network with its SDE, the shape and scaling of its data, and its config.
 
     model = ScoreModel.load('runs/quickstart')
     images = model.sample(16)                                   # with the sampler of the config
@@ -8,20 +8,18 @@
     z = model.encode(images)
     back = model.decode(z)
 
-Images are (B, C, H, W) in [0, 1]. `score`, `denoise`, `noise` and `perturb` (models/score.py) take
-x as the network sees it: `model.scale` and `model.unscale` convert. A network and an SDE of your
-own, on data of any rank, make a model as well: `ScoreModel(network, sde, shape=(2,))` samples,
-computes likelihoods and trains (`loss`).
+Images are (B, C, H, W) in [0, 1]. The methods `score`, `denoise`, `noise` and `perturb`
+(models/score.py) take x as the network sees it; `model.scale` and `model.unscale` convert. Your own
+network and SDE, for data of any rank, also make a model: `ScoreModel(network, sde, shape=(2,))`
+samples, computes likelihoods and trains (`loss`).
 """
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 
 import torch
-from absl import logging
 from ml_collections import ConfigDict
 
 import checkpoints
@@ -31,17 +29,17 @@ import losses
 import sampling
 import sde_lib
 from checkpoints import formats
+from checkpoints.loading import load_averaged_model, load_classifier, locate
 from configs import defaults, stored
 from control import latents
+from control.guidance import classifier_free_guidance, classifier_guidance
 from control.measurements import Mask, Measurement, named_mask
-from controllable_generation import classifier_free_guidance, classifier_guidance, sample_measured
-from models.ema import ExponentialMovingAverage
+from control.projection import sample_measured
 from models.score import Score
 from models.utils import create_model
-from runtime.errors import CheckpointError, UserError
+from runtime.errors import UserError
 from runtime.randomness import own_randomness, per_image
 
-PRETRAINED = pathlib.Path(__file__).parent / 'assets' / 'pretrained'
 # keys of config.sampling that are not `sampling.Options`
 OF_IMAGES = dict(round=False, seed_per_image=False, guidance=1.0)
 
@@ -51,14 +49,14 @@ class ScoreModel(Score):
 
     Args:
         network: called as `network(x, label)`, see `Score`.
-        sde: the SDE it was trained for.
-        continuous: whether it was trained on continuous times.
-        guides: guidance, see `Score`; better set by `guided`.
-        shape: of one sample, such as (3, 32, 32).
-        centered: whether the network sees data x as 2 x - 1 rather than as they are.
-        levels: the number of grey levels, for bits/dim; 1 for data without levels.
-        config: the config whose `sampling`, `control` and `eval` sections are the defaults of the
-            methods.
+        sde: the SDE that the network was trained for.
+        continuous: whether it was trained at continuous times.
+        guides: guidance, see `Score`; usually set by the method `guided`.
+        shape: the shape of one sample, such as (3, 32, 32).
+        centered: whether the network sees 2 x - 1 instead of data x.
+        levels: the number of grey levels, for bits/dim; 1 for data without grey levels, None for
+            the number in the config.
+        config: its sections `sampling`, `control` and `eval` are the defaults of the methods.
     """
 
     def __init__(
@@ -74,24 +72,25 @@ class ScoreModel(Score):
         config=None,
     ):
         super().__init__(network, sde, continuous, guides)
-        self.shape, self.centered, self.config = shape and tuple(shape), centered, config
+        self.shape = shape and tuple(shape)
+        self.centered = centered
+        self.config = config
         self._levels = levels
 
     def __repr__(self):
-        size = (
-            f', {sum(parameter.numel() for parameter in self.network.parameters()):,} parameters'
-            if self.parameter() is not None
-            else ''
-        )
-        guided = f', {len(self.guides)} guides' if self.guides else ''
-        about = f'shape={self.shape}, continuous={self.continuous}{size}{guided}'
-        return f'ScoreModel({self.sde!r}, {about})'
+        parts = [repr(self.sde), f'shape={self.shape}', f'continuous={self.continuous}']
+        if self.parameter() is not None:
+            size = sum(parameter.numel() for parameter in self.network.parameters())
+            parts.append(f'{size:,} parameters')
+        if self.guides:
+            parts.append(f'{len(self.guides)} guides')
+        return f'ScoreModel({", ".join(parts)})'
 
     # Where models come from -----------------------------------------------------------------------
 
     @classmethod
     def from_config(cls, config: ConfigDict, network=None) -> 'ScoreModel':
-        """The model that `config` describes, with a new network unless one is given."""
+        """Return the model that `config` describes, with a new network unless one is given."""
         network, config = network or create_model(config), defaults.complete(config)
         data = config.data
         return cls(
@@ -106,20 +105,21 @@ class ScoreModel(Score):
 
     @classmethod
     def load(cls, path, config: ConfigDict | None = None, device=None) -> 'ScoreModel':
-        """Load a trained model, with its averaged weights, ready to sample from.
+        """Load a trained model with its EMA weights.
 
         Args:
             path: a work directory (its latest checkpoint), a checkpoint, a safetensors file, a
-                folder of `save` or of diffusers, the name of a model that comes with the library
-                ('mnist-vp'), or a repository of the Hugging Face hub ('google/ddpm-cifar10-32').
-            config: the config; None: the one in the checkpoint or beside it.
-            device: where the network goes; None: a GPU if there is one.
+                folder written by `save` or by diffusers, the name of a model that comes with the
+                library ('mnist-vp'), or a repository of the Hugging Face hub
+                ('google/ddpm-cifar10-32').
+            config: the config; None: the one stored in the checkpoint or next to it.
+            device: where the network goes; None: the device of `config`, or a GPU if there is one.
 
         Raises:
-            UserError: if there is no checkpoint or no config, if they do not fit each other, or if
-                `config` defines another model.
+            UserError: if there is no checkpoint or no config, or if `config` contradicts the config
+                in the checkpoint.
         """
-        path = _located(path)
+        path = locate(path)
         config = config or checkpoints.config_of(path)
         if config is None:
             raise UserError(
@@ -128,21 +128,20 @@ class ScoreModel(Score):
         config = ConfigDict(config.to_dict())
         if device or 'device' not in config:
             config.device = str(device or ('cuda:0' if torch.cuda.is_available() else 'cpu'))
-        return cls.from_config(config, load_averaged_model(config, path))
+        network = load_averaged_model(config, path)
+        datasets.check_record(config, path)
+        return cls.from_config(config, network)
 
     def save(self, folder):
         """Write `model.safetensors` and `config.json` to a folder, from which `load` reads them."""
         if self.config is None:
-            raise UserError(
-                'only a model with a config can be saved: pass config= to ScoreModel, '
-                'or use torch.save for the network'
-            )
+            raise UserError('only a model with a config can be saved: pass config= to ScoreModel')
         folder, network = pathlib.Path(folder), getattr(self.network, 'module', self.network)
         folder.mkdir(parents=True, exist_ok=True)
         formats.safetensors.save(folder / 'model.safetensors', network.state_dict())
         stored.write(self.config, folder)
 
-    # What the data are ----------------------------------------------------------------------------
+    # The data -------------------------------------------------------------------------------------
 
     @property
     def levels(self) -> int:
@@ -151,19 +150,19 @@ class ScoreModel(Score):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes that the network can be conditioned on, 0 for none."""
+        """The number of classes of a class-conditional network, 0 for other networks."""
         return getattr(getattr(self.network, 'module', self.network), 'num_classes', 0)
 
     def scale(self, x):
-        """Data as the network sees them."""
+        """Convert data to what the network sees."""
         return 2 * x - 1 if self.centered else x
 
     def unscale(self, y):
-        """Data as they are, images in [0, 1]; the inverse of `scale`."""
+        """Convert what the network sees to data, such as images in [0, 1]: inverse of `scale`."""
         return (y + 1) / 2 if self.centered else y
 
     def _input(self, x):
-        """A tensor as the network sees it, on its device."""
+        """Return floating-point data as the network sees them, on its device."""
         parameter, x = self.parameter(), torch.as_tensor(x)
         if not x.is_floating_point():
             raise UserError(
@@ -175,39 +174,36 @@ class ScoreModel(Score):
     # Guidance and training ------------------------------------------------------------------------
 
     def guided(self, classes, weight: float | None = None, classifier=None) -> 'ScoreModel':
-        """The model guided towards `classes` (B,), for batches of B samples.
+        """Return the model with guidance towards classes. For other guidance, see `guided_by`.
 
-        `weight`: of the guidance; None: `sampling.guidance` of the config. `classifier`: for a
-        network that is not conditioned on classes, a classifier of noisy images, `classifier(x,
-        label) -> logits`, or the path of one (`load_classifier`). Other guidance: `guided_by`.
+        Args:
+            classes: (B,), for batches of B samples.
+            weight: the guidance scale; None: `sampling.guidance` of the config.
+            classifier: for networks that are not class-conditional, a classifier of noisy images
+                (see `control.classifier_guidance`), or the path of one.
         """
         if isinstance(classifier, (str, pathlib.Path)):
             if self.config is None:
-                raise UserError(
-                    'only a model with a config can load a classifier: pass the network'
-                )
+                raise UserError('only a model with a config loads a classifier: pass the network')
             classifier = load_classifier(classifier, self.config)
         weight = self._settings('sampling')['guidance'] if weight is None else weight
         classes = torch.as_tensor(classes)
-        if classifier is None and not (
-            self.num_classes
-            and len(classes)
-            and 0 <= classes.min() <= classes.max() < self.num_classes
-        ):
+        if classifier is not None:
+            return self.guided_by(classifier_guidance(self.sde, classifier, classes, weight))
+        if not self.num_classes:
+            raise UserError(
+                'the network is not class-conditional: pass a classifier of noisy images'
+            )
+        if not (len(classes) and 0 <= classes.min() <= classes.max() < self.num_classes):
             raise UserError(
                 f'classes must be between 0 and {self.num_classes - 1}, got {classes.tolist()}'
-                if self.num_classes
-                else 'the network is not conditioned on classes: pass a classifier of noisy images'
             )
-        return self.guided_by(
-            classifier_guidance(self.sde, classifier, classes, weight)
-            if classifier
-            else classifier_free_guidance(classes, weight)
-        )
+        return self.guided_by(classifier_free_guidance(classes, weight))
 
     def loss(self, x, likelihood_weighting: bool = False, reduce_mean: bool = True, **condition):
-        """The denoising score matching loss (Eq. 7) of a batch of data (B, ...), to be minimized:
-        see `losses.get_loss_fn`.
+        """Return the denoising score matching loss (Eq. 7) of a batch of data x (B, ...).
+
+        The options are those of `losses.get_loss_fn`. `condition` is passed to the network.
         """
         loss_fn = losses.get_loss_fn(
             self.sde, True, reduce_mean, self.continuous, likelihood_weighting
@@ -217,18 +213,13 @@ class ScoreModel(Score):
     # Samples --------------------------------------------------------------------------------------
 
     def options(self, **settings) -> sampling.Options:
-        """The sampler of the config's `sampling` section, with `settings` in place of its
-        values.
-        """
+        """Return the sampler of the config's `sampling` section, changed by `settings`."""
         chosen = self._settings('sampling') | settings
         names = {field.name for field in dataclasses.fields(sampling.Options)} | set(OF_IMAGES)
         solver = sampling.Options.of(chosen).solver()
         if unknown := settings.keys() - names - set(solver.settings if solver else ()):
-            raise UserError(
-                'setting must be one of '
-                f'{", ".join(sorted(names - {"own", "centered"}))}, got '
-                f'{sorted(unknown)[0]!r}'
-            )
+            known = ', '.join(sorted(names - {'own', 'centered'}))
+            raise UserError(f'setting must be one of {known}, got {sorted(unknown)[0]!r}')
         return sampling.Options.of(chosen, centered=self.centered)
 
     def sample(
@@ -238,68 +229,79 @@ class ScoreModel(Score):
         classes=None,
         batch_size: int | None = None,
         **settings,
-    ):
+    ) -> torch.Tensor:
         """Draw `n` samples.
 
+        The samples of a seed depend on `batch_size`, unless `seed_per_image=True`.
+
         Args:
-            n: how many.
-            seed: of the random numbers; None: the current state of PyTorch's generator.
-            classes: (n,) for a network that is conditioned on classes; None: drawn uniformly.
-            batch_size: how many are drawn together; None: all. Without `seed_per_image` the samples
-            of a seed depend on it. **settings: keys of `config.sampling`, such as method='heun',
-            steps=18, guidance=2.0, seed_per_image=True.
+            n: the number of samples.
+            seed: the seed; None: continue with the current state of PyTorch's generator.
+            classes: (n,), for a class-conditional network; None: drawn uniformly.
+            batch_size: the number of samples drawn together; None: all.
+            **settings: keys of `config.sampling`, such as method='heun', steps=18, guidance=2.0,
+                seed_per_image=True.
 
         Returns:
-            The samples (n, *shape), images in [0, 1].
+            The samples (n, *shape), such as images in [0, 1].
         """
         if self.num_classes and classes is None and not self.guides:
             with _seeded(seed, 'classes'):
                 classes = torch.randint(self.num_classes, (n,))
-        parts, batch_size, streams = [], batch_size or n, contextlib.nullcontext()
-        chosen = self._settings('sampling') | settings
-        alone = chosen['seed_per_image']
-        begin = seed if seed is not None or not alone else int(torch.randint(2**56, ()))
+        chosen, batch_size = self._settings('sampling') | settings, batch_size or n
+        alone, parts = chosen['seed_per_image'], []
+        begin = seed
+        if alone and seed is None:
+            begin = int(torch.randint(2**56, ()))
         for first in range(0, n, batch_size):
-            count = min(batch_size, n - first)
+            count, model = min(batch_size, n - first), self
+            if classes is not None:
+                model = self.guided(classes[first : first + count], chosen['guidance'])
+            streams = contextlib.nullcontext()
             if alone:
                 streams = per_image(range(begin + first, begin + first + count))
-            model = (
-                self
-                if classes is None
-                else self.guided(classes[first : first + count], chosen['guidance'])
-            )
             with _seeded(seed, first), streams:
                 parts.append(model.draw(count, **settings)[0])
         return torch.cat(parts)
 
-    def draw(self, n: int, loop: sampling.Loop | None = None, **settings):
-        """Draw one batch, as `sample` does: the samples, and the number of network evaluations."""
+    def draw(
+        self, n: int, loop: sampling.Loop | None = None, seed: int | None = None, **settings
+    ) -> tuple[torch.Tensor, int]:
+        """Draw one batch of samples and count the network evaluations.
+
+        Arguments are those of `sample`, and `loop` (see `sampling.Loop`). Samples of the same seed
+        are those of `sample`, but this method draws no classes (without `guided`, a
+        class-conditional network gives unconditional samples) and ignores `seed_per_image`.
+
+        Returns:
+            The samples (n, *shape), and the number of network evaluations.
+        """
         if self.shape is None:
             raise UserError('the shape of the data is unknown: pass shape= to ScoreModel')
-        x, nfe = sampling.sample(
-            self, (n, *self.shape), self.options(**settings), loop=loop or sampling.Loop()
-        )
+        shape, options = (n, *self.shape), self.options(**settings)
+        with _seeded(seed, 0):  # as the first batch of `sample`
+            x, nfe = sampling.sample(self, shape, options, loop=loop or sampling.Loop())
         return self._images(x, settings), nfe
 
     def _images(self, x, settings):
         x = self.unscale(x)
-        return (
-            sampling.round_to_8_bits(x) if (self._settings('sampling') | settings)['round'] else x
-        )
+        rounded = (self._settings('sampling') | settings)['round']
+        return sampling.round_to_8_bits(x) if rounded else x
 
     # Likelihoods and latent codes -----------------------------------------------------------------
 
     def log_likelihood(self, x, seed: int | None = None, **settings) -> likelihood.Likelihood:
-        """Compute log p(x) in nats, and bits/dim, of data (B, ...).
+        """Compute log p(x) of data (B, ...), in nats and in bits/dim.
 
-        Integer input, such as 8-bit images, is dequantized: (x + u) / levels with u uniform in [0,
-        1). Floating-point input is not changed. `settings`: fields of `likelihood.Options`; their
-        defaults are those of `config.eval.bpd_*`.
+        Args:
+            x: integers, such as 8-bit images, are dequantized to (x + u) / levels with u uniform in
+                [0, 1); floating-point data are used as they are.
+            seed: the seed; None: continue with the current state of PyTorch's generator.
+            **settings: fields of `likelihood.Options`; their defaults are `config.eval.bpd_*`.
         """
-        chosen, x = self._settings('eval'), torch.as_tensor(x)
-        chosen = {
-            key: chosen[f'bpd_{key}'] for key in ('probes', 'method', 'rtol', 'atol')
-        } | settings
+        section, x = self._settings('eval'), torch.as_tensor(x)
+        chosen = {key: section[f'bpd_{key}'] for key in ('probes', 'method', 'rtol', 'atol')}
+        options = likelihood.Options(**chosen | settings)
         with _seeded(seed, 'likelihood'):
             if not x.is_floating_point():
                 if int(x.min()) < 0 or int(x.max()) >= self.levels:
@@ -309,20 +311,22 @@ class ScoreModel(Score):
                     )
                 x = (x + torch.rand(x.shape)) / self.levels
             return likelihood.log_likelihood(
-                self, self._input(x), self.unscale, self.levels, likelihood.Options(**chosen)
+                self, self._input(x), self.unscale, self.levels, options
             )
 
-    def encode(self, x, **settings):
-        """The latent codes, shape of x, to which the probability flow carries data (B, ...).
+    def encode(self, x, **settings) -> torch.Tensor:
+        """Map data (B, ...) to their latent codes, shape of x, by the probability-flow ODE.
 
-        `settings` as for `sample`, but the method is 'ode', with the tolerances of
-        `config.control`, unless one is given.
+        `settings` are those of `sample`. By default the method is 'ode' with the tolerances of
+        `config.control`.
         """
         return latents.encode(self, self._input(x), self._flow(settings))[0]
 
-    def decode(self, z, **settings):
-        """The data that have the latent codes z (B, ...): the inverse of `encode`."""
-        return self._images(latents.decode(self, z, self._flow(settings))[0], settings)
+    def decode(self, z, **settings) -> torch.Tensor:
+        """Map latent codes z (B, ...) to data: the inverse of `encode` with the same settings."""
+        return self._images(
+            latents.decode(self, torch.as_tensor(z), self._flow(settings))[0], settings
+        )
 
     def _flow(self, settings):
         control = self._settings('control')
@@ -332,164 +336,63 @@ class ScoreModel(Score):
 
     # Measurements ---------------------------------------------------------------------------------
 
-    def restore(self, measurement: Measurement, y, seed: int | None = None, **settings):
-        """Draw images that agree with y = A x (control/measurements.py).
+    def restore(
+        self, measurement: Measurement, y, seed: int | None = None, **settings
+    ) -> torch.Tensor:
+        """Draw images that agree with y = A x.
 
         Args:
-            measurement: A.
-            y: measured of images (B, C, H, W) in [0, 1].
-            seed: of the random numbers.
-            **settings: as for `sample`, and `resample`, `jump` and `consistency`, whose defaults
-            are those of `config.control`.
+            measurement: A, see control/measurements.py.
+            y: the measured values of images (B, C, H, W) in [0, 1].
+            seed: the seed; None: continue with the current state of PyTorch's generator.
+            **settings: those of `sample`, and `resample`, `jump` and `consistency`, whose defaults
+                are those of `config.control`.
 
         Returns:
-            The images (B, C, H, W).
+            The images (B, C, H, W) in [0, 1].
         """
         chosen = self._settings('control') | settings
-        options = self.options(
-            **{
-                key: value
-                for key, value in settings.items()
-                if key not in ('resample', 'jump', 'consistency')
-            }
-        )
-        repeats = options.method.lower() != 'adaptive' or 'resample' in settings
-        loop = sampling.Loop(
-            resample=chosen['resample'] if repeats else 1, jump=chosen['jump'] if repeats else 1
-        )
+        of_loop = ('resample', 'jump', 'consistency')
+        options = self.options(**{k: v for k, v in settings.items() if k not in of_loop})
+        loop = sampling.Loop(resample=chosen['resample'], jump=chosen['jump'])
+        if options.method.lower() == 'adaptive' and 'resample' not in settings:
+            loop = sampling.Loop()  # adaptive steps cannot be repeated
         with _seeded(seed, 'restore'):
             x, _ = sample_measured(
                 self, measurement, self._input(y), options, loop, chosen['consistency']
             )
         return self._images(x, settings)
 
-    def inpaint(self, images, mask, seed: int | None = None, **settings):
-        """Fill in what is missing of images (B, C, H, W).
+    def inpaint(self, images, mask, seed: int | None = None, **settings) -> torch.Tensor:
+        """Fill in the missing pixels of images (B, C, H, W). Known pixels do not change.
 
-        `mask`: what is missing ('left', 'right', 'top', 'bottom', 'center', 'border', 'half',
-        'most'), or a tensor that broadcasts to the images, 1 where they are known. Everything else
-        as for `restore`.
+        Args:
+            images: in [0, 1].
+            mask: the missing region ('left', 'right', 'top', 'bottom', 'center', 'border', 'half',
+                'most', see `control.named_mask`), or a tensor that broadcasts to the images and is
+                1 where pixels are known, 0 where they are missing.
+            seed, **settings: as for `restore`.
         """
         images = torch.as_tensor(images)
-        mask = (
-            named_mask(mask, *images.shape[-2:]) if isinstance(mask, str) else torch.as_tensor(mask)
-        )
-        measurement = Mask(mask)
+        if isinstance(mask, str):
+            mask = named_mask(mask, *images.shape[-2:])
+        measurement = Mask(torch.as_tensor(mask))
         filled = self.restore(measurement, measurement(images), seed, **settings)
         return torch.where(measurement.mask.to(filled.device), images.to(filled), filled)
 
     def _settings(self, section: str) -> Mapping:
-        """A section of the config as a dict; without a config the defaults, of samplers those of
-        `sampling.Options`.
+        """Return a section of the config, or its defaults if there is no config.
+
+        The defaults of samplers are those of `sampling.Options`.
         """
-        if self.config is None:
-            return dict(OF_IMAGES) if section == 'sampling' else defaults.base()[section].to_dict()
-        return self.config[section].to_dict()
+        if self.config is not None:
+            return self.config[section].to_dict()
+        return dict(OF_IMAGES) if section == 'sampling' else defaults.base()[section].to_dict()
 
 
 def _seeded(seed, *place):
-    """A block with random numbers that follow from the seed and the place, or without a seed from
-    the current state.
+    """Return a context whose random numbers follow from a seed and a place in the program.
+
+    Without a seed, random numbers continue from the current state.
     """
     return contextlib.nullcontext() if seed is None else own_randomness(seed, *place)
-
-
-# Files --------------------------------------------------------------------------------------------
-
-
-def load_averaged_model(config, path):
-    """The network of a checkpoint, with its averaged weights, ready to sample from; its parameters
-    take no gradients.
-    """
-    model = create_model(config)  # reports keys that must not have a default
-    config = defaults.complete(config)
-    datasets.check_record(config, path)
-    state = dict(
-        model=model,
-        ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate),
-        step=0,
-    )
-    checkpoints.restore(path, state, config.device, config=config)
-    state['ema'].copy_to(model.parameters())
-    logging.info('Loaded %s, of training step %d.', path, state['step'])
-    return model.eval().requires_grad_(False)
-
-
-def load_classifier(path, config):
-    """Load a classifier of noisy images for the models of `config`.
-
-    Args:
-        path: a checkpoint of `--mode classifier`, or its work directory.
-        config: of the model that it is to guide; SDE, image size and scaling must agree.
-    """
-    path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
-    content = checkpoints.load(path)
-    # older files do not say the kind
-    if 'config' not in content or content.get('kind', 'classifier') != 'classifier':
-        raise UserError(f'{path} is not a classifier checkpoint: train one with --mode classifier')
-    own = defaults.complete(ConfigDict(json.loads(content['config'])))
-    of_sde = sde_lib.get_sde(config).config_keys()
-    for section, keys in (
-        ('training', ['sde']),
-        ('model', of_sde),
-        ('data', ['image_size', 'num_channels', 'centered']),
-    ):
-        for key in keys:
-            if own[section].get(key) != config[section].get(key):
-                raise UserError(
-                    f'the classifier {path} was trained with '
-                    f'{section}.{key}={own[section].get(key)}, but the config has '
-                    f'{config[section].get(key)}: they must be equal'
-                )
-    own.device = config.device
-    return load_averaged_model(own, path)
-
-
-def _located(path) -> pathlib.Path:
-    """The checkpoint that `path` stands for, see `ScoreModel.load`."""
-    place = pathlib.Path(path).expanduser()
-    if not place.exists():
-        place = _by_name(str(path))
-    if (place / 'model.safetensors').is_file():
-        return place / 'model.safetensors'
-    is_workdir = (place / 'checkpoints').is_dir() or (place / 'checkpoints-meta').is_dir()
-    return (
-        checkpoints.latest(place)
-        if is_workdir or place.is_dir() and not formats.diffusers.matches(place)
-        else place
-    )
-
-
-def _by_name(name: str) -> pathlib.Path:
-    """The file of a model that comes with the library, or the folder of a repository of the Hugging
-    Face hub.
-    """
-    own = PRETRAINED / f'{name}.safetensors'
-    if own.is_file():
-        return own
-    known = ', '.join(sorted(path.stem for path in PRETRAINED.glob('*.safetensors')))
-    missing = f'no file, folder or pretrained model is called {name!r} (pretrained models: {known})'
-    if (
-        name.count('/') != 1
-        or name[0] in './~'
-        or pathlib.Path(name).suffix in ('.pth', '.pt', '.safetensors')
-    ):
-        raise CheckpointError(missing)
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError:
-        raise CheckpointError(
-            f'{missing}; for a repository of the Hugging Face hub install huggingface_hub'
-        ) from None
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=['*.json', '*.safetensors', '*.bin']
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f'{missing}; the Hugging Face hub answers: {str(error).splitlines()[0]}'
-        ) from error

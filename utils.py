@@ -1,15 +1,22 @@
-"""Two names that notebooks know; see `checkpoints`."""
+"""Save and restore checkpoints under the names of the 2021 release; see `checkpoints`."""
 
 import checkpoints
 
 
-def restore_checkpoint(ckpt_dir, state, device):
-    """Loads the checkpoint file `ckpt_dir` (a file, whatever the name says) into `state` and
-    returns it; strict.
+def restore_checkpoint(ckpt_dir, state: dict, device) -> dict:
+    """Load a checkpoint into `state` and return it.
+
+    Args:
+        ckpt_dir: the checkpoint file (the name of the argument is that of the 2021 release).
+        state: training state; every entry must be in the file, except `rng`.
+        device: where the tensors of the file are loaded to.
+
+    Raises:
+        CheckpointError: if the file cannot be read or does not fit. Nothing has changed then.
     """
     return checkpoints.restore(ckpt_dir, state, device)
 
 
-def save_checkpoint(ckpt_dir, state):
-    """Writes `state` to the file `ckpt_dir`."""
+def save_checkpoint(ckpt_dir, state: dict):
+    """Write `state` to the file `ckpt_dir`; CheckpointError if it cannot be written."""
     checkpoints.save(ckpt_dir, state)

@@ -1,11 +1,8 @@
-"""Results of network, loss, samplers and likelihood from the same weights and random numbers, on
-any device and in any precision.
-"""
+"""Results that must agree on any device and in any precision, for gpu.py."""
 
 import contextlib
 
 import torch
-from timing import ncsnpp
 
 import likelihood
 import losses
@@ -13,6 +10,7 @@ import sampling
 import sde_lib
 from models.score import Score
 from models.utils import create_model
+from timing import ncsnpp
 
 
 def small_config(device: str, precision: str = 'float32'):
@@ -35,8 +33,9 @@ def small_config(device: str, precision: str = 'float32'):
 def quantities(
     device: str, precision: str, dtype=torch.float32, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """What a small network answers and what is made with it, from the same weights and random
-    numbers everywhere.
+    """Outputs, losses, samples and likelihoods of a small network, by name.
+
+    Weights and random numbers are the same everywhere.
     """
     config = small_config(device, precision)
     with torch.random.fork_rng():
@@ -74,10 +73,8 @@ def quantities(
 def gaussian_samples(device: str, steps: int, seed: int = 0) -> torch.Tensor:
     """Predictor-corrector samples with the exact score of pixels from N(0.3, 0.5^2), VE."""
     sde = sde_lib.VESDE(0.01, 50, N=steps)
-    predictor, corrector = (
-        sampling.get_predictor('reverse_diffusion'),
-        sampling.get_corrector('langevin'),
-    )
+    predictor = sampling.get_predictor('reverse_diffusion')
+    corrector = sampling.get_corrector('langevin')
     sampler = sampling.get_pc_sampler(
         sde,
         (64, 3, 8, 8),

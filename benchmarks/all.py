@@ -1,5 +1,4 @@
-"""All benchmarks of speed, one after the other, on whatever device there is: their tables on the
-screen, their rows as JSON in a folder.
+"""Run all benchmarks of speed; print their tables and write their rows as JSON.
 
     python benchmarks/all.py --folder benchmarks/results     # under eight minutes on two cores
 
@@ -34,11 +33,10 @@ def main():
         help='run the same code on tiny sizes, in seconds; the figures mean nothing',
     )
     args = parser.parse_args()
-    here, folder, failed = (
-        pathlib.Path(__file__).parent,
-        pathlib.Path(args.folder or f'runs/benchmarks{"_quick" * args.quick}'),
-        [],
-    )
+    here = pathlib.Path(__file__).parent
+    default = 'runs/benchmarks_quick' if args.quick else 'runs/benchmarks'
+    folder = pathlib.Path(args.folder or default)
+    failed = []
     folder.mkdir(parents=True, exist_ok=True)
     for name in args.only:
         print(f'\n== {name}\n', flush=True)
@@ -48,9 +46,10 @@ def main():
             here / f'{name}.py',
             '--json',
             folder / f'{name}.json',
-            *['--quick'] * args.quick,
+            *(['--quick'] if args.quick else []),
         ]
-        failed += [name] if subprocess.run(command).returncode else []
+        if subprocess.run(command).returncode:
+            failed.append(name)
         print(f'\n{time.monotonic() - start:.0f} s', flush=True)
     sys.exit(f'failed: {", ".join(failed)}' if failed else 0)
 

@@ -1,9 +1,8 @@
-"""What the options of NCSN++ cost, how its parameters and operations spread over its levels, and
-how large the network of every config is.
+"""The cost of the options of NCSN++, of its levels, and of the network of every config.
 
     # five minutes on one core, fewer on two
     python benchmarks/architecture.py --json docs/architecture.json
-    # no times: counts anew, and brings docs/architecture.md up to date
+    # no times: count again and bring docs/architecture.md up to date
     python benchmarks/architecture.py --tables
 
 The baseline is `configs/ve/cifar10_ncsnpp_continuous.py` with nf=64; each row changes what it names
@@ -21,15 +20,15 @@ frequencies of Fourier features, which are not trained.
 import importlib
 import json
 import pathlib
-import re
 
 import torch
-from timing import arguments, inputs, interleaved, parse_args, show
 from torch.utils.flop_counter import FlopCounterMode
 
 import losses
 import sde_lib
+from architecture_tables import MEASURES, with_tables
 from models.utils import create_model, get_model_fn
+from timing import arguments, inputs, interleaved, parse_args, show
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASELINE, NF = 've.cifar10_ncsnpp_continuous', 64
@@ -59,13 +58,6 @@ OPTIONS = (
 # other networks of as many channels
 WHOLE = ('vp.cifar10_ddpmpp_continuous', 'vp.ddpm.cifar10_continuous')
 ROUNDS = {'forward': 4, 'step': 2}  # in each pass over all networks
-MEASURES = {
-    'parameters': 'parameters',
-    'operations': 'flops',
-    'forward': 'forward',
-    'step': 'step',
-    'kept': 'kept',
-}
 
 
 def load(name: str, changes=(), device: str = 'meta'):
@@ -90,8 +82,10 @@ def all_configs() -> list[str]:
 
 @torch.no_grad()
 def counted(config):
-    """The network of a config without its numbers; its parameters; the operations of a forward pass
-    of one image, {module name: count}.
+    """Build the network of a config without weights and count a forward pass of one image.
+
+    Returns:
+        The network, its number of parameters, and the operations by module name.
     """
     data = config.data
     with torch.device('meta'):
@@ -114,51 +108,53 @@ def levels(name: str) -> list[dict]:
     """What each part of the U-Net of a config consists of, and its parameters and operations."""
     config = load(name)
     model, parameters, operations = counted(config)
-    blocks, deepest, rows = model.all_modules, len(model.down_levels) - 1, []
+    deepest = len(model.down_levels) - 1
+    add = Parts(config, model, operations)
+    add('embedding', [model.fourier, *model.embedding_layers])
+    add('stem', [model.stem], level=0)
+    for i, level in enumerate(model.down_levels):
+        blocks, attentions = zip(*level.blocks)
+        positions = [*blocks, *attentions, level.resample, level.pyramid]
+        add(f'down {i}', positions, i, len(blocks), present(attentions))
+    add('bottom', model.bottom, deepest, 2, 1)
+    for i, level in zip(range(deepest, -1, -1), model.up_levels):
+        blocks, attentions = zip(*level.blocks)
+        positions = [*blocks, *attentions, *level.pyramid, level.resample]
+        add(f'up {i}', positions, i, len(blocks), present(attentions))
+    add('head', getattr(model, 'head', []), level=0)
+    missing = 'every parameter and every operation belongs to a part'
+    assert sum(row['parameters'] for row in add.rows) == parameters, missing
+    assert sum(row['flops'] for row in add.rows) == operations['Global'], missing
+    return add.rows
 
-    def add(part, level, positions, n_blocks=None, attentions=None):
+
+def present(positions) -> int:
+    return len(positions) - positions.count(None)
+
+
+class Parts:
+    """Collects a row for each part of a U-Net, given by positions in `all_modules` or None."""
+
+    def __init__(self, config, model, operations: dict):
+        self.config, self.model, self.operations = config, model, operations
+        self.rows = []
+
+    def __call__(self, part, positions, level=None, blocks=None, attentions=None):
+        config, modules = self.config, self.model.all_modules
+        path = f'{type(self.model).__name__}.all_modules'
         positions = [i for i in positions if i is not None]
-        rows.append(
+        somewhere = level is not None
+        self.rows.append(
             dict(
                 part=part,
-                pixels=None if level is None else config.data.image_size // 2**level,
-                channels=None if level is None else config.model.nf * config.model.ch_mult[level],
-                blocks=n_blocks,
+                pixels=config.data.image_size // 2**level if somewhere else None,
+                channels=config.model.nf * config.model.ch_mult[level] if somewhere else None,
+                blocks=blocks,
                 attentions=attentions,
-                parameters=sum(p.numel() for i in positions for p in blocks[i].parameters()),
-                flops=sum(
-                    operations.get(f'{type(model).__name__}.all_modules.{i}', 0) for i in positions
-                ),
+                parameters=sum(p.numel() for i in positions for p in modules[i].parameters()),
+                flops=sum(self.operations.get(f'{path}.{i}', 0) for i in positions),
             )
         )
-
-    add('embedding', None, [model.fourier, *model.embedding_layers])
-    add('stem', 0, [model.stem])
-    for i, level in enumerate(model.down_levels):
-        inside, behind = zip(*level.blocks)
-        add(
-            f'down {i}',
-            i,
-            [*inside, *behind, level.resample, level.pyramid],
-            len(inside),
-            len(behind) - behind.count(None),
-        )
-    add('bottom', deepest, model.bottom, 2, 1)
-    for i, level in zip(range(deepest, -1, -1), model.up_levels):
-        inside, behind = zip(*level.blocks)
-        add(
-            f'up {i}',
-            i,
-            [*inside, *behind, *level.pyramid, level.resample],
-            len(inside),
-            len(behind) - behind.count(None),
-        )
-    add('head', 0, getattr(model, 'head', []))
-    assert sum(row['parameters'] for row in rows) == parameters, 'every parameter belongs to a part'
-    assert sum(row['flops'] for row in rows) == operations['Global'], (
-        'every operation belongs to a part'
-    )
-    return rows
 
 
 def kept(model, loss) -> int:
@@ -175,8 +171,11 @@ def kept(model, loss) -> int:
 
 
 def prepare(name: str, changes, args):
-    """A forward pass and a training step of the network, functions without arguments, and the bytes
-    an image that the latter keeps.
+    """Build a network and the ways to time it.
+
+    Returns:
+        A forward pass and a training step, functions without arguments, and the bytes that the
+        step keeps for an image.
     """
     torch.manual_seed(args.seed)
     config = load(name, changes, args.device)
@@ -202,152 +201,76 @@ def label(changes) -> str:
 
 
 def measure(args) -> list[dict]:
-    """A row for the baseline, the baseline once more, each option and each other network.
+    """Return a row for the baseline, the baseline once more, each option and each other network.
 
     They are measured beside the baseline, two networks at a time: of two dozen in memory, those
-    that did not run for a while are slow. Each pass builds them anew: where a network lies in
-    memory makes some per cent, and what else the machine does changes within a minute.
+    that did not run for a while are slow. Each pass builds them again, because their place in
+    memory makes some per cent and the load of the machine changes within a minute.
     """
+    baseline = dict(option='baseline', config=BASELINE, changes=args.baseline)
     variants = [
-        ('baseline, once more', BASELINE, args.baseline),
-        *((label(changes), BASELINE, args.baseline | changes) for changes in args.options),
-        *((f'configs.{name}', name, args.baseline) for name in WHOLE),
+        baseline | dict(option='baseline, once more'),
+        *(
+            dict(option=label(changes), config=BASELINE, changes=args.baseline | changes)
+            for changes in args.options
+        ),
+        *(dict(option=f'configs.{name}', config=name, changes=args.baseline) for name in WHOLE),
     ]
-    baseline, baseline_kept = prepare(BASELINE, args.baseline, args)
-    rows = {
-        'baseline': dict(
-            option='baseline', config=BASELINE, changes=args.baseline, kept=baseline_kept
-        )
-    }
-    times = {}
+    ways, baseline['kept'] = prepare(BASELINE, args.baseline, args)
+    times = Times(args.device, ways)
     for _ in range(args.repeats):
-        for option, name, changes in variants:
-            ways, kept_bytes = prepare(name, changes, args)
-            rows[option] = dict(option=option, config=name, changes=changes, kept=kept_bytes)
-            for kind, rounds in ROUNDS.items():
-                pair = interleaved(
-                    {'baseline': baseline[kind], 'this': ways[kind]}, args.device, rounds, warmup=0
-                )
-                for which in pair:
-                    times.setdefault((option, kind, which), []).extend(pair[which])
-    first = rows['baseline']
-    for kind in ROUNDS:
-        best = min(
-            min(found) for (_, k, which), found in times.items() if (k, which) == (kind, 'baseline')
-        )
-        times['baseline', kind, 'this'] = times['baseline', kind, 'baseline'] = [best]
-    for row in rows.values():
+        for row in variants:
+            ways, row['kept'] = prepare(row['config'], row['changes'], args)
+            times.add(row['option'], ways)
+    rows = [baseline, *variants]
+    for row in rows:
         row |= size(row['config'], row['changes'])
-    for option, row in rows.items():
-        row |= {kind: min(times[option, kind, 'this']) for kind in ROUNDS}
-        row |= {f'baseline {kind}': min(times[option, kind, 'baseline']) for kind in ROUNDS}
+        row |= times.least(row['option'])
         row['forwards'] = row['step'] / row['forward']
         row['relative'] = {
-            measure: row[key] / (row[f'baseline {key}'] if key in ROUNDS else first[key])
+            measure: row[key] / (row[f'baseline {key}'] if key in ROUNDS else baseline[key])
             for measure, key in MEASURES.items()
         }
-    return list(rows.values())
+    return rows
 
 
-# The tables of docs/architecture.md ---------------------------------------------------------------
+class Times:
+    """Seconds of each option and, from the same rounds, of the baseline, whose ways are given."""
+
+    def __init__(self, device: str, baseline: dict):
+        self.device, self.baseline = device, baseline
+        self.found = {}
+
+    def add(self, option: str, ways: dict) -> None:
+        """Time the ways of an option beside those of the baseline."""
+        for kind, rounds in ROUNDS.items():
+            pair = {'baseline': self.baseline[kind], 'this': ways[kind]}
+            for which, times in interleaved(pair, self.device, rounds, warmup=0).items():
+                self.found.setdefault((option, kind, which), []).extend(times)
+
+    def least(self, option: str) -> dict[str, float]:
+        """The least times of an option; of 'baseline', those over the rounds of all options."""
+        row = {}
+        for kind in ROUNDS:
+            if option == 'baseline':
+                every = [
+                    times for key, times in self.found.items() if key[1:] == (kind, 'baseline')
+                ]
+                row[kind] = row[f'baseline {kind}'] = min(map(min, every))
+            else:
+                row[kind] = min(self.found[option, kind, 'this'])
+                row[f'baseline {kind}'] = min(self.found[option, kind, 'baseline'])
+        return row
 
 
-def markdown(heads, rows) -> str:
-    """Rows of text as a table in Markdown."""
-    return '\n'.join(f'| {" | ".join(row)} |' for row in (heads, ['---'] * len(heads), *rows))
-
-
-def options_table(report) -> str:
-    first = report['rows'][0]
-    absolute = {
-        'parameters': f'{first["parameters"] / 1e6:.1f} million',
-        'operations': f'{first["flops"] / 1e9:.2f} GFLOP',
-        'kept': f'{first["kept"] / 2**20:.0f} MiB',
-    }
-    rows = [['baseline', *(absolute.get(measure, '1') for measure in MEASURES)]]
-    for row in report['rows'][1:]:
-        rows.append(
-            [
-                f'`{row["option"]}`'
-                if '=' in row['option'] or '.' in row['option']
-                else row['option'],
-                *(f'{row["relative"][measure]:.2f}' for measure in MEASURES),
-            ]
-        )
-    return markdown(['changed', *MEASURES], rows)
-
-
-def levels_table(report) -> str:
-    total = {key: sum(row[key] for row in report['levels']) for key in ('parameters', 'flops')}
-    return markdown(
-        ['part', 'pixels', 'channels', 'residual blocks', 'attention', 'parameters', 'operations'],
-        [
-            [
-                row['part'],
-                *(
-                    '' if row[key] is None else f'{row[key]}'
-                    for key in ('pixels', 'channels', 'blocks', 'attentions')
-                ),
-                *(f'{100 * row[key] / total[key]:.1f} %' for key in total),
-            ]
-            for row in report['levels']
-        ],
-    )
-
-
-def configs_table(report) -> str:
-    """One row for each network, with all configs that have it."""
-    networks = {}
-    for row in report['configs']:
-        networks.setdefault(
-            (row['network'], row['pixels'], row['parameters'], row['flops']), []
-        ).append(row['config'].replace('.', '/'))
-    return markdown(
-        ['`model.name`', 'configs', 'pixels', 'parameters, millions', 'GFLOP an image'],
-        [
-            [
-                network,
-                ', '.join(f'`{name}`' for name in names),
-                f'{pixels}',
-                f'{parameters / 1e6:.2f}',
-                f'{flops / 1e9:#.3g}'.rstrip('.'),
-            ]
-            for (network, pixels, parameters, flops), names in sorted(
-                networks.items(), key=lambda item: (item[0][0], item[0][1], item[0][2])
-            )
-        ],
-    )
-
-
-TABLES = {'options': options_table, 'levels': levels_table, 'configs': configs_table}
-
-
-def with_tables(text: str, report: dict) -> str:
-    """A text with each table of the report between its two marks, `<!-- table: options -->` and
-    `<!-- end -->`.
-    """
-    for name, table in TABLES.items():
-        mark = f'<!-- table: {name} -->'
-        text, found = re.subn(
-            f'{mark}\n.*?<!-- end -->',
-            lambda _, mark=mark, table=table: f'{mark}\n{table(report)}\n<!-- end -->',
-            text,
-            flags=re.DOTALL,
-        )
-        assert found == 1, f'{mark} stands {found} times in the text'
-    return text
-
-
-def main():
+def command_line():
     parser = arguments(__doc__, repeats=2)
     parser.add_argument('--batch', type=int, default=2, help='images (default: %(default)s)')
     parser.add_argument(
         '--tables',
         action='store_true',
-        help='measure no times: count the levels '
-        'and configs of '
-        'docs/architecture.json '
-        'anew, and put its tables into docs/architecture.md',
+        help='measure no times: count the levels and configs of docs/architecture.json again, and '
+        'put its tables into docs/architecture.md',
     )
     parser.set_defaults(baseline={'model.nf': NF}, options=OPTIONS, configs=all_configs())
     args = parse_args(
@@ -360,30 +283,38 @@ def main():
     )
     if args.quick and args.tables:
         parser.error('--tables writes docs/architecture.md: run it without --quick')
-    configs = [
-        dict(
-            config=name,
-            network=load(name).model.name,
-            pixels=load(name).data.image_size,
-            **size(name),
-        )
-        for name in args.configs
-    ]
+    return args
+
+
+def network_of(name: str) -> dict:
+    config = load(name)
+    pixels = config.data.image_size
+    return dict(config=name, network=config.model.name, pixels=pixels, **size(name))
+
+
+def update_tables(configs: list[dict]) -> None:
+    """Count levels and configs again and write docs/architecture.json and docs/architecture.md."""
+    numbers, document = (ROOT / 'docs' / f'architecture.{kind}' for kind in ('json', 'md'))
+    report = json.loads(numbers.read_text()) | dict(configs=configs, levels=levels(BASELINE))
+    numbers.write_text(json.dumps(report, indent=1) + '\n')
+    document.write_text(with_tables(document.read_text(), report))
+
+
+def main():
+    args = command_line()
+    configs = [network_of(name) for name in args.configs]
     if args.tables:
-        numbers, document = (ROOT / 'docs' / f'architecture.{kind}' for kind in ('json', 'md'))
-        report = json.loads(numbers.read_text()) | dict(configs=configs, levels=levels(BASELINE))
-        numbers.write_text(json.dumps(report, indent=1) + '\n')
-        document.write_text(with_tables(document.read_text(), report))
+        update_tables(configs)
         return
-    rows = measure(args)
+    rows = [
+        row | {f'relative {name}': value for name, value in row['relative'].items()}
+        for row in measure(args)
+    ]
     show(
         args,
         f'NCSN++ with {label(args.baseline)}, 32 pixels, batch {args.batch}; all in units '
         'of the first row',
-        [
-            row | {f'relative {name}': value for name, value in row['relative'].items()}
-            for row in rows
-        ],
+        rows,
         {
             'changed': ('option', '{}'),
             'parameters': ('relative parameters', '{:.3f}'),

@@ -1,18 +1,18 @@
-"""Do conditional samples show what they were asked for? Handwritten digits, recognised by
-classifiers that were trained on real ones.
+"""Do conditional samples show what was asked for? Classifiers of real digits judge.
 
     python benchmarks/conditional.py --runs runs
 
-Inpainting: the right halves of held-out digits are drawn anew; how many results are recognised as
-the digit that the left half is of.
-Classes: how many samples are recognised as the class asked for. Codes: the error of images that
-were encoded and decoded. The networks are those of
-configs/vp/digits_{ddpmpp_continuous,ddpmpp_classes,wideresnet}.py in the folders quickstart,
-classes and classifier of --runs; what is not there is trained first. Writes a table, and
-conditional.json into --runs.
+Inpainting: the right halves of held-out digits are drawn again; how many results are recognised as
+the digit of the left half. Classes: how many samples are recognised as the class asked for. Codes:
+the error of images that were encoded and decoded.
+
+The networks are those of configs/vp/digits_{ddpmpp_continuous,ddpmpp_classes,wideresnet}.py in the
+folders quickstart, classes and classifier of --runs; those that are missing are trained first. The
+results are printed and written to conditional.json in --runs.
 """
 
 import argparse
+import functools
 import json
 import logging
 import pathlib
@@ -22,23 +22,169 @@ import numpy as np
 import torch
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
-from timing import parse_args, print_table, shrink
 
-import controllable_generation as control
+import control
 import datasets
 import run_lib
 import sampling
+from checkpoints.loading import load_classifier
 from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
 from control import latents, measurements
 from machine import machine
-from score_model import ScoreModel, load_classifier
+from score_model import ScoreModel
+from timing import parse_args, print_table, shrink
 
 # resample, consistency
 INPAINTING = ((1, 0.0), (5, 0.0), (20, 0.0), (1, 2.0), (3, 2.0), (5, 2.0), (3, 4.0))
 FREE_WEIGHTS, CLASSIFIER_WEIGHTS = (1.0, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0)
 
 
-def main():
+class Table:
+    """Rows of text for the table and of numbers for the file, printed as they come."""
+
+    def __init__(self):
+        self.rows, self.figures = [], []
+
+    def add(self, what: str, how: str, n: int, *values, seconds: float | None = None) -> None:
+        texts = [f'{value:.3f}' for value in values]
+        time_taken = '' if seconds is None else f'{seconds:.0f}'
+        self.rows.append((what, how, str(n), *texts, time_taken))
+        self.figures.append(dict(zip(('what', 'how', 'n', 'SVC', 'MLP'), (what, how, n, *values))))
+        print('  '.join(self.rows[-1]), flush=True)
+
+
+class Recognisers:
+    """Two classifiers trained on real digits: a support vector machine and a perceptron.
+
+    Attributes:
+        train, test: images (N, 64) in [0, 1] and labels of either split.
+    """
+
+    def __init__(self, train, test, iterations: int):
+        self.train, self.test = (
+            (split.images.reshape(len(split), 64) / 16, split.labels) for split in (train, test)
+        )
+        self.classifiers = [
+            SVC(gamma=0.05, C=10),
+            MLPClassifier((128,), max_iter=iterations, random_state=0),
+        ]
+
+    def fit(self, pixels=slice(None)) -> 'Recognisers':
+        """Train on some pixels of the training images."""
+        images, labels = self.train
+        for classifier in self.classifiers:
+            classifier.fit(images[:, pixels], labels)
+        return self
+
+    def scores(self, images, labels) -> list[float]:
+        """The share of images (N, pixels) that either classifier recognises."""
+        return [classifier.score(images, labels) for classifier in self.classifiers]
+
+
+def grey_levels(images: torch.Tensor) -> np.ndarray:
+    """Images (N, 1, 8, 8) in [0, 1], as (N, 64) in the 17 grey levels of the digits."""
+    levels = np.floor(17 * images.permute(0, 2, 3, 1).cpu().numpy().clip(0, 1))
+    return np.minimum(levels, 16).reshape(len(images), 64) / 16
+
+
+class Study:
+    """The trained networks, the recognisers, and held-out digits to inpaint and to encode."""
+
+    def __init__(self, args):
+        self.args, self.table = args, Table()
+        self.load_models(pathlib.Path(args.runs))
+        config = self.plain.config
+        train, test = (datasets.get_split(config, split) for split in ('train', 'test'))
+        self.recognisers = Recognisers(train, test, args.iterations)
+        self.labels = test.labels[: args.n]
+        x = torch.from_numpy(test.images[: args.n]).permute(0, 3, 1, 2).float()
+        torch.manual_seed(args.seed)
+        dequantised = (x + torch.rand_like(x)) / 17
+        self.x = datasets.get_data_scaler(config)(dequantised).to(config.device)
+
+    def load_models(self, runs: pathlib.Path) -> None:
+        """Load the three networks from --runs, after training those that are not there."""
+        modules = digits_ddpmpp_continuous, digits_ddpmpp_classes, digits_wideresnet
+        config, of_classes, of_classifier = (module.get_config() for module in modules)
+        for each in (config, of_classes, of_classifier) if self.args.quick else ():
+            shrink(each)
+        run_lib.train(config, runs / 'quickstart')
+        run_lib.train(of_classes, runs / 'classes')
+        run_lib.train_classifier(of_classifier, runs / 'classifier')
+        logging.disable()
+        self.plain, self.conditional = (
+            ScoreModel.load(runs / folder / 'checkpoints' / 'checkpoint_1.pth', each)
+            for each, folder in ((config, 'quickstart'), (of_classes, 'classes'))
+        )
+        self.classifier = load_classifier(runs / 'classifier', config)
+
+    def references(self) -> None:
+        """What the recognisers make of real digits, of left halves, and of mean right halves."""
+        found, add = self.recognisers, self.table.add
+        images, labels = found.test
+        left = np.tile(np.arange(8) < 4, 8)
+        scores = found.fit(left).scores(images[:, left], labels)
+        add('left halves alone', 'recognisers of left halves', len(labels), *scores)
+        found.fit()
+        add('real digits', 'held out', len(labels), *found.scores(images, labels))
+        filled = np.where(left, images, found.train[0].mean(0))
+        scores = found.scores(filled, labels)
+        add('right half', 'the mean of the training set', len(labels), *scores)
+
+    def measure(self, what: str, how: str, labels, draw) -> None:
+        """Draw samples, a function that returns them, and see how many show their labels."""
+        start = time.perf_counter()
+        torch.manual_seed(self.args.seed)
+        scores = self.recognisers.scores(grey_levels(self.plain.unscale(draw())), labels)
+        self.table.add(what, how, len(labels), *scores, seconds=time.perf_counter() - start)
+
+    def inpainting(self) -> None:
+        known = measurements.Mask(measurements.named_mask('right', 8, 8))
+        for resample, consistency in self.args.inpainting:
+            self.measure(
+                'right half',
+                f'inpainted, resample {resample}, consistency {consistency:g}',
+                self.labels,
+                functools.partial(self.inpainted, known, resample, consistency),
+            )
+
+    def inpainted(self, known, resample: int, consistency: float) -> torch.Tensor:
+        options, loop = self.plain.options(), sampling.Loop(resample=resample)
+        how = known, known(self.x), options, loop, consistency
+        return control.sample_measured(self.plain, *how)[0]
+
+    def classes(self) -> None:
+        classes = torch.arange(self.args.n) % 10
+        for weight in self.args.free_weights:
+            how = f'guidance free of a classifier, weight {weight:g}'
+            guidance = control.classifier_free_guidance(classes, weight)
+            self.of_classes(how, classes, self.conditional.guided_by(guidance))
+        for weight in self.args.classifier_weights:
+            how = f'guidance by a classifier, weight {weight:g}'
+            guidance = control.classifier_guidance(self.plain.sde, self.classifier, classes, weight)
+            self.of_classes(how, classes, self.plain.guided_by(guidance))
+
+    def of_classes(self, how: str, classes, guided) -> None:
+        options = self.plain.options()
+        self.measure(
+            'classes',
+            how,
+            classes.numpy(),
+            lambda: sampling.sample(guided, self.x.shape, options)[0],
+        )
+
+    def codes(self) -> None:
+        """The error of images that were encoded and decoded again."""
+        model, tolerance = self.plain, self.args.tolerance
+        flow = model.options(method='ode', ode_method='RK45', rtol=tolerance, atol=tolerance)
+        z, there = latents.encode(model, self.x, flow)
+        y, back = latents.decode(model, z, flow)
+        mean, largest = latents.reconstruction_error(model.unscale(self.x), model.unscale(y))
+        how = f'error in grey levels of 256: mean, largest; {there} and {back} evaluations'
+        self.table.add('codes', how, self.args.n, mean.mean().item(), largest.max().item())
+
+
+def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +201,7 @@ def main():
         free_weights=FREE_WEIGHTS,
         classifier_weights=CLASSIFIER_WEIGHTS,
     )
-    args = parse_args(
+    return parse_args(
         parser,
         'runs',
         n=10,
@@ -65,138 +211,19 @@ def main():
         free_weights=[2.0],
         classifier_weights=[2.0],
     )
-    runs, parts = pathlib.Path(args.runs), args.only.split(',')
 
-    config, of_classes, of_classifier = (
-        module.get_config()
-        for module in (digits_ddpmpp_continuous, digits_ddpmpp_classes, digits_wideresnet)
-    )
-    for each in (config, of_classes, of_classifier) if args.quick else ():
-        shrink(each)
-    run_lib.train(config, runs / 'quickstart')
-    run_lib.train(of_classes, runs / 'classes')
-    run_lib.train_classifier(of_classifier, runs / 'classifier')
-    logging.disable()
-    plain, knowing = (
-        ScoreModel.load(runs / folder / 'checkpoints' / 'checkpoint_1.pth', c)
-        for c, folder in ((config, 'quickstart'), (of_classes, 'classes'))
-    )
-    classifier = load_classifier(runs / 'classifier', config)
-    sde, options = plain.sde, plain.options()
 
-    train, test = (datasets.get_split(config, split) for split in ('train', 'test'))
-    real = {
-        name: (images.images.reshape(len(images), 64) / 16, images.labels)
-        for name, images in (('train', train), ('test', test))
-    }
-    recognisers = [
-        SVC(gamma=0.05, C=10),
-        MLPClassifier((128,), max_iter=args.iterations, random_state=0),
-    ]
-    rows, figures = [], []
-
-    def row(what, how, n, *values, seconds=None):
-        texts = [value if isinstance(value, str) else f'{value:.3f}' for value in values]
-        rows.append((what, how, str(n), *texts, '' if seconds is None else f'{seconds:.0f}'))
-        figures.append(dict(zip(('what', 'how', 'n', 'SVC', 'MLP'), (what, how, n, *values))))
-        print('  '.join(rows[-1]), flush=True)
-
-    def recognised(images, labels):
-        """By each of the two; `images` as the network makes them."""
-        levels = np.minimum(
-            np.floor(17 * plain.unscale(images).permute(0, 2, 3, 1).cpu().numpy().clip(0, 1)), 16
-        ).reshape(len(images), 64)
-        return [judge.score(levels / 16, labels) for judge in recognisers]
-
-    def measured(what, how, labels, draw):
-        start = time.perf_counter()
-        torch.manual_seed(args.seed)
-        row(
-            what, how, len(labels), *recognised(draw(), labels), seconds=time.perf_counter() - start
-        )
-
-    left = np.tile(np.arange(8) < 4, 8)
-    row(
-        'left halves alone',
-        'recognisers of left halves',
-        len(test),
-        *(
-            judge.fit(real['train'][0][:, left], real['train'][1]).score(
-                real['test'][0][:, left], real['test'][1]
-            )
-            for judge in recognisers
-        ),
-    )
-    for judge in recognisers:
-        judge.fit(*real['train'])
-    row(
-        'real digits', 'held out', len(test), *(judge.score(*real['test']) for judge in recognisers)
-    )
-    filled = np.where(left, real['test'][0], real['train'][0].mean(0))
-    row(
-        'right half',
-        'the mean of the training set',
-        len(test),
-        *(judge.score(filled, test.labels) for judge in recognisers),
-    )
-
-    labels = test.labels[: args.n]
-    x = torch.from_numpy(test.images[: args.n]).permute(0, 3, 1, 2).float()
-    torch.manual_seed(args.seed)
-    x = datasets.get_data_scaler(config)((x + torch.rand_like(x)) / 17).to(config.device)
-    known = measurements.Mask(measurements.named_mask('right', 8, 8))
-    for resample, consistency in args.inpainting if 'inpainting' in parts else ():
-        how = known, known(x), options, sampling.Loop(resample=resample), consistency
-        measured(
-            'right half',
-            f'inpainted, resample {resample}, consistency {consistency:g}',
-            labels,
-            lambda how=how: control.sample_measured(plain, *how)[0],
-        )
-
-    classes = torch.arange(args.n) % 10
-    for model, name, weights, guide in (
-        ()
-        if 'classes' not in parts
-        else (
-            (knowing, 'free of a classifier', args.free_weights, control.classifier_free_guidance),
-            (
-                plain,
-                'by a classifier',
-                args.classifier_weights,
-                lambda *how: control.classifier_guidance(sde, classifier, *how),
-            ),
-        )
-    ):
-        for weight in weights:
-            guided = model.guided_by(guide(classes, weight))
-            measured(
-                'classes',
-                f'guidance {name}, weight {weight:g}',
-                classes.numpy(),
-                lambda guided=guided: sampling.sample(guided, x.shape, options)[0],
-            )
-
-    if 'codes' in parts:
-        tolerances = dict(rtol=args.tolerance, atol=args.tolerance)
-        flow = plain.options(method='ode', ode_method='RK45', **tolerances)
-        z, there = latents.encode(plain, x, flow)
-        y, back = latents.decode(plain, z, flow)
-        mean, largest = latents.reconstruction_error(plain.unscale(x), plain.unscale(y))
-        row(
-            'codes',
-            f'error in grey levels of 256: mean, largest; {there} and {back} evaluations',
-            args.n,
-            mean.mean().item(),
-            largest.max().item(),
-        )
+def main():
+    args = command_line()
+    study = Study(args)
+    study.references()
+    for name in ('inpainting', 'classes', 'codes'):
+        if name in args.only.split(','):
+            getattr(study, name)()
     print(f'\n{machine()}; seed {args.seed}\n')
-    print_table(args, [('what', 'how', 'n', 'SVC', 'MLP', 'seconds'), *rows])
-    (runs / 'conditional.json').write_text(
-        json.dumps(
-            dict(machine=machine(), seed=args.seed, quick=args.quick, rows=figures), indent=1
-        )
-    )
+    print_table(args, [('what', 'how', 'n', 'SVC', 'MLP', 'seconds'), *study.table.rows])
+    report = dict(machine=machine(), seed=args.seed, quick=args.quick, rows=study.table.figures)
+    pathlib.Path(args.runs, 'conditional.json').write_text(json.dumps(report, indent=1))
 
 
 if __name__ == '__main__':

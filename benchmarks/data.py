@@ -1,13 +1,12 @@
-"""How fast batches reach torch: images in memory, pictures that are decoded as they are used, and
-records of raw bytes.
+"""How fast batches reach torch: images in memory, decoded pictures, and records of raw bytes.
 
     python benchmarks/data.py  # about a minute on two cores, in a temporary folder
     python benchmarks/data.py --tfds_dir ~/tensorflow_datasets --json data.json
 
 Every row is the best of `--repeats` rounds over all ways, one after another in each round, so that
 a busy machine slows all of them alike. Cores busy: processor time of the process over time on the
-clock. How many there are to be had on a machine that others use is what the last row tells: SHA-256
-of 1 MiB blocks, in the same rounds and by the same threads, which never wait for one another.
+clock. The last row shows how many cores a busy machine leaves: SHA-256 of 1 MiB blocks, in the same
+rounds and by the same threads, which never wait for one another.
 """
 
 import argparse
@@ -20,7 +19,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from timing import parse_args, print_table
 
 import datasets
 from configs.vp import cifar10_ddpmpp_continuous as cifar10
@@ -29,6 +27,7 @@ from data.images import Images, Streamed, cores
 from data.tfrecords import checksum
 from machine import machine
 from runtime.tensorflow import tensorflow
+from timing import parse_args, print_table
 
 
 def clocked(work) -> tuple[float, float]:
@@ -39,9 +38,7 @@ def clocked(work) -> tuple[float, float]:
 
 
 def best_of(ways: dict, repeats: int) -> dict:
-    """The row of each way, a function that serves and returns a number of images: that of the
-    fastest of its `repeats` runs.
-    """
+    """Time ways, functions that serve images and return their number; keep the fastest runs."""
     for way in ways.values():
         way()  # warm: files in the page cache, threads started
     rows = {}
@@ -61,9 +58,7 @@ def best_of(ways: dict, repeats: int) -> dict:
 
 
 def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
-    """Serves batches as training does, as contiguous tensors (B, C, H, W) on the CPU; returns the
-    number of images.
-    """
+    """Serve batches as in training, tensors (B, C, H, W); return the number of images."""
     import torch
 
     batches = Batches(source, batch_size, seed=seed, start=0, shuffle=True, random_flip=True, **how)
@@ -74,9 +69,7 @@ def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
 
 
 def in_memory(args) -> dict:
-    """Batches of 128 of images of the shape of CIFAR-10: its own with --tfds_dir, else random
-    ones.
-    """
+    """Batches of 128 images of the shape of CIFAR-10: its own with --tfds_dir, else random ones."""
     if args.tfds_dir:
         config = cifar10.get_config()
         config.data.tfds_dir = args.tfds_dir
@@ -96,8 +89,9 @@ def in_memory(args) -> dict:
 
 
 def crops(n: int, size: int, seed: int):
-    """n random crops of two photographs, china.jpg and flower.jpg of scikit-learn; above 427
-    pixels, their height, enlarged.
+    """Yield n random crops of the two photographs of scikit-learn.
+
+    Above 427 pixels, their height, they are enlarged.
     """
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -129,8 +123,7 @@ def with_one_thread(source):
 
 
 def streamed(folder: pathlib.Path, args) -> dict:
-    """256-pixel images that are read anew for each batch of 32: JPEGs of 256 and 512 pixels, and
-    raw bytes as in the files of FFHQ.
+    """256-pixel images that are read again for each batch: JPEGs of two sizes, and raw bytes.
 
     Each by all threads and by one, and the hashes to compare with.
     """
@@ -182,7 +175,7 @@ def write_record(file, image: np.ndarray):
     file.write(length + checksum(length) + content + checksum(content))
 
 
-def main():
+def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -219,32 +212,24 @@ def main():
             f'--n must be at least {2 * args.batch}: two batches of {args.batch}, of '
             '512-px images one'
         )
+    return args
+
+
+def main():
+    args = command_line()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            row
-            for ways in (in_memory(args), streamed(pathlib.Path(folder), args))
-            for row in best_of(ways, args.repeats).values()
-        ]
+        kinds = in_memory(args), streamed(pathlib.Path(folder), args)
+        rows = [row for ways in kinds for row in best_of(ways, args.repeats).values()]
     report = dict(
         machine=machine(), seed=args.seed, repeats=args.repeats, quick=args.quick, rows=rows
     )
     print(report['machine'])
     print(f'seed {args.seed}, best of {args.repeats} interleaved repeats; n: images in each\n')
-    print_table(
-        args,
-        [
-            ('source', 'n', 'images/s', 'cores busy'),
-            *(
-                (
-                    row['name'],
-                    str(row['images']),
-                    f'{row["images_per_second"]:.0f}',
-                    f'{row["cores_busy"]:.2f}',
-                )
-                for row in rows
-            ),
-        ],
-    )
+    table = [('source', 'n', 'images/s', 'cores busy')]
+    for row in rows:
+        rate, busy = f'{row["images_per_second"]:.0f}', f'{row["cores_busy"]:.2f}'
+        table.append((row['name'], str(row['images']), rate, busy))
+    print_table(args, table)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
 

@@ -1,17 +1,16 @@
-"""Whether anything is lost when a training, or an evaluation, is killed at random moments.
+"""Is anything lost when a training or an evaluation is killed at random moments?
 
     python benchmarks/faults.py --kills 100 --json faults.json      # some minutes on one core
     # or training, or two: processes that train together
     python benchmarks/faults.py --kills 5 --work evaluation
 
 A small network of digits is trained with a checkpoint every two steps. Its process is killed
-(SIGKILL) after a random time, during saves too, and started again, until the training is done; then
-all over again with another seed, until there have been so many kills. Behind every kill a
-checkpoint must be there that can be read and is not older than the one before. In the end
-parameters, moments, averages, random states and snapshots must be those of a training that was
-never stopped, bit for bit, and log and TensorBoard file must have every step once. So are two
-processes that train together, killed at the same moment and compared with two that were not; and
-the evaluation, whose files must hold the same arrays.
+(SIGKILL) after a random time, during saves too, and started again until the training is done. That
+is repeated with other seeds until there were enough kills. After every kill a readable checkpoint
+must exist that is not older than the one before. In the end parameters, moments, averages, random
+states and snapshots must equal those of an undisturbed training bit for bit, and the log and the
+TensorBoard file must have every step once. The same holds for two processes that train together and
+are killed at the same moment, and for the evaluation, whose files must have the same arrays.
 """
 
 import argparse
@@ -32,7 +31,6 @@ import time
 import numpy as np
 import sklearn.datasets  # noqa: F401 (once, before the first fork)
 import torch
-from timing import parse_args, show
 
 import checkpoints
 import run_lib
@@ -41,12 +39,13 @@ from configs.vp import digits_ddpmpp_continuous
 from reports import plots, results
 from runtime import distributed
 from runtime.errors import CheckpointError
+from timing import parse_args, show
+
+KINDS = ('whole', 'parts')  # undisturbed and killed
 
 
 def config_of(seed: int, args, folder):
-    """The training and evaluation of a tiny network with another seed; their statistics go into
-    `folder`.
-    """
+    """The config of a tiny training and evaluation, with statistics in `folder`."""
     config = digits_ddpmpp_continuous.get_config()
     config.seed, config.device = seed, 'cpu'
     config.model.update(nf=8, num_scales=25, ema_rate=0.9)
@@ -74,7 +73,7 @@ def config_of(seed: int, args, folder):
 
 
 def in_child(work, *at_first) -> int:
-    """The number of a process that does all that is in `at_first`, then `work`, and ends."""
+    """Start a process that does all of `at_first`, then `work`, and exits; return its id."""
     process = os.fork()
     if process:
         return process
@@ -90,14 +89,14 @@ def in_child(work, *at_first) -> int:
 
 
 def killed(work, longest: float, rng) -> bool:
-    """Starts `work` and kills it, with all processes that it started, after at most so many
-    seconds; False where it was done before.
+    """Start `work` and kill it and its children after a random time of at most `longest` seconds.
+
+    Returns:
+        False if it had finished before.
     """
     alive, held = os.pipe()
-    process, deadline = (
-        in_child(work, os.setsid, functools.partial(os.close, alive)),
-        time.monotonic() + rng.uniform(0, longest),
-    )
+    process = in_child(work, os.setsid, functools.partial(os.close, alive))
+    deadline = time.monotonic() + rng.uniform(0, longest)
     os.close(held)
     try:
         while time.monotonic() < deadline:
@@ -150,7 +149,7 @@ def evaluate(config, workdir):
 
 
 def tensors(value) -> list:
-    """All that is in a checkpoint, as bytes, by the order of keys."""
+    """The contents of a checkpoint as bytes, sorted by key."""
     if isinstance(value, dict):
         return [(key, tensors(value[key])) for key in sorted(value, key=str)]
     if isinstance(value, (list, tuple)):
@@ -164,7 +163,7 @@ def state_of(workdir) -> list:
 
 
 def steps_of(workdir) -> dict:
-    """The steps, in their order, that the log and every curve of TensorBoard tell."""
+    """The steps, in order, of the log and of every TensorBoard curve."""
     log = [
         int(step)
         for step in re.findall(r' step: (\d+), training_loss', (workdir / 'stdout.txt').read_text())
@@ -175,7 +174,7 @@ def steps_of(workdir) -> dict:
 
 
 def loadable_step(workdir) -> int:
-    """The step from which training would go on; -1 before the first save."""
+    """The step from which training would resume; -1 before the first save."""
     path = checkpoints.resume_path(workdir)
     for file in (path, checkpoints.previous(path)):
         if file.is_file():
@@ -186,38 +185,50 @@ def loadable_step(workdir) -> int:
     return -1
 
 
+def undisturbed(work) -> float:
+    """Do all of `work` in a child process and return its seconds."""
+    started = time.monotonic()
+    assert not killed(work, 1e4, random.Random(1)), 'not killed within hours'
+    return time.monotonic() - started
+
+
+def kills(work, seconds: float, args, rng):
+    """Start `work` until it finishes, kill it each time before, and yield after each kill.
+
+    The kills come within 0.3 of the `seconds` that the work takes; later than that after 30 of
+    them, so that it finishes.
+    """
+    here = 0
+    while killed(work, seconds * (3 if here >= min(args.kills, 30) else 0.3), rng):
+        here += 1
+        yield
+
+
 def trainings(args, folder, rng, train=train, what='training') -> dict:
+    """Kill trainings until there were enough kills, and count the faults."""
     done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
     while done < args.kills:
         config = config_of(finished, args, folder)
-        whole, parts = (
-            folder / f'{train.__name__}_whole_{finished}',
-            folder / f'{train.__name__}_parts_{finished}',
-        )
-        for workdir in (whole, parts):
-            workdir.mkdir()
-        started = time.monotonic()
-        assert not killed(functools.partial(train, config, whole), 1e4, random.Random(1)), (
-            'the undisturbed one'
-        )
-        longest, newest, here = 0.3 * (time.monotonic() - started), -1, 0
-        while killed(
-            functools.partial(train, config, parts),
-            longest * (10 if here >= min(args.kills, 30) else 1),
-            rng,
-        ):
-            done, here, step = done + 1, here + 1, loadable_step(parts)
+        whole, parts = (folder / f'{train.__name__}_{kind}_{finished}' for kind in KINDS)
+        whole.mkdir()
+        parts.mkdir()
+        seconds = undisturbed(functools.partial(train, config, whole))
+        newest, here = -1, 0
+        for _ in kills(functools.partial(train, config, parts), seconds, args, rng):
+            here += 1
+            step = loadable_step(parts)
             faults['lost'] += step < newest
             newest = max(newest, step)
+        done, finished = done + here, finished + 1
+        steps = steps_of(parts)
         faults['state'] += state_of(whole) != state_of(parts)
-        faults['steps'] += steps_of(whole) != steps_of(parts) or steps_of(parts)['log'] != list(
-            range(args.steps)
-        )
-        finished += 1
-        print(
-            f'{what} {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True
-        )
+        faults['steps'] += steps != steps_of(whole) or steps['log'] != [*range(args.steps)]
+        report(what, finished, here, done, faults)
     return dict(what=what, kills=done, finished=finished) | faults
+
+
+def report(what: str, finished: int, here: int, done: int, faults: dict) -> None:
+    print(f'{what} {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True)
 
 
 def arrays_of(workdir) -> dict:
@@ -236,36 +247,26 @@ def arrays_of(workdir) -> dict:
 
 
 def evaluations(args, folder, rng) -> dict:
+    """Kill evaluations of a trained network until there were enough kills, and count the faults."""
     done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
     trained = folder / 'trained'
     trained.mkdir()
-    assert not killed(
-        functools.partial(train, config_of(0, args, folder), trained), 1e4, random.Random(1)
-    ), 'the training'
+    undisturbed(functools.partial(train, config_of(0, args, folder), trained))
     while done < args.kills:
         config = config_of(finished, args, folder)
-        whole, parts = folder / f'eval_whole_{finished}', folder / f'eval_parts_{finished}'
-        for workdir in (whole, parts):
-            shutil.copytree(trained, workdir)
-        started = time.monotonic()
-        assert not killed(functools.partial(evaluate, config, whole), 1e4, random.Random(1)), (
-            'the undisturbed one'
-        )
-        longest, files, here = 0.3 * (time.monotonic() - started), 0, 0
-        while killed(
-            functools.partial(evaluate, config, parts),
-            longest * (10 if here >= min(args.kills, 30) else 1),
-            rng,
-        ):
+        whole, parts = (folder / f'eval_{kind}_{finished}' for kind in KINDS)
+        shutil.copytree(trained, whole)
+        shutil.copytree(trained, parts)
+        seconds = undisturbed(functools.partial(evaluate, config, whole))
+        files, here = 0, 0
+        for _ in kills(functools.partial(evaluate, config, parts), seconds, args, rng):
+            here += 1
             now = len(arrays_of(parts))
             faults['lost'] += now < files
-            files, done, here = now, done + 1, here + 1
+            files = now
+        done, finished = done + here, finished + 1
         faults['state'] += arrays_of(whole) != arrays_of(parts)
-        finished += 1
-        print(
-            f'evaluation {finished}: {here} kills, {done} in all; faults so far: {faults}',
-            flush=True,
-        )
+        report('evaluation', finished, here, done, faults)
     return dict(what='evaluation', kills=done, finished=finished) | faults
 
 
@@ -281,7 +282,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--kills', type=int, default=100, help='at least so many of each kind (%(default)s)'
+        '--kills', type=int, default=100, help='of each kind, at least (%(default)s)'
     )
     parser.add_argument('--work', choices=(*WORK, 'all'), default='all')
     parser.add_argument(
@@ -293,7 +294,7 @@ def main() -> int:
     parser.set_defaults(repeats=1, steps=60)
     args = parse_args(parser, kills=1, steps=6)
     torch.set_num_threads(1)  # before the first fork: threads would not survive it
-    logging.getLogger('tensorboard').setLevel(logging.ERROR)  # it tells of every restart
+    logging.getLogger('tensorboard').setLevel(logging.ERROR)  # it warns of every restart
     rng, rows = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as folder:
         for what, work in WORK.items():

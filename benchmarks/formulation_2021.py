@@ -1,6 +1,4 @@
-"""What the 2021 release computes where its CUDA extension is not built, in plain PyTorch: what
-speed is compared with.
-"""
+"""The 2021 release without its CUDA extension, in plain PyTorch: the baseline of speed."""
 
 import contextlib
 
@@ -11,8 +9,9 @@ from models import up_or_down_sampling
 
 
 def plain_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
-    """`upfirdn2d` as the 2021 release computes it without its CUDA extension: zeros in between,
-    pad, convolve, skip.
+    """`upfirdn2d` as in the 2021 release without its CUDA extension.
+
+    It puts in zeros, pads, convolves, and skips.
     """
     batch, channels, height, width = input.shape
     x = input.reshape(-1, 1, height, 1, width, 1)

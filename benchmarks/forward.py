@@ -8,10 +8,73 @@ convolutions and products over its time, as a share of the rate of square matrix
 same precision, measured in the same rounds.
 """
 
+from typing import NamedTuple
+
 import torch
-from timing import Products, arguments, dtypes, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 from models.utils import create_model
+from timing import Products, arguments, dtypes, flops, inputs, interleaved, ncsnpp, parse_args, show
+
+
+class Setting(NamedTuple):
+    """Values of `config.training`."""
+
+    precision: str
+    channels_last: bool
+    compile: bool
+
+
+PLAIN = Setting('float32', True, False)
+
+
+def settings(precisions, compiled: bool) -> list[Setting]:
+    """All settings that are measured; only channels-last networks are compiled."""
+    found = []
+    for precision in precisions:
+        found += [Setting(precision, False, False), Setting(precision, True, False)]
+        if compiled:
+            found.append(Setting(precision, True, True))
+    return found
+
+
+def forward(setting: Setting, args):
+    """A forward pass of the network with a setting, as a function without arguments."""
+    torch.manual_seed(args.seed)
+    config = ncsnpp(args.device, args.quick, **setting._asdict())
+    model, (x, labels) = create_model(config).eval(), inputs(config, args.batch)
+    return torch.no_grad()(lambda: model(x, labels))
+
+
+def row(setting: Setting, best: dict, work: int, rates: dict, batch: int) -> dict:
+    """The figures of a setting.
+
+    Args:
+        best: seconds of each setting.
+        work: operations of a forward pass of the batch.
+        rates: FLOP/s of matrix products by precision.
+    """
+    seconds = best[setting]
+    return setting._asdict() | dict(
+        layout='channels last' if setting.channels_last else 'channels first',
+        batch=batch,
+        seconds=seconds,
+        images_per_second=batch / seconds,
+        tflops=work / seconds / 1e12,
+        of_float32=seconds / best[PLAIN],
+        of_products=work / seconds / rates[setting.precision],
+    )
+
+
+def title(work: int, batch: int, size: int, rates: dict) -> str:
+    """What was measured, and the rates of products of matrices of a size."""
+    limits = ', '.join(f'{rate / 1e12:.3f} TFLOP/s in {name}' for name, rate in rates.items())
+    text = (
+        f'NCSN++ forward, batch {batch}, {work / batch / 1e9:.1f} GFLOP an image; '
+        f'{size}^3 products: {limits}'
+    )
+    if 'bfloat16' not in rates:
+        text += '; no bfloat16: this processor has no instructions for it'
+    return text
 
 
 def main():
@@ -22,54 +85,17 @@ def main():
     )
     args = parse_args(parser, repeats=1, batch=2)
     gpu, known = args.device.startswith('cuda'), dtypes(args.device)
-    batch = args.batch or (512 if gpu else 8)
-    settings = [
-        dict(precision=precision, channels_last=channels_last, compile=compiled)
-        for precision in known
-        for channels_last in (False, True)
-        for compiled in (False, True)[: 1 + (args.compile or gpu) * channels_last]
-    ]
-    products, ways = Products(args.device, known.values(), args.quick), {}
-    for setting in settings:
-        torch.manual_seed(args.seed)
-        config = ncsnpp(args.device, args.quick, **setting)
-        model, (x, labels) = create_model(config).eval(), inputs(config, batch)
-        ways[tuple(setting.values())] = torch.no_grad()(
-            lambda model=model, x=x, labels=labels: model(x, labels)
-        )
-    work = flops(ways['float32', False, False])
-    times = interleaved(products.ways | ways, args.device, args.repeats, warmup=1)
-    rows = []
-    for setting in settings:
-        best = min(times[tuple(setting.values())])
-        plain = min(times['float32', True, False])
-        rows.append(
-            setting
-            | dict(
-                layout='channels last' if setting['channels_last'] else 'channels first',
-                batch=batch,
-                seconds=best,
-                images_per_second=batch / best,
-                tflops=work / best / 1e12,
-                of_float32=best / plain,
-                of_products=work / best / products.rate(times, known[setting['precision']]),
-            )
-        )
-    limits = {name: products.rate(times, dtype) / 1e12 for name, dtype in known.items()}
-    title = (
-        f'NCSN++ forward, batch {batch}, {work / batch / 1e9:.1f} GFLOP an image; '
-        f'{products.size}^3 products: '
-        + ', '.join(f'{rate:.3f} TFLOP/s in {name}' for name, rate in limits.items())
-        + (
-            ''
-            if 'bfloat16' in known
-            else '; no bfloat16: this processor has no instructions for it'
-        )
-    )
+    args.batch = args.batch or (512 if gpu else 8)
+    products = Products(args.device, known.values(), args.quick)
+    networks = {setting: forward(setting, args) for setting in settings(known, args.compile or gpu)}
+    work = flops(networks[PLAIN._replace(channels_last=False)])
+    times = interleaved(products.ways | networks, args.device, args.repeats, warmup=1)
+    rates = {name: products.rate(times, dtype) for name, dtype in known.items()}
+    best = {setting: min(times[setting]) for setting in networks}
     show(
         args,
-        title,
-        rows,
+        title(work, args.batch, products.size, rates),
+        [row(setting, best, work, rates, args.batch) for setting in networks],
         {
             'precision': ('precision', '{}'),
             'layout': ('layout', '{}'),
@@ -79,7 +105,7 @@ def main():
             'of products': ('of_products', '{:.2f}'),
             'time, of float32 eager': ('of_float32', '{:.2f}'),
         },
-        limits=limits,
+        limits={name: rate / 1e12 for name, rate in rates.items()},
     )
 
 

@@ -1,5 +1,6 @@
-"""The Frechet distance with fewer samples than dimensions: its error and time, against SciPy's root
-of the product of covariances.
+"""Error and time of the Frechet distance with fewer samples than dimensions.
+
+It is compared with SciPy's square root of the product of covariances.
 
     python benchmarks/frechet.py
 
@@ -13,10 +14,10 @@ import time
 
 import numpy as np
 import scipy.linalg
-from timing import parse_args, print_table
 
 import metrics
 from machine import machine
+from timing import parse_args, print_table
 
 
 def by_sqrtm(a: metrics.Statistics, b: metrics.Statistics) -> float:
@@ -54,10 +55,8 @@ def main():
     mixing = rng.standard_normal((args.dimensions, args.dimensions)) * np.exp(
         -np.arange(args.dimensions) / 300
     )
-    x, y = (
-        rng.standard_normal((500, args.dimensions)) @ mixing,
-        1.1 * rng.standard_normal((700, args.dimensions)) @ mixing + 0.3,
-    )
+    x = rng.standard_normal((500, args.dimensions)) @ mixing
+    y = 1.1 * rng.standard_normal((700, args.dimensions)) @ mixing + 0.3
     truth, statistics = exact(x, y), [metrics.statistics(z) for z in (x, y)]
     times = {
         'metrics.frechet_distance': (metrics.frechet_distance, []),

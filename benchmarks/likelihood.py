@@ -1,5 +1,4 @@
-"""What an evaluation of drift and divergence costs: in one forward and one backward pass, against
-two forward passes and a backward one.
+"""The cost of drift and divergence together, against two forward passes and a backward one.
 
     python benchmarks/likelihood.py                     # under a minute on two cores
     python benchmarks/likelihood.py --batch 64 --json likelihood.json
@@ -12,10 +11,10 @@ rounds, and median ratios in a round.
 import statistics
 
 import torch
-from timing import arguments, divergence_ways, inputs, interleaved, ncsnpp, parse_args, show
 
 import sde_lib
 from models.utils import create_model
+from timing import arguments, divergence_ways, inputs, interleaved, ncsnpp, parse_args, show
 
 
 def main():
@@ -25,11 +24,9 @@ def main():
     batch = args.batch or (128 if args.device.startswith('cuda') else 8)
     torch.manual_seed(args.seed)
     config = ncsnpp(args.device, args.quick)
-    model, (x, _), sde = (
-        create_model(config).eval().requires_grad_(False),
-        inputs(config, batch),
-        sde_lib.get_sde(config),
-    )
+    model = create_model(config).eval().requires_grad_(False)
+    x, _ = inputs(config, batch)
+    sde = sde_lib.get_sde(config)
     times = interleaved(divergence_ways(sde, model, x), args.device, args.repeats)
     rows = [
         dict(

@@ -1,12 +1,11 @@
-"""Do the metrics measure what they should? Real CIFAR-10 images against real ones, and against the
-same ones damaged.
+"""Do the metrics measure what they should? Real CIFAR-10 images, plain and changed, against others.
 
-  python benchmarks/metrics.py --tfds_dir DIR --features 768 --inception_path weights.pth --folder
-  features
+    python benchmarks/metrics.py --tfds_dir DIR --features 768 --inception_path weights.pth
+    python benchmarks/metrics.py --tfds_dir DIR --command --folder features
 
 The first n training images (in a random order) are the reference; the first n test images are
 compared with it as they are, blurred, with noise, and with their pixels shuffled. Features are kept
-in --folder, a batch a file: an interrupted run goes on. With --command the untouched images are
+in --folder, a batch a file: run the same command to resume. With --command the untouched images are
 also written as PNG files and given to the command line of torch-fidelity.
 """
 
@@ -20,7 +19,6 @@ import sys
 import numpy as np
 import scipy.ndimage
 import torch
-from timing import parse_args, print_table
 
 import datasets
 import evaluation
@@ -29,26 +27,23 @@ import reports
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
 from machine import machine
 from reports import results
+from timing import parse_args, print_table
 
 
 def blurred(images, rng):
     """A Gaussian filter of standard deviation 1 pixel."""
-    return (
-        scipy.ndimage.gaussian_filter(images.astype(np.float32), (0, 1, 1, 0))
-        .round()
-        .astype(np.uint8)
-    )
+    filtered = scipy.ndimage.gaussian_filter(images.astype(np.float32), (0, 1, 1, 0))
+    return filtered.round().astype(np.uint8)
 
 
 def noisy(images, rng):
     """Gaussian noise of standard deviation 0.1 of the range."""
-    return (
-        np.clip(images + 25.5 * rng.standard_normal(images.shape), 0, 255).round().astype(np.uint8)
-    )
+    changed = images + 25.5 * rng.standard_normal(images.shape)
+    return np.clip(changed, 0, 255).round().astype(np.uint8)
 
 
 def shuffled(images, rng):
-    """Each image's pixels in a random order of its own."""
+    """The pixels of each image in a random order."""
     flat = images.reshape(len(images), -1, images.shape[-1])
     return np.stack([image[rng.permutation(len(image))] for image in flat]).reshape(images.shape)
 
@@ -61,7 +56,7 @@ VARIANTS = {
 }
 
 
-def main():
+def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,96 +80,99 @@ def main():
     parser.add_argument(
         '--command', action='store_true', help="compare with torch-fidelity's own command"
     )
-    args = parse_args(parser, 'folder', n=120, backend='pixels')
+    return parse_args(parser, 'folder', n=120, backend='pixels')
 
-    config = (digits_ddpmpp_continuous if args.quick else cifar10_ddpmpp_continuous).get_config()
-    config.device, config.data.tfds_dir = args.device, args.tfds_dir
-    config.eval.update(
-        metrics_backend=args.backend, features=args.features, inception_path=args.inception_path
-    )
-    extractor, folder = evaluation.get_extractor(config), pathlib.Path(args.folder)
-    order = {
-        split: np.random.default_rng(args.seed).permutation(len(images))
-        for split, images in (
-            (split, datasets.get_split(config, split)) for split in ('train', 'test')
-        )
-    }
-    images = {
-        split: datasets.get_split(config, split).read(chosen[: args.n])[0]
-        for split, chosen in order.items()
-    }
 
-    def features(name, x):
-        parts = [
-            results.stored(
-                folder / f'{name.replace(" ", "_")}_{start}.npz',
-                dict(
-                    extractor=extractor.protocol,
-                    images=name,
-                    seed=args.seed,
-                    start=start,
-                    n=len(x[start : start + 100]),
-                ),
-                functools.partial(extractor.run, x[start : start + 100]),
-            )['pool_3']
-            for start in range(0, args.n, 100)
-        ]
-        return np.concatenate(parts)
-
+def main():
+    args = command_line()
+    config = config_of(args)
+    images = {split: chosen_images(config, split, args) for split in ('train', 'test')}
+    features = Features(evaluation.get_extractor(config), args)
     real = features('training images', images['train'])
     rows = [('test images', 'FID', 'KID', 'precision', 'recall')]
     for name, change in VARIANTS.items():
-        x = features(name, change(images['test'], np.random.default_rng(args.seed)))
-        kernel, (precision, recall) = (
-            metrics.kernel_distance(real, x),
-            metrics.precision_recall(real, x),
-        )
-        distance = metrics.frechet_distance(metrics.statistics(real), metrics.statistics(x))
-        rows.append(
-            (
-                name,
-                f'{distance:.4f}',
-                f'{kernel.mean:.6f} +- {kernel.error:.6f}',
-                f'{precision:.3f}',
-                f'{recall:.3f}',
-            )
-        )
+        changed = change(images['test'], np.random.default_rng(args.seed))
+        rows.append((name, *compared(real, features(name, changed))))
     print(
         f'{args.n} test against {args.n} training images of {config.data.dataset}, seed '
         f'{args.seed}; '
-        f'{json.dumps(extractor.protocol)}\n{machine()}\n'
+        f'{json.dumps(features.extractor.protocol)}\n{machine()}\n'
     )
     print_table(args, rows)
     if args.command:
-        for split, x in images.items():
-            (folder / f'{split}_{args.n}').mkdir(exist_ok=True)
-            for i, image in enumerate(x):
-                reports.save_image(folder / f'{split}_{args.n}' / f'{i:05d}.png', image)
-        weights = (
-            ['--feature-extractor-weights-path', args.inception_path] if args.inception_path else []
+        print('torch-fidelity:', by_command(images, args))
+
+
+def config_of(args):
+    """The config of the data and of the extractor."""
+    config = (digits_ddpmpp_continuous if args.quick else cifar10_ddpmpp_continuous).get_config()
+    config.device = args.device
+    config.data.tfds_dir = args.tfds_dir
+    config.eval.update(
+        metrics_backend=args.backend, features=args.features, inception_path=args.inception_path
+    )
+    return config
+
+
+def chosen_images(config, split: str, args) -> np.ndarray:
+    """The first n images of a split, uint8 (n, H, W, C), in a random order."""
+    images = datasets.get_split(config, split)
+    order = np.random.default_rng(args.seed).permutation(len(images))
+    return images.read(order[: args.n])[0]
+
+
+class Features:
+    """Features of images, kept in --folder, a batch a file."""
+
+    def __init__(self, extractor, args):
+        self.extractor, self.args, self.folder = extractor, args, pathlib.Path(args.folder)
+
+    def __call__(self, name: str, x: np.ndarray) -> np.ndarray:
+        """The features of the images `x`, uint8 (N, H, W, C), under a name for their files."""
+        starts = range(0, self.args.n, 100)
+        return np.concatenate([self.batch(name, x[start : start + 100], start) for start in starts])
+
+    def batch(self, name: str, x: np.ndarray, start: int) -> np.ndarray:
+        path = self.folder / f'{name.replace(" ", "_")}_{start}.npz'
+        extractor = self.extractor
+        protocol = dict(
+            extractor=extractor.protocol, images=name, seed=self.args.seed, start=start, n=len(x)
         )
-        layer = ['--feature-layer-fid', args.features] if args.features else []
-        done = subprocess.run(
-            [
-                sys.executable,
-                '-m',
-                'torch_fidelity.fidelity',
-                '--fid',
-                '--json',
-                '--silent',
-                '--no-datasets-download',
-                *(['--gpu', '0'] if args.device.startswith('cuda') else ['--cpu']),
-                *weights,
-                *layer,
-                '--input1',
-                str(folder / f'test_{args.n}'),
-                '--input2',
-                str(folder / f'train_{args.n}'),
-            ],
-            capture_output=True,
-            text=True,
-        )
-        print('torch-fidelity:', done.stdout or done.stderr)
+        return results.stored(path, protocol, functools.partial(extractor.run, x))['pool_3']
+
+
+def compared(real: np.ndarray, x: np.ndarray) -> tuple[str, ...]:
+    """FID, KID, precision and recall of features, as text."""
+    kernel = metrics.kernel_distance(real, x)
+    precision, recall = metrics.precision_recall(real, x)
+    distance = metrics.frechet_distance(metrics.statistics(real), metrics.statistics(x))
+    return (
+        f'{distance:.4f}',
+        f'{kernel.mean:.6f} +- {kernel.error:.6f}',
+        f'{precision:.3f}',
+        f'{recall:.3f}',
+    )
+
+
+def by_command(images: dict, args) -> str:
+    """The output of torch-fidelity's command on the untouched images, written as PNG files."""
+    folder = pathlib.Path(args.folder)
+    for split, x in images.items():
+        (folder / f'{split}_{args.n}').mkdir(exist_ok=True)
+        for i, image in enumerate(x):
+            reports.save_image(folder / f'{split}_{args.n}' / f'{i:05d}.png', image)
+    weights = ['--feature-extractor-weights-path', args.inception_path]
+    command = [
+        *(sys.executable, '-m', 'torch_fidelity.fidelity'),
+        *('--fid', '--json', '--silent', '--no-datasets-download'),
+        *(('--gpu', '0') if args.device.startswith('cuda') else ('--cpu',)),
+        *(weights if args.inception_path else ()),
+        *(('--feature-layer-fid', args.features) if args.features else ()),
+        *('--input1', str(folder / f'test_{args.n}')),
+        *('--input2', str(folder / f'train_{args.n}')),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout or done.stderr
 
 
 if __name__ == '__main__':

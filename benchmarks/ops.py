@@ -1,6 +1,7 @@
-"""How fast feature maps are resampled by [1, 3, 3, 1]: by `op.upfirdn2d`, and by other compositions
-of PyTorch's operations; and on a processor the gradients of 3x3 convolutions, by `op.conv3x3` and
-by PyTorch.
+"""How fast feature maps are resampled by [1, 3, 3, 1], and 3x3 convolutions differentiated.
+
+Resampling by `op.upfirdn2d` is compared with other compositions of PyTorch's operations; on a CPU
+the gradients of 3x3 convolutions by `op.conv3x3` with PyTorch's.
 
     python benchmarks/ops.py                       # on the CPU: two minutes on one core
     python benchmarks/ops.py --device cuda --json ops.json
@@ -19,30 +20,17 @@ import functools
 import importlib
 import json
 import pathlib
-import time
 
 import torch
-import torch.nn.functional as F
-from timing import parse_args, print_table
 
+from convolution_gradients import CONVOLUTIONS, measure_convolution
 from machine import machine
 from op import nvrtc, upfirdn2d
+from resampling_ways import LINE, SETTINGS, taps, ways
+from timing import parse_args, print_table, seconds
 
-library, winograd = (importlib.import_module(f'op.{name}') for name in ('upfirdn2d', 'conv3x3'))
-LINE = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-SETTINGS = {'up': dict(up=2, pad=(2, 1)), 'down': dict(down=2, pad=(1, 1))}
+library = importlib.import_module('op.upfirdn2d')
 FORMATS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
-CONVOLUTIONS = [
-    (32, 32, 8),
-    (32, 32, 32),
-    (64, 64, 8),
-    (64, 64, 32),
-    (128, 128, 32),
-    (256, 256, 16),
-    (512, 256, 16),
-    (256, 256, 8),
-    (256, 256, 4),
-]  # channels in and out, size
 TARGETS = ('sm_75', 'sm_80', 'sm_90', 'sm_100')  # generations of GPUs
 SHAPES = {
     'cpu': [(8, 128, 32, 32), (8, 256, 16, 16), (8, 256, 8, 8)],
@@ -50,231 +38,81 @@ SHAPES = {
 }
 
 
-# Ways up: x (B, C, H, W) -> (B, C, 2 H, 2 W) ------------------------------------------------------
-
-
-def up_composed(x):
-    """A transposed convolution per channel: what `upfirdn2d` uses without kernels of its own."""
-    return library._composed(x, taps(x, 4), 2, 1, (2, 2), (2 * x.shape[2], 2 * x.shape[3]))
-
-
-def up_separable(x):
-    """The same, one axis after the other."""
-    h = (2 * LINE).to(x).expand(x.shape[1], 1, 1, 4)
-    x = F.conv_transpose2d(x, h, stride=(1, 2), padding=(0, 1), groups=x.shape[1])
-    return F.conv_transpose2d(
-        x, h.transpose(2, 3), stride=(2, 1), padding=(1, 0), groups=x.shape[1]
-    )
-
-
-def up_cut_later(x):
-    """The same with a full border, which is then cut off."""
-    return F.pad(
-        F.conv_transpose2d(x, taps(x, 4).expand(x.shape[1], 1, 4, 4), stride=2, groups=x.shape[1]),
-        (-1, -1, -1, -1),
-    )
-
-
-def up_phases(x):
-    """Four 3x3 filters per channel, one for each of the output's phases, whose results are then
-    shuffled into place.
-    """
-    # out[2 i] = h[0] x[i - 1] + h[2] x[i], out[2 i + 1] = h[1] x[i] + h[3] x[i + 1]
-    phases = x.new_zeros(2, 3)
-    phases[0, :2], phases[1, 1:] = (2 * LINE[::2]).to(x), (2 * LINE[1::2]).to(x)
-    kernels = (
-        (phases[:, None, :, None] * phases[None, :, None, :])
-        .reshape(4, 1, 3, 3)
-        .repeat(x.shape[1], 1, 1, 1)
-    )
-    return F.pixel_shuffle(F.conv2d(x, kernels, padding=1, groups=x.shape[1]), 2)
-
-
-def up_slices(x):
-    """Sums of shifted images, interleaved; one axis after the other."""
-    h = (2 * LINE).tolist()
-    for axis in (3, 2):
-        length = x.shape[axis]
-        padded = F.pad(x, (1, 1) if axis == 3 else (0, 0, 1, 1))
-        before, behind = padded.narrow(axis, 0, length), padded.narrow(axis, 2, length)
-        x = torch.stack([h[0] * before + h[2] * x, h[1] * x + h[3] * behind], axis + 1).flatten(
-            axis, axis + 1
-        )
-    return x
-
-
-# Ways down: x (B, C, 2 H, 2 W) -> (B, C, H, W) ----------------------------------------------------
-
-
-def down_composed(x):
-    """A strided convolution per channel: what `upfirdn2d` uses without kernels of its own."""
-    return library._composed(x, taps(x, 1), 1, 2, (1, 1), (x.shape[2] // 2, x.shape[3] // 2))
-
-
-def down_padded_before(x):
-    """The same, the border put around before."""
-    return F.conv2d(
-        F.pad(x, (1, 1, 1, 1)), taps(x, 1).expand(x.shape[1], 1, 4, 4), stride=2, groups=x.shape[1]
-    )
-
-
-def down_separable(x):
-    """The same, one axis after the other."""
-    h = LINE.to(x).expand(x.shape[1], 1, 1, 4)
-    x = F.conv2d(x, h, stride=(1, 2), padding=(0, 1), groups=x.shape[1])
-    return F.conv2d(x, h.transpose(2, 3), stride=(2, 1), padding=(1, 0), groups=x.shape[1])
-
-
-def down_phases(x):
-    """The four phases of the image as channels, and 2x2 filters on each."""
-    x = F.pixel_unshuffle(F.pad(x, (1, 1, 1, 1)), 2)
-    h = LINE.to(x).reshape(2, 2).T  # phase, tap
-    kernels = (
-        (h[:, None, :, None] * h[None, :, None, :])
-        .reshape(1, 4, 2, 2)
-        .expand(x.shape[1] // 4, 4, 2, 2)
-    )
-    return F.conv2d(x, kernels, groups=x.shape[1] // 4)
-
-
-def down_slices(x):
-    """Sums of every second pixel from four places on; one axis after the other."""
-    h = LINE.tolist()
-    padded = F.pad(x, (1, 1, 1, 1))
-    x = sum(h[k] * padded[..., k : k + x.shape[3] - 1 : 2] for k in range(4))
-    return sum(h[k] * x[..., k : k + x.shape[2] - 3 : 2, :] for k in range(4))
-
-
-def taps(x, gain):
-    return (torch.outer(LINE, LINE) * gain).to(x)
-
-
-def ways(direction: str) -> dict:
-    kernel = torch.outer(LINE, LINE) * (4 if direction == 'up' else 1)
-    kernels = {}  # as the networks do, the filter is kept on the device
-
-    def own(x):
-        if x.device not in kernels:
-            kernels[x.device] = kernel.to(x.device)
-        return upfirdn2d(x, kernels[x.device], **SETTINGS[direction])
-
-    found = {
-        name.partition('_')[2].replace('_', ' '): way
-        for name, way in globals().items()
-        if name.startswith(f'{direction}_')
-    }
-    return {'upfirdn2d': own, **found}
-
-
 # Measuring ----------------------------------------------------------------------------------------
 
 
-def seconds(work, device: str, calls: int) -> float:
-    """Per call of `work`, of `calls` in a row."""
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        work()
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / calls
+def measure(shape, direction: str, dtype, layout: str, args) -> list[dict]:
+    """Return a row for each way to resample one kind of input."""
+    check_agreement(direction)
+    x = torch.randn(shape, device=args.device, dtype=dtype)
+    x = x.contiguous(memory_format=FORMATS[layout])
+    least = fastest(works(x, direction), args)
+    copy = least['copy', 'forward']
+    rows = []
+    for name, way in ways(direction).items():
+        channels_last = library._memory_format(way(x)) == torch.channels_last
+        forward, both = least[name, 'forward'], least[name, 'both']
+        rows.append(
+            dict(
+                direction=direction,
+                shape=list(shape),
+                dtype=str(dtype).removeprefix('torch.'),
+                layout=layout,
+                way=name,
+                forward_ms=1e3 * forward,
+                both_ms=1e3 * both,
+                copy_ms=1e3 * copy,
+                forward_of_copy=copy / forward,
+                both_of_copy=2 * copy / both,
+                output_layout='NHWC' if channels_last else 'NCHW',
+            )
+        )
+    return rows
 
 
-def measure(shape, direction, dtype, layout, args) -> list[dict]:
-    """Rows, one for each way, of one kind of input."""
+def check_agreement(direction: str) -> None:
+    kernel = torch.outer(LINE, LINE) * (4 if direction == 'up' else 1)
     for name, way in ways(direction).items():
         x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
-        exact = upfirdn2d(
-            x, (torch.outer(LINE, LINE) * (4 if direction == 'up' else 1)), **SETTINGS[direction]
-        )
+        exact = upfirdn2d(x, kernel, **SETTINGS[direction])
         assert (way(x) - exact).abs().max() < 1e-6 * exact.abs().max(), name
-    x = torch.randn(shape, device=args.device, dtype=dtype).contiguous(
-        memory_format=FORMATS[layout]
-    )
+
+
+def works(x: torch.Tensor, direction: str) -> dict:
+    """What is timed, by (way, 'forward' or 'both'): all ways, and a copy to compare them with."""
     watched = x.detach().requires_grad_()
     grad = torch.randn_like(upfirdn2d(x, taps(x, 1), **SETTINGS[direction]))
-    # to read and to write it is to move as much as input and output have
+    # half of input and output: read once and written once, it moves as many bytes as both have
     source = torch.cat([x.flatten(), grad.flatten()])[::2].clone()
     target = torch.empty_like(source)
 
     def both(way):
         return lambda: torch.autograd.grad(way(watched), watched, grad)
 
-    works = {('copy', 'forward'): lambda: target.copy_(source)}
+    found = {('copy', 'forward'): lambda: target.copy_(source)}
     for name, way in ways(direction).items():
-        works[name, 'forward'] = lambda way=way: way(x)
-        works[name, 'both'] = both(way)
-    least = dict.fromkeys(works, float('inf'))
+        found[name, 'forward'] = functools.partial(way, x)
+        found[name, 'both'] = both(way)
+    return found
+
+
+def fastest(works: dict, args) -> dict:
+    """The least seconds of each work in --repeats interleaved rounds, of calls of 3 ms together."""
     for work in works.values():
         work()
     calls = {
-        key: max(1, min(100, int(0.003 / seconds(work, args.device, 1))))
+        key: max(1, min(100, int(0.003 / seconds(work, args.device))))
         for key, work in works.items()
     }
+    least = dict.fromkeys(works, float('inf'))
     for _ in range(args.repeats):
         for key, work in works.items():
             least[key] = min(least[key], seconds(work, args.device, calls[key]))
-    copy = least['copy', 'forward']
-    return [
-        dict(
-            direction=direction,
-            shape=list(shape),
-            dtype=str(dtype).removeprefix('torch.'),
-            layout=layout,
-            way=name,
-            forward_ms=1e3 * least[name, 'forward'],
-            both_ms=1e3 * least[name, 'both'],
-            copy_ms=1e3 * copy,
-            forward_of_copy=copy / least[name, 'forward'],
-            both_of_copy=2 * copy / least[name, 'both'],
-            output_layout='NHWC'
-            if library._memory_format(way(x)) == torch.channels_last
-            else 'NCHW',
-        )
-        for name, way in ways(direction).items()
-    ]
-
-
-def measure_convolution(channels, out_channels, size, batch, repeats) -> dict:
-    """The row of a 3x3 convolution, channels last: its seconds forward, and both gradients, of
-    input and weights, in forward passes.
-    """
-    x, weight, grad = (
-        torch.randn(shape).contiguous(memory_format=torch.channels_last)
-        for shape in (
-            (batch, channels, size, size),
-            (out_channels, channels, 3, 3),
-            (batch, out_channels, size, size),
-        )
-    )
-    pytorch = functools.partial(winograd._plain_gradients, for_x=True, for_weight=True)
-    few = x[:2], weight, grad[:2]
-    for value, exact in zip(
-        winograd.gradients(*few), pytorch(*(values.double() for values in few)), strict=True
-    ):
-        assert (value - exact).abs().max() < 1e-5 * exact.abs().max()
-    ways = dict(
-        forward=lambda: F.conv2d(x, weight, padding=1),
-        winograd=lambda: winograd.gradients(x, weight, grad),
-        pytorch=lambda: pytorch(x, weight, grad),
-    )
-    least = {name: min(seconds(way, 'cpu', 1) for _ in range(2)) for name, way in ways.items()}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            least[name] = min(least[name], seconds(way, 'cpu', max(1, int(0.003 / least[name]))))
-    return dict(
-        channels=channels,
-        out_channels=out_channels,
-        size=size,
-        batch=batch,
-        forward_ms=1e3 * least['forward'],
-        **{name: least[name] / least['forward'] for name in ('pytorch', 'winograd')},
-    )
+    return least
 
 
 def kernels(args) -> list[dict]:
-    """What the CUDA kernels take, for GPUs of several generations."""
+    """Compile the CUDA kernels for GPUs of several generations and return their resources."""
     source, rows = library.SOURCE.read_text(), []
     for scalar in args.scalars:
         for target in args.targets:
@@ -286,10 +124,8 @@ def kernels(args) -> list[dict]:
     return rows
 
 
-def kernel_table(rows) -> list[tuple]:
-    """Rows of text: registers of each kernel, by type and GPU; shared memory and spills where there
-    are any.
-    """
+def kernel_table(rows: list[dict]) -> list[tuple]:
+    """Registers of each kernel by type and GPU, with shared memory and spills if there are any."""
     targets = list(dict.fromkeys(row['target'] for row in rows))
     cells = {}
     for row in rows:
@@ -298,7 +134,48 @@ def kernel_table(rows) -> list[tuple]:
     return [('kernel', 'type', *targets), *((*key, *values) for key, values in cells.items())]
 
 
-def main():
+def resampling_table(rows: list[dict]) -> list[tuple]:
+    heads = (
+        *('input', 'type', 'layout', '', 'way'),
+        *('forward ms', 'of copy', 'and backward ms', 'of copy'),
+    )
+    cells = []
+    for row in rows:
+        converts = row['output_layout'] != row['layout']
+        cells.append(
+            (
+                'x'.join(map(str, row['shape'])),
+                row['dtype'],
+                row['layout'],
+                row['direction'],
+                row['way'] + (f', gives {row["output_layout"]}' if converts else ''),
+                f'{row["forward_ms"]:.3f}',
+                f'{row["forward_of_copy"]:.0%}',
+                f'{row["both_ms"]:.3f}',
+                f'{row["both_of_copy"]:.0%}',
+            )
+        )
+    return [heads, *cells]
+
+
+def convolution_table(rows: list[dict]) -> list[tuple]:
+    return [
+        ('channels', 'size', 'batch', 'forward ms', 'PyTorch', 'Winograd'),
+        *(
+            (
+                f'{row["channels"]} to {row["out_channels"]}',
+                str(row['size']),
+                str(row['batch']),
+                f'{row["forward_ms"]:.3f}',
+                f'{row["pytorch"]:.2f}',
+                f'{row["winograd"]:.2f}',
+            )
+            for row in rows
+        ),
+    ]
+
+
+def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -320,7 +197,7 @@ def main():
     parser.set_defaults(
         shapes=None, convolutions=CONVOLUTIONS, scalars=library.SCALARS.values(), targets=TARGETS
     )
-    args = parse_args(
+    return parse_args(
         parser,
         repeats=1,
         shapes=[(2, 8, 8, 8)],
@@ -328,100 +205,69 @@ def main():
         scalars=['float'],
         targets=['sm_80'],
     )
+
+
+def main():
+    args = command_line()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     report = dict(
-        machine=machine(),
-        seed=args.seed,
-        repeats=args.repeats,
-        quick=args.quick,
-        rows=[],
-        kernels=[],
+        machine=machine(), seed=args.seed, repeats=args.repeats, quick=args.quick, rows=[]
     )
     print(report['machine'])
     if not args.kernels:
-        for shape in args.shapes or SHAPES[args.device]:
-            for dtype in [torch.float32] + [torch.bfloat16] * (args.device == 'cuda'):
-                for direction in SETTINGS:
-                    for layout in FORMATS:
-                        report['rows'] += measure(shape, direction, dtype, layout, args)
-        print(
-            f'{args.device}, seed {args.seed}, best of {args.repeats} interleaved repeats; of '
-            'copy: share of the speed of copying\n'
-        )
-        print_table(
-            args,
-            [
-                (
-                    'input',
-                    'type',
-                    'layout',
-                    '',
-                    'way',
-                    'forward ms',
-                    'of copy',
-                    'and backward ms',
-                    'of copy',
-                ),
-                *(
-                    (
-                        'x'.join(map(str, row['shape'])),
-                        row['dtype'],
-                        row['layout'],
-                        row['direction'],
-                        row['way']
-                        + (
-                            f', gives {row["output_layout"]}'
-                            if row['output_layout'] != row['layout']
-                            else ''
-                        ),
-                        f'{row["forward_ms"]:.3f}',
-                        f'{row["forward_of_copy"]:.0%}',
-                        f'{row["both_ms"]:.3f}',
-                        f'{row["both_of_copy"]:.0%}',
-                    )
-                    for row in report['rows']
-                ),
-            ],
-        )
-        print()
+        report['rows'] = report_resampling(args)
     if not args.kernels and args.device == 'cpu':
-        report['convolutions'] = [
-            measure_convolution(*shape, batch, args.repeats)
-            for shape in args.convolutions
-            for batch in (8, 32)
-        ]
-        print('Both gradients of 3x3 convolutions, in forward passes of the same\n')
-        print_table(
-            args,
-            [
-                ('channels', 'size', 'batch', 'forward ms', 'PyTorch', 'Winograd'),
-                *(
-                    (
-                        f'{row["channels"]} to {row["out_channels"]}',
-                        str(row['size']),
-                        str(row['batch']),
-                        f'{row["forward_ms"]:.3f}',
-                        f'{row["pytorch"]:.2f}',
-                        f'{row["winograd"]:.2f}',
-                    )
-                    for row in report['convolutions']
-                ),
-            ],
-        )
-        print()
-    try:
-        report['kernels'] = kernels(args)
-        print(
-            'Registers per thread of the CUDA kernels, and bytes of shared memory or spills if '
-            'any, as NVRTC compiles them\n'
-        )
-        print_table(args, kernel_table(report['kernels']))
-    except (ImportError, RuntimeError) as error:
-        print(f'Nothing on the CUDA kernels: {error}')
+        report['convolutions'] = report_convolutions(args)
+    report['kernels'] = report_kernels(args)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
+
+
+def report_resampling(args) -> list[dict]:
+    """Measure and print all ways to resample."""
+    rows = []
+    for shape in args.shapes or SHAPES[args.device]:
+        for dtype in [torch.float32, torch.bfloat16] if args.device == 'cuda' else [torch.float32]:
+            for direction in SETTINGS:
+                for layout in FORMATS:
+                    rows += measure(shape, direction, dtype, layout, args)
+    print(
+        f'{args.device}, seed {args.seed}, best of {args.repeats} interleaved repeats; of '
+        'copy: share of the speed of copying\n'
+    )
+    print_table(args, resampling_table(rows))
+    print()
+    return rows
+
+
+def report_convolutions(args) -> list[dict]:
+    """Measure and print the gradients of 3x3 convolutions."""
+    rows = [
+        measure_convolution(*shape, batch, args.repeats)
+        for shape in args.convolutions
+        for batch in (8, 32)
+    ]
+    print('Both gradients of 3x3 convolutions, in forward passes of the same\n')
+    print_table(args, convolution_table(rows))
+    print()
+    return rows
+
+
+def report_kernels(args) -> list[dict]:
+    """Compile and print the CUDA kernels; without NVRTC there are none."""
+    try:
+        rows = kernels(args)
+    except (ImportError, RuntimeError) as error:
+        print(f'Nothing on the CUDA kernels: {error}')
+        return []
+    print(
+        'Registers per thread of the CUDA kernels, and bytes of shared memory or spills if '
+        'any, as NVRTC compiles them\n'
+    )
+    print_table(args, kernel_table(rows))
+    return rows
 
 
 if __name__ == '__main__':

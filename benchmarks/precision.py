@@ -1,5 +1,4 @@
-"""Whether bfloat16 trains as float32 does: losses over 300 steps, against the spread of float32
-runs with other seeds.
+"""Does bfloat16 train as float32 does? Losses over 300 steps, against other seeds of float32.
 
     python benchmarks/precision.py                      # the quickstart's network
     python benchmarks/precision.py --network cifar10    # NCSN++ on CIFAR-10's shape, for a GPU
@@ -14,7 +13,6 @@ import itertools
 import statistics
 
 import torch
-from timing import arguments, ncsnpp, parse_args, show, shrink
 
 import datasets
 import losses
@@ -22,10 +20,11 @@ import run_lib
 import sde_lib
 from configs.vp import digits_ddpmpp_continuous
 from data.tensors import to_tensor
+from timing import arguments, ncsnpp, parse_args, show, shrink
 
 
 def final_loss(config, seed: int, precision: str, steps: int) -> float:
-    """The mean loss of the last third of so many steps."""
+    """The mean loss of the last third of the steps."""
     config.training.precision = precision
     torch.manual_seed(seed)
     state, scaler = run_lib.create_state(config), datasets.get_data_scaler(config)

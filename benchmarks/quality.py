@@ -1,5 +1,4 @@
-"""How good samples are, against the network evaluations they cost: every solver, for VE, VP and
-sub-VP.
+"""How good samples are for their network evaluations: every solver, for VE, VP and sub-VP.
 
     # two cores: about an hour
     python benchmarks/quality.py --json docs/quality/quality.json --plots docs/quality
@@ -28,6 +27,7 @@ import time
 
 import numpy as np
 import torch
+
 from timing import parse_args, print_table, shrink
 
 sys.path.insert(1, str(pathlib.Path(__file__).parents[1] / 'tests'))
@@ -35,8 +35,8 @@ import datasets
 import metrics
 import run_lib
 import sampling
-import score_model
 import sde_lib
+from checkpoints.loading import load_averaged_model
 from machine import machine
 from oracles import ExactNetwork, SubspaceMixture, planar_mixture
 from reports import plots
@@ -97,9 +97,7 @@ SOLVERS = {
 
 
 class Plane:
-    """Sliced 2-Wasserstein distance (64 directions) to 20 times as many exact samples; ten times as
-    many as of images.
-    """
+    """Sliced 2-Wasserstein distance (64 directions) of 10 n samples to 20 times as many others."""
 
     unit, shape, sigma_max = 'sliced Wasserstein distance', (2,), 10.0
 
@@ -118,19 +116,12 @@ class Plane:
         return self.target.sample(self.n, seed)
 
     def distance(self, x):
-        return (
-            ((x.double() @ self.directions).sort(0)[0] - self.quantiles)
-            .square()
-            .mean()
-            .sqrt()
-            .item()
-        )
+        error = (x.double() @ self.directions).sort(0)[0] - self.quantiles
+        return error.square().mean().sqrt().item()
 
 
 class Images:
-    """Frechet distance to the exact mean and covariance in the first 64 principal components, each
-    in units of its standard deviation.
-    """
+    """Frechet distance in the first 64 principal components, whitened."""
 
     unit, shape, sigma_max = 'Frechet distance, 64 whitened components', (3, 32, 32), 50.0
 
@@ -151,9 +142,8 @@ class Images:
     exact = Plane.exact
 
     def distance(self, x):
-        found = metrics.statistics(
-            ((x.flatten(1)[:, : self.target.size].double() - self.centre) @ self.whiten).numpy()
-        )
+        inside = x.flatten(1)[:, : self.target.size].double()
+        found = metrics.statistics(((inside - self.centre) @ self.whiten).numpy())
         return metrics.frechet_distance(found, metrics.Statistics(np.zeros(64), np.eye(64), 10**9))
 
 
@@ -170,16 +160,13 @@ class Network:
         workdir = pathlib.Path(args.runs, f'digits_{sde_name}')
         run_lib.train(self.config, workdir)
         logging.disable()
-        self.model = score_model.load_averaged_model(
-            self.config, workdir / 'checkpoints' / 'checkpoint_1.pth'
-        )
+        checkpoint = workdir / 'checkpoints' / 'checkpoint_1.pth'
+        self.model = load_averaged_model(self.config, checkpoint)
         train, self.held_out = (
             datasets.get_split(self.config, split).images / 16 for split in ('train', 'test')
         )
-        self.statistics, self.mean = (
-            metrics.statistics(train.reshape(len(train), -1)),
-            train.mean().item(),
-        )
+        self.statistics = metrics.statistics(train.reshape(len(train), -1))
+        self.mean = train.mean().item()
 
     def network(self, config):
         return self.model
@@ -188,41 +175,33 @@ class Network:
         return torch.tensor(self.held_out)
 
     def distance(self, x):
-        images = (
-            x
-            if x.shape[-1] == 1
-            else datasets.get_data_inverse_scaler(self.config)(x).permute(0, 2, 3, 1)
-        )
-        levels = (17 * images).floor().clamp(0, 16) / 16 if images is not x else images
-        return metrics.frechet_distance(
-            metrics.statistics(levels.reshape(len(x), -1).double().numpy()), self.statistics
-        )
+        if x.shape[-1] != 1:  # samples of the network; held-out images are NHWC in [0, 1] already
+            images = datasets.get_data_inverse_scaler(self.config)(x).permute(0, 2, 3, 1)
+            x = (17 * images).floor().clamp(0, 16) / 16
+        found = metrics.statistics(x.reshape(len(x), -1).double().numpy())
+        return metrics.frechet_distance(found, self.statistics)
 
 
 TARGETS = dict(plane=Plane, images=Images, network=Network)
 
 
-def large_digits():
-    """Scikit-learn's digits, enlarged to 32 pixels, each in one of the colours of a fixed palette;
-    and their labels.
-    """
+def large_digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Scikit-learn's digits (N, 3, 32, 32), each in a colour of a palette, and labels (N,)."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    images = torch.nn.functional.interpolate(
-        torch.tensor(found.images / 16)[:, None], (32, 32), mode='bicubic'
-    ).clamp(0, 1)
-    colours = 0.3 + 0.7 * torch.rand(
-        len(images), 3, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
-    return images * colours, torch.tensor(found.target)
+    small = torch.tensor(found.images / 16)[:, None]
+    images = torch.nn.functional.interpolate(small, (32, 32), mode='bicubic').clamp(0, 1)
+    generator = torch.Generator().manual_seed(0)
+    shades = torch.rand(len(images), 3, 1, 1, generator=generator, dtype=torch.float64)
+    return images * (0.3 + 0.7 * shades), torch.tensor(found.target)
 
 
-def cifar10(path):
+def cifar10(path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first 10,000 training images (N, 3, 32, 32) of an NPZ file, and their labels (N,)."""
     with np.load(path) as file:
-        return torch.tensor(file['x_train']).permute(0, 3, 1, 2)[:10000] / 255, torch.tensor(
-            file['y_train']
-        ).reshape(-1)[:10000]
+        images, labels = torch.tensor(file['x_train']), torch.tensor(file['y_train'])
+    return images.permute(0, 3, 1, 2)[:10000] / 255, labels.reshape(-1)[:10000]
 
 
 def config_of(sde_name: str, sigma_max: float | None = None):
@@ -234,7 +213,7 @@ def config_of(sde_name: str, sigma_max: float | None = None):
     return config
 
 
-def main():
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -259,55 +238,73 @@ def main():
     )
     parser.add_argument('--json', metavar='PATH', help='write the rows to this file')
     parser.add_argument('--plots', metavar='FOLDER', help='draw ve.png, vp.png and subvp.png there')
+    return parser
+
+
+def main():
+    parser = command_line()
     args = parse_args(parser, 'runs', sdes='ve', n=20, seeds=1)
-    protocol = dict(seeds=args.seeds, n=args.n, images='CIFAR-10' if args.npz else 'digits')
-    report = dict(machine=machine(), **protocol, quick=args.quick, rows=[])
-    if args.json and pathlib.Path(args.json).is_file():
-        report = json.loads(pathlib.Path(args.json).read_text())
-        if protocol != {key: report[key] for key in protocol} or args.quick != report.get(
-            'quick', False
-        ):
-            parser.error(
-                f'{args.json} is of {report["seeds"]} seeds, n={report["n"]} and {report["images"]}'
-            )
-    known = {identity(row) for row in report['rows']}
+    report = begun(parser, args)
     for sde_name in args.sdes.split(','):
         for name in args.targets.split(','):
-            target = None
-            for solver, way in ways(sde_name, args.most, args.quick):
-                row = dict(sde=sde_name, target=name, solver=solver, settings=way)
-                if solver.startswith(tuple(args.solvers.split(','))) and identity(row) not in known:
-                    target = target or TARGETS[name](args, sde_name)
-                    report['rows'].append(row | measured(args, sde_name, target, way))
-                    show(report['rows'][-1])
-                    if args.json:
-                        pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
+            measure(report, sde_name, name, args)
     print(f'{report["machine"]}\n')
-    print_table(
-        args,
-        [
-            ('SDE', 'target', 'solver', 'evaluations', 'distance', 'half the range', 'n'),
-            *(
-                (
-                    row['sde'],
-                    row['target'],
-                    row['solver'],
-                    f'{row["nfe"]:.0f}',
-                    f'{row["distance"]:.4g}',
-                    f'{row["spread"]:.1g}',
-                    str(row['n']),
-                )
-                for row in report['rows']
-            ),
-        ],
-    )
+    print_table(args, table(report['rows']))
     if args.plots:
-        pathlib.Path(args.plots).mkdir(parents=True, exist_ok=True)
-        for sde_name in args.sdes.split(','):
-            plots.quality(
-                [row for row in report['rows'] if row['sde'] == sde_name],
-                pathlib.Path(args.plots, f'{sde_name}.png'),
+        draw(report['rows'], pathlib.Path(args.plots), args.sdes.split(','))
+
+
+def begun(parser: argparse.ArgumentParser, args) -> dict:
+    """The report in --json, if there is one with the same protocol; else an empty one."""
+    protocol = dict(seeds=args.seeds, n=args.n, images='CIFAR-10' if args.npz else 'digits')
+    if not args.json or not pathlib.Path(args.json).is_file():
+        return dict(machine=machine(), **protocol, quick=args.quick, rows=[])
+    report = json.loads(pathlib.Path(args.json).read_text())
+    same = all(report[key] == value for key, value in protocol.items())
+    if not same or args.quick != report.get('quick', False):
+        parser.error(
+            f'{args.json} is of {report["seeds"]} seeds, n={report["n"]} and {report["images"]}'
+        )
+    return report
+
+
+def measure(report: dict, sde_name: str, target_name: str, args) -> None:
+    """Add the rows of a target that are not in the report yet, and write it after each."""
+    known, target = {identity(row) for row in report['rows']}, None
+    for solver, way in ways(sde_name, args.most, args.quick):
+        row = dict(sde=sde_name, target=target_name, solver=solver, settings=way)
+        if not solver.startswith(tuple(args.solvers.split(','))) or identity(row) in known:
+            continue
+        target = target or TARGETS[target_name](args, sde_name)
+        report['rows'].append(row | measured(args, sde_name, target, way))
+        show(report['rows'][-1])
+        if args.json:
+            pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
+
+
+def table(rows: list[dict]) -> list[tuple]:
+    return [
+        ('SDE', 'target', 'solver', 'evaluations', 'distance', 'half the range', 'n'),
+        *(
+            (
+                row['sde'],
+                row['target'],
+                row['solver'],
+                f'{row["nfe"]:.0f}',
+                f'{row["distance"]:.4g}',
+                f'{row["spread"]:.1g}',
+                str(row['n']),
             )
+            for row in rows
+        ),
+    ]
+
+
+def draw(rows: list[dict], folder: pathlib.Path, sdes: list[str]) -> None:
+    """Plot distance against evaluations for each SDE."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sdes:
+        plots.quality([row for row in rows if row['sde'] == name], folder / f'{name}.png')
 
 
 def ways(sde_name: str, most: int, quick: bool = False):
@@ -320,13 +317,13 @@ def ways(sde_name: str, most: int, quick: bool = False):
     """
     yield 'exact', {}
     for solver, settings in SOLVERS.items():
+        if 'prior_mean' in solver and sde_name != 've':
+            continue
         if quick:
             settings = [settings[0] | ({'steps': 3} if 'steps' in settings[0] else {})]
-        for way in settings if sde_name == 've' or 'prior_mean' not in solver else ():
-            if (
-                way.get('steps', 0) * (2 if way['method'] == 'pc' and sde_name == 've' else 1)
-                <= most
-            ):
+        for way in settings:
+            corrected = way['method'] == 'pc' and sde_name == 've'
+            if way.get('steps', 0) * (2 if corrected else 1) <= most:
                 yield solver, way
 
 
@@ -345,25 +342,16 @@ def show(row):
 
 
 def measured(args, sde_name, target, way) -> dict:
-    """Distance and cost of samples by the settings of `config.sampling` in `way`, or of exact
-    samples; 'mean' stands for the target's.
+    """Distance and cost of samples, mean and half the range over seeds.
+
+    Args:
+        way: settings of `config.sampling`, of which a prior_mean is replaced by the target's mean;
+            empty: exact samples.
     """
     distances, nfe, started = [], 0, time.perf_counter()
     for seed in range(args.seeds):
         torch.manual_seed(seed)
-        if not way:
-            x = target.exact(seed)
-        else:
-            config = config_of(sde_name, target.sigma_max)
-            with config.ignore_type():  # of an image for a mean
-                config.sampling.update(
-                    way | ({'prior_mean': target.mean} if 'prior_mean' in way else {})
-                )
-            sde = sde_lib.get_sde(config)
-            draw = sampling.get_sampling_fn(
-                config, sde, (target.n, *target.shape), lambda x: x, sde.sampling_eps
-            )
-            x, nfe = draw(target.network(config))
+        x, nfe = drawn(sde_name, target, way) if way else (target.exact(seed), 0)
         distances.append(target.distance(x) if torch.isfinite(x).all() else math.inf)
     return dict(
         unit=target.unit,
@@ -373,6 +361,18 @@ def measured(args, sde_name, target, way) -> dict:
         spread=(max(distances) - min(distances)) / 2,
         seconds=time.perf_counter() - started,
     )
+
+
+def drawn(sde_name, target, way):
+    """Samples by settings of `config.sampling`, and the network evaluations that they cost."""
+    config = config_of(sde_name, target.sigma_max)
+    mean = {'prior_mean': target.mean} if 'prior_mean' in way else {}
+    with config.ignore_type():  # prior_mean may be an image
+        config.sampling.update(way | mean)
+    sde = sde_lib.get_sde(config)
+    shape = target.n, *target.shape
+    draw = sampling.get_sampling_fn(config, sde, shape, lambda x: x, sde.sampling_eps)
+    return draw(target.network(config))
 
 
 if __name__ == '__main__':

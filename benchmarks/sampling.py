@@ -1,5 +1,4 @@
-"""What samplers add to the time of their network: predictor-corrector sampling against its network
-evaluations alone.
+"""The time that samplers add to their network: predictor-corrector against evaluations alone.
 
     python benchmarks/sampling.py                       # a minute on two cores
     python benchmarks/sampling.py --batch 64 --steps 20 --json sampling.json
@@ -13,12 +12,12 @@ the sampler's own formulas.
 import statistics
 
 import torch
-from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 import sampling
 import sde_lib
 from models.utils import create_model
 from runtime.randomness import per_image
+from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 
 def main():
@@ -29,52 +28,12 @@ def main():
     )
     args = parse_args(parser, repeats=1, batch=2, steps=2)
     gpu = args.device.startswith('cuda')
-    batch, steps = args.batch or (256 if gpu else 4), args.steps or (20 if gpu else 2)
-    torch.manual_seed(args.seed)
-    config = ncsnpp(
-        args.device, args.quick, **(dict(precision='bfloat16', compile=True) if gpu else {})
-    )
-    config.sampling.steps, dtype = steps, torch.bfloat16 if gpu else torch.float32
-    model, (x, labels), sde = (
-        create_model(config).eval(),
-        inputs(config, batch),
-        sde_lib.get_sde(config),
-    )
-    sample = sampling.get_sampling_fn(config, sde, x.shape, lambda x: x, sde.sampling_eps)
-
-    def each():
-        with per_image(range(batch)):
-            return sample(model)
-
-    samplers = {'predictor-corrector': lambda: sample(model), 'random numbers for each image': each}
-    (evaluations,) = {sampler()[1] for sampler in samplers.values()}
-    products = Products(args.device, [dtype], args.quick)
-    ways = (
-        products.ways
-        | samplers
-        | dict(bare=torch.no_grad()(lambda: [model(x, labels) for _ in range(evaluations)]))
-    )
-    times = interleaved(ways, args.device, args.repeats, warmup=int(gpu))
-    work = (
-        flops(torch.no_grad()(lambda: model.module.forward(x[:1], labels[:1])))
-        * batch
-        * evaluations
-    )
-    rows = [
-        dict(
-            sampler=name,
-            batch=batch,
-            evaluations=evaluations,
-            seconds=min(times[name]),
-            ratio=statistics.median(a / b for a, b in zip(times[name], times['bare'])),
-            of_products=work / min(times[name]) / products.rate(times, dtype),
-        )
-        for name in samplers
-    ]
+    args.batch = args.batch or (256 if gpu else 4)
+    args.steps = args.steps or (20 if gpu else 2)
     show(
         args,
         f'NCSN++, {"bfloat16, compiled" if gpu else "float32"}',
-        rows,
+        measure(args, gpu),
         {
             'sampler': ('sampler', '{}'),
             'images': ('batch', '{}'),
@@ -84,6 +43,47 @@ def main():
             'of products': ('of_products', '{:.2f}'),
         },
     )
+
+
+def measure(args, gpu: bool) -> list[dict]:
+    """Return a row for each sampler."""
+    torch.manual_seed(args.seed)
+    fast = dict(precision='bfloat16', compile=True) if gpu else {}
+    config = ncsnpp(args.device, args.quick, **fast)
+    config.sampling.steps = args.steps
+    model, (x, labels) = create_model(config).eval(), inputs(config, args.batch)
+    samplers = ways(config, model, x.shape)
+    (evaluations,) = {sampler()[1] for sampler in samplers.values()}
+    bare = torch.no_grad()(lambda: [model(x, labels) for _ in range(evaluations)])
+    dtype = torch.bfloat16 if gpu else torch.float32
+    products = Products(args.device, [dtype], args.quick)
+    every = products.ways | samplers | dict(bare=bare)
+    times = interleaved(every, args.device, args.repeats, warmup=int(gpu))
+    one = flops(torch.no_grad()(lambda: model.module.forward(x[:1], labels[:1])))
+    work = one * args.batch * evaluations
+    return [
+        dict(
+            sampler=name,
+            batch=args.batch,
+            evaluations=evaluations,
+            seconds=min(times[name]),
+            ratio=statistics.median(a / b for a, b in zip(times[name], times['bare'])),
+            of_products=work / min(times[name]) / products.rate(times, dtype),
+        )
+        for name in samplers
+    ]
+
+
+def ways(config, model, shape) -> dict:
+    """The sampler of a config, with random numbers for the batch and for each image."""
+    sde = sde_lib.get_sde(config)
+    sample = sampling.get_sampling_fn(config, sde, shape, lambda x: x, sde.sampling_eps)
+
+    def each():
+        with per_image(range(shape[0])):
+            return sample(model)
+
+    return {'predictor-corrector': lambda: sample(model), 'random numbers for each image': each}
 
 
 if __name__ == '__main__':

@@ -4,15 +4,17 @@ import dataclasses
 import pathlib
 import time
 
-import timing  # noqa: F401 (puts the library on the path)
-
 import reports
+import timing  # noqa: F401 (puts the library on the path)
 
 
 @dataclasses.dataclass
 class Run:
-    """What every section knows. `quick`: tiny sizes, on a CPU; `until`: when all must be done, by
-    `time.monotonic()`.
+    """The settings of a run of gpu.py.
+
+    Attributes:
+        quick: whether sizes are tiny, on a CPU.
+        until: the end of the time, by `time.monotonic()`.
     """
 
     device: str

@@ -1,6 +1,4 @@
-"""Code that the benchmarks share: command lines with `--quick`, interleaved timing, limits to
-compare with, the network, and reports.
-"""
+"""Shared by the benchmarks: command lines, interleaved timing, limits, the network, reports."""
 
 import argparse
 import atexit
@@ -15,12 +13,11 @@ import time
 import torch
 from torch.utils import flop_counter
 
-from runtime.memory import keep_memory
-
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import reports
 from configs.ve import cifar10_ncsnpp_continuous
 from machine import machine
+from runtime.memory import keep_memory
 
 QUICK = '(quick run: tiny sizes, untrained networks and few repeats; do not quote these figures)'
 
@@ -70,9 +67,7 @@ def parse_args(
 
 
 def shrink(config):
-    """Make network and training so small that a few steps and samples take less than a second;
-    returns the config.
-    """
+    """Make network and training tiny, less than a second for a few steps; return the config."""
     config.model.update(nf=8, ch_mult=(1, 2), num_res_blocks=1, num_scales=25)
     config.optim.warmup = 1
     config.training.update(
@@ -87,20 +82,23 @@ def shrink(config):
     return config
 
 
-def seconds(work, device: str) -> float:
-    """How long `work()` takes, until the device is done."""
+def seconds(work, device: str, calls: int = 1) -> float:
+    """The seconds of a call of `work`, of `calls` in a row, until the device is done."""
     if device.startswith('cuda'):
         torch.cuda.synchronize()
     start = time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     if device.startswith('cuda'):
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
 
 
 def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """The seconds of each way, a function without arguments, in `repeats` rounds over all of them,
-    one after another in each round.
+    """Time ways, functions without arguments, in rounds over all of them.
+
+    Returns:
+        The seconds of each way in all `repeats` rounds.
     """
     for way in ways.values():
         for _ in range(warmup):
@@ -113,17 +111,16 @@ def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[
 
 
 class Products:
-    """Products of two square matrices, the limit that networks are held against: `ways` to time,
-    then `rate` in FLOP/s.
+    """Products of square matrices, the limit of networks: `ways` to time, then `rate` in FLOP/s.
 
-    Timed are as many as take about as long as a network does: on a busy machine the least of short
-    times is nearer to the idle machine's. With `quick` the matrices are tiny.
+    Each way is as many products as take about as long as a network: on a busy machine the least of
+    short times is nearer to that of an idle machine. With `quick` the matrices are tiny.
     """
 
     def __init__(self, device: str, dtypes=(torch.float32,), quick: bool = False):
-        self.size, self.calls = (
-            (128, 2) if quick else (8192, 10) if device.startswith('cuda') else (2048, 12)
-        )
+        self.size, self.calls = (8192, 10) if device.startswith('cuda') else (2048, 12)
+        if quick:
+            self.size, self.calls = 128, 2
         self.ways = {}
         for dtype in dtypes:
             a, b, out = torch.randn(3, self.size, self.size, device=device).to(dtype)
@@ -142,11 +139,15 @@ class Products:
 
 
 def dtypes(device: str) -> dict:
-    """The precisions, by name, that the device computes in: bfloat16 on a GPU, and on a CPU that
-    has instructions for it (without, it is a hundred times slower than float32).
+    """The precisions in which the device computes, by name.
+
+    bfloat16 is one on a GPU, and on a CPU with instructions for it; without, it is a hundred times
+    slower than float32.
     """
-    has_bfloat16 = device.startswith('cuda') or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return {name: getattr(torch, name) for name in ('float32', 'bfloat16')[: 1 + has_bfloat16]}
+    found = {'float32': torch.float32}
+    if device.startswith('cuda') or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        found['bfloat16'] = torch.bfloat16
+    return found
 
 
 def name_of(dtype) -> str:
@@ -154,8 +155,9 @@ def name_of(dtype) -> str:
 
 
 def ncsnpp(device: str, quick: bool = False, **training):
-    """Return the config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters; tiny if
-    `quick`), with memory set as in training.
+    """The config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters).
+
+    Memory is set as in training.
 
     Args:
         device: name of the PyTorch device.
@@ -179,9 +181,7 @@ def inputs(config, batch: int):
 
 
 def divergence_ways(sde, model, x) -> dict:
-    """The drift of the probability flow at `x` alone, and drift and divergence by the two ways to
-    compute them, as functions to time.
-    """
+    """Functions to time: the drift of the probability flow, and its divergence in two ways."""
     import likelihood  # late, as above
     from models.utils import get_score_fn, times_like
 
@@ -204,9 +204,7 @@ def divergence_ways(sde, model, x) -> dict:
 
 
 def flops(work) -> int:
-    """The floating-point operations of convolutions and products in `work()`, forwards and
-    backwards, of convolutions by definition.
-    """
+    """The floating-point operations of convolutions and products in `work()`, by definition."""
     aten, ours = torch.ops.aten, torch.ops.score_sde
     uncounted_by_pytorch = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: (
@@ -225,17 +223,17 @@ def flops(work) -> int:
 
 
 def print_table(args, rows):
-    """Print rows of text as aligned columns, the first row being the heads; a quick run adds a line
-    that says so.
-    """
+    """Print rows of text as aligned columns below the heads; mark those of a quick run."""
     print(reports.table(rows))
     if args.quick:
         print(QUICK)
 
 
 def show(args, title: str, rows: list[dict], columns: dict, **extra):
-    """Print machine, title and a table of `columns` {head: (key, format)}; write `args.json`, if
-    given.
+    """Print machine, title and a table, and write args.json if given.
+
+    Args:
+        columns: {head: (key of the row, format)}.
     """
     report = dict(
         machine=machine(),

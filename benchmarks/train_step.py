@@ -1,5 +1,4 @@
-"""What a training step of NCSN++ costs, in forward passes and against matrix products; and how much
-of it is not the network.
+"""The cost of a training step of NCSN++ in forward passes, and the share outside the network.
 
     # three minutes on two cores, of whose two rounds the first warms up
     python benchmarks/train_step.py
@@ -17,11 +16,11 @@ take; on a GPU the memory that PyTorch had allocated at most.
 import functools
 
 import torch
-from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 import losses
 import run_lib
 import sde_lib
+from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 CPU = ['', 'batch_size=64']
@@ -38,19 +37,18 @@ GPU = [
 def parse(text: str) -> dict:
     """'precision=bfloat16,compile=True' as settings of `config.training`."""
     values = dict(part.split('=') for part in text.split(',') if part)
-    return {
-        key: dict(True_=True, False_=False).get(
-            f'{value}_', int(value) if value.isdigit() else value
-        )
-        for key, value in values.items()
-    }
+    return {key: parse_value(value) for key, value in values.items()}
+
+
+def parse_value(text: str) -> bool | int | str:
+    if text in ('True', 'False'):
+        return text == 'True'
+    return int(text) if text.isdigit() else text
 
 
 @functools.cache
 def operations(device, quick: bool = False) -> int:
-    """Of a step, for one image, with the plainest settings: nothing is compiled or run anew for its
-    gradients.
-    """
+    """The operations of a step for one image, without recomputation or compilation."""
     config = ncsnpp(device, quick, batch_size=1)
     step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config))
     state, (x, _) = run_lib.create_state(config), inputs(config, 1)
@@ -112,9 +110,8 @@ def main():
         help='of config.training, such as precision=bfloat16,batch_size=64; may be repeated',
     )
     args = parse_args(parser, repeats=1)
-    settings = args.settings or (
-        SMALL if args.quick else GPU if args.device.startswith('cuda') else CPU
-    )
+    usual = GPU if args.device.startswith('cuda') else CPU
+    settings = args.settings or (SMALL if args.quick else usual)
     rows = [measure(parse(setting), args) for setting in settings]
     show(
         args,

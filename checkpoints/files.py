@@ -1,15 +1,13 @@
-"""Training states in files: {'optimizer', 'model', 'ema', 'step'}, as the 2021 release writes them,
-and `rng` where training saved it.
+"""Files of training states: write them, lock their folder, find the one to resume from.
 
-Files are written atomically (temporary file, then rename). Loading never executes code from the
-file and also accepts the formats in `checkpoints.formats`. It is strict: missing and unexpected
-keys raise CheckpointError.
+Files are written atomically (temporary file, then rename), and `Saver` writes in the background.
+A work directory has numbered snapshots, checkpoints/checkpoint_N.pth, and the file to resume from,
+checkpoints-meta/checkpoint.pth, with the one before it. Loading never executes code from a file.
 """
 
 import concurrent.futures
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 import platform
@@ -18,122 +16,98 @@ import time
 
 import torch
 from absl import logging
-from ml_collections import ConfigDict
 
-from checkpoints import formats
 from checkpoints.formats import torch_zip
-from configs import stored
+from checkpoints.states import content_of, copied, mapped
 from runtime.errors import CheckpointError, UserError
+
+# Writing ------------------------------------------------------------------------------------------
 
 
 def save(path, state: dict, keep_previous: bool = False):
-    """Writes the state dicts of `state['optimizer']`, `['model']` and `['ema']`, and whatever else
-    `state` holds, to `path`.
+    """Write a training state to a file.
 
-    With `keep_previous` the file that was there before stays, as `previous(path)`. CheckpointError
-    where it cannot be written: what was there is then as it was.
+    Args:
+        path: of the file.
+        state: objects with a `state_dict()` (optimizer, model, EMA) and plain values, by name.
+        keep_previous: keep the file that is there now, as `previous(path)`.
+
+    Raises:
+        CheckpointError: if it cannot be written. Existing files are unchanged then.
     """
-    _write(pathlib.Path(path), _content(state), keep_previous)
-
-
-def _content(state: dict) -> dict:
-    """What a file holds. Adam's `fused` stays out: it is about this process, and another program
-    may step other tensors with it.
-    """
-    content = {
-        key: value.state_dict() if hasattr(value, 'state_dict') else value
-        for key, value in state.items()
-    }
-    if 'optimizer' in content:
-        groups = [
-            {key: value for key, value in group.items() if key != 'fused'}
-            for group in content['optimizer']['param_groups']
-        ]
-        content['optimizer'] = content['optimizer'] | dict(param_groups=groups)
-    return content
-
-
-def _mapped(fn, content):
-    """The same dicts and lists with `fn` of every tensor in them."""
-    if torch.is_tensor(content):
-        return fn(content)
-    if isinstance(content, dict):
-        return {key: _mapped(fn, value) for key, value in content.items()}
-    return [_mapped(fn, value) for value in content] if isinstance(content, list) else content
+    _write(pathlib.Path(path), content_of(state), keep_previous)
 
 
 def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
-    partial, linked = (
+    partial, link = (
         path.with_name(f'{path.name}.{os.getpid()}.{kind}') for kind in ('partial', 'link')
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, 'w+b') as file:
-            # Contiguous: a fused Adam pairs moments with weights by their place in memory, and
-            # programs of others have contiguous weights.
-            torch.save(_mapped(torch.Tensor.contiguous, content), file)
+            # Contiguous: a fused Adam pairs moments and weights by their memory layout, and other
+            # programs have contiguous weights.
+            torch.save(mapped(torch.Tensor.contiguous, content), file)
             torch_zip.seal(file)
             file.flush()
             os.fsync(file.fileno())
         if keep_previous and path.exists():
-            try:
-                os.link(path, linked)  # at no moment is there none of the two
-            except OSError:  # a file system without links
-                os.replace(path, previous(path))
-            else:
-                os.replace(linked, previous(path))
+            _keep(path, link)
         os.replace(partial, path)
         _sync(path.parent)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # RuntimeError: of PyTorch's writer, when the file takes no more
-        cause = (
-            error
-            if isinstance(error, OSError)
-            else error.__context__
-            if isinstance(error.__context__, OSError)
-            else error
-        )
-        reason = getattr(cause, 'strerror', None) or str(cause).splitlines()[0]
+    except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f'{path} cannot be written: {reason}. Earlier checkpoints are as they were'
+            f'{path} cannot be written: {_cause(error)}. Earlier checkpoints are as they were'
         ) from error
     finally:
-        for leftover in (partial, linked):
+        for leftover in (partial, link):
             leftover.unlink(missing_ok=True)
 
 
-def _sync(folder):
-    """Has the names in a folder written to the disk, where the system can."""
+def _keep(path: pathlib.Path, link: pathlib.Path):
+    """Make the file at `path` the previous one, so that one of the two always exists."""
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links
+        os.replace(path, previous(path))
+    else:
+        os.replace(link, previous(path))
+
+
+def _cause(error: Exception) -> str:
+    """Return why writing failed, in a line.
+
+    PyTorch's writer raises RuntimeError while it handles the OSError that is the reason.
+    """
+    if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
+        error = error.__context__
+    return getattr(error, 'strerror', None) or str(error).splitlines()[0]
+
+
+def _sync(folder: pathlib.Path):
+    """Flush the entries of a folder to the disk, where the file system supports it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
         return
     try:
-        os.fsync(handle)
-    except OSError:  # some network file systems
-        pass
+        # Some network file systems cannot.
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def previous(path) -> pathlib.Path:
-    """Where the file before that at `path` is kept."""
-    path = pathlib.Path(path)
-    return path.with_name(f'{path.stem}_previous{path.suffix}')
-
-
 class Saver:
-    """Save in a background thread while training continues: `save` only copies the state and
-    returns.
+    """Save in a background thread while training continues: `save` only copies the state.
 
     At most one save waits for the one being written; another call of `save` blocks. Errors are
     raised by the next `save` or `wait`, at the latest at the end of the `with` block.
     """
 
     def __enter__(self):
-        self._pool, self._pending = concurrent.futures.ThreadPoolExecutor(1), []
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._pending = []
         return self
 
     def __exit__(self, kind, *_):
@@ -142,62 +116,45 @@ class Saver:
             self.wait()
 
     def wait(self, most: int = 0):
-        """Returns when all but `most` saves are written."""
+        """Block until at most `most` saves are pending; raise the error of a failed one."""
         while len(self._pending) > most or self._pending and self._pending[0].done():
             self._pending.pop(0).result()
 
     def save(self, path, state: dict, keep_previous: bool = False, keep: int = 0):
-        """As the function `save`; of numbered snapshots at most `keep` stay (0: all), the
-        newest.
+        """Save as the function `save` does, then delete all but the newest `keep` snapshots.
+
+        Args:
+            path: of the file.
+            state: training state, copied before this returns.
+            keep_previous: keep the file that is there now, as `previous(path)`.
+            keep: number of numbered snapshots that stay in the folder; 0 for all.
         """
         self.wait(1)
-        content = _copied(_content(state))
+        content = copied(content_of(state))
+        path = pathlib.Path(path)
 
         def work():
-            _write(pathlib.Path(path), content, keep_previous)
-            for old in _numbered(pathlib.Path(path).parent)[:-keep] if keep else ():
+            _write(path, content, keep_previous)
+            for old in _numbered(path.parent)[:-keep] if keep else ():
                 old.unlink()
 
         self._pending.append(self._pool.submit(work))
 
 
-def _copied(content):
-    """A contiguous copy in host memory, which later steps do not change."""
-    return _mapped(
-        lambda tensor: tensor.detach().to('cpu', copy=True, memory_format=torch.contiguous_format),
-        content,
-    )
-
-
-def _numbered(folder) -> list[pathlib.Path]:
-    """The snapshots in a folder, in the order of their numbers."""
-    snapshots = [
-        path
-        for path in pathlib.Path(folder).glob('checkpoint_*.pth')
-        if re.fullmatch(r'checkpoint_\d+', path.stem)
-    ]
-    return sorted(snapshots, key=lambda path: int(path.stem.rpartition('_')[2]))
-
-
-def snapshot_numbers(workdir) -> list[int]:
-    """The numbers of the snapshots in a work directory, in increasing order."""
-    return [
-        int(path.stem.rpartition('_')[2])
-        for path in _numbered(pathlib.Path(workdir, 'checkpoints'))
-    ]
+# Locking ------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def only_writer(folder, what: str = 'training', flag: str = '--workdir'):
-    """Lock a folder against a second process that writes into it, here or on a machine that shares
-    the file system's locks.
+    """Lock a folder against a second process that writes into it.
 
-    The lock ends with the process, however that ends. It is the file '{what}.lock'.
+    The lock is the file '{what}.lock'. It holds on all machines that share the file system's locks,
+    and ends with the process.
 
     Args:
         folder: the work directory of a training, or the folder of an evaluation.
         what: 'training' or 'evaluation'.
-        flag: of the command line, that names the folder.
+        flag: command-line flag that names the folder, for the error.
 
     Raises:
         UserError: if another process holds the lock.
@@ -235,154 +192,66 @@ def only_writer(folder, what: str = 'training', flag: str = '--workdir'):
             file.truncate(0)
 
 
+# Reading and finding ------------------------------------------------------------------------------
+
+
 def load(path, device='cpu') -> dict:
-    """The content of a file of `save`; CheckpointError where there is none that can be read."""
+    """Return the content of a file that `save` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing, corrupt or not a training state.
+    """
     path = pathlib.Path(path)
     if not path.is_file():
         raise CheckpointError(f'there is no checkpoint {path}')
     content = torch_zip.load(path, device)
-    if not isinstance(content, dict) or 'model' not in content:
-        raise CheckpointError(f"{path} is no training state: it has no 'model'")
+    torch_zip.check_state(path, content)
     return content
 
 
-def config_of(path) -> ConfigDict | None:
-    """The config in a checkpoint of any dialect, beside its weights, or in its work directory; None
-    if there is none.
-    """
-    path = pathlib.Path(path)
-    if formats.guess(path) == 'pytorch' and 'config' in (content := torch_zip.load(path)):
-        return stored.from_dict(json.loads(content['config']))
-    found = formats.config_of(path)
-    for place in (path.with_name('config.json'), path.absolute().parent.parent / 'config.json'):
-        if found is None and path.is_file() and place.is_file():
-            found = stored.get_config(place)
-    return found
-
-
-def _listed(names, most: int = 4) -> str:
-    names = list(names)
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
-
-
-def _fitted(path, model, loaded: dict, what: str = 'it') -> dict:
-    """The tensors of a file under the model's own names, with or without 'module.', if they are all
-    there in the right shapes.
-    """
-    own = model.state_dict()
-    prefix = 'module.' if all(key.startswith('module.') for key in own) else ''
-    loaded = {prefix + key.removeprefix('module.'): value for key, value in loaded.items()}
-    shapes = {
-        key: (tuple(loaded[key].shape), tuple(own[key].shape)) for key in own if key in loaded
-    }
-    missing, unknown = (
-        [key for key in own if key not in loaded],
-        [key for key in loaded if key not in own],
-    )
-    wrong = [key for key, (there, here) in shapes.items() if there != here]
-    faults = []
-    if missing:
-        faults.append(f'{what} lacks {_listed(missing)}')
-    if unknown:
-        faults.append(f'{what} has the unexpected keys {_listed(unknown)}')
-    if wrong:
-        there, here = shapes[wrong[0]]
-        faults.append(
-            f'{len(wrong)} shapes differ, first {wrong[0]}: {there} in the file, {here} '
-            'in the network'
-        )
-    if faults:
-        raise CheckpointError(
-            f'{path} does not match the network of the config: {"; ".join(faults)}',
-            [
-                *(f'missing: {key} {tuple(own[key].shape)}' for key in missing),
-                *(f'unexpected: {key} {tuple(loaded[key].shape)}' for key in unknown),
-                *(
-                    f'shape mismatch: {key} {shapes[key][0]} in the file, {shapes[key][1]} in the '
-                    'network'
-                    for key in wrong
-                ),
-            ],
-        )
-    return loaded
-
-
-def _average(path, model, weights: dict, average: dict) -> dict:
-    """The state of a moving average whose tensors a file has by name, under 'named'."""
-    named = _fitted(path, model, average['named'], 'its average')
-    parameters = list(model.named_parameters())
-    untrained = [name for name, parameter in parameters if not parameter.requires_grad]
-    of_its_own = any(not torch.equal(named[name], weights[name]) for name in untrained)
-    return (
-        {key: value for key, value in average.items() if key != 'named'}
-        | dict(
-            num_updates=None,
-            shadow_params=[
-                named[name] for name, parameter in parameters if parameter.requires_grad
-            ],
-        )
-        | (dict(untrained=[named[name] for name in untrained]) if of_its_own else {})
-    )
-
-
-def restore(path, state: dict, device='cpu', optional=('rng',), content=None, config=None) -> dict:
-    """Loads every entry of `state` (model, ema, optimizer in place) from a file or folder of any of
-    the `formats` and returns `state`.
-
-    What is `optional` may be missing (published files lack `rng`): the optimizer is then as it was,
-    `rng` None. CheckpointError, with nothing changed, where anything else is missing or does not
-    fit. `content`: what `formats.read` returned for `path`, if it was read before. `config`:
-    UserError if it defines another model than the config in the file, if there is one.
-    """
-    content = dict(
-        content or formats.read(path, getattr(state['model'], 'module', state['model']), device)
-    )
-    if config is not None and 'config' in content:
-        stored.check(config, ConfigDict(json.loads(content['config'])), path)
-    model = _fitted(path, state['model'], content['model'])
-    if 'named' in content.get('ema', {}):
-        content['ema'] = _average(path, state['model'], model, content['ema'])
-    if missing := state.keys() - content.keys() - set(optional):
-        raise CheckpointError(f'{path} lacks {_listed(missing)}')
-    has_optimizer = 'optimizer' in state and 'optimizer' in content
-    try:
-        if has_optimizer:
-            groups = state['optimizer'].param_groups, content['optimizer']['param_groups']
-            counts = [[len(group['params']) for group in part] for part in groups]
-            if counts[0] != counts[1]:
-                raise ValueError(
-                    f'the optimizer in it has {counts[1]} parameters, that of the '
-                    f'config {counts[0]}'
-                )
-            for own, group in zip(*groups):
-                # what the file does not tell
-                group.update({key: value for key, value in own.items() if key not in group})
-                group['fused'] = own.get('fused')  # how it computes is no matter of the file
-        if 'ema' in state:
-            state['ema'].load_state_dict({'decay': state['ema'].decay} | content['ema'])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f'{path} does not fit the config: {error}') from error
-    state['model'].load_state_dict(model)
-    if has_optimizer:
-        state['optimizer'].load_state_dict(content['optimizer'])
-        # moments in the layout of their parameters: fused steps rely on it
-        for parameter, values in state['optimizer'].state.items():
-            for key, value in values.items():
-                if torch.is_tensor(value) and value.shape == parameter.shape:
-                    values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    for key in state.keys() - {'model', 'ema', 'optimizer'}:
-        state[key] = content.get(key)
-    return state
-
-
 def snapshot_path(workdir, number: int) -> pathlib.Path:
-    """The file of the numbered snapshot."""
+    """Return the path of a numbered snapshot."""
     return pathlib.Path(workdir, 'checkpoints', f'checkpoint_{number}.pth')
 
 
+def snapshot_numbers(workdir) -> list[int]:
+    """Return the numbers of the snapshots in a work directory, in increasing order."""
+    return [_number(path) for path in _numbered(pathlib.Path(workdir, 'checkpoints'))]
+
+
+def _number(snapshot: pathlib.Path) -> int:
+    return int(snapshot.stem.rpartition('_')[2])
+
+
+def _numbered(folder) -> list[pathlib.Path]:
+    """Return the snapshots in a folder, in the order of their numbers."""
+    snapshots = [
+        path
+        for path in pathlib.Path(folder).glob('checkpoint_*.pth')
+        if re.fullmatch(r'checkpoint_\d+', path.stem)
+    ]
+    return sorted(snapshots, key=_number)
+
+
+def resume_path(workdir) -> pathlib.Path:
+    """Return the path of the file from which an interrupted training resumes."""
+    return pathlib.Path(workdir, 'checkpoints-meta', 'checkpoint.pth')
+
+
+def previous(path) -> pathlib.Path:
+    """Return the path at which the file before the one at `path` is kept."""
+    path = pathlib.Path(path)
+    return path.with_name(f'{path.stem}_previous{path.suffix}')
+
+
 def wait_for(path, minutes: float, poll_seconds: float = 10.0) -> pathlib.Path:
-    """The path, once there is a file; CheckpointError where there is none after so many minutes."""
-    path, deadline = pathlib.Path(path), time.monotonic() + 60 * minutes
+    """Wait until a file exists and return its path.
+
+    Raises:
+        CheckpointError: if there is none after `minutes`.
+    """
+    path = pathlib.Path(path)
+    deadline = time.monotonic() + 60 * minutes
     if not path.is_file() and minutes > 0:
         logging.info('Waiting up to %g minutes for %s.', minutes, path)
     while not path.is_file():
@@ -395,31 +264,26 @@ def wait_for(path, minutes: float, poll_seconds: float = 10.0) -> pathlib.Path:
     return path
 
 
-def resume_path(workdir) -> pathlib.Path:
-    """The file from which an interrupted training goes on."""
-    return pathlib.Path(workdir, 'checkpoints-meta', 'checkpoint.pth')
-
-
 def find_resumable(workdir) -> pathlib.Path | None:
-    """The checkpoint to resume from: the latest, or the previous one (with a warning) if the latest
-    is corrupt. None if there is none.
+    """Return the checkpoint to resume from, or None if there is none.
 
-    A corrupt latest file is renamed, so that it never replaces the previous one.
+    This is the latest, or the previous one (with a warning) if the latest is corrupt. A corrupt
+    latest file is renamed, so that it never replaces the previous one.
 
     Raises:
         CheckpointError: if both are corrupt.
     """
     path = resume_path(workdir)
-    before, aside = previous(path), path.with_name(f'{path.stem}_damaged{path.suffix}')
+    before = previous(path)
     if not path.is_file():
         return before if before.is_file() and load(before) else None
     try:
         load(path)
-        return path
     except CheckpointError as error:
         if not before.is_file():
             raise
         load(before)
+        aside = path.with_name(f'{path.stem}_damaged{path.suffix}')
         os.replace(path, aside)
         logging.warning(
             '%s. Resuming from the previous checkpoint %s; the corrupt file was renamed to %s.',
@@ -428,11 +292,14 @@ def find_resumable(workdir) -> pathlib.Path | None:
             aside,
         )
         return before
+    return path
 
 
 def latest(workdir) -> pathlib.Path:
-    """The snapshot with the largest number, or where there is none the file to resume from;
-    CheckpointError without either.
+    """Return the snapshot with the largest number, else the file to resume from.
+
+    Raises:
+        CheckpointError: if there is neither.
     """
     folder = pathlib.Path(workdir, 'checkpoints')
     if snapshots := _numbered(folder):

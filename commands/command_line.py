@@ -1,8 +1,9 @@
-"""What the commands share: flags, of which one is a config, and the log.
+"""The command line of the programs: flags, one of which is a config, and the log.
 
-flags.DEFINE_string('config', None, 'The config file.')
-app.run(main, flags_parser=command_line.parse_flags)      # in `main`, FLAGS.config is the
-config, with the values of the command line
+    flags.DEFINE_string('config', None, 'The config file.')
+    app.run(main, flags_parser=command_line.parse_flags)
+
+In `main`, FLAGS.config is then the config, with the values of the command line.
 """
 
 import ast
@@ -27,10 +28,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 # flags that name files or folders which must exist
 INPUTS = ('checkpoint', 'input', 'classifier', 'reference')
 PATHS = ('workdir', 'eval_folder', 'output', 'mask', *INPUTS)
+PARSERS = {bool: flags.BooleanParser, int: flags.IntegerParser, float: flags.FloatParser}
 
 
 class Console(logging.Handler):
-    """Log lines on stderr, above a progress bar where there is one."""
+    """Write log lines to stderr, above a progress bar if there is one."""
 
     def emit(self, record):
         from tqdm import tqdm
@@ -39,12 +41,13 @@ class Console(logging.Handler):
 
 
 def parse_flags(argv) -> list[str]:
-    """Parse `argv` into absl's flags and return the arguments that are no flags, after the
-    program's name.
+    """Parse `argv` into absl's flags; exit with one line for each fault, with 0 after `--help`.
 
     `--config=FILE[:ARGUMENT]` becomes the config that `get_config(ARGUMENT)` of the file returns,
-    locked, with the values of `--config.section.key=value`. Exits with one line for each fault, and
-    with 0 after `--help`.
+    locked, with the values of `--config.section.key=value`.
+
+    Returns:
+        The name of the program and the arguments that are not flags.
     """
     from configs import rules
 
@@ -98,8 +101,10 @@ def parse_flags(argv) -> list[str]:
 
 
 def _without_overrides(argv) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """The arguments without those like `--config.model.nf=64`, and these as pairs ('model.nf',
-    '64'), with None for a missing value.
+    """Separate overrides of the config, such as `--config.model.nf=64`, from other arguments.
+
+    Returns:
+        The other arguments, and pairs such as ('model.nf', '64'), with None for a missing value.
     """
     from configs import rules
 
@@ -125,7 +130,7 @@ def _without_overrides(argv) -> tuple[list[str], list[tuple[str, str | None]]]:
 
 
 def _values(argv) -> dict[str, str]:
-    """The values of the flags among arguments of the form `--name=value`."""
+    """Return the values of the flags among arguments of the form `--name=value`."""
     return dict(
         argument.lstrip('-').split('=', 1)
         for argument in argv
@@ -134,8 +139,9 @@ def _values(argv) -> dict[str, str]:
 
 
 def _stored_config(argv) -> list[str]:
-    """The flag `--config` for the config in the work directory, if there is one and the arguments
-    (`--name=value`) name no config.
+    """Return the flag `--config` for the config in the work directory, if there is one.
+
+    Empty if the arguments (`--name=value`) already name a config.
     """
     from configs import rules
 
@@ -146,8 +152,10 @@ def _stored_config(argv) -> list[str]:
 
 
 def _without_faults(argv) -> tuple[list[str], list[str]]:
-    """The arguments without unknown flags and flags of a wrong value, and one sentence for each of
-    these.
+    """Separate unknown flags and flags with a wrong value from the arguments.
+
+    Returns:
+        The other arguments, and one sentence for each flag that was left out.
     """
     known, kept, faults, rest = flags.FLAGS, [], [], list(argv)
     while rest:
@@ -185,7 +193,7 @@ def _without_faults(argv) -> tuple[list[str], list[str]]:
 
 
 def _in_short(message: str) -> str:
-    """A line of absl's in our words."""
+    """Return a line of absl's in our words."""
     about, _, reason = message.partition(': ')
     return (
         f'{about.removeprefix("flag ").partition("=")[0]} is missing'
@@ -200,8 +208,7 @@ def _suggestion(name: str, known) -> str:
 
 
 def _override(config, key: str, text: str | None) -> list[str]:
-    """Set a key of the config to the value that `text` stands for; return what is wrong with the
-    key.
+    """Set a key of the config to the value that `text` stands for; return faults of the key.
 
     A value that breaks the rule of its key is set too: preflight.py reports all of these together.
     """
@@ -220,7 +227,7 @@ def _override(config, key: str, text: str | None) -> list[str]:
         ]
         return [
             f'config.{key} is not a known key'
-            + (_suggestion(f'config.{key}', names) or ': see configs/defaults.py')
+            + (_suggestion(f'config.{key}', names) or ': see configs/keys.py')
         ]
     if hasattr(old, 'keys'):
         return [
@@ -236,18 +243,20 @@ def _override(config, key: str, text: str | None) -> list[str]:
 
 
 def _readings(text: str | None, kind: type):
-    """The values that a text may stand for, where one of a type is wanted; this one first."""
+    """Yield the values that a text may stand for, beginning with that of the type `kind`."""
     if text is None:
-        yield from [True] * (kind is bool)
+        if kind is bool:
+            yield True
         text = ''
-    parser = {bool: flags.BooleanParser, int: flags.IntegerParser, float: flags.FloatParser}.get(
-        kind
-    )
-    with contextlib.suppress(ValueError):
-        yield from [parser().parse(text)] if parser else [text] * (kind is str)
+    if kind is str:
+        yield text
+    if kind in PARSERS:
+        with contextlib.suppress(ValueError):
+            yield PARSERS[kind]().parse(text)
     with contextlib.suppress(ValueError, SyntaxError):
         literal = ast.literal_eval(text)
-        yield from [literal] * (kind not in (tuple, list) or isinstance(literal, (tuple, list)))
+        if kind not in (tuple, list) or isinstance(literal, (tuple, list)):
+            yield literal
         yield (literal,)
     yield text
 
@@ -258,34 +267,30 @@ def _readings(text: str | None, kind: type):
 def load_config(location: str) -> ConfigDict:
     """Execute a config file, once, and return what its `get_config` returns.
 
-    Its values may have any type: preflight.py reports all that are wrong. Modules beside the file
-    can be imported from it.
+    Values of configs that begin with `configs.defaults` may have any type: preflight.py reports all
+    that are wrong. Modules beside the file can be imported from it.
 
     Args:
         location: 'FILE' or 'FILE:ARGUMENT', where the argument is one of `get_config`.
 
     Raises:
-        UserError: if there is no such file, or it has no `get_config`, or does with a config what
-            cannot be done.
+        UserError: if there is no such file, it has no `get_config`, or ml_collections rejects what
+            it does with a config.
     """
-    from configs import rules
+    from configs import defaults, rules
 
     path, _, argument = location.partition(':')
-    path, arguments = (
-        pathlib.Path(rules.expanded(path)),
-        [rules.expanded(argument)] * bool(argument),
-    )
+    path = pathlib.Path(rules.expanded(path))
+    arguments = [rules.expanded(argument)] if argument else []
     if not path.is_file():
         raise UserError(f'--config={path}: not found')
     try:
-        with _any_type():
+        with defaults.any_type():
             get_config = getattr(_module(path), 'get_config', None)
             if get_config is None:
                 raise UserError('expected a function get_config in this file')
             config = get_config(*arguments)
-    except UserError as error:
-        raise UserError(f'--config={location}: {error}') from error
-    except ModuleNotFoundError as error:
+    except (UserError, ModuleNotFoundError) as error:
         raise UserError(f'--config={location}: {error}') from error
     except SyntaxError as error:
         raise UserError(
@@ -311,23 +316,17 @@ def load_config(location: str) -> ConfigDict:
 
 
 def _module(path: pathlib.Path):
-    """The module of a Python file under a name of its own: its dotted one within a package of this
-    repository.
-    """
+    """Import a Python file: by its dotted name if it is in a package of this repository."""
     path = path.resolve()
-    with contextlib.suppress(ValueError):
+    if path.is_relative_to(ROOT):
         parts = path.relative_to(ROOT).with_suffix('').parts
         folders = [ROOT.joinpath(*parts[:i]) for i in range(1, len(parts))]
-        if all(part.isidentifier() for part in parts) and all(
-            (folder / '__init__.py').is_file() for folder in folders
-        ):
+        in_packages = all((folder / '__init__.py').is_file() for folder in folders)
+        if in_packages and all(part.isidentifier() for part in parts):
             return importlib.import_module('.'.join(parts))
     other = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
-    name = (
-        path.stem
-        if path.stem.isidentifier() and (other is None or other.origin == str(path))
-        else f'config of {path.stem}'
-    )
+    is_free = path.stem.isidentifier() and (other is None or other.origin == str(path))
+    name = path.stem if is_free else f'config of {path.stem}'
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # last: the library's own modules come first
     spec = importlib.util.spec_from_file_location(name, path)
@@ -336,48 +335,24 @@ def _module(path: pathlib.Path):
     return module
 
 
-@contextlib.contextmanager
-def _any_type():
-    """Within the block configs take values of other types than they had, which they otherwise
-    refuse one at a time.
-    """
-    assign = ConfigDict.__setitem__
-
-    def set_item(self, key, value):
-        try:
-            assign(self, key, value)
-        except TypeError:
-            with self.ignore_type():
-                assign(self, key, value)
-
-    ConfigDict.__setitem__ = set_item
-    try:
-        yield
-    finally:
-        ConfigDict.__setitem__ = assign
-
-
 # The log ------------------------------------------------------------------------------------------
 
 
 def log_to(path, in_full: bool = True):
-    """Log to the console and, if `path` is given, append to the file there, which is opened at the
-    first line.
+    """Log to the console and, if `path` is given, append to that file.
 
     Args:
-        path: Log file, or None.
+        path: Log file, opened at the first line, or None.
         in_full: Whether to log all lines, or only warnings.
     """
+    handlers = [Console()]
+    if path:
+        handlers.append(
+            logging.handlers.WatchedFileHandler(path, delay=True, errors='backslashreplace')
+        )
     root = logging.getLogger()
     root.handlers.clear()
-    for handler in (
-        Console(),
-        *(
-            [logging.handlers.WatchedFileHandler(path, delay=True, errors='backslashreplace')]
-            if path
-            else []
-        ),
-    ):
+    for handler in handlers:
         handler.setFormatter(
             logging.Formatter('%(asctime)s %(levelname)s %(message)s', '%Y-%m-%d %H:%M:%S')
         )
@@ -386,5 +361,5 @@ def log_to(path, in_full: bool = True):
 
 
 def exit_with(error):
-    """Ends the program with the error's sentences."""
+    """End the program with the sentences of an error."""
     sys.exit('\n'.join(f'error: {line}' for line in str(error).splitlines()))

@@ -14,7 +14,6 @@ from commands.evaluation_parts import Bits, Checkpoint, Loss, Samples, Setting
 from metrics.reference import get_reference
 from reports import results
 from runtime import distributed
-from runtime.memory import keep_memory
 from runtime.progress import progress
 from score_model import ScoreModel
 
@@ -28,7 +27,6 @@ def evaluate(config, workdir, eval_dir, numbers):
         eval_dir: Folder of the results.
         numbers: Numbers of the checkpoints, each of which is waited for.
     """
-    keep_memory(config.device)
     settings = config.eval
     enabled = (
         (Loss, settings.enable_loss),

@@ -9,7 +9,6 @@ import checkpoints
 import reports
 from commands import drawing, preflight
 from runtime import distributed, interruption
-from runtime.memory import keep_memory
 from score_model import ScoreModel
 
 
@@ -31,7 +30,6 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
         The folder.
     """
     config = preflight.check(config, workdir, 'sample', checkpoint)
-    keep_memory(config.device)
     model = ScoreModel.load(checkpoint or checkpoints.latest(workdir), config)
     folder = pathlib.Path(output or pathlib.Path(workdir, 'generated'))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Building blocks of the configs of this package, and the meaning of every key.
+"""Building blocks of the configs of this package.
 
 A config starts from a data set, adds an SDE (with its published sampler) and a network, and then
 changes individual keys:
@@ -8,379 +8,80 @@ changes individual keys:
     ncsnpp(config, num_res_blocks=8)              # network
     config.training.n_iters = 950001              # the exception
 
-Each function changes `config` in place and returns it. Every key can also be set on the command
-line: `--config.model.sigma_max=7.5`, `--config.model.ch_mult="(1,2,2)"`. Some configs do not sample
-during evaluation: `--config.eval.enable_sampling=True` turns it on. To add your own SDEs, networks,
-predictors, correctors, solvers and data sets, see docs/extending.md.
+Each function changes `config` in place and returns it. `configs/keys.py` explains every key and has
+its default. To add your own SDEs, networks, predictors, correctors, solvers and data sets, see
+docs/extending.md.
+
 References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); Song & Ermon 2019
 (1907.05600) and 2020 (2006.09011).
-
-seed, device              random seed; device ('cuda:0', 'mps', 'cpu'); with torchrun each process
-gets its own GPU force_config              accept a config that does not match the trained model,
-with a warning for each key (flag --force_config) timeout_minutes           several processes: if
-one waits longer than this for the others, all of them stop with an error
-
-data.
-  dataset                 CIFAR10, SVHN, CELEBA, LSUN (through TensorFlow Datasets), MNIST,
-  FashionMNIST (through torchvision), FFHQ,
-                          CelebAHQ (TFRecord files), FOLDER (your own images), NPZ (your own array),
-                          DIGITS (included); upper or lower case; or 'tfds:NAME', any data set of
-                          TensorFlow Datasets with images and the splits train and test
-  source                  'tfds' or 'torchvision' (CIFAR10, SVHN, MNIST, FashionMNIST, CELEBA; needs
-  no TensorFlow); '': as above image_size              side of the square images, in pixels;
-  num_channels: 3 for RGB random_flip             mirror half of the training images at random
-  centered                networks see pixels in [-1, 1] (VP, sub-VP) rather than in [0, 1] (VE)
-  uniform_dequantization  pixels are (level + u) / levels with u uniform in [0, 1), instead of level
-  / (levels - 1) memory_gib              data sets up to this size in GiB are decoded once and kept
-  in memory; larger ones are decoded on the fly on_error                corrupt image: stop with an
-  error ('raise'), or skip and count it ('skip'); both report its file and position path
-  FOLDER: folder or zip file of images (png, jpg, webp, avif, bmp, tif, gif); sub-folders are
-  classes, and
-                          train/ and test/ above them are splits. NPZ: file with the arrays
-                          'x_train', 'y_train', 'x_test', 'y_test', or 'images', 'labels'.
-                          torchvision: folder of its files, which are downloaded if they are
-                          missing; '' is $TORCH_HOME/datasets, by default ~/.cache/torch/datasets
-  levels                  FOLDER and NPZ: number of grey levels (white is levels - 1), e.g. 4096 for
-  12 bits in 16-bit files; 0: as in
-                          the file
-  layout                  NPZ: order of the axes, 'NHWC', or 'NCHW' (channels first)
-  test_fraction           FOLDER and NPZ without a test set: fraction held out for testing; 0.0:
-  test on the training images fit                     FOLDER, tfds:NAME: 'crop': center-crop to a
-  square and resize; 'exact': every image must have image_size tfds_dir                folder of
-  TensorFlow Datasets; '' is that package's own default category                LSUN only:
-  'bedroom', 'church_outdoor' tfrecords_path          FFHQ and CelebAHQ only: one TFRecord file of
-  the resolution to train on; put yours in place of the published path
-
-training.
-  sde                     'vesde', 'vpsde' or 'subvpsde'
-  continuous              True: t uniform in (eps, T], Eq. 7. False: the num_scales noise levels of
-  SMLD or DDPM likelihood_weighting    weight the loss with g(t)^2 instead of std(t)^2: better
-  bits/dim, worse FID; continuous training only reduce_mean             loss of an image: mean over
-  its pixels (True) or half their sum (False) batch_size              images per step, over all GPUs
-  together accumulation            gradient accumulation: micro-batches per step on each GPU; less
-  memory, same results recompute               U-Nets: activation checkpointing (recompute each
-  block in the backward pass); less memory, more time precision               'float32', or
-  'bfloat16' for convolutions and matrix products (autocast); parameters and losses stay float32.
-                          For GPUs, and CPUs with AVX512-BF16 or AMX: others are far slower with it.
-                          On NVIDIA GPUs since Ampere PyTorch rounds the factors of float32
-                          convolutions to TF32 (errors of 1e-3) unless
-                          torch.backends.cudnn.allow_tf32 is False
-  channels_last           channels-last memory format; affects only speed and rounding
-  compile                 torch.compile the network (takes a minute or two; on a CPU it needs a C++
-  compiler); affects speed and rounding n_iters                 optimizer steps; the last step is
-  always saved as a numbered checkpoint snapshot_freq           steps between numbered checkpoints
-  (snapshots): checkpoint_7 is step 7 * snapshot_freq snapshot_freq_for_preemption   steps between
-  saves of the checkpoint to resume from; the previous one is kept too keep_checkpoints        how
-  many numbered checkpoints to keep (the latest ones); 0: all max_bad_steps           stop training
-  after this many consecutive steps with non-finite gradients (each is skipped); 0: never
-  snapshot_sampling       draw a batch of samples at each numbered checkpoint log_freq, eval_freq
-  steps between logged training losses, and between evaluation losses (one batch each)
-
-optim.
-  optimizer               'Adam': lr (peak learning rate), beta1, eps, weight_decay (L2), amsgrad
-  warmup                  steps over which the learning rate rises linearly from 0; 0: none
-  grad_clip               largest norm of the whole gradient; negative: no clipping
-
-model.
-  name                    'ncsnpp' (also for DDPM++), 'ddpm', 'ncsn', 'ncsnv2_64', 'ncsnv2_128',
-  'ncsnv2_256'; 'wideresnet', a classifier
-                          of noisy images
-  ema_rate                decay per step of the EMA weights, which are used for sampling; 0.0: no
-  EMA sigma_min, sigma_max    VE: std of the noise at t = 0 and t = 1, in units of data in [0, 1].
-  sigma_max should be near the largest
-                          Euclidean distance between two training images (Song & Ermon 2020,
-                          Technique 1)
-  beta_min, beta_max      VP, sub-VP: noise rate beta(t) at t = 0 and t = 1
-  num_scales              N, the noise levels of discrete training and the steps of a
-  predictor-corrector sampler dropout                 probability of dropping an activation in
-  training scale_by_sigma          divide the output by sigma: the network then predicts noise of
-  unit size (VE) conditional             condition the network on the noise level
-  num_classes             U-Nets: number of classes to condition on, labels 0 .. num_classes - 1; 0:
-  unconditional. wideresnet: classes
-                          to predict
-  label_dropout           fraction of training images whose label is dropped, for classifier-free
-  guidance embedding_type          embedding of the noise level: 'fourier' (random features of log
-  sigma; fourier_scale: std of their frequencies)
-                          or 'positional'; ddpm is always positional
-  nf, ch_mult             channels at full resolution; channel multiplier at each resolution, each
-  half the previous one widen                   wideresnet: channel multiplier for all resolutions,
-  10 for the "28-10" network num_res_blocks          residual blocks at each resolution;
-  attn_resolutions: resolutions, in pixels, with attention blocks normalization
-  'GroupNorm' or 'InstanceNorm++';  nonlinearity: 'swish', 'elu', 'relu', 'lrelu' up_attention
-  U-Nets, decoder: attention after the last block of each 'level', or after every 'block' (code of
-  Ho et al.) groups                  ddpm: groups of each GroupNorm;  attn_groups: NCSN++: groups of
-  the GroupNorms around attention (diffusers: 32);
-                          0: min(channels / 4, 32), as everywhere else
-  attn_head_dim           channels per attention head; 0: a single head, as in the 2021 release
-  center_input            U-Nets: map images in [0, 1] (data.centered=False) to [-1, 1] inside the
-  network resamp_with_conv        add a convolution to every down- and upsampling
-  fir, fir_kernel         NCSN++: resample with this anti-aliasing filter, instead of nearest
-  neighbour and mean pooling skip_rescale            NCSN++: divide the sum of each skip connection
-  by sqrt(2) resblock_type           NCSN++: 'biggan' (resampling inside the blocks) or 'ddpm'
-  (separate resampling layers) progressive             NCSN++: output built up over the resolutions:
-  'none', 'output_skip', 'residual' progressive_input       NCSN++: image fed in at each resolution:
-  'none', 'input_skip', 'residual' progressive_combine     NCSN++: how 'input_skip' joins: 'sum' or
-  'cat' init_scale              NCSN++: scale of the initial weights of each block's last layer;
-  0.0: blocks begin as identities interpolation           NCSN, NCSNv2: how the decoder enlarges
-  maps: 'bilinear' attention_type, conv_size   only 'ddpm' and 3 were ever implemented
-
-sampling.
-  method                  'pc' (predictor-corrector); 'ode' (probability flow, adaptive solver);
-  'adaptive' (reverse SDE, step size adapted
-                          per image); few-step solvers: 'ddim', 'heun', 'dpm_solver', 'dpmpp_2m',
-                          'dpmpp_2m_sde', 'unipc'
-  predictor               'euler_maruyama', 'reverse_diffusion', 'ancestral_sampling' or 'none': one
-  step to the next noise level corrector               'langevin' (Algorithms 4, 5), 'ald' (annealed
-  Langevin dynamics, step 2 (snr sigma)^2) or 'none' order                   'corrector_predictor',
-  as in the 2021 release, or 'predictor_corrector', as in Algorithm 1 of the paper n_steps_each
-  corrector steps at each noise level snr                     r, signal-to-noise ratio that sets the
-  step size of the corrector; unused without a corrector probability_flow        the predictor
-  follows the ODE, without noise steps                   steps of 'pc' and of solvers ('dpm_solver':
-  network evaluations); 0: num_scales for 'pc', 18 for 'heun', 36 for
-                          other solvers
-  skip_type               time grid: uniform in t ('time_uniform'), in sqrt(t) ('time_quadratic') or
-  in log-SNR ('logSNR'), or the grid of
-                          Karras et al. 2022 ('karras', with rho); '': the default of each method
-  rho                     'karras': larger values place more steps at low noise
-  eta                     'ddim': 0.0 follows the ODE, 1.0 is ancestral sampling
-  churn                   'heun': amount of added noise, S_churn in Karras et al. 2022; 0.0: none
-  dpm_solver_order        'dpm_solver': 1, 2 or 3; 'unipc': 1 to 6
-  thresholding            solvers: dynamic thresholding, keeps image estimates in range under strong
-  guidance ode_method              'ode': 'dopri5', 'bosh3' or 'dopri8' on the device, or a SciPy
-  method on the CPU, such as 'RK45' rtol, atol              tolerances of 'ode' (0.0: 1e-5) and
-  'adaptive' (0.0: 0.05, and 1/256 in units of network input) prior_mean              mean of the
-  prior, in units of network input seed_per_image          separate random numbers (and Langevin
-  step sizes) for each image, so that it does not depend on the other
-                          images, the batch size or the number of GPUs ('ode': up to the tolerances)
-  noise_removal           leave out the noise of the last step; solvers and 'adaptive': end with a
-  denoising step round                   round samples to 8-bit values
-  guidance                guidance scale w. Class-conditional networks: (1 - w) s(x, t) + w s(x, t,
-  class); 1.0: conditional, 0.0:
-                          unconditional, larger: stronger guidance, less variety. With a classifier:
-                          factor of its gradient
-
-control. (--mode control)
-  images                  number of test images to use if --input is not given
-  results                 number of results per image, or per class
-  resample, jump          repeat every `jump` steps `resample` times (RePaint), so that new and
-  known parts match better consistency             weight of guidance towards the measurement; 0.0:
-  none. It triples the time per step blur                    deblur: standard deviation of the
-  Gaussian, in pixels steps                   interpolate: number of codes from one image to the
-  next, both included temperatures            temper: scale factors of the codes
-  rtol, atol              latent codes: tolerances of sampling.ode_method, used unless
-  sampling.method is a fixed-step solver
-
-eval.
-  begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate, of those that exist;
-  batch_size: images at a time enable_loss             loss over the test set
-  enable_sampling         draw num_samples images, and measure them as metrics_backend says
-  enable_bpd              bits/dim of bpd_dataset ('train' or 'test'); class-conditional networks
-  are evaluated without a class most_images             compute loss and bits/dim on at most this
-  many images, drawn at random; 0: all bpd_repeats             passes over that set, each with new
-  dequantization noise bpd_probes              random vectors averaged in each estimate of the
-  divergence; more: less variance, more time bpd_method              ODE solver for bits/dim, see
-  sampling.ode_method;  bpd_rtol, bpd_atol: its tolerances wait_minutes            how long to wait
-  for each missing checkpoint; 0.0: skip it metrics_backend         features of the metrics (FID,
-  KID, precision, recall, IS): 'tfgan', Inception by TF-GAN as in the paper (on the
-                          CPU); 'torch_fidelity', the same weights or another network in PyTorch on
-                          `device`; 'pixels', no network, for small images; 'none', no metrics
-  inception_path          its weights, where they cannot be fetched: a SavedModel folder (tfgan) or
-  a .pth file (torch_fidelity) extractor, features     torch_fidelity: 'inception-v3-compat' with
-  features '64', '192', '768', '2048' (default), 'vgg16', 'clip-...',
-                          'dinov2-...'; '' is the layer usual for that network
-  stats_split             split of the data that samples are compared with: 'train' or 'test'
-  stats_samples           maximum number of its images to use, drawn at random
-  stats_dir               folder of the reference statistics; '' is assets/stats
-  metrics_floor           also compute the metrics between the two splits of the real images, as a
-  reference value is_splits               number of parts over which the Inception score is
-  averaged; 1 as in the 2021 release
 """
+
+import contextlib
+import contextvars
 
 import torch
 from ml_collections import ConfigDict
 
 from configs import rules
+from configs.keys import DEFAULTS
 
-# Data sets ----------------------------------------------------------------------------------------
+_untyped = contextvars.ContextVar('untyped', default=None)
+
+
+@contextlib.contextmanager
+def any_type():
+    """Let configs that `base` makes in this block take values of any type until its end.
+
+    ConfigDict otherwise raises TypeError at the first value of a wrong type. A config file is read
+    in such a block, so that all wrong values can be reported together.
+    """
+    with contextlib.ExitStack() as stack:
+        token = _untyped.set(stack)
+        try:
+            yield
+        finally:
+            _untyped.reset(token)
 
 
 def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
-    """What all configs have in common, with the schedule of a 32-pixel data set. The SDE and the
-    network come after it.
+    """Return the defaults of all keys, with the schedule of a 32-pixel data set.
+
+    The SDE and the network are added to it.
     """
-    return ConfigDict(
-        dict(
-            seed=42,
-            device='cuda:0' if torch.cuda.is_available() else 'cpu',
-            timeout_minutes=60.0,
-            force_config=False,
-            data=dict(
-                dataset=dataset,
-                source='',
-                image_size=image_size,
-                num_channels=3,
-                random_flip=True,
-                centered=False,
-                uniform_dequantization=False,
-                tfds_dir='',
-                category='',
-                tfrecords_path='',
-                path='',
-                test_fraction=0.1,
-                fit='crop',
-                on_error='raise',
-                memory_gib=4.0,
-                levels=0,
-                layout='NHWC',
-            ),
-            training=dict(
-                sde='vesde',
-                continuous=False,
-                likelihood_weighting=False,
-                reduce_mean=False,
-                batch_size=128,
-                accumulation=1,
-                recompute=False,
-                precision='float32',
-                channels_last=True,
-                compile=False,
-                n_iters=1300001,
-                snapshot_freq=50000,
-                snapshot_freq_for_preemption=10000,
-                keep_checkpoints=0,
-                max_bad_steps=100,
-                snapshot_sampling=True,
-                log_freq=50,
-                eval_freq=100,
-            ),
-            optim=dict(
-                optimizer='Adam',
-                lr=2e-4,
-                beta1=0.9,
-                eps=1e-8,
-                weight_decay=0.0,
-                amsgrad=False,
-                warmup=5000,
-                grad_clip=1.0,
-            ),
-            model=dict(
-                name='',
-                ema_rate=0.9999,
-                sigma_min=0.01,
-                sigma_max=50.0,
-                beta_min=0.1,
-                beta_max=20.0,
-                num_scales=1000,
-                nf=128,
-                dropout=0.1,
-                normalization='GroupNorm',
-                groups=32,
-                attn_groups=0,
-                up_attention='level',
-                attn_head_dim=0,
-                center_input=True,
-                nonlinearity='swish',
-                embedding_type='fourier',
-                fourier_scale=16.0,
-                scale_by_sigma=False,
-                num_classes=0,
-                label_dropout=0.1,
-            ),
-            sampling=dict(
-                method='pc',
-                predictor='none',
-                corrector='none',
-                order='corrector_predictor',
-                n_steps_each=1,
-                snr=0.16,
-                probability_flow=False,
-                noise_removal=True,
-                steps=0,
-                skip_type='',
-                rho=7.0,
-                eta=0.0,
-                churn=0.0,
-                dpm_solver_order=2,
-                thresholding=False,
-                ode_method='dopri5',
-                rtol=0.0,
-                atol=0.0,
-                prior_mean=0.0,
-                seed_per_image=False,
-                round=False,
-                guidance=1.0,
-            ),
-            control=dict(
-                images=8,
-                results=4,
-                resample=5,
-                jump=1,
-                consistency=2.0,
-                blur=1.0,
-                steps=8,
-                temperatures=(0.6, 0.8, 1.0, 1.2),
-                rtol=1e-5,
-                atol=1e-5,
-            ),
-            eval=dict(
-                begin_ckpt=9,
-                end_ckpt=26,
-                batch_size=1024,
-                num_samples=50000,
-                enable_loss=True,
-                enable_sampling=False,
-                enable_bpd=False,
-                bpd_dataset='test',
-                most_images=0,
-                bpd_repeats=5,
-                bpd_probes=1,
-                bpd_method='dopri5',
-                bpd_rtol=1e-5,
-                bpd_atol=1e-5,
-                metrics_backend='tfgan',
-                inception_path='',
-                extractor='inception-v3-compat',
-                features='',
-                stats_dir='',
-                stats_split='train',
-                stats_samples=50000,
-                metrics_floor=False,
-                is_splits=1,
-                wait_minutes=0.0,
-            ),
-        )
-    )
+    config = ConfigDict(DEFAULTS)
+    config.device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    config.data.update(dataset=dataset, image_size=image_size)
+    if stack := _untyped.get():
+        stack.enter_context(config.ignore_type())
+    return config
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Return an unlocked copy of `config` in which every optional key that it lacks has its
-    default.
+    """Return an unlocked copy of `config` with the defaults of the optional keys that it lacks.
 
     Keys without a sensible default (`rules.REQUIRED`) are never added. A `torch.device`, as in
     configs of the 2021 release, becomes a string, which can be stored.
     """
-    completed, top = config.to_dict(), base().to_dict()
+    completed, defaults = config.to_dict(), base().to_dict()
     if isinstance(completed.get('device'), torch.device):
         completed['device'] = str(completed['device'])
-    sections = {
-        section: top.pop(section)
-        for section, content in base().items()
-        if hasattr(content, 'items')
-    }
-    for place, section, content in [
-        (completed, '', top),
-        *((completed.setdefault(name, {}), name, sections[name]) for name in sections),
-    ]:
+    sections = {name: defaults.pop(name) for name in DEFAULTS if isinstance(DEFAULTS[name], dict)}
+    _fill(completed, defaults, rules.REQUIRED[''])
+    for name, section in sections.items():
+        place = completed.setdefault(name, {})
         if isinstance(place, dict):
-            required = rules.REQUIRED.get(section, '').split()
-            place.update(
-                {
-                    name: value
-                    for name, value in content.items()
-                    if name not in place and name not in required
-                }
-            )
+            _fill(place, section, rules.REQUIRED.get(name, ''))
     return ConfigDict(completed)
+
+
+def _fill(place: dict, defaults: dict, required: str):
+    """Add the `defaults` that are neither in `place` nor among the `required` keys."""
+    for name, value in defaults.items():
+        if name not in required.split():
+            place.setdefault(name, value)
+
+
+# Data sets ----------------------------------------------------------------------------------------
 
 
 def cifar10() -> ConfigDict:
@@ -389,9 +90,7 @@ def cifar10() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """Scikit-learn's handwritten digits at 8 pixels, with one channel, and the schedule of a few
-    minutes on two processor cores.
-    """
+    """Scikit-learn's handwritten digits: 8 pixels, one channel; minutes on two processor cores."""
     config = base('DIGITS', 8)
     config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True)
     config.training.update(
@@ -420,11 +119,11 @@ def digits() -> ConfigDict:
 
 
 def mnist(dataset: str = 'MNIST') -> ConfigDict:
-    """MNIST or FashionMNIST at 28 pixels, through torchvision, with a network of 1.75 million
-    parameters to follow: see `mnist_sized`.
+    """MNIST or FashionMNIST at 28 pixels, through torchvision.
 
-    For your own file with x_train, y_train, x_test and y_test: `--config.data.dataset=NPZ
-    --config.data.path=mnist.npz`.
+    The network for it is `mnist_sized`, with 1.75 million parameters. For your own file with the
+    arrays x_train, y_train, x_test and y_test:
+    `--config.data.dataset=NPZ --config.data.path=mnist.npz`.
     """
     config = base(dataset, 28)
     config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True)
@@ -485,9 +184,7 @@ def _tfrecords(dataset: str, size: int, path: str) -> ConfigDict:
 
 
 def _long_schedule(config: ConfigDict) -> ConfigDict:
-    """The schedule and noise range of large images: 2.4 million steps with half the batch and no
-    dropout.
-    """
+    """Schedule and noise range of large images: 2.4 million steps, half the batch, no dropout."""
     config.training.update(batch_size=64, n_iters=2400001, snapshot_freq_for_preemption=5000)
     config.model.update(sigma_max=378.0, dropout=0.0)
     config.sampling.snr = 0.075
@@ -508,8 +205,9 @@ def ve(config: ConfigDict, continuous: bool) -> ConfigDict:
 
 
 def vp(config: ConfigDict, continuous: bool) -> ConfigDict:
-    """The VP SDE of Song et al. 2021, Eq. 11; Euler-Maruyama, or ancestral sampling for discrete
-    training, without a corrector.
+    """The VP SDE of Song et al. 2021, Eq. 11; Euler-Maruyama without a corrector.
+
+    Discrete training comes with ancestral sampling instead.
     """
     config.data.centered = True
     config.training.update(sde='vpsde', continuous=continuous, reduce_mean=True)
@@ -521,9 +219,7 @@ def vp(config: ConfigDict, continuous: bool) -> ConfigDict:
 
 
 def subvp(config: ConfigDict) -> ConfigDict:
-    """The sub-VP SDE of Song et al. 2021, Eq. 12: `vp` with another diffusion. It has continuous
-    training only.
-    """
+    """The sub-VP SDE of Song et al. 2021, Eq. 12: `vp` with another diffusion, continuous only."""
     vp(config, continuous=True)
     config.training.sde = 'subvpsde'
     return config
@@ -548,8 +244,9 @@ def ddpm(config: ConfigDict) -> ConfigDict:
 def ncsnpp(
     config: ConfigDict, embedding_type: str = 'fourier', num_res_blocks: int = 4
 ) -> ConfigDict:
-    """NCSN++ of Song et al. 2021, Section 4.4. 'fourier' is for the labels of the continuous VE
-    SDE, 'positional' for all others.
+    """NCSN++ of Song et al. 2021, Section 4.4.
+
+    The embedding 'fourier' is for the labels of the continuous VE SDE, 'positional' for all others.
     """
     ddpm(config)
     config.model.update(
@@ -571,9 +268,7 @@ def ncsnpp(
 
 
 def ncsnpp_256(config: ConfigDict) -> ConfigDict:
-    """NCSN++ for 256 pixels: seven resolutions, with input and output skips, and 2000 noise
-    levels.
-    """
+    """NCSN++ for 256 pixels: seven resolutions, input and output skips, 2000 noise levels."""
     ncsnpp(config, num_res_blocks=2)
     config.model.update(
         ch_mult=(1, 1, 2, 2, 2, 2, 2),
@@ -585,9 +280,7 @@ def ncsnpp_256(config: ConfigDict) -> ConfigDict:
 
 
 def ncsnpp_1024(config: ConfigDict) -> ConfigDict:
-    """NCSN++ for 1024 pixels: eight resolutions, narrow at the top, and averaged over more
-    steps.
-    """
+    """NCSN++ for 1024 pixels: eight resolutions, narrow at the top, a longer weight average."""
     ncsnpp_256(config)
     config.model.update(
         nf=16, ch_mult=(1, 2, 4, 8, 16, 32, 32, 32), num_res_blocks=1, ema_rate=0.9999
@@ -596,18 +289,14 @@ def ncsnpp_1024(config: ConfigDict) -> ConfigDict:
 
 
 def ddpmpp(config: ConfigDict, num_res_blocks: int = 4) -> ConfigDict:
-    """DDPM++ of Song et al. 2021, Section 4.4: NCSN++ without the anti-aliasing filter and the
-    progressive input.
-    """
+    """DDPM++ of Song et al. 2021, Section 4.4: NCSN++ without FIR filter and progressive input."""
     ncsnpp(config, 'positional', num_res_blocks)
     config.model.update(fir=False, progressive_input='none')
     return config
 
 
 def small(config: ConfigDict) -> ConfigDict:
-    """The network before it, made small enough for 8-pixel images on a processor: two resolutions,
-    attention at the lower one.
-    """
+    """The network of `config` for 8-pixel images: two resolutions, attention at the lower one."""
     config.model.update(
         nf=16,
         ch_mult=(1, 2),
@@ -621,8 +310,9 @@ def small(config: ConfigDict) -> ConfigDict:
 
 
 def mnist_sized(config: ConfigDict) -> ConfigDict:
-    """The network before it at the size of 28-pixel images: three resolutions, attention at 14
-    pixels; sampled in 25 evaluations.
+    """The network of `config` for 28-pixel images: three resolutions, attention at 14 pixels.
+
+    Samples take 25 network evaluations.
     """
     config.model.update(
         nf=32,
@@ -637,8 +327,9 @@ def mnist_sized(config: ConfigDict) -> ConfigDict:
 
 
 def wideresnet(config: ConfigDict, num_classes: int) -> ConfigDict:
-    """The classifier of Song et al. 2021, Section 5 and Appendix I.1: a wide residual network 28-10
-    that is told the noise level.
+    """The classifier of Song et al. 2021, Section 5 and Appendix I.1.
+
+    It is a wide residual network 28-10, conditioned on the noise level.
     """
     config.training.update(snapshot_sampling=False, likelihood_weighting=False)
     config.model.update(
@@ -658,8 +349,9 @@ def wideresnet(config: ConfigDict, num_classes: int) -> ConfigDict:
 
 
 def ncsn(config: ConfigDict) -> ConfigDict:
-    """NCSN of Song & Ermon 2019: ten noise levels from 1 to 0.01, annealed Langevin dynamics of 100
-    steps at each.
+    """NCSN of Song & Ermon 2019: ten noise levels from 1 to 0.01.
+
+    Samples come from annealed Langevin dynamics, with 100 steps at each noise level.
     """
     ve(config, continuous=False)
     config.model.update(
@@ -678,8 +370,10 @@ def ncsn(config: ConfigDict) -> ConfigDict:
 
 
 def ncsnv2(config: ConfigDict, name: str = 'ncsnv2_64') -> ConfigDict:
-    """NCSNv2 of Song & Ermon 2020. The noise levels and the Langevin steps (Techniques 1, 2, 4)
-    depend on the data: set them after it.
+    """NCSNv2 of Song & Ermon 2020.
+
+    The noise levels and the Langevin steps (Techniques 1, 2, 4) depend on the data: set them after
+    calling this.
     """
     ncsn(config)
     config.model.update(name=name, scale_by_sigma=True, ema_rate=0.999)

@@ -1,133 +1,38 @@
-"""Rules for each key of a config on its own: which keys must be there, and which values they may
-have. `defaults` explains the keys.
+"""Rules for each key of a config on its own: which keys are needed, and which values they may have.
 
     faults(config) -> {
         'model.dropout': 'config.model.dropout must be a number in [0, 1), got 1.5', ...}
 
-Bounds that look arbitrary keep float32 from overflowing, or a typing error from filling the memory
-before any check can report it. Which values go together, and which names are registered, is checked
-by commands/preflight.py.
+`configs/keys.py` explains the keys. Bounds that look arbitrary keep float32 from overflowing, or a
+typing error from filling the memory before any check can report it. commands/preflight.py checks
+which values go together, and which names are registered.
 """
 
 import difflib
-import math
-import numbers
 import os
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Collection
 
-import numpy as np
-import torch
-
-
-class Rule(NamedTuple):
-    """Whether a value is accepted, and what is: 'config.{key} must be {text}, got ...'."""
-
-    accepts: Callable[[Any], bool]
-    text: str
-
-
-def _is_flag(value) -> bool:
-    return isinstance(value, (bool, np.bool_))
-
-
-def whole(least: int, most: int = 2**63 - 1) -> Rule:
-    """A whole number from `least` to `most`."""
-    text = f'an integer >= {least}' if most == 2**63 - 1 else f'an integer from {least} to {most}'
-    return Rule(
-        lambda value: (
-            isinstance(value, numbers.Integral) and not _is_flag(value) and least <= value <= most
-        ),
-        text,
-    )
-
-
-def real(interval: str = '(-inf, inf)') -> Rule:
-    """A finite number in an interval such as '(0, 1]'."""
-    low, high = (float(end) for end in interval[1:-1].split(','))
-    open_low, open_high = interval[0] == '(', interval[-1] == ')'
-
-    def accepts(value):
-        if not isinstance(value, numbers.Real) or _is_flag(value) or not math.isfinite(value):
-            return False
-        return (low < value if open_low else low <= value) and (
-            value < high if open_high else value <= high
-        )
-
-    if high < math.inf:
-        return Rule(accepts, f'a number in {interval}')
-    return Rule(
-        accepts,
-        'a finite number'
-        if low == -math.inf
-        else f'a number > {low:g}'
-        if open_low
-        else f'a number >= {low:g}',
-    )
-
-
-def several(rule: Rule, least: int = 0) -> Rule:
-    """A tuple or list of `least` or more values, each of which follows `rule`."""
-    return Rule(
-        lambda value: (
-            isinstance(value, (tuple, list))
-            and len(value) >= least
-            and all(map(rule.accepts, value))
-        ),
-        f'a{" non-empty" * (least > 0)} tuple, each value {rule.text}',
-    )
-
-
-def one_of(*names: str) -> Rule:
-    """One of the names, in any case."""
-    return Rule(
-        lambda value: isinstance(value, str) and value.lower() in names,
-        ' or '.join(map(repr, names)),
-    )
-
-
-def unused(value) -> Rule:
-    """The value that the 2021 release gives to a key without any effect: a misspelt key or an old
-    name.
-    """
-    return Rule(
-        lambda given: type(given) in (type(value), int) and given == value,
-        f'{value!r} as in the 2021 release (it has no effect)',
-    )
-
-
-def _is_filter(value) -> bool:
-    taps = np.asarray(value, object)
-    return (
-        taps.ndim == 1
-        and 0 < len(taps) <= 64
-        and all(map(real().accepts, taps))
-        and abs(sum(taps)) > 1e-3 * max(map(abs, taps))
-    )
-
-
-FLAG = Rule(_is_flag, 'True or False')
-TEXT = Rule(lambda value: isinstance(value, str), 'a string')
-PATH = Rule(lambda value: isinstance(value, (str, os.PathLike)), 'a path')
-DEVICE = Rule(
-    lambda value: isinstance(value, (str, torch.device)),
-    "a device such as 'cpu', 'cuda' or 'cuda:0'",
-)
-FILTER = Rule(_is_filter, 'a tuple of at most 64 numbers whose sum is not 0')
-OR_DEFAULT = Rule(
-    lambda value: real('[1e-10, 1]').accepts(value) or real('[0, 0]').accepts(value),
-    'a number in [1e-10, 1], or 0.0 for the default of the method',
-)
-LEVELS = Rule(
-    lambda value: whole(2, 65536).accepts(value) or whole(0, 0).accepts(value),
-    'an integer from 2 to 65536, or 0 for that of the file',
-)
-SOURCE = Rule(lambda value: value in ('', 'tfds', 'torchvision'), "'', 'tfds' or 'torchvision'")
-SECTION = Rule(lambda value: False, 'a section with keys')
-COUNT, TOLERANCE, NOISE = whole(1), real('[1e-10, 1]'), real('[1e-6, 1e6]')
-CLIPPING = Rule(
-    lambda value: real().accepts(value) and value != 0,
-    'a number other than 0 (negative: no clipping)',
+import sde_lib
+from configs.values import (
+    CLIPPING,
+    COUNT,
+    DEVICE,
+    FILTER,
+    FLAG,
+    LEVELS,
+    NOISE,
+    OR_DEFAULT,
+    PATH,
+    SECTION,
+    SOURCE,
+    TEXT,
+    TOLERANCE,
+    Rule,
+    one_of,
+    real,
+    several,
+    unused,
+    whole,
 )
 
 RULES = {
@@ -309,9 +214,10 @@ REQUIRED = {
     'bpd_dataset',
 }
 
-# Keys of config.model that a network or an SDE of this library needs as well. They describe a
-# trained model, so a forgotten one is reported even where new configs have a default.
-_SIGMAS, _SIZES = 'sigma_min sigma_max', 'nf ch_mult num_res_blocks attn_resolutions'
+# Keys of config.model that a network of this library needs as well. They describe a trained model,
+# so a forgotten one is reported even if new configs have a default for it.
+_SIGMAS = ' '.join(sde_lib.VESDE.config_keys())
+_SIZES = 'nf ch_mult num_res_blocks attn_resolutions'
 _UNET = f'{_SIZES} {_SIGMAS} conditional dropout nonlinearity resamp_with_conv scale_by_sigma'
 _NCSNPP = (
     f'{_UNET} embedding_type fir fir_kernel init_scale progressive progressive_combine '
@@ -325,9 +231,6 @@ NEEDED = {
     'ncsn': _NCSN,
     **dict.fromkeys(('ncsnv2', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256'), f'{_NCSN} scale_by_sigma'),
     'wideresnet': 'nf ch_mult num_res_blocks widen dropout embedding_type nonlinearity num_classes',
-    'vesde': _SIGMAS,
-    'vpsde': 'beta_min beta_max',
-    'subvpsde': 'beta_min beta_max',
 }
 
 
@@ -338,9 +241,7 @@ def of(key: str) -> Rule | None:
 
 
 def expanded(path):
-    """Replace `~`, `$HOME` and other environment variables in a path. Return anything that is not a
-    string unchanged.
-    """
+    """Expand `~`, `$HOME` and other variables in a path; return other types unchanged."""
     return os.path.expanduser(os.path.expandvars(path)) if isinstance(path, str) else path
 
 
@@ -353,61 +254,70 @@ def expand_paths(config):
                     content[name] = expanded(content[name])
 
 
+def needed(name: str) -> list[str]:
+    """Return the keys of `config.model` that the network or SDE `name` of this library needs."""
+    sde = sde_lib.SDES.find(name)
+    if sde is not None and sde.__module__ == sde_lib.__name__:
+        return sde.config_keys()
+    return NEEDED.get(name.lower(), '').split()
+
+
 def missing(config, *names: str) -> dict[str, str]:
-    """Return {key: sentence} for each key that `config.model` lacks and that a network or an SDE of
-    one of the names needs.
-    """
-    needed = ' '.join(NEEDED.get(name.lower(), '') for name in names).split()
-    return {f'model.{key}': is_missing(f'model.{key}') for key in needed if key not in config.model}
+    """Return {key: sentence} for the keys that `config.model` lacks but one of `names` needs."""
+    return {
+        f'model.{key}': is_missing(f'model.{key}')
+        for name in names
+        for key in needed(name)
+        if key not in config.model
+    }
 
 
 def is_missing(key: str) -> str:
     """Return the sentence that reports a missing key."""
-    return f'the config is missing the key {key}: see configs/defaults.py'
+    return f'the config is missing the key {key}: see configs/keys.py'
 
 
 def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> dict[str, str]:
-    """Return {key: sentence} for each key of `config` that is missing or unknown, or whose value
-    breaks its rule.
+    """Return {key: sentence} for each key that is missing or unknown, or breaks its rule.
 
     Args:
+        config: The config, with or without defaults.
         own: Further keys that are accepted, with any value: 'model.width', or 'model.' for all of a
             section and '' for all.
         unused: Sections in which keys may be missing.
     """
-    top = [
-        (name, value)
+    sections = {
+        name: value.items()
         for name, value in config.items()
-        if not (name in RULES and hasattr(value, 'items'))
-    ]
-    found = _faults(
-        '', top, RULES[''] | {name: SECTION for name in RULES if name}, own, REQUIRED['']
-    )
-    for section, rules in RULES.items():
-        if section and section in config and section not in dict(top):
+        if name in RULES and hasattr(value, 'items')
+    }
+    top = [(name, value) for name, value in config.items() if name not in sections]
+    rules = RULES[''] | {name: SECTION for name in RULES if name}
+    found = _faults('', top, rules, own, REQUIRED[''])
+    for section in RULES:
+        if section in sections:
             required = REQUIRED.get(section, '') if section not in unused else ''
-            found |= _faults(section + '.', config[section].items(), rules, own, required)
+            found |= _faults(f'{section}.', sections[section], RULES[section], own, required)
     return found
 
 
 def _faults(prefix, items, rules, own, required):
+    """Return {key: sentence} of one section; `prefix` is its name with a dot, or ''."""
     found = {
         prefix + name: is_missing(prefix + name)
         for name in required.split()
         if name not in dict(items)
     }
+    accepted_beginnings = tuple(part for part in own if part == '' or part.endswith('.'))
     for name, value in items:
         key = prefix + name
         if name in rules:
             if not rules[name].accepts(value):
                 found[key] = f'config.{key} must be {rules[name].text}, got {_shown(value)}'
-        elif key not in own and not key.startswith(
-            tuple(part for part in own if part[-1:] in ('', '.'))
-        ):
+        elif key not in own and not key.startswith(accepted_beginnings):
             near = difflib.get_close_matches(name, rules, 1)
-            found[key] = f'config.{key} is not a known key: ' + (
-                f'did you mean config.{prefix}{near[0]}?' if near else 'see configs/defaults.py'
-            )
+            advice = f'did you mean config.{prefix}{near[0]}?' if near else 'see configs/keys.py'
+            found[key] = f'config.{key} is not a known key: {advice}'
     return found
 
 

@@ -34,8 +34,10 @@ PASSING = {'device', 'force_config'}  # of one run only
 
 
 def get_config(path: str) -> ConfigDict:
-    """The config in the file, or under 'config' in it; keys that it lacks have their defaults.
-    UserError where it cannot be read.
+    """Return the config in a file, or under 'config' in it, with the defaults of missing keys.
+
+    Raises:
+        UserError: the file cannot be read.
     """
     try:
         found = json.loads(pathlib.Path(path).read_text())
@@ -45,9 +47,7 @@ def get_config(path: str) -> ConfigDict:
 
 
 def from_dict(found: dict) -> ConfigDict:
-    """The config that was stored as `found`, for the device of this machine; keys that it lacks
-    have their defaults.
-    """
+    """Return the config that was stored as `found`, with defaults and a device of this machine."""
     config = defaults.base(found['data']['dataset'], found['data']['image_size'])
     for key, value in found.items():
         if isinstance(value, dict) and key in config:
@@ -72,8 +72,9 @@ def write(config: ConfigDict, workdir):
 
 
 def as_json(config: ConfigDict, indent: int | None = None) -> str:
-    """Return the JSON text of a config as it is stored: without `force_config`, which holds for one
-    run only.
+    """Return the JSON text of a config as it is stored.
+
+    It lacks `force_config`, which holds for one run only.
     """
     return ConfigDict(
         {key: value for key, value in config.to_dict().items() if key != 'force_config'}
@@ -81,8 +82,9 @@ def as_json(config: ConfigDict, indent: int | None = None) -> str:
 
 
 def differences(config: ConfigDict, stored: ConfigDict) -> Iterator[tuple[str, object, object]]:
-    """Yield ('section.key', stored value, value in `config`) for every key of both whose values
-    differ, except PASSING.
+    """Yield ('section.key', stored value, value in `config`) for each key that differs.
+
+    Keys of both configs are compared, except PASSING.
     """
     for section, content in stored.items():
         whole = isinstance(content, ConfigDict)
@@ -108,9 +110,7 @@ def _plain(value, any_case: bool = False):
 
 
 def defines_model(key: str, stored: ConfigDict) -> bool:
-    """Whether a network trained with `stored` means something else, or does not fit, once the value
-    of `key` ('section.name') changes.
-    """
+    """Whether another value of `key` changes the meaning or the shape of a trained network."""
     section, _, name = key.partition('.')
     return (
         key in DEFINING
@@ -120,8 +120,9 @@ def defines_model(key: str, stored: ConfigDict) -> bool:
 
 
 def _keys_of_other_sdes(name: str) -> set[str]:
-    """Return the keys of `config.model` that only other SDEs than the one called `name` have; none
-    if that is not registered.
+    """Return the keys of `config.model` that only other SDEs than the one called `name` have.
+
+    Empty if that SDE is not registered.
     """
     used = sde_lib.SDES.find(name)
     known = {key for other in sde_lib.SDES.names() for key in sde_lib.SDES.get(other).config_keys()}
@@ -129,11 +130,11 @@ def _keys_of_other_sdes(name: str) -> set[str]:
 
 
 def check(config: ConfigDict, stored: ConfigDict, path):
-    """Raise UserError, with one line for each key, if `config` defines another model than `stored`,
-    of the checkpoint at `path`.
+    """Raise UserError if `config` defines another model than `stored`, with a line for each key.
 
-    If the network differs, only its name is reported: the other keys follow from it. With
-    `config.force_config` the lines are logged as warnings instead.
+    `path` is the checkpoint that was trained with `stored`. If the network differs, only its name
+    is reported: the other keys follow from it. With `config.force_config` the lines are logged as
+    warnings instead.
     """
     config, stored = defaults.complete(config), defaults.complete(stored)
     found = {

@@ -1,10 +1,9 @@
-"""Latent codes: the probability-flow ODE maps every image to a code and back (Song et al. 2021,
-Secs. 4.3 and D.3, Fig. 3).
+"""Latent codes: the probability-flow ODE maps each image to a code x_T and back.
 
-The code of an image is x_T. It is determined by the image and the network, and codes of data follow
-the prior, a Gaussian of mean 0. Interpolated or mixed codes decode to plausible images only if they
-are typical of the prior. `interpolate` and `mix` therefore keep the norm of the prior, which a
-plain average would shrink.
+A code is determined by its image and the network (Song et al. 2021, Secs. 4.3 and D.3, Fig. 3).
+Codes of data are distributed as the prior, a Gaussian with mean 0. Interpolated or mixed codes
+decode to plausible images only if they are typical of the prior. `interpolate` and `mix` therefore
+keep the norm, which a plain average would reduce.
 """
 
 import dataclasses
@@ -14,22 +13,26 @@ import torch
 from models.score import Score
 from runtime.errors import UserError
 from sampling import Options, check, follow_flow, sample
+from sde_lib import SDE
 
 
 @torch.no_grad()
-def encode(model: Score, x, options: Options = Options()):
-    """Carry images to their latent codes.
+def encode(model: Score, x: torch.Tensor, options: Options = Options()) -> tuple[torch.Tensor, int]:
+    """Map images to their latent codes.
 
     Args:
         model: the score to follow, with its guidance.
         x: images (B, ...) as the network sees them.
-        options: 'ode', or a solver that follows the flow, such as 'heun'; `eps` is the time at
-            which the flow meets the image.
+        options: the sampler: 'ode', or a solver without noise, such as 'heun'. The flow starts at
+            the time `eps`.
 
     Returns:
         The codes, shape of x, and the number of network evaluations.
+
+    Raises:
+        UserError: if the method of `options` adds noise.
     """
-    options = _of_the_flow(model, options)
+    options = _without_noise(model, options)
     score_fn, counter = model.counted()
     if not options.solver():
         x = follow_flow(
@@ -49,28 +52,32 @@ def encode(model: Score, x, options: Options = Options()):
     return x, counter.calls
 
 
-def encoding_times(sde, options: Options):
-    """The times (n + 1,) between which `encode` takes its steps, or None if the solver chooses
-    them.
-    """
+def encoding_times(sde: SDE, options: Options) -> torch.Tensor | None:
+    """Return the times (n + 1,) of the steps of `encode`, or None if the solver chooses them."""
     return options.solver_times(sde, denoise=False).flip(0) if options.solver() else None
 
 
-def decode(model: Score, z, options: Options = Options(), device=None):
-    """Carry latent codes z (B, ...) to images: (x, the number of network evaluations), the inverse
-    of `encode` with the same options.
+def decode(
+    model: Score, z: torch.Tensor, options: Options = Options(), device=None
+) -> tuple[torch.Tensor, int]:
+    """Map latent codes z (B, ...) to images: the inverse of `encode` with the same options.
+
+    Returns:
+        The images as the network sees them, shape of z, and the number of network evaluations.
     """
-    return sample(model, z.shape, _of_the_flow(model, options), z=z, device=device)
+    return sample(model, z.shape, _without_noise(model, options), z=z, device=device)
 
 
-def _of_the_flow(model, options: Options) -> Options:
-    """The options without noise and without a last denoising step; 'ode' in place of methods that
-    are no solvers.
+def _without_noise(model, options: Options) -> Options:
+    """Return the options without noise, thresholding and the final denoising step.
+
+    Methods that are no solvers are replaced by 'ode'.
     """
     solver = options.solver()
     if solver and not solver.follows_flow:
         raise UserError(
-            f'latent codes follow the probability flow, but method={options.method!r} adds noise'
+            f'latent codes need a method without noise, got method={options.method!r}: use '
+            "'ode', 'heun' or another deterministic solver"
         )
     options = dataclasses.replace(
         options,
@@ -84,19 +91,32 @@ def _of_the_flow(model, options: Options) -> Options:
     return options
 
 
-def interpolate(z0, z1, fractions):
-    """Codes (n, B, ...) on the great circle from z0 to z1 (B, ...), at `fractions` (n,) of the
-    angle between them (Shoemake 1985).
+def interpolate(z0: torch.Tensor, z1: torch.Tensor, fractions) -> torch.Tensor:
+    """Interpolate between codes along great circles (spherical linear interpolation).
+
+    Args:
+        z0: (B, ...), the codes at fraction 0.
+        z1: (B, ...), the codes at fraction 1.
+        fractions: (n,), fractions of the angle between z0 and z1.
+
+    Returns:
+        The codes (n, B, ...).
+
+    Raises:
+        UserError: if two codes are opposite.
+
+    References:
+        Shoemake 1985.
     """
     a, b = z0.flatten(1), z1.flatten(1)
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     angle = cosine.clamp(-1, 1).arccos().reshape(-1, *[1] * (z0.ndim - 1))
     if (angle > torch.pi - 1e-3).any():
         raise UserError(
-            'z0 and z1 must not be opposite: the great circle between opposite codes is not unique'
+            'z0 and z1 must not be opposite: there is no unique great circle between opposite codes'
         )
     at = torch.as_tensor(fractions).to(z0).reshape(-1, *[1] * z0.ndim)
-    # there the circle is a line to the precision of a float, and the sines would vanish
+    # at small angles the circle is a line to floating-point precision, and the sine is almost 0
     near = angle < 1e-3
     sine = torch.where(near, 1, angle.sin())
     return (
@@ -105,19 +125,23 @@ def interpolate(z0, z1, fractions):
     )
 
 
-def temper(z, temperature: float):
-    """Codes with `temperature` times the scale: below 1 nearer to what is typical, above 1 farther
-    from it.
-    """
+def temper(z: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Scale codes by `temperature`: typical images below 1, unusual images above 1."""
     return temperature * z
 
 
-def mix(codes, weights):
-    """sum_k w_k z_k / sqrt(sum_k w_k^2) of independent `codes` (K, B, ...), which is distributed as
-    each of them.
+def mix(codes: torch.Tensor, weights) -> torch.Tensor:
+    """Mix independent codes so that the result has their distribution.
 
-    `weights` (K,), or (K, ...) broadcasting to the codes: masks that add up to one join regions of
-    different codes.
+    Returns sum_k w_k z_k / sqrt(sum_k w_k^2), shape (B, ...).
+
+    Args:
+        codes: z, (K, B, ...).
+        weights: w, (K,), or (K, ...) broadcasting to the codes. Masks that add up to one join
+            regions of different codes.
+
+    Raises:
+        UserError: if all weights are zero at some position.
     """
     weights = torch.as_tensor(weights).to(codes)
     weights = weights.reshape(-1, *[1] * (codes.ndim - 1)) if weights.ndim == 1 else weights
@@ -127,9 +151,12 @@ def mix(codes, weights):
     return (weights * codes).sum(0) / scale
 
 
-def reconstruction_error(x, y, levels: int = 256):
-    """Mean and largest absolute difference, each (B,), of images x and y in [0, 1], in grey
-    levels.
+def reconstruction_error(
+    x: torch.Tensor, y: torch.Tensor, levels: int = 256
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and the largest absolute difference (B,) of images x and y in [0, 1].
+
+    Both are in grey levels, of which `levels` lie between black and white.
     """
     difference = (levels - 1) * (x - y).abs().flatten(1)
     return difference.mean(1), difference.amax(1)

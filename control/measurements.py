@@ -1,48 +1,60 @@
-"""What may be known of an image x: linear measurements y = A x, and what they leave open.
+"""Linear measurements y = A x of an image x, and their registry.
 
-A splits every x into the part that y determines, P x with P = A^+ A (A^+ is the Moore-Penrose
-inverse, P an orthogonal projection), and the rest, which y says nothing about. Samplers need no
-more than A^+ y and P: an image agrees with y if P x = A^+ y. Components that A nearly extinguishes
-count to the rest, as the rounding of y would swamp them.
+A measurement splits x into the part that y determines, P x with P = A^+ A (A^+ is the Moore-Penrose
+inverse, P an orthogonal projection), and a part of which y contains nothing. Samplers use only
+A^+ y and P: an image agrees with y if P x = A^+ y. Components that A almost removes count as
+unknown, because rounding errors of y would dominate them.
 
-Images are (B, C, H, W), scaled as they like: the rows of all A here but the mask's sum to one, so
-that A commutes with the scalers.
+Images are (B, C, H, W). Every measurement here except `Mask` averages pixels with weights that sum
+to one, so it commutes with the data scalers: images may be in [0, 1] or in [-1, 1].
+
+A registered measurement is a task of `--mode control`:
+
+    @register_measurement
+    def odd_rows(config):
+        mask = torch.zeros(config.data.image_size, config.data.image_size)
+        mask[::2] = 1
+        return Mask(mask)
 """
 
 import abc
+from collections.abc import Callable
 
 import torch
 
 from runtime.errors import UserError
+from runtime.registry import Registry
 
 
 class Measurement(abc.ABC):
-    """A linear map A of images, the same for all of a batch, or for a mask one for each."""
+    """A linear map A of images: one for the whole batch, or, for masks, one for each image."""
 
     @abc.abstractmethod
-    def __call__(self, x):
-        """A x."""
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return A x."""
 
     @abc.abstractmethod
-    def pinv(self, y):
-        """A^+ y: of all images that agree with y the one of least norm."""
+    def pinv(self, y: torch.Tensor) -> torch.Tensor:
+        """Return A^+ y, the image of least norm among those that agree with y."""
 
-    def project(self, x):
-        """P x = A^+ A x, of the shape of x."""
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """Return P x = A^+ A x, shape of x."""
         return self.pinv(self(x))
 
 
 class Mask(Measurement):
-    """The values of x where `mask` is 1; where it is 0 they are unknown. `mask`: any shape that
-    broadcasts to that of x.
+    """Keep the pixels where the mask is 1 and set the others, which are unknown, to 0.
+
+    Args:
+        mask: zeros and ones (or booleans), of any shape that broadcasts to the shape of x.
+
+    Raises:
+        UserError: if the mask has other values than 0 and 1.
     """
 
     def __init__(self, mask: torch.Tensor):
         if not ((mask == 0) | (mask == 1)).all():
-            raise UserError(
-                'a mask says with 1 what is known and with 0 what is not: other values '
-                'have no meaning'
-            )
+            raise UserError('the mask must contain only 1 (known) and 0 (unknown)')
         self.mask = mask.bool()
 
     def __call__(self, x):
@@ -52,7 +64,7 @@ class Mask(Measurement):
 
 
 class Grey(Measurement):
-    """The mean over the channels, (B, 1, H, W), of images with so many channels."""
+    """The mean over the channels, (B, 1, H, W), of images with `channels` channels."""
 
     def __init__(self, channels: int):
         self.channels = channels
@@ -65,11 +77,15 @@ class Grey(Measurement):
 
 
 class Separable(Measurement):
-    """R x C^T in every channel, for matrices R (h, H) and C (w, W): one filter for the columns, one
-    for the rows of an image.
+    """A separable filter: R x C^T in every channel.
 
-    With R = U_R S_R V_R^T and C likewise, a component V_R e_i (V_C e_j)^T of x is measured with the
-    gain s_i s_j; gains of at most `tolerance` of the largest count as none.
+    With the singular value decompositions R = U_R S_R V_R^T and C = U_C S_C V_C^T, the component
+    V_R e_i (V_C e_j)^T of x is measured with the gain s_i s_j.
+
+    Args:
+        R: (h, H), the filter along the columns of an image.
+        C: (w, W), the filter along its rows.
+        tolerance: gains of at most this fraction of the largest gain count as 0.
     """
 
     def __init__(self, R: torch.Tensor, C: torch.Tensor, tolerance: float = 0.03):
@@ -99,9 +115,15 @@ class Separable(Measurement):
 
 
 def downsampling(height: int, width: int, factor: int) -> Separable:
-    """The means of `factor` x `factor` pixels; UserError where these do not fill the image."""
+    """Return the measurement of the means over blocks of `factor` x `factor` pixels.
+
+    Raises:
+        UserError: if height or width is not divisible by `factor`.
+    """
     if factor < 1 or height % factor or width % factor:
-        raise UserError(f'{height}x{width} pixels do not divide into blocks of {factor}x{factor}')
+        raise UserError(
+            f'images of {height}x{width} pixels cannot be divided into blocks of {factor}x{factor}'
+        )
     return Separable(
         *(
             torch.eye(n // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor
@@ -111,20 +133,23 @@ def downsampling(height: int, width: int, factor: int) -> Separable:
 
 
 def blur(height: int, width: int, sigma: float) -> Separable:
-    """Gaussian blur with a standard deviation of `sigma` pixels, cut off at four of them; images go
-    on mirrored beyond their borders.
+    """Return the measurement of images blurred by a Gaussian.
+
+    The Gaussian has a standard deviation of `sigma` pixels and is truncated at four standard
+    deviations. Images are extended by reflection at their borders.
+
+    Raises:
+        UserError: if `sigma` is not positive.
     """
     if not sigma > 0:
-        raise UserError(f'a blur needs a width above 0 pixels, got sigma={sigma:g}')
+        raise UserError(f'sigma must be positive, got sigma={sigma:g}')
 
     def matrix(n):
         reach = int(4 * sigma + 0.5)
         offsets = torch.arange(-reach, reach + 1)
         weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
-        rows, places = (
-            torch.arange(n)[:, None].expand(-1, len(offsets)),
-            (torch.arange(n)[:, None] + offsets) % (2 * n),
-        )
+        rows = torch.arange(n)[:, None].expand(-1, len(offsets))
+        places = (torch.arange(n)[:, None] + offsets) % (2 * n)
         mirrored = torch.minimum(places, 2 * n - 1 - places)
         return torch.zeros(n, n, dtype=torch.float64).index_put(
             (rows, mirrored), (weights / weights.sum()).expand(n, -1), accumulate=True
@@ -133,6 +158,7 @@ def blur(height: int, width: int, sigma: float) -> Separable:
     return Separable(matrix(height), matrix(width))
 
 
+# the masks of regions, as functions of coordinates from -1 to 1
 MASKS = {
     'left': lambda row, column: column >= 0,
     'right': lambda row, column: column < 0,
@@ -144,9 +170,18 @@ MASKS = {
 
 
 def named_mask(name: str, height: int, width: int) -> torch.Tensor:
-    """A mask (H, W) by what is missing: a half ('left', 'right', 'top', 'bottom'), the 'center' or
-    the 'border', each half as wide as the image, or at random 'half' or 'most' (nine tenths) of the
-    pixels, always the same ones.
+    """Return the mask (H, W) of a named missing region: 1 where pixels are known, 0 elsewhere.
+
+    Args:
+        name: the missing region. 'left', 'right', 'top' or 'bottom': that half of the image.
+            'center': a rectangle half as wide and half as high as the image; 'border': everything
+            around it. 'half' or 'most': half or nine tenths of the pixels, chosen at random but the
+            same in every call.
+        height: H.
+        width: W.
+
+    Raises:
+        UserError: if the name is none of these.
     """
     if name in ('half', 'most'):
         order = torch.randperm(height * width, generator=torch.Generator().manual_seed(0)).reshape(
@@ -155,8 +190,47 @@ def named_mask(name: str, height: int, width: int) -> torch.Tensor:
         return (order < height * width * (0.5 if name == 'half' else 0.1)).float()
     if name not in MASKS:
         raise UserError(
-            f'the mask must be the missing part, one of {", ".join(MASKS)}, half and '
-            f'most, or a picture; got {name!r}'
+            f'the mask must be one of {", ".join(MASKS)}, half and most (the missing region), or '
+            f'an image; got {name!r}'
         )
     row, column = ((2 * torch.arange(n) + 1 - n) / n for n in (height, width))
     return MASKS[name](row[:, None], column[None]).expand(height, width).float()
+
+
+# The registry -------------------------------------------------------------------------------------
+
+MEASUREMENTS = Registry('task')  # of users: `make(config)` by the name of their task
+# the names of the library's own tasks (commands/control.py)
+RESERVED = (
+    'inpaint',
+    'colorize',
+    'upscale2',
+    'upscale4',
+    'deblur',
+    'classes',
+    'reconstruct',
+    'interpolate',
+    'temper',
+    'mix',
+)
+
+
+def register_measurement(make: Callable | None = None, *, name: str | None = None) -> Callable:
+    """Register `make(config)`, which returns a `Measurement`, as a task of `--mode control`.
+
+    The task applies the measurement to each input image and draws images that agree with the
+    result. Usable as a decorator, with or without arguments.
+
+    Args:
+        make: the function. It may read `config.data` and `config.control`.
+        name: the name of the task; the name of the function by default.
+
+    Raises:
+        UserError: if another task has the name.
+    """
+    if make is None:
+        return lambda make: register_measurement(make, name=name)
+    name = name or make.__name__
+    if name.lower() in RESERVED:
+        raise UserError(f'the task name {name!r} is taken by this library: choose another')
+    return MEASUREMENTS.register(make, name=name)

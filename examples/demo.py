@@ -1,7 +1,6 @@
-"""Samples, filled-in halves and interpolations of the small models that come with the library, in
-one picture.
+"""Draw samples, inpainted digits and interpolations of the pretrained models in one picture.
 
-  python examples/demo.py                  # draws runs/demo.png
+Run `python examples/demo.py`; it writes runs/demo.png.
 """
 
 import argparse
@@ -27,7 +26,7 @@ MODELS = {
 
 
 def tiled(rows):
-    """Images (rows, columns, 1, H, W) in [0, 1] as one picture, with a white line between them."""
+    """Join images (rows, columns, 1, H, W) in [0, 1], with white lines between them."""
     rows = torch.nn.functional.pad(1 - rows.clamp(0, 1), (1, 1, 1, 1), value=1)[:, :, 0]
     return torch.cat([torch.cat([*row], 1) for row in rows])
 

@@ -1,13 +1,14 @@
-"""An own SDE, predictor, network and data set in one config file, trained with the same commands as
-the published models.
+"""A new SDE, predictor, network and data set in one config file.
+
+They are trained and evaluated with the same commands as the models of the 2021 release:
 
     python main.py --config examples/own_process.py --workdir runs/own --mode train
     python main.py --config examples/own_process.py --workdir runs/own --mode eval
     python main.py --config examples/own_process.py --workdir runs/own --mode sample
 
-Training takes half a minute on one processor core and gives about 3.2 bits/dim. Copy this file to
-any folder and change it. A `register_...` decorator gives a class the name by which `get_config`
-chooses it. Pass `--config` in every command: the file must be run for its names to be known.
+Training takes half a minute on one CPU core and gives about 3.2 bits/dim. Copy this file to any
+folder and change it. A `register_...` decorator gives a class the name by which `get_config`
+selects it. Pass `--config` in every command, because the names are registered when the file runs.
 docs/extending.md lists everything that can be added.
 """
 
@@ -28,14 +29,15 @@ from sde_lib import SDE, expand, register_sde
 
 @register_sde(name='cosinevp')
 class CosineVPSDE(SDE):
-    """The cosine noise schedule (Nichol & Dhariwal 2021, Eq. 17) in continuous time: dx =
-    -beta(t)/2 x dt + sqrt(beta(t)) dw, where
+    """The cosine noise schedule (Nichol & Dhariwal 2021, Eq. 17) in continuous time.
+
+    The SDE is dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, where
 
         alphabar(t) = cos^2(theta(t)) / cos^2(theta(0)),  theta(t) = (t + s)/(1 + s) pi/2,
         beta(t) = -d/dt log alphabar(t) = pi/(1 + s) tan(theta(t)).
 
-    x_t given x_0 has the mean sqrt(alphabar) x_0 and the variance 1 - alphabar. At t = 1 beta is
-    infinite, so the process ends at T = 0.99, where x_0 is left with a factor of 0.016. The paper
+    Given x_0, x_t has the mean sqrt(alphabar) x_0 and the variance 1 - alphabar. As beta is
+    infinite at t = 1, the process ends at T = 0.99, where the factor of x_0 is 0.016. The paper
     clips the beta of its steps instead.
     """
 
@@ -71,14 +73,16 @@ class CosineVPSDE(SDE):
 
 @register_predictor(name='posterior')
 class PosteriorPredictor(Predictor):
-    """A draw from p(x_s | x_t, x_0), s < t, with the denoised estimate in place of x_0 (Ho et al.
-    2020, Eqs. 6 and 7).
+    """Draw from p(x_s | x_t, x_0), s < t, with the denoised estimate instead of x_0.
+
+    References:
+        Ho et al. 2020, Eqs. 6 and 7.
     """
 
     def update_fn(self, x, t):  # a step of T/N from times t (B,)
         return self._step(x, t, (t - self.sde.T / self.sde.N).clamp(min=0))
 
-    # a step of any grid of times (config.sampling.skip_type), between numbers
+    # a step of any time grid (config.sampling.skip_type), between two floats
     def step(self, x, t, s):
         return self._step(x, times_like(x, t), times_like(x, s))
 
@@ -93,8 +97,9 @@ class PosteriorPredictor(Predictor):
 
 @register_model(name='small_cnn')
 class SmallCNN(nn.Module):
-    """Residual 3x3 convolutions at full resolution that predict the noise in x (B, C, H, W), given
-    the label 999 t / T (B,).
+    """Residual 3x3 convolutions at full resolution.
+
+    They predict the noise in x (B, C, H, W), given the label 999 t / T (B,).
     """
 
     def __init__(self, config):
@@ -121,8 +126,10 @@ class SmallCNN(nn.Module):
 
 @register_dataset(name='shapes')
 def shapes(config, split):
-    """Discs (label 0) and crosses (label 1) of random places and sizes: images (n, size, size, 1)
-    of 8 bits and labels (n,).
+    """Discs (label 0) and crosses (label 1) of random positions and sizes.
+
+    Returns:
+        8-bit images (n, size, size, 1) and labels (n,).
     """
     n, size = {'train': 2000, 'test': 200}[split], config.data.image_size
     random = np.random.default_rng(n)

@@ -1,5 +1,3 @@
-"""Score networks, and a classifier of noisy images. `models.utils.create_model(config)` builds the
-one that a config names.
-"""
+"""Score networks, and a classifier of noisy images; `models.utils.create_model(config)`."""
 
 from . import ddpm, ncsnpp, ncsnv2, wideresnet  # noqa: F401 (they register their networks)

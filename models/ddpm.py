@@ -8,8 +8,10 @@ from .utils import accept, completed, register_model
 
 
 class DDPM(UNet):
-    """(x (B, C, H, W), labels (B,)) -> (B, C, H, W). Labels are times, or indices of noise levels;
-    nf must be a multiple of `model.groups`, 32 as published.
+    """Map (x (B, C, H, W), labels (B,)) to an output (B, C, H, W).
+
+    Labels are times, or indices of noise levels. `model.nf` must be a multiple of `model.groups`,
+    which is 32 in the 2021 release.
     """
 
     def __init__(self, config):

@@ -1,6 +1,4 @@
-"""An exponential moving average of parameters (Polyak & Juditsky 1992), whose copy is what one
-samples from.
-"""
+"""An exponential moving average of parameters (Polyak & Juditsky 1992), used for sampling."""
 
 import contextlib
 
@@ -94,8 +92,10 @@ class ExponentialMovingAverage:
         ) | (dict(untrained=self.untrained) if self.untrained else {})
 
     def load_state_dict(self, state_dict: dict):
-        """Takes over an average of the same parameters; ValueError, before anything changes, where
-        numbers or shapes differ.
+        """Load an average of the same parameters.
+
+        Raises:
+            ValueError: numbers or shapes differ; nothing has changed then.
         """
         loaded = [torch.as_tensor(p) for p in state_dict['shadow_params']]
         for i, (own, new) in enumerate(zip(self.shadow_params, loaded)):

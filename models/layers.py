@@ -1,7 +1,7 @@
-"""Blocks of DDPM's U-Net (Ho et al. 2020), on which NCSN++ and DDPM++ build too. Feature maps are
-(B, C, H, W), embeddings (B, D).
+"""Blocks of DDPM's U-Net (Ho et al. 2020), on which NCSN++ and DDPM++ build too.
 
-Attributes such as `GroupNorm_0` are the names of the published checkpoints.
+Feature maps are (B, C, H, W), embeddings (B, D). Attributes such as `GroupNorm_0` are the names of
+the published checkpoints.
 """
 
 import math
@@ -73,8 +73,9 @@ def conv3x3(in_planes, out_planes, stride=1, bias=True, dilation=1, init_scale=1
 
 
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
-    """Group normalization; without `groups`, of at least four channels each and at most 32 groups,
-    as in NCSN++.
+    """Group normalization with `groups`, or with at most 32 groups of at least four channels.
+
+    The default is that of NCSN++.
     """
     groups = groups or min(channels // 4, 32)
     if groups == 0:
@@ -106,8 +107,9 @@ def get_timestep_embedding(timesteps, embedding_dim: int, max_positions: int = 1
 
 
 class NIN(nn.Module):
-    """A 1x1 convolution, kept as a matrix W (in, out) and a bias b (Lin et al. 2013, "network in
-    network").
+    """A 1x1 convolution with a matrix W (in, out) and a bias b ("network in network").
+
+    References: Lin et al. 2013.
     """
 
     def __init__(self, in_dim, num_units, init_scale=0.1):
@@ -120,9 +122,7 @@ class NIN(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Self-attention over all pixels, added to its input; with one head, or heads of `head_dim`
-    channels.
-    """
+    """Self-attention over all pixels, added to its input; one head, or heads of `head_dim`."""
 
     def __init__(self, channels, skip_rescale=False, init_scale=0.0, groups=32, head_dim=0):
         super().__init__()
@@ -173,8 +173,9 @@ class Downsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """norm, act, conv, + time, norm, act, dropout, conv; added to its input. Subclasses say how the
-    input gets its new shape.
+    """norm, act, conv, + time, norm, act, dropout, conv; added to its input.
+
+    Subclasses define how the input gets its new shape.
     """
 
     # the name of the layer that brings the input to the output's shape, where they differ
@@ -207,8 +208,9 @@ class ResnetBlock(nn.Module):
 
 
 class ResnetBlockDDPM(ResnetBlock):
-    """The residual block of DDPM. `design`: `skip_rescale`, `init_scale` and `groups` of
-    `ResnetBlock`.
+    """The residual block of DDPM.
+
+    `design`: `skip_rescale`, `init_scale` and `groups` of `ResnetBlock`.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-"""Blocks of NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.4 and Appendix H): FIR resampling, BigGAN
-blocks, rescaled skips.
+"""Blocks of NCSN++ and DDPM++: FIR resampling, BigGAN blocks, rescaled skips.
+
+References: Song et al. 2021, Sec. 4.4 and Appendix H.
 """
 
 import functools
@@ -25,8 +26,9 @@ ResnetBlockDDPMpp = functools.partial(ResnetBlockDDPM, groups=None)
 
 
 class GaussianFourierProjection(nn.Module):
-    """Sines and cosines of x (B,) at random, fixed frequencies with standard deviation `scale`: (B,
-    2 embedding_size).
+    """Sines and cosines of x (B,) at fixed random frequencies: (B, 2 embedding_size).
+
+    The frequencies are normal with standard deviation `scale`.
     """
 
     def __init__(self, embedding_size=256, scale=1.0):
@@ -51,8 +53,9 @@ class GaussianFourierProjection(nn.Module):
 
 
 class Combine(nn.Module):
-    """Joins x, brought to the channels of y by a 1x1 convolution, with y: their sum
-    (`method='sum'`) or both ('cat').
+    """Join y with x, which a 1x1 convolution brings to the channels of y.
+
+    The method is their sum ('sum') or concatenation ('cat').
     """
 
     def __init__(self, dim1, dim2, method='cat'):
@@ -90,9 +93,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, by FIR filtering or by averaging (by a strided 3x3 convolution if
-    `with_conv`).
-    """
+    """Halve the size: FIR filter or mean; with `with_conv` a strided 3x3 convolution."""
 
     def __init__(
         self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)
@@ -119,7 +120,7 @@ class Downsample(nn.Module):
 class ResnetBlockBigGANpp(ResnetBlock):
     """The residual block of BigGAN (Brock et al. 2019), which may resample on the way."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, the signature of the 2021 release
         self,
         act,
         in_ch,

@@ -1,8 +1,7 @@
-"""NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.4 and Appendix H): two dresses of one network, chosen
-by the config.
+"""NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.4 and Appendix H): two settings of one network.
 
 NCSN++ has FIR resampling, BigGAN blocks, rescaled skips, a residual input pyramid and, with
-continuous time, Fourier features of log sigma; DDPM++ has none of FIR and pyramids, and embeds
+continuous time, Fourier features of log sigma. DDPM++ has neither FIR nor pyramids, and embeds
 positions.
 """
 
@@ -13,79 +12,90 @@ from .layers import get_act, group_norm
 from .unet import Design, Parts, UNet
 from .utils import accept, completed, register_model
 
+# the accepted values of config.model, in any case
+OPTIONS = {
+    'attention_type': ('ddpm',),
+    'conv_size': (3,),
+    'normalization': ('GroupNorm',),
+    'resblock_type': ('biggan', 'ddpm'),
+    'embedding_type': ('fourier', 'positional'),
+    'progressive': ('none', 'output_skip', 'residual'),
+    'progressive_input': ('none', 'input_skip', 'residual'),
+    'progressive_combine': ('sum', 'cat'),
+}
+
+
+def _check(config):
+    for name, values in OPTIONS.items():
+        accept(config, f'model.{name}', *values)
+    if config.model.embedding_type.lower() == 'fourier':
+        why = "model.embedding_type='fourier' embeds a continuous noise level"
+        accept(config, 'training.continuous', True, why=why)
+
+
+def _parts(model, act, fir: dict) -> Parts:
+    block = dict(
+        act=act,
+        dropout=model.dropout,
+        temb_dim=4 * model.nf,
+        skip_rescale=model.skip_rescale,
+        init_scale=model.init_scale,
+    )
+    if model.resblock_type.lower() == 'biggan':
+        make = functools.partial(layerspp.ResnetBlockBigGANpp, **block, **fir)
+        up = functools.partial(make, up=True)
+        down = functools.partial(make, down=True)
+    else:
+        make = functools.partial(layerspp.ResnetBlockDDPMpp, **block)
+        up = functools.partial(layerspp.Upsample, with_conv=model.resamp_with_conv, **fir)
+        down = functools.partial(layerspp.Downsample, with_conv=model.resamp_with_conv, **fir)
+    attention = functools.partial(
+        layerspp.AttnBlockpp,
+        skip_rescale=model.skip_rescale,
+        init_scale=model.init_scale,
+        head_dim=model.attn_head_dim,
+    )
+    return Parts(
+        block=lambda in_ch, out_ch: make(in_ch=in_ch, out_ch=out_ch),
+        attention=attention,
+        upsample=lambda channels: up(in_ch=channels),
+        downsample=lambda channels: down(in_ch=channels),
+    )
+
+
+def _design(model, fir: dict) -> Design:
+    return Design(
+        embedding=model.embedding_type.lower(),
+        fourier_scale=model.fourier_scale,
+        progressive=model.progressive.lower(),
+        progressive_input=model.progressive_input.lower(),
+        progressive_combine=model.progressive_combine.lower(),
+        fir=fir,
+        skip_rescale=model.skip_rescale,
+        init_scale=model.init_scale,
+    )
+
 
 class NCSNpp(UNet):
-    """(x (B, C, H, W), labels (B,)) -> (B, C, H, W). Labels: sigma where `model.embedding_type` is
-    'fourier', else times or indices.
+    """Map (x (B, C, H, W), labels (B,)) to an output (B, C, H, W).
+
+    Labels are sigma if `model.embedding_type` is 'fourier', otherwise times or indices.
     """
 
     def __init__(self, config):
         config = completed(config)
         model, act = config.model, get_act(config)
-        accept(config, 'model.attention_type', 'ddpm')
-        accept(config, 'model.conv_size', 3)
-        accept(config, 'model.normalization', 'GroupNorm')
-        accept(config, 'model.resblock_type', 'biggan', 'ddpm')
-        accept(config, 'model.embedding_type', 'fourier', 'positional')
-        accept(config, 'model.progressive', 'none', 'output_skip', 'residual')
-        accept(config, 'model.progressive_input', 'none', 'input_skip', 'residual')
-        accept(config, 'model.progressive_combine', 'sum', 'cat')
-        if model.embedding_type.lower() == 'fourier':
-            accept(
-                config,
-                'training.continuous',
-                True,
-                why="model.embedding_type='fourier' embeds a continuous noise level",
-            )
-
+        _check(config)
         fir = dict(fir=model.fir, fir_kernel=tuple(model.fir_kernel))
-        block = dict(
-            act=act,
-            dropout=model.dropout,
-            temb_dim=4 * model.nf,
-            skip_rescale=model.skip_rescale,
-            init_scale=model.init_scale,
-        )
-        if model.resblock_type.lower() == 'biggan':
-            make = functools.partial(layerspp.ResnetBlockBigGANpp, **block, **fir)
-            up, down = functools.partial(make, up=True), functools.partial(make, down=True)
-        else:
-            make = functools.partial(layerspp.ResnetBlockDDPMpp, **block)
-            up = functools.partial(layerspp.Upsample, with_conv=model.resamp_with_conv, **fir)
-            down = functools.partial(layerspp.Downsample, with_conv=model.resamp_with_conv, **fir)
-        parts = Parts(
-            block=lambda in_ch, out_ch: make(in_ch=in_ch, out_ch=out_ch),
-            attention=functools.partial(
-                layerspp.AttnBlockpp,
-                skip_rescale=model.skip_rescale,
-                init_scale=model.init_scale,
-                head_dim=model.attn_head_dim,
-            ),
-            upsample=lambda channels: up(in_ch=channels),
-            downsample=lambda channels: down(in_ch=channels),
-        )
-        super().__init__(
-            config,
-            act,
-            parts,
-            Design(
-                embedding=model.embedding_type.lower(),
-                fourier_scale=model.fourier_scale,
-                progressive=model.progressive.lower(),
-                progressive_input=model.progressive_input.lower(),
-                progressive_combine=model.progressive_combine.lower(),
-                fir=fir,
-                skip_rescale=model.skip_rescale,
-                init_scale=model.init_scale,
-            ),
-        )
+        super().__init__(config, act, _parts(model, act, fir), _design(model, fir))
         if model.attn_groups:
             for layer in self.around_attention():
                 layer.GroupNorm_0 = group_norm(layer.GroupNorm_0.num_channels, model.attn_groups)
 
     def around_attention(self) -> list:
-        """The attention of every level, and the blocks on the way up around it, whose first
-        normalization `model.attn_groups` is about.
+        """Return the modules whose first normalization has `model.attn_groups` groups.
+
+        These are the attention of every level, and the blocks of up levels that have attention.
         """
         positions = [
             attention

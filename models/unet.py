@@ -1,19 +1,20 @@
-"""The U-Net of DDPM, DDPM++ and NCSN++, with NCSN++'s optional pyramids (Song et al. 2021, Appendix
-H, Fig. 9).
+"""The U-Net of DDPM, DDPM++ and NCSN++, with the optional pyramids of NCSN++.
 
     labels -> embedding -> temb
     x -> stem -> down level 0 -> ... -> down level L-1 -> bottom
       -> up level L-1 -> ... -> up level 0 -> head -> output
 
-Each level is `num_res_blocks` residual blocks (one more on the way up), attention behind each of
-them (on the way up, behind the last) at the resolutions that ask for it, and a resampling to the
-next level; what a down level makes is kept for the up level of the same size. A progressive input
-feeds shrunken copies of x to the down levels; a progressive output sums up images, or features,
-made at every up level.
+A level has `num_res_blocks` residual blocks (one more on the way up), then resamples to the next
+level. At the resolutions of `attn_resolutions`, attention follows each block on the way down and
+the last block on the way up. Every feature map of the way down is concatenated to the input of a
+block on the way up. A progressive input feeds shrunken copies of x to the down levels; a
+progressive output sums images, or features, of all up levels.
 
-The position of every block in `all_modules` is written down once, when it is built; `all_modules`
-stays the sole owner, so that the parameters have the names and the order of the published
-checkpoints.
+Every block is appended to `all_modules`, and its position is recorded when the network is built.
+`all_modules` is the only owner of the blocks, so parameters have the names and the order of the
+published checkpoints.
+
+References: Ho et al. 2020, Appendix B; Song et al. 2021, Appendix H and Fig. 9.
 """
 
 import types
@@ -32,8 +33,11 @@ from .utils import accept, get_sigmas
 
 
 class DownLevel(NamedTuple):
-    """Positions: of residual blocks, each with the attention behind it or None; of the resampling;
-    of the input pyramid's joint.
+    """Positions in `all_modules` of the parts of a level on the way down.
+
+    blocks: residual blocks, each with the attention that follows it, or None.
+    resample: None at the last level.
+    pyramid: what joins the input pyramid to the features, or None.
     """
 
     blocks: list[tuple[int, int | None]]
@@ -42,8 +46,11 @@ class DownLevel(NamedTuple):
 
 
 class UpLevel(NamedTuple):
-    """Positions: of residual blocks, each with the attention behind it or None; of the output
-    pyramid's layers; of the resampling.
+    """Positions in `all_modules` of the parts of a level on the way up.
+
+    blocks: residual blocks, each with the attention that follows it, or None.
+    pyramid: layers of the output pyramid.
+    resample: None at the last level.
     """
 
     blocks: list[tuple[int, int | None]]
@@ -52,9 +59,11 @@ class UpLevel(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What makes the parts of a network: `block(in_ch, out_ch)`, `attention(channels)`,
-    `upsample(channels)`, `downsample(channels)`, of which the last two are called as blocks are,
-    with (h, temb); and the groups of other normalizations (None: by their channels).
+    """Functions that build the parts of a network.
+
+    `block(in_ch, out_ch)`, `attention(channels)`, `upsample(channels)` and `downsample(channels)`
+    return modules. Blocks and both resamplings are called with (h, temb). `groups` is the number of
+    groups of the other normalizations; with None it depends on their channels.
     """
 
     block: Callable
@@ -65,8 +74,9 @@ class Parts(NamedTuple):
 
 
 class Design(NamedTuple):
-    """The options of NCSN++ by their names in the config, with the values of DDPM; `fir`: `fir` and
-    `fir_kernel` of the pyramids.
+    """The options of NCSN++ by their names in the config; the defaults are those of DDPM.
+
+    `fir` has the keys `fir` and `fir_kernel`, for the resampling in pyramids.
     """
 
     embedding: str = 'positional'
@@ -80,187 +90,217 @@ class Design(NamedTuple):
 
 
 class UNet(nn.Module):
-    """(x (B, C, H, W), labels (B,), classes (B,) or None) -> (B, C, H, W). Height and width must be
-    multiples of 2^(levels - 1).
+    """Map (x (B, C, H, W), labels (B,), classes (B,) or None) to an output (B, C, H, W).
 
-    `config` gives the sizes (`data.image_size`, `data.num_channels`, `model.nf`, `ch_mult`,
-    `num_res_blocks`, `attn_resolutions`). With `training.recompute` the backward pass recomputes
-    what happens within each block, instead of keeping it. With `model.num_classes` an embedding of
-    the class is added to that of the time; the last of the embeddings stands for any class: for
-    None, and in training for the share `model.label_dropout` of the images (Ho & Salimans 2022).
+    Height and width must be multiples of 2^(levels - 1). `config` gives the sizes:
+    `data.image_size`, `data.num_channels`, `model.nf`, `ch_mult`, `num_res_blocks` and
+    `attn_resolutions`. With `training.recompute` the activations within each block are recomputed
+    in the backward pass instead of kept.
+
+    With `model.num_classes` an embedding of the class is added to that of the time. The last
+    embedding means "any class": it is used if `classes` is None, and in training for a random
+    fraction `model.label_dropout` of the images (Ho & Salimans 2022).
     """
 
     def __init__(self, config, act, parts: Parts, design: Design = Design()):
         super().__init__()
         model, data = config.model, config.data
-        self.act, self.embedding, self.conditional = act, design.embedding, model.conditional
-        self.nf, self.skip_rescale, self.scale_by_sigma = (
-            model.nf,
-            design.skip_rescale,
-            model.scale_by_sigma,
-        )
+        accept(config, 'model.up_attention', 'level', 'block')
+        self.act = act
+        self.nf = model.nf
+        self.channels = data.num_channels
+        self.conditional = model.conditional
         self.centers = not data.centered and model.center_input  # x in [0, 1] to [-1, 1]
-        self.progressive, self.progressive_input = design.progressive, design.progressive_input
-        self.recompute, self.channels = config.training.recompute, data.num_channels
+        self.scale_by_sigma = model.scale_by_sigma
+        self.recompute = config.training.recompute
+        self.embedding = design.embedding
+        self.progressive = design.progressive
+        self.progressive_input = design.progressive_input
+        self.skip_rescale = design.skip_rescale
         self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32))
-        self.all_modules = nn.ModuleList()
-        add = self._add
 
+        self.all_modules = nn.ModuleList()  # in the order of the published checkpoints
+        self._add_time_embedding(design)
+        self._add_pyramids(design)
+        self.stem = self._add(conv3x3(self.channels, self.nf))
+        kept = self._add_down_levels(config, parts, design)
+        self._add_bottom(parts, width=kept[-1])
+        width = self._add_up_levels(config, parts, design, kept)
+        self._add_head(parts, design, width)
+        self._add_class_embedding(config)
+
+    def _add(self, module: nn.Module) -> int:
+        """Append a module to `all_modules` and return its position."""
+        self.all_modules.append(module)
+        return len(self.all_modules) - 1
+
+    def _add_time_embedding(self, design: Design):
+        fourier = self.embedding == 'fourier'
         self.fourier = (
-            add(GaussianFourierProjection(self.nf, design.fourier_scale))
-            if self.embedding == 'fourier'
-            else None
+            self._add(GaussianFourierProjection(self.nf, design.fourier_scale)) if fourier else None
         )
         if self.conditional:
-            embedding_dim = 2 * self.nf if self.embedding == 'fourier' else self.nf
+            features = 2 * self.nf if fourier else self.nf
             self.embedding_layers = (
-                add(dense(embedding_dim, 4 * self.nf)),
-                add(dense(4 * self.nf, 4 * self.nf)),
-            )
-        self.pyramid_down = (
-            Downsample(**design.fir) if self.progressive_input == 'input_skip' else None
-        )
-        self.pyramid_up = Upsample(**design.fir) if self.progressive == 'output_skip' else None
-
-        accept(config, 'model.up_attention', 'level', 'block')
-        self.stem = add(conv3x3(self.channels, self.nf))
-        kept = self._add_down_levels(config, parts, design)
-        width = kept[-1]
-        self.bottom = (
-            add(parts.block(width, width)),
-            add(parts.attention(width)),
-            add(parts.block(width, width)),
-        )
-        width = self._add_up_levels(config, parts, design, kept)
-        if self.progressive != 'output_skip':
-            self.head = (
-                add(group_norm(width, parts.groups)),
-                add(conv3x3(width, self.channels, init_scale=design.init_scale)),
+                self._add(dense(features, 4 * self.nf)),
+                self._add(dense(4 * self.nf, 4 * self.nf)),
             )
 
-        self.num_classes, self.label_dropout = model.num_classes, model.label_dropout
-        if self.num_classes:
-            accept(
-                config,
-                'model.conditional',
-                True,
-                why='the embedding of a class is added to that of the time',
-            )
-            self.label_embedding = nn.Embedding(self.num_classes + 1, 4 * self.nf)
+    def _add_pyramids(self, design: Design):
+        """Add the resamplings of images in the pyramids of skips, which have no parameters."""
+        shrinks, grows = self.progressive_input == 'input_skip', self.progressive == 'output_skip'
+        self.pyramid_down = Downsample(**design.fir) if shrinks else None
+        self.pyramid_up = Upsample(**design.fir) if grows else None
 
     def _levels(self, config) -> list[tuple[int, bool]]:
-        """The channels of each resolution, and whether attention follows its blocks."""
+        """Return the channels of each level, and whether attention follows its blocks."""
         model = config.model
         return [
             (self.nf * mult, config.data.image_size // 2**i in model.attn_resolutions)
             for i, mult in enumerate(model.ch_mult)
         ]
 
+    def _add_block(self, parts: Parts, in_ch: int, out_ch: int, attends: bool):
+        """Add a residual block, and attention if it `attends`; return both positions."""
+        block = self._add(parts.block(in_ch, out_ch))
+        return block, self._add(parts.attention(out_ch)) if attends else None
+
     def _add_down_levels(self, config, parts: Parts, design: Design) -> list[int]:
-        """Add the levels on the way down; return the channels of every feature map that is kept,
-        the last at the bottom.
+        """Add the levels on the way down.
+
+        Returns:
+            The channels of every feature map that the way up takes, the last at the bottom.
         """
+        self.down_levels = []
         kept, width, pyramid_width = [self.nf], self.nf, self.channels
-        add, levels, self.down_levels = self._add, self._levels(config), []
-        for i, (out, attends) in enumerate(levels):
+        levels = self._levels(config)
+        for i, (out_ch, attends) in enumerate(levels):
             blocks = []
             for _ in range(config.model.num_res_blocks):
-                blocks.append(
-                    (add(parts.block(width, out)), add(parts.attention(out)) if attends else None)
-                )
-                width = out
+                blocks.append(self._add_block(parts, width, out_ch, attends))
+                width = out_ch
                 kept.append(width)
             resample = joint = None
             if i < len(levels) - 1:
-                resample = add(parts.downsample(width))
-                if self.progressive_input == 'input_skip':
-                    joint = add(Combine(pyramid_width, width, design.progressive_combine))
-                    width *= 2 if design.progressive_combine == 'cat' else 1
-                elif self.progressive_input == 'residual':
-                    joint = add(Downsample(pyramid_width, width, with_conv=True, **design.fir))
-                    pyramid_width = width
+                resample = self._add(parts.downsample(width))
+                joint, width, pyramid_width = self._add_joint(design, width, pyramid_width)
                 kept.append(width)
             self.down_levels.append(DownLevel(blocks, resample, joint))
         return kept
 
-    def _add_up_levels(self, config, parts: Parts, design: Design, kept: list[int]) -> int:
-        """Add the levels on the way up, which take what was `kept`; return the channels of the
-        last.
+    def _add_joint(self, design: Design, width: int, pyramid_width: int):
+        """Add what joins the input pyramid to the features of a level, if there is a pyramid.
+
+        Returns:
+            The position or None, and the channels of the features and of the pyramid after it.
         """
-        add, levels, self.up_levels = self._add, self._levels(config), []
+        if self.progressive_input == 'input_skip':
+            joint = self._add(Combine(pyramid_width, width, design.progressive_combine))
+            joined = 2 * width if design.progressive_combine == 'cat' else width
+            return joint, joined, pyramid_width
+        if self.progressive_input == 'residual':
+            joint = self._add(Downsample(pyramid_width, width, with_conv=True, **design.fir))
+            return joint, width, width
+        return None, width, pyramid_width
+
+    def _add_bottom(self, parts: Parts, width: int):
+        self.bottom = (
+            self._add(parts.block(width, width)),
+            self._add(parts.attention(width)),
+            self._add(parts.block(width, width)),
+        )
+
+    def _add_up_levels(self, config, parts: Parts, design: Design, kept: list[int]) -> int:
+        """Add the levels on the way up, which take all feature maps that were `kept`.
+
+        Returns:
+            The channels of the last level.
+        """
+        self.up_levels = []
         width, pyramid_width, last = kept[-1], None, config.model.num_res_blocks
         attends_each = config.model.up_attention.lower() == 'block'
-        for i, (out, attends) in reversed(list(enumerate(levels))):
+        for i, (out_ch, attends) in reversed(list(enumerate(self._levels(config)))):
             blocks = []
             for j in range(last + 1):
                 here = attends and (attends_each or j == last)
-                blocks.append(
-                    (
-                        add(parts.block(width + kept.pop(), out)),
-                        add(parts.attention(out)) if here else None,
-                    )
-                )
-                width = out
-            layers = []
-            if self.progressive == 'output_skip':
-                layers = [
-                    add(group_norm(width)),
-                    add(conv3x3(width, self.channels, init_scale=design.init_scale)),
-                ]
-            elif self.progressive == 'residual' and i == len(levels) - 1:
-                layers = [add(group_norm(width)), add(conv3x3(width, width))]
-            elif self.progressive == 'residual':
-                layers = [add(Upsample(pyramid_width, width, with_conv=True, **design.fir))]
+                blocks.append(self._add_block(parts, width + kept.pop(), out_ch, here))
+                width = out_ch
+            pyramid = self._add_output(design, width, pyramid_width)
             pyramid_width = width
-            self.up_levels.append(
-                UpLevel(blocks, layers, add(parts.upsample(width)) if i > 0 else None)
-            )
+            resample = self._add(parts.upsample(width)) if i > 0 else None
+            self.up_levels.append(UpLevel(blocks, pyramid, resample))
         assert not kept, 'every feature map that was kept is used once'
         return width
 
-    def _add(self, module: nn.Module) -> int:
-        self.all_modules.append(module)
-        return len(self.all_modules) - 1
+    def _add_output(self, design: Design, width: int, pyramid_width: int | None) -> list[int]:
+        """Add what a level contributes to the output pyramid, if there is one.
+
+        `pyramid_width` is that of the level before, None at the first.
+        """
+        if self.progressive == 'none':
+            return []
+        if self.progressive == 'residual' and pyramid_width is not None:
+            return [self._add(Upsample(pyramid_width, width, with_conv=True, **design.fir))]
+        norm = self._add(group_norm(width))
+        if self.progressive == 'residual':
+            return [norm, self._add(conv3x3(width, width))]
+        return [norm, self._add(conv3x3(width, self.channels, init_scale=design.init_scale))]
+
+    def _add_head(self, parts: Parts, design: Design, width: int):
+        """Add the layers from features to images, which the pyramid of skips replaces."""
+        if self.progressive != 'output_skip':
+            self.head = (
+                self._add(group_norm(width, parts.groups)),
+                self._add(conv3x3(width, self.channels, init_scale=design.init_scale)),
+            )
+
+    def _add_class_embedding(self, config):
+        self.num_classes = config.model.num_classes
+        self.label_dropout = config.model.label_dropout
+        if self.num_classes:
+            why = 'the embedding of a class is added to that of the time'
+            accept(config, 'model.conditional', True, why=why)
+            self.label_embedding = nn.Embedding(self.num_classes + 1, 4 * self.nf)
 
     def _run(self, position, *inputs):
         module = self.all_modules[position]
-        return (
-            checkpoint(module, *inputs, use_reentrant=False)
-            if self.recompute and torch.is_grad_enabled()
-            else module(*inputs)
-        )
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(module, *inputs, use_reentrant=False)
+        return module(*inputs)
+
+    def _run_block(self, block, attention, h, temb):
+        """Return h after a residual block and the attention that may follow it."""
+        h = self._run(block, h, temb)
+        return h if attention is None else self._run(attention, h)
 
     def _norm_act_conv(self, positions, h):
         norm, conv = positions
         return self.all_modules[conv](self.act(self.all_modules[norm](h)))
 
     def _embed(self, labels, classes):
-        """temb (B, 4 nf), or None for a network that is not told the time."""
+        """Return temb (B, 4 nf), or None for a network that is not conditioned on the time."""
         if not self.conditional:
             return None
         first, second = (self.all_modules[i] for i in self.embedding_layers)
         dtype = first.weight.dtype
         labels = labels.to(torch.promote_types(dtype, torch.float32))
-        features = (
-            self.all_modules[self.fourier](labels.log())
-            if self.embedding == 'fourier'
-            else get_timestep_embedding(labels, self.nf)
-        )
+        if self.embedding == 'fourier':
+            features = self.all_modules[self.fourier](labels.log())
+        else:
+            features = get_timestep_embedding(labels, self.nf)
         temb = second(self.act(first(features.to(dtype))))
-        if not self.num_classes:
-            return temb
+        return temb + self._embed_classes(classes) if self.num_classes else temb
+
+    def _embed_classes(self, classes):
         if classes is None:
-            return temb + self.label_embedding.weight[-1]
+            return self.label_embedding.weight[-1]
         if self.training:
-            classes = torch.where(
-                torch.rand(len(classes), device=classes.device) < self.label_dropout,
-                self.num_classes,
-                classes,
-            )
-        return temb + self.label_embedding(classes)
+            dropped = torch.rand(len(classes), device=classes.device) < self.label_dropout
+            classes = torch.where(dropped, self.num_classes, classes)
+        return self.label_embedding(classes)
 
     def _join_input(self, position, h, pyramid):
-        """h with the next smaller copy of the input in it, and that copy."""
+        """Return h joined with the next smaller copy of the input, and that copy."""
         if self.progressive_input == 'input_skip':
             pyramid = self.pyramid_down(pyramid)
             return self.all_modules[position](pyramid, h), pyramid
@@ -268,7 +308,7 @@ class UNet(nn.Module):
         return pyramid, pyramid
 
     def _join_output(self, positions, h, pyramid):
-        """h, and the output pyramid with what this level adds."""
+        """Return h, and the output pyramid with the contribution of this level."""
         if pyramid is None:
             return h, self._norm_act_conv(positions, h)
         if self.progressive == 'output_skip':
@@ -300,42 +340,47 @@ class UNet(nn.Module):
 
     def forward(self, x, labels, classes=None):
         self._check(x, labels, classes)
-        run, temb = self._run, self._embed(labels, classes)
-        pyramid = 2 * x - 1 if self.centers else x
-
-        h = self.all_modules[self.stem](pyramid)
-        kept = [h]
-        for level in self.down_levels:
-            for block, attention in level.blocks:
-                h = run(block, h, temb)
-                if attention is not None:
-                    h = run(attention, h)
-                kept.append(h)
-            if level.resample is not None:
-                h = run(level.resample, h, temb)
-                if level.pyramid is not None:
-                    h, pyramid = self._join_input(level.pyramid, h, pyramid)
-                kept.append(h)
-
-        first, attention, second = self.bottom
-        h = run(second, run(attention, run(first, h, temb)), temb)
-
-        pyramid = None
-        for level in self.up_levels:
-            for block, attention in level.blocks:
-                h = run(block, torch.cat([h, kept.pop()], 1), temb)
-                if attention is not None:
-                    h = run(attention, h)
-            if level.pyramid:
-                h, pyramid = self._join_output(level.pyramid, h, pyramid)
-            if level.resample is not None:
-                h = run(level.resample, h, temb)
-
+        temb = self._embed(labels, classes)
+        kept = self._go_down(2 * x - 1 if self.centers else x, temb)
+        h, pyramid = self._go_up(self._cross_bottom(kept[-1], temb), temb, kept)
         h = pyramid if self.progressive == 'output_skip' else self._norm_act_conv(self.head, h)
         return h / self._sigma(labels).to(h)[:, None, None, None] if self.scale_by_sigma else h
 
+    def _go_down(self, x, temb) -> list:
+        """Return the feature maps of the way down, the last at the bottom."""
+        h, pyramid = self.all_modules[self.stem](x), x
+        kept = [h]
+        for level in self.down_levels:
+            for block, attention in level.blocks:
+                h = self._run_block(block, attention, h, temb)
+                kept.append(h)
+            if level.resample is not None:
+                h = self._run(level.resample, h, temb)
+                if level.pyramid is not None:
+                    h, pyramid = self._join_input(level.pyramid, h, pyramid)
+                kept.append(h)
+        return kept
+
+    def _cross_bottom(self, h, temb):
+        first, attention, second = self.bottom
+        return self._run(second, self._run_block(first, attention, h, temb), temb)
+
+    def _go_up(self, h, temb, kept: list):
+        """Return the features of the last level, and the output pyramid or None; empty `kept`."""
+        pyramid = None
+        for level in self.up_levels:
+            for block, attention in level.blocks:
+                h = self._run_block(block, attention, torch.cat([h, kept.pop()], 1), temb)
+            if level.pyramid:
+                h, pyramid = self._join_output(level.pyramid, h, pyramid)
+            if level.resample is not None:
+                h = self._run(level.resample, h, temb)
+        return h, pyramid
+
     def _sigma(self, labels):
-        """The noise level of each label: the label itself for Fourier features, else an index into
-        the table, largest first.
+        """Return the noise level of each label.
+
+        For Fourier features that is the label itself, otherwise the label is an index into the
+        table of noise levels, largest first.
         """
         return labels if self.embedding == 'fourier' else self.sigmas[labels.long()]

@@ -1,6 +1,4 @@
-"""Networks by name, and what stands between a network and an SDE: the score function and the plain
-functions made from it.
-"""
+"""Networks by name, their wrapper, and the score function made from a network and an SDE."""
 
 import contextlib
 import warnings
@@ -25,8 +23,7 @@ def get_model(name: str):
 
 
 def completed(config):
-    """Return a copy of the config of a network of this library in which missing optional keys have
-    their defaults.
+    """Return a copy of the config of one of our networks, with the defaults of missing keys.
 
     Raises:
         UserError: a key without a default that the network needs is missing.
@@ -37,8 +34,9 @@ def completed(config):
 
 
 def accept(config, key: str, *values, why: str = ''):
-    """Raise UserError if the key ('section.name') of a config is there and has none of the values;
-    the case of strings is ignored.
+    """Raise UserError if a key ('section.name') of a config is there but has none of the values.
+
+    The case of strings is ignored.
     """
     section, name = key.split('.')
     got = config[section][name] if name in config[section] else values[0]
@@ -59,9 +57,7 @@ def get_sigmas(config) -> np.ndarray:
 
 
 def get_ddpm_params(config) -> dict:
-    """The constants of DDPM's chain as float64 arrays of length `num_diffusion_timesteps` (Ho et
-    al. 2020, Sec. 2).
-    """
+    """Return the constants of DDPM's chain as float64 arrays (N,) (Ho et al. 2020, Sec. 2)."""
     n = config.model.num_scales
     betas = np.linspace(config.model.beta_min / n, config.model.beta_max / n, n)
     alphas_cumprod = np.cumprod(1 - betas)
@@ -81,13 +77,15 @@ PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16}
 
 
 class Undivided(nn.Module):
-    """Stands where published code has a DataParallel: holds the network as `module`, so that
-    parameters keep their 'module.' prefix.
+    """A wrapper that holds the network as `module`, in the place of the DataParallel of 2021.
 
-    What it answers is float32 and contiguous (B, C, H, W) however the network is run: `precision`
-    'bfloat16' runs convolutions and matrix products so, `channels_last` keeps images with their
-    channels innermost, `compile` has PyTorch compile the whole graph, anew for training and for
-    evaluation. `share` has several processes add up their gradients.
+    Parameters keep their prefix 'module.'. The output is float32 and contiguous (B, C, H, W).
+
+    Args:
+        module: The network.
+        precision: 'bfloat16' runs convolutions and matrix products in that dtype.
+        channels_last: Keep the channels of images innermost.
+        compile: Compile the whole graph, separately for training and for evaluation.
     """
 
     def __init__(
@@ -110,8 +108,9 @@ class Undivided(nn.Module):
             module.compile(fullgraph=True)
 
     def share(self):
-        """From now on a backward pass in training leaves the mean of all processes' gradients,
-        whose parameters must be alike.
+        """Average gradients over all processes in every backward pass of training from now on.
+
+        The parameters must be the same in all processes.
         """
         if distributed.size() > 1:
             with warnings.catch_warnings():
@@ -123,8 +122,9 @@ class Undivided(nn.Module):
 
     @contextlib.contextmanager
     def alone(self, alone: bool = True):
-        """Within the block, where `alone`, gradients pile up in each process, to be shared by the
-        next backward pass outside.
+        """Accumulate gradients in each process within the block, if `alone`.
+
+        The next backward pass outside the block averages them.
         """
         with self._shared[0].no_sync() if alone and self._shared else contextlib.nullcontext():
             yield
@@ -145,10 +145,9 @@ class Undivided(nn.Module):
 # parameters made under inference mode could never have gradients, nor could their inputs
 @torch.inference_mode(False)
 def create_model(config) -> nn.Module:
-    """Build the network of a config on `config.device`, in the wrapper that gives its parameters
-    the names of the 2021 checkpoints.
+    """Build the network of a config on `config.device`, with the parameter names of 2021.
 
-    It is run as `config.training.precision`, `channels_last` and `compile` say. Missing optional
+    `config.training.precision`, `channels_last` and `compile` set how it is run. Missing optional
     keys have their defaults.
     """
     network, training = (
@@ -160,11 +159,10 @@ def create_model(config) -> nn.Module:
 
 @contextlib.contextmanager
 def gradients(*tensors):
-    """Compute gradients within the block, whatever the modes around it are: `torch.no_grad()` or
-    `torch.inference_mode()`.
+    """Compute gradients within the block, even inside `torch.no_grad()` or inference mode.
 
     Yields:
-        The tensors, of which those made under inference mode are copied: autograd refuses these.
+        The tensors. Those made under inference mode are copied, because autograd rejects them.
     """
     with torch.inference_mode(False), torch.enable_grad():
         yield [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
@@ -184,12 +182,11 @@ def _dtype(model) -> torch.dtype | None:
 
 
 def get_model_fn(model, train: bool = False):
-    """(x, labels, **condition) -> the network's output, with dropout and the like switched on or
-    off as `train` says.
+    """Return a function (x, labels, **condition) -> output of the network.
 
-    A network cast to another dtype, as by `.bfloat16()`, gets x in that dtype; the output has the
-    dtype of x. The condition is what a network knows beyond the time: `classes=` (B,) of one that
-    was built with `model.num_classes`.
+    Dropout is on if `train`. A network cast to another dtype, as by `.bfloat16()`, gets x in that
+    dtype; the output has the dtype of x. The condition is `classes=` (B,) for a network that was
+    built with `model.num_classes`.
     """
 
     def model_fn(x, labels, **condition):
@@ -207,20 +204,21 @@ def get_model_fn(model, train: bool = False):
 
 
 def number_of_scales(model):
-    """How many noise levels a discrete network was built with (the length of its `sigmas`), or None
-    where it does not say.
-    """
+    """Return the number of noise levels of a discrete network, or None if it has no `sigmas`."""
     sigmas = getattr(getattr(model, 'module', model), 'sigmas', None)
     return None if sigmas is None else len(sigmas)
 
 
 def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
-    """(x (B, ...), t (B,), **condition) -> the score grad_x log p_t(x), shape of x, from a network
-    trained for `sde`.
+    """Return a function (x (B, ...), t (B,), **condition) -> grad_x log p_t(x), shape of x.
 
-    `continuous`: whether it was trained with continuous time. A discrete network's labels count the
-    noise levels it was built with, whatever `sde.N` is. The network's output is the score itself
-    (VE) or minus the noise (VP, sub-VP): see the SDE.
+    Args:
+        sde: The SDE that the network was trained for. It converts the network's output, which is
+            the score (VE) or minus the noise (VP, sub-VP).
+        model: The network.
+        train: Whether dropout is on.
+        continuous: Whether the network was trained with continuous time. The labels of a discrete
+            network count the noise levels it was built with, independently of `sde.N`.
     """
     model_fn, scales = get_model_fn(model, train), number_of_scales(model)
 
@@ -232,9 +230,7 @@ def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
 
 
 def times_like(x, t):
-    """The time t, a number, a tensor of shape () or (B,), as a tensor (B,) for x (B, ...), in its
-    dtype and on its device.
-    """
+    """Return the time t, a number or a tensor () or (B,), as a tensor (B,) like x (B, ...)."""
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
 
 

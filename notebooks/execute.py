@@ -1,5 +1,4 @@
-"""Runs notebooks from top to bottom and saves them as they ran: with their outputs, and their
-pictures in ../assets.
+"""Run notebooks from top to bottom and save them with their outputs and pictures.
 
   python notebooks/execute.py [NAME ...]     # tour, images, control; all of them unless some are
   named
@@ -44,8 +43,7 @@ def notebooks() -> list[pathlib.Path]:
 
 
 def execute(path, env=None, limit: float = float('inf')):
-    """The notebook at `path` with fresh outputs, without what differs from run to run; the file
-    stays as it is.
+    """Run the notebook at `path` and return it with fresh outputs; the file stays as it is.
 
     `env`: variables of the environment to set. `limit`: seconds, after which TimeoutError
     (nbclient's CellTimeoutError) is raised; an error in a cell is a CellExecutionError.
@@ -73,9 +71,7 @@ def execute(path, env=None, limit: float = float('inf')):
 
 
 def _settled(outputs):
-    """Outputs without warnings and progress bars, which name times and places, and with what was
-    printed in one piece.
-    """
+    """Outputs without what differs from run to run: warnings, progress bars, pieces of text."""
     kept = []
     for output in outputs:
         if output.output_type != 'stream':

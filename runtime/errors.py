@@ -26,8 +26,9 @@ class CheckpointError(UserError):
 
 
 def _check_names(names):
-    """Raise ImportError if Python finds modules of others under our names, such as Hugging Face's
-    `datasets`.
+    """Raise ImportError if Python finds another package under one of our names.
+
+    Hugging Face's `datasets` is an example.
     """
     for name in names:
         found = sys.modules.get(name)
@@ -47,22 +48,5 @@ def _check_names(names):
             )
 
 
-_check_names(
-    (
-        'checkpoints',
-        'commands',
-        'configs',
-        'control',
-        'data',
-        'datasets',
-        'evaluation',
-        'losses',
-        'metrics',
-        'models',
-        'op',
-        'reports',
-        'runtime',
-        'sampling',
-        'solvers',
-    )
-)
+NAMES = 'checkpoints commands configs control data datasets evaluation losses metrics models op'
+_check_names((*NAMES.split(), 'reports', 'runtime', 'sampling', 'sdes', 'solvers'))

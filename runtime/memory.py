@@ -1,24 +1,25 @@
-"""The memory of a process on a CPU."""
+"""The memory of a process that computes on a CPU."""
 
 import ctypes
 import sys
 
-import torch
+# parameters of mallopt, as numbered in <malloc.h>
+TRIM_THRESHOLD = -1
+MMAP_MAX = -4
 
 
 def keep_memory(device):
-    """On a CPU, keep freed memory in the process: the system would otherwise clear every page again
-    for the next batch.
+    """Keep freed memory in the process if it computes on a CPU, for the allocator of glibc.
 
-    Memory use does not grow with the number of batches. This has an effect only with the allocator
-    of glibc.
+    Otherwise the system clears the same pages again for every batch. Memory use does not grow with
+    the number of batches. The setting holds for the whole process, so only programs make it.
+
+    Args:
+        device: 'cpu' or torch.device('cpu'); any other device is left alone.
     """
-    allocator = (
-        ctypes.CDLL(None)
-        if sys.platform == 'linux' and torch.device(device).type == 'cpu'
-        else None
-    )
-    if hasattr(allocator, 'mallopt'):
-        trim_threshold, most_mappings = -1, -4  # as <malloc.h> numbers them
-        allocator.mallopt(trim_threshold, -1)
-        allocator.mallopt(most_mappings, 0)
+    if sys.platform != 'linux' or str(device).partition(':')[0] != 'cpu':
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, 'mallopt'):
+        library.mallopt(TRIM_THRESHOLD, -1)
+        library.mallopt(MMAP_MAX, 0)

@@ -1,10 +1,16 @@
-"""Solvers of the probability flow and of the reverse SDE, on grids of times: few-step, adaptive,
-and general ODE methods.
+"""Solvers of the reverse-time SDE and of the probability-flow ODE, and what they have in common.
+
+grids                the levels of an SDE, grids of times, the transition between two times
+few_steps            DDIM, Heun, DPM-Solver, DPM-Solver++, UniPC
+adaptive             the reverse SDE with a step size for each image
+ode                  general ODE solvers, the probability flow
+predictor_corrector  Algorithm 1 for any predictor and corrector
+loop                 what all of them do between two steps: projection, resampling, callbacks
+options              the settings of all of them
 """
 
-from solvers.fast_sampling import (
+from solvers.few_steps import (
     DDIM,
-    SKIP_TYPES,
     SOLVERS,
     DPMSolver,
     DPMSolverPP2M,
@@ -12,27 +18,26 @@ from solvers.fast_sampling import (
     SDEDPMSolverPP2M,
     Solver,
     UniPC,
-    adaptive,
     get_solver,
-    half_log_snr,
-    levels,
     register_solver,
     threshold,
-    time_grid,
-    time_of,
 )
+from solvers.grids import SKIP_TYPES, half_log_snr, levels, time_grid, time_of, transition
+from solvers.loop import Loop
+from solvers.options import Options
 
 __all__ = [
     'DDIM',
     'DPMSolver',
     'DPMSolverPP2M',
     'Heun',
+    'Loop',
+    'Options',
     'SDEDPMSolverPP2M',
     'SKIP_TYPES',
     'SOLVERS',
     'Solver',
     'UniPC',
-    'adaptive',
     'get_solver',
     'half_log_snr',
     'levels',
@@ -40,4 +45,5 @@ __all__ = [
     'threshold',
     'time_grid',
     'time_of',
+    'transition',
 ]

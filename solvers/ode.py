@@ -1,12 +1,15 @@
-"""Initial value problems dx/dt = f(t, x) on tensors, by the adaptive solvers of torchdiffeq, on
-their device, or of SciPy, on the host.
+"""Initial value problems dx/dt = f(t, x) on tensors, and the probability flow as one of them.
+
+torchdiffeq solves them on the device of the tensors, SciPy on the CPU.
 """
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from models.utils import times_like
 from runtime.errors import UserError
 from runtime.randomness import float64_device
 
@@ -16,33 +19,42 @@ METHODS = (*TORCH_METHODS, *SCIPY_METHODS)
 
 
 def solve(
-    f,
+    f: Callable,
     state: tuple[torch.Tensor, ...],
     t0: float,
     t1: float,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     method: str = 'RK45',
-):
-    """The state at `t1` of the problem that starts at `t0`, and the number of evaluations of f.
+) -> tuple[tuple[torch.Tensor, ...], int]:
+    """Solve the problem that starts with `state` at time t0, up to time t1.
 
-    `state` is a tuple of tensors on one device; f(t, *state), with t a number or a tensor of shape
-    (), answers their derivatives in the same shapes. The solver works in float64 and chooses its
-    steps for all values together; f sees, and the result has, the dtypes and devices of `state`.
-    `method`: one of METHODS. TORCH_METHODS (Dormand & Prince of order 5, Bogacki & Shampine of
-    order 3, Dormand & Prince of order 8) work on the device of the state, or on the CPU for an MPS
-    device, which lacks float64; SCIPY_METHODS, see scipy.integrate.solve_ivp, on the CPU. 'dopri5'
-    and 'RK45' are the same pair of formulas. RuntimeError where the solver gives up.
+    The solver works in float64 and chooses its steps for all values together.
+
+    Args:
+        f: `f(t, *state)` returns a tuple of derivatives, in the shapes of `state`; t is a number or
+            a tensor of shape (). It gets the dtypes and devices of `state`.
+        state: tensors on one device, of any shapes and dtypes.
+        rtol, atol: the relative and the absolute error allowed in a step.
+        method: one of TORCH_METHODS (Dormand & Prince of order 5, Bogacki & Shampine of order 3,
+            Dormand & Prince of order 8), which run on the device of the state, or on the CPU if it
+            lacks float64; or of SCIPY_METHODS, which run on the CPU (scipy.integrate.solve_ivp).
+            'dopri5' and 'RK45' are the same pair of formulas.
+
+    Returns:
+        The state at t1, and the number of evaluations of f.
+
+    Raises:
+        RuntimeError: if the solver stops before t1.
     """
     check_method(method)
     if t0 == t1:
         return state, 0
     sizes = [part.numel() for part in state]
-    place, integrator = (
-        (float64_device(state[0].device), _on_device)
-        if method in TORCH_METHODS
-        else (torch.device('cpu'), _on_host)
-    )
+    if method in TORCH_METHODS:
+        place, integrate = float64_device(state[0].device), _on_device
+    else:
+        place, integrate = torch.device('cpu'), _on_host
 
     def unpack(flat):
         return tuple(
@@ -53,20 +65,15 @@ def solve(
     def pack(parts):
         return torch.cat([part.detach().reshape(-1).to(place).double() for part in parts])
 
-    end, evaluations = integrator(
-        lambda t, flat: pack(f(t, *unpack(flat))),
-        pack(state),
-        float(t0),
-        float(t1),
-        rtol,
-        atol,
-        method,
-    )
-    return unpack(end), evaluations
+    def slope(t, flat):
+        return pack(f(t, *unpack(flat)))
+
+    end, nfe = integrate(slope, pack(state), float(t0), float(t1), rtol, atol, method)
+    return unpack(end), nfe
 
 
 def check_method(method: str):
-    """UserError for a method that is not one of METHODS."""
+    """Raise UserError if `method` is not one of METHODS."""
     if method not in METHODS:
         raise UserError(f'unknown ODE method {method!r}: known are {", ".join(METHODS)}')
 
@@ -79,17 +86,16 @@ def _on_device(f, y, t0, t1, rtol, atol, method):
 
     def counted(t, y):
         next(calls)
-        # in search of its first step it may look beyond the end
+        # the search for the first step may leave the interval
         return f(t.clamp(min(t0, t1), max(t0, t1)), y)
 
+    # without step_t a step may pass the end, where f need not exist, to interpolate back
+    options = {'step_t': times[1:]}
     try:
-        # step_t: it must not step over the end, where f need not exist, and interpolate
-        end = odeint(
-            counted, y, times, rtol=rtol, atol=atol, method=method, options=dict(step_t=times[1:])
-        )[-1]
+        end = odeint(counted, y, times, rtol=rtol, atol=atol, method=method, options=options)[-1]
     except (
         AssertionError
-    ) as error:  # how it says that a step became too small, or a value not finite
+    ) as error:  # raised for a step too small and for values that are not finite
         raise RuntimeError(f'the ODE solver {method} stopped before t={t1:g}: {error}') from error
     return end, next(calls)
 
@@ -106,3 +112,18 @@ def _on_host(f, y, t0, t1, rtol, atol, method):
     if not solution.success:
         raise RuntimeError(f'the ODE solver {method} stopped before t={t1:g}: {solution.message}')
     return torch.from_numpy(solution.y[:, -1].copy()), solution.nfev
+
+
+def follow_flow(
+    sde, score_fn, x, t0: float, t1: float, rtol=1e-5, atol=1e-5, method='RK45'
+) -> torch.Tensor:
+    """Carry x (B, ...) from time t0 to t1 by dx/dt = f - g^2 score / 2 (Song et al. 2021, Eq. 13).
+
+    Either time may be the later one.
+    """
+    flow = sde.reverse(score_fn, probability_flow=True)
+
+    def drift(t, x):
+        return (flow.sde(x, times_like(x, t))[0],)
+
+    return solve(drift, (x,), t0, t1, rtol, atol, method)[0][0]

@@ -1,6 +1,4 @@
-"""What the tests share: the library on the path, one thread, a fixed seed, the reference numbers
-and a measure of distance to them.
-"""
+"""Shared by all tests: path, one thread, a fixed seed, reference numbers, relative error."""
 
 import importlib
 import json
@@ -14,6 +12,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = pathlib.Path(__file__).parent / 'data'
 sys.path.insert(0, str(ROOT))
+pytest_plugins = ['tiers']
 # sums are then added in one order everywhere, and small tensors are fastest
 torch.set_num_threads(1)
 
@@ -28,9 +27,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Escape names of files that are not UTF-8 in what a test printed: pytest-xdist cannot send
-    them.
-    """
+    """Escape file names that are not UTF-8 in printed text, which pytest-xdist cannot send."""
     report = yield
     report.sections = [
         (name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections
@@ -40,8 +37,24 @@ def pytest_runtest_makereport():
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Every test draws the same random numbers, alone or behind others."""
+    """Draw the same random numbers in every test, alone or after others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=['ve', 'vp', 'subvp'])
+def sde(request):
+    """Each SDE of the library, with its defaults."""
+    import sde_lib
+
+    return {'ve': sde_lib.VESDE, 'vp': sde_lib.VPSDE, 'subvp': sde_lib.subVPSDE}[request.param]()
+
+
+@pytest.fixture(scope='module')
+def target():
+    """A mixture of three Gaussians in the plane."""
+    import oracles
+
+    return oracles.planar_mixture()
 
 
 def parity(name: str) -> dict:
@@ -51,8 +64,9 @@ def parity(name: str) -> dict:
 
 
 def relative_error(value, reference) -> float:
-    """The largest absolute error over the largest reference value (or over 1 where the reference is
-    zero); shapes must agree.
+    """The largest absolute error over the largest reference value, or over 1 if that is zero.
+
+    Shapes must agree.
     """
     value, reference = (
         np.asarray(v.detach() if isinstance(v, torch.Tensor) else v, np.float64)
@@ -63,8 +77,11 @@ def relative_error(value, reference) -> float:
 
 
 def load_config(module: str, data=(), **model):
-    """The config of a module such as 'configs.ve.cifar10_ncsnpp', on the CPU, with other values of
-    `data` (a dict) and `model`.
+    """The config of a module such as 'configs.ve.cifar10_ncsnpp', on the CPU, with changes.
+
+    Args:
+        data: other values of `config.data`.
+        model: other values of `config.model`.
     """
     config = importlib.import_module(module).get_config()
     config.device = 'cpu'
@@ -74,16 +91,26 @@ def load_config(module: str, data=(), **model):
     return config
 
 
-def reference_config(name: str):
-    """The config of the network in a reference file: a module, and changes to its sections `model`
-    and `data`.
-    """
-    changes = json.loads(str(parity(name)['config']))
-    module, model, data = (
-        changes.pop('base'),
-        dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0),
-        {},
+def digits_config(sde: str, method: str, **settings):
+    """The config of a small network for digits and an SDE by name, sampled by `method`."""
+    config = load_config(
+        {
+            've': 'configs.ve.digits_ncsnpp_continuous',
+            'vp': 'configs.vp.digits_ddpmpp_classes',
+            'subvp': 'configs.subvp.digits_ddpmpp_continuous',
+        }[sde]
     )
+    steps = 200 if method in ('pc', 'ode') else 20
+    config.sampling.update(method=method, steps=steps, **settings)
+    return config
+
+
+def reference_config(name: str):
+    """The config of the network in a reference file, which names a module and changes to it."""
+    changes = json.loads(str(parity(name)['config']))
+    module = changes.pop('base')
+    model = dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0)
+    data = {}
     for key, value in changes.items():
         section, key = (
             (data, key.removeprefix('data').lstrip('_.'))
@@ -135,3 +162,52 @@ def trained(config, workdir, numbers=(1,)):
     for number in numbers:
         torch.manual_seed(number)
         checkpoints.save(checkpoints.snapshot_path(workdir, number), run_lib.create_state(config))
+
+
+@pytest.fixture(scope='session')
+def place(tmp_path_factory):
+    """A folder with colour pictures and the work directories of the networks of `control_runs`.
+
+    The networks are trained for five steps.
+    """
+    import run_lib
+    from control_runs import CONFIGS, pictures, written
+
+    place = tmp_path_factory.mktemp('runs')
+    written(place / 'pictures', pictures(40))
+    for name, make in CONFIGS.items():
+        train = run_lib.train_classifier if name == 'classifier' else run_lib.train
+        train(make(place), place / name)
+    return place
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    """Undo all registrations of the test when it ends."""
+    import datasets
+    import sampling
+    import sde_lib
+    import solvers
+    from control.measurements import MEASUREMENTS
+    from models.utils import MODELS
+
+    for registry in (
+        sde_lib.SDES,
+        MODELS,
+        sampling.PREDICTORS,
+        sampling.CORRECTORS,
+        solvers.SOLVERS,
+        MEASUREMENTS,
+    ):
+        monkeypatch.setattr(registry, '_classes', dict(registry._classes))
+    monkeypatch.setattr(datasets, 'SOURCES', dict(datasets.SOURCES))
+
+
+@pytest.fixture
+def example(unregistered):
+    """The config of examples/own_process.py, on the CPU, with its classes registered."""
+    from commands import command_line
+
+    config = command_line.load_config(str(ROOT / 'examples' / 'own_process.py'))
+    config.device = 'cpu'
+    return config

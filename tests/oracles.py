@@ -1,5 +1,4 @@
-"""A target whose density, score and samples are exact at every time of every SDE: a Gaussian
-mixture.
+"""Targets whose density, score and samples are exact at every time of every SDE; shared helpers.
 
 If x_0 ~ sum_k w_k N(mu_k, C_k) and x_t | x_0 ~ N(m x_0, std^2 I), then x_t ~ sum_k w_k N(m mu_k,
 m^2 C_k + std^2 I). With C_k = U_k diag(v_k) U_k^T the covariance at any level (m, std) is U_k
@@ -12,7 +11,78 @@ import math
 import torch
 from torch import nn
 
-from sde_lib import VESDE, expand
+from sampling import get_corrector, get_pc_sampler, get_predictor
+from sde_lib import SDE, VESDE, VPSDE, expand, subVPSDE
+from solvers import get_solver
+
+# SDEs by name: of N steps; and with a noise that few steps can follow
+SDES = {
+    've': lambda N: VESDE(0.01, 30, N=N),
+    'vp': lambda N: VPSDE(N=N),
+    'subvp': lambda N: subVPSDE(N=N),
+}
+FEW_STEP_SDES = {'ve': lambda: VESDE(0.01, 10), 'vp': VPSDE, 'subvp': subVPSDE}
+
+
+class OrnsteinUhlenbeck(SDE):
+    """dx = -x dt + sqrt(2) dw on [0, 2]: a user's SDE, the abstract methods and nothing else."""
+
+    @property
+    def T(self):
+        return 2.0
+
+    def sde(self, x, t):
+        return -x, torch.full_like(t, math.sqrt(2))
+
+    def marginal_prob(self, x, t):
+        return expand((-t).exp(), x) * x, (1 - (-2 * t).exp()).sqrt()
+
+    def prior_sampling(self, shape):
+        return torch.randn(*shape)
+
+    def prior_logp(self, z):
+        return torch.distributions.Normal(0.0, 1.0).log_prob(z).flatten(1).sum(1)
+
+
+def identity(x):
+    return x
+
+
+def affine(step, t):
+    """a and b of a map x -> a x + b applied at times t, given as a function of (x, t)."""
+    zero = step(torch.zeros_like(t), t)
+    return step(torch.ones_like(t), t) - zero, zero
+
+
+def pc_sampler(sde, predictor, corrector, shape=(2000, 2), snr=0.15, **settings):
+    """The predictor-corrector sampler for a predictor and a corrector by name, or None."""
+    return get_pc_sampler(
+        sde,
+        shape,
+        predictor and get_predictor(predictor),
+        corrector and get_corrector(corrector),
+        identity,
+        snr,
+        **({'continuous': True, 'eps': sde.sampling_eps} | settings),
+    )
+
+
+def walked(solver, sde, score_fn, x, times, **settings):
+    """x carried along `times` by a few-step solver."""
+    solver = get_solver(solver)(sde, score_fn, times, **settings)
+    for i in range(len(times) - 1):
+        x = solver.step(x, i)
+    return x
+
+
+def distance_from(target, x):
+    """How far mean and covariance are from the target's, in units of its standard deviation."""
+    x = x.double().flatten(1)
+    scale = target.covariance.diagonal().mean()
+    return max(
+        (x.mean(0) - target.mean).abs().max() / scale.sqrt(),
+        (x.T.cov() - target.covariance).abs().max() / scale,
+    )
 
 
 def level(sde, t):
@@ -115,13 +185,11 @@ class ExactNetwork(nn.Module):
 
     def __init__(self, sde, target: GaussianMixture, continuous: bool = True):
         super().__init__()
-        self.sde, self.target, self.continuous, self.N, self.calls = (
-            sde,
-            target,
-            continuous,
-            sde.N,
-            0,
-        )
+        self.sde = sde
+        self.target = target
+        self.continuous = continuous
+        self.N = sde.N
+        self.calls = 0
         if not continuous:
             # its length is how a discrete network says how many levels it knows
             self.sigmas = torch.zeros(sde.N)
@@ -226,12 +294,10 @@ class SubspaceMixture(nn.Module):
 
     def __init__(self, inside: GaussianMixture, rest: float, shape):
         super().__init__()
-        self.inside, self.rest, self.shape, self.size = (
-            inside,
-            float(rest),
-            tuple(shape),
-            len(inside.mean),
-        )
+        self.inside = inside
+        self.rest = float(rest)
+        self.shape = tuple(shape)
+        self.size = len(inside.mean)
 
     @classmethod
     def fit(cls, images, labels, rank: int):

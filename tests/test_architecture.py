@@ -1,6 +1,4 @@
-"""docs/architecture.md says what is so: its numbers are those of the networks, its tables those of
-its file, its names exist.
-"""
+"""docs/architecture.md has the numbers of the networks, the tables of its file, and valid names."""
 
 import importlib
 import json
@@ -59,8 +57,9 @@ def test_sizes_of_options(architecture, option):
 
 
 def test_levels(architecture):
-    """All as in the file, and the stem as by hand: nf 3x3 convolutions over 3 channels and 32 x 32
-    pixels, two operations each.
+    """The file has the levels of today, and the stem is as computed by hand.
+
+    It is nf 3x3 convolutions over 3 channels and 32 x 32 pixels, two operations each.
     """
     rows = architecture.levels(architecture.BASELINE)
     assert rows == REPORT['levels']

@@ -1,4 +1,4 @@
-"""The benchmarks run, and what scripts, notebooks and documentation use of the library exists."""
+"""Benchmarks run; what scripts, notebooks and documentation use of the library exists."""
 
 import ast
 import functools
@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
+from docs import drawing
 
 FOLDER = ROOT / 'benchmarks'
 SCRIPTS = sorted(
@@ -27,27 +28,25 @@ SCRIPTS = sorted(
 ARGUMENTS = {
     'all': ['--only', 'likelihood'],  # the others run by themselves
     'faults': ['--work', 'evaluation'],
-}  # test_faults.py runs the trainings
+}  # test_faults_training.py runs the trainings
 OURS = {
-    path.stem for path in (*ROOT.glob('*.py'), *FOLDER.glob('*.py'), ROOT / 'tests' / 'oracles.py')
-} | {path.parent.name for path in ROOT.glob('*/__init__.py')}
+    'docs',
+    *(path.stem for path in (*ROOT.glob('*.py'), *FOLDER.glob('*.py'))),
+    *(path.parent.name for path in ROOT.glob('*/__init__.py')),
+    'oracles',
+}
 
 
 # Running ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted({*SCRIPTS} - {'gpu'}))
 def test_quick_run(name, tmp_path):
-    """A benchmark ends with status 0, prints a table, and says below it that the figures mean
-    nothing; its files say so too.
-    """
-    environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    command = [sys.executable, FOLDER / f'{name}.py', '--quick', *ARGUMENTS.get(name, ())]
-    if name != 'all' and '--json' in flags(name):
-        command += ['--json', tmp_path / 'rows.json']
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment
-    )
+    """A benchmark ends with status 0 and marks its tables and files as those of a quick run."""
+    takes_json = '--json' in flags(name) and name != 'all'
+    files = ['--json', tmp_path / 'rows.json'] if takes_json else []
+    done = started(f'{name}.py', '--quick', *ARGUMENTS.get(name, ()), *files, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     tables = [part for part in re.split(r'\n\s*\n', done.stdout) if '\n(quick run: ' in part]
     assert tables, done.stdout
@@ -60,34 +59,28 @@ def test_quick_run(name, tmp_path):
     )
 
 
-def test_gpu_dry_run(tmp_path):
-    """gpu.py goes through all its sections on a processor, stops a training by SIGTERM and resumes
-    it.
-    """
+def started(script: str, *arguments, folder):
+    """Run a benchmark in a folder, on one core and without a GPU."""
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    command = [sys.executable, FOLDER / 'gpu.py', '--dry-run', '--folder', tmp_path]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=environment
+    command = [sys.executable, FOLDER / script, *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=600, env=environment
     )
+
+
+@pytest.mark.slow
+def test_gpu_dry_run(tmp_path):
+    """gpu.py runs all its sections on a CPU, stops a training by SIGTERM and resumes it."""
+    done = started('gpu.py', '--dry-run', '--folder', tmp_path, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / 'gpu.json').read_text())
-    assert report['dry_run'] and [*report['sections']] == [
-        'kernels',
-        'agreement',
-        'networks',
-        'samplers',
-        'resampling',
-        'training',
-    ]
-    assert all(
-        section['tables'] and not section['error'] for section in report['sections'].values()
-    )
+    names = 'kernels', 'agreement', 'networks', 'samplers', 'resampling', 'training'
+    assert report['dry_run'] and [*report['sections']] == [*names]
+    for section in report['sections'].values():
+        assert section['tables'] and not section['error']
     (training,) = report['sections']['training']['tables'][0]['rows']
-    assert (
-        training['status'] == 143
-        and training['resumed'] > training['steps']
-        and (tmp_path / 'grid.png').is_file()
-    )
+    assert training['status'] == 143 and training['resumed'] > training['steps']
+    assert (tmp_path / 'grid.png').is_file()
     assert (tmp_path / 'gpu.md').read_text().startswith('# Dry run: figures mean nothing')
 
 
@@ -96,14 +89,15 @@ def test_all_runs_benchmarks_that_exist():
     assert set(ast.literal_eval(names)) < set(SCRIPTS)
 
 
+@pytest.mark.slow
 def test_figures_of_the_documentation(tmp_path, monkeypatch):
-    """docs/architecture.py draws the figures that are kept, up to the rounding of other versions of
-    Matplotlib.
+    """docs/architecture.py draws the figures in docs/figures.
+
+    Other versions of Matplotlib may round differently.
     """
-    module = script('docs/architecture.py')
-    kept = module.FIGURES
-    monkeypatch.setattr(module, 'FIGURES', tmp_path)
-    module.main([])
+    kept = drawing.FIGURES
+    monkeypatch.setattr(drawing, 'FIGURES', tmp_path)
+    script('docs/architecture.py').main([])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         path.name for path in kept.iterdir()
     )
@@ -117,9 +111,7 @@ def test_figures_of_the_documentation(tmp_path, monkeypatch):
 
 
 def test_picture_of_the_readme(tmp_path):
-    """assets/make_pictures.py: panels of 8 x 8 digits side by side, of which the first are the real
-    ones of the kept picture.
-    """
+    """assets/make_pictures.py draws panels of digits, the first with the real ones."""
     for name in ('a', 'b'):
         (tmp_path / name / 'eval' / 'ckpt_1').mkdir(parents=True)
         np.savez(
@@ -152,9 +144,7 @@ def script(path: str):
 
 
 def sources() -> dict[str, str]:
-    """Python by where it stands: scripts, code cells of notebooks, and code in the
-    documentation.
-    """
+    """The Python code of scripts, notebooks and documentation, by file."""
     found = {}
     folders = ('benchmarks', 'docs', 'assets', 'notebooks', 'validation')
     for path in sorted(path for folder in folders for path in (ROOT / folder).iterdir()):
@@ -183,70 +173,86 @@ def documents():
 
 
 def faults_of(source: str, package: str = '') -> list[str]:
-    """The names, attributes and arguments in `source` that our modules do not have, each with its
-    line.
-    """
-    tree, known, faults = ast.parse(source), {}, []
+    """The names, attributes and arguments in `source` that our modules do not have, by line."""
+    nodes, faults = [*ast.walk(ast.parse(source))], Faults(package)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            faults.check_import(node)
+        elif isinstance(node, ast.ImportFrom):
+            faults.check_import_from(node)
+    for node in nodes:
+        faults.forget_variable(node)
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            faults.check_attribute(node)
+        elif isinstance(node, ast.Call):
+            faults.check_call(node)
+    return faults.found
 
-    def fault(node, text):
-        faults.append(f'line {node.lineno}: {text}')
 
-    def value(node):
+class Faults:
+    """The faults of a source in `package`, and which objects of ours its names mean."""
+
+    def __init__(self, package: str):
+        self.package, self.known, self.found = package, {}, []
+
+    def add(self, node, text: str):
+        self.found.append(f'line {node.lineno}: {text}')
+
+    def value(self, node):
         """The object of ours that an expression names, or None."""
         if isinstance(node, ast.Name):
-            return known.get(node.id)
-        parent = value(node.value) if isinstance(node, ast.Attribute) else None
+            return self.known.get(node.id)
+        parent = self.value(node.value) if isinstance(node, ast.Attribute) else None
         return None if parent is None else getattr(parent, node.attr, None)
 
-    def imported(node, name):
+    def imported(self, node, name: str):
         try:
             return pkgutil.resolve_name(name)
         except (ImportError, AttributeError):
-            fault(node, f'no {name}')
+            self.add(node, f'no {name}')
+            return None
 
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+    def check_import(self, node: ast.Import):
+        for alias in node.names:
+            top = alias.name.partition('.')[0]
+            if top in OURS:
+                module = self.imported(node, alias.name)
+                self.known[alias.asname or top] = module if alias.asname else sys.modules.get(top)
+
+    def check_import_from(self, node: ast.ImportFrom):
+        parent = '.'.join(filter(None, (self.package if node.level else '', node.module)))
+        if parent.partition('.')[0] in OURS:
             for alias in node.names:
-                if alias.name.partition('.')[0] in OURS:
-                    module = imported(node, alias.name)
-                    known[alias.asname or alias.name.partition('.')[0]] = (
-                        module if alias.asname else sys.modules.get(alias.name.partition('.')[0])
-                    )
-        elif isinstance(node, ast.ImportFrom):
-            parent = '.'.join(filter(None, (package if node.level else '', node.module)))
-            if parent.partition('.')[0] in OURS:
-                known |= {
-                    alias.asname or alias.name: imported(node, f'{parent}.{alias.name}')
-                    for alias in node.names
-                }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name | ast.arg) and not isinstance(
-            getattr(node, 'ctx', ast.Store()), ast.Load
-        ):
-            # a variable of the same name
-            known.pop(node.id if isinstance(node, ast.Name) else node.arg, None)
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Attribute)
-            and value(node.value) is not None
-            and not hasattr(value(node.value), node.attr)
-        ):
-            fault(node, f'no {ast.unparse(node)}')
-        elif isinstance(node, ast.Call) and callable(value(node.func)):
+                value = self.imported(node, f'{parent}.{alias.name}')
+                self.known[alias.asname or alias.name] = value
+
+    def forget_variable(self, node):
+        """A variable or an argument of the same name is not ours."""
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            self.known.pop(node.id, None)
+        elif isinstance(node, ast.arg):
+            self.known.pop(node.arg, None)
+
+    def check_attribute(self, node: ast.Attribute):
+        parent = self.value(node.value)
+        if parent is not None and not hasattr(parent, node.attr):
+            self.add(node, f'no {ast.unparse(node)}')
+
+    def check_call(self, node: ast.Call):
+        function = self.value(node.func)
+        if callable(function):
             try:
-                bind(value(node.func), node)
+                bind(function, node)
             except TypeError as error:
-                fault(node, f'{ast.unparse(node.func)}: {error}')
-    return faults
+                self.add(node, f'{ast.unparse(node.func)}: {error}')
 
 
 def bind(function, call: ast.Call):
-    """Raise TypeError if the call does not suit the function, as far as one can see without the
-    values of * and **.
-    """
+    """Raise TypeError if a call does not suit the function; values of * and ** are not known."""
     try:
         signature = inspect.signature(function)
-    except ValueError:  # that of some builtins is not known
+    except ValueError:  # some builtins have none
         return
     named = {keyword.arg: None for keyword in call.keywords if keyword.arg}
     if any(isinstance(argument, ast.Starred) for argument in call.args):
@@ -323,7 +329,7 @@ def flags(name: str) -> set[str]:
             for function in ('arguments', 'parse_args')
             if re.search(rf'\b{function}\(', source)
         )
-    return {'--help', *re.findall(r"add_argument\('(-[\w-]+)'", source)}
+    return {'--help', *re.findall(r"add_argument\(\s*'(-[\w-]+)'", source)}
 
 
 @pytest.mark.parametrize(
@@ -332,9 +338,7 @@ def flags(name: str) -> set[str]:
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_quoted_commands_have_their_options(path):
-    """`benchmarks/name.py --option` and `name.py --option`: the script exists, and takes the
-    options.
-    """
+    """The script of `benchmarks/name.py --option` exists and has the option."""
     text = (
         path.read_text() if path.suffix == '.md' else ast.get_docstring(ast.parse(path.read_text()))
     )

@@ -1,8 +1,5 @@
-"""The command line from end to end on the embedded digits, in its own process, and what it says to
-bad input.
-"""
+"""The main program from end to end on the embedded digits, in its own process."""
 
-import importlib
 import os
 import pathlib
 import subprocess
@@ -11,14 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from absl import flags
-from absl.testing import flagsaver
 
 import checkpoints
 import reports
 import run_lib
-from commands import command_line, preflight
-from configs import rules
 from configs.vp import digits_ddpmpp_continuous
 from runtime.errors import UserError
 
@@ -278,78 +271,6 @@ def test_log_goes_on_and_finished_training_stays_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'changes, words',
-    [
-        ({'sampling.predictor': 'eulr'}, ['config.sampling.predictor', 'eulr', 'euler_maruyama']),
-        ({'sampling.corrector': 'x'}, ['config.sampling.corrector', 'langevin']),
-        ({'sampling.method': 'x'}, ['config.sampling.method', 'ode']),
-        (
-            {'sampling.predictor': 'none', 'sampling.corrector': 'none'},
-            ['sampling.predictor', 'sampling.corrector', 'none'],
-        ),
-        (
-            {'sampling.predictor': 'ancestral_sampling', 'sampling.probability_flow': True},
-            ['ancestral', 'sampling.probability_flow'],
-        ),
-        ({'model.name': 'unet'}, ['config.model.name', 'unet', 'ncsnpp']),
-        ({'model.normalization': 'BatchNorm'}, ['config.model.normalization', 'GroupNorm']),
-        ({'model.nonlinearity': 'gelu'}, ['config.model.nonlinearity', 'swish']),
-        ({'model.nf': 30}, ['channels', 'model.nf']),
-        ({'model.ch_mult': (1, 1, 1, 1, 1)}, ['multiples of 16']),
-        ({'model.num_scales': 10}, ['N must be at least 21']),
-        (
-            {'model.embedding_type': 'fourier', 'training.continuous': False},
-            ['config.training.continuous', 'fourier'],
-        ),
-        ({'model.scale_by_sigma': True}, ['config.model.scale_by_sigma', "training.sde='vesde'"]),
-        (
-            {'training.sde': 'vesde', 'model.scale_by_sigma': True},
-            ['config.model.scale_by_sigma', 'training.continuous=False'],
-        ),
-        (
-            {
-                'training.sde': 'vesde',
-                'model.scale_by_sigma': True,
-                'model.name': 'ddpm',
-                'model.nf': 32,
-            },
-            ['config.model.scale_by_sigma', 'training.continuous=False'],
-        ),
-        ({'optim.grad_clip': 0.0}, ['config.optim.grad_clip', 'negative']),
-        ({'data.dataset': 'IMAGENET'}, ['config.data.dataset', 'DIGITS']),
-        ({'data.image_size': 16}, ['config.data.image_size', '8x8']),
-        ({'training.sde': 'xsde'}, ['config.training.sde', 'subvpsde']),
-        (
-            {'training.sde': 'subvpsde', 'training.continuous': False},
-            ['subVPSDE', 'training.continuous=True'],
-        ),
-        ({'training.continuous': False, 'training.likelihood_weighting': True}, ['likelihood']),
-        ({'training.batch_size': 0}, ['config.training.batch_size', '>= 1']),
-        ({'model.ema_rate': 2.0}, ['config.model.ema_rate', '[0, 1]']),
-        ({'optim.optimizer': 'SGD'}, ['config.optim.optimizer', 'Adam']),
-        ({'device': 'gpu9'}, ['config.device', 'gpu9']),
-        pytest.param(
-            {'device': 'cuda'},
-            ['config.device', '--config.device=cpu'],
-            marks=pytest.mark.skipif(
-                torch.cuda.is_available(), reason='there is a CUDA device here'
-            ),
-        ),
-    ],
-)
-def test_bad_config_is_one_sentence_that_names_the_key(tmp_path, changes, words):
-    config = digits_ddpmpp_continuous.get_config()
-    config.device = 'cpu'
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    with pytest.raises(UserError) as caught:
-        run_lib.train(config, tmp_path / 'w')
-    complaint = str(caught.value)
-    assert '\n' not in complaint and all(word in complaint for word in words), complaint
-    assert not list((tmp_path / 'w').glob('*'))
-
-
-@pytest.mark.parametrize(
     'arguments, words',
     [
         (['--config.model.foo=1'], ['model.foo', 'not a known key']),
@@ -403,223 +324,11 @@ def test_all_faults_are_told_at_once(tmp_path):
     assert result.stderr.count('error:') == 3
 
 
-@pytest.mark.parametrize(
-    'path',
-    sorted((ROOT / 'configs').glob('*/**/[a-z]*.py')),
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, path):
-    module = importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts))
-    config = module.get_config()
-    config.device = 'cpu'
-    preflight.check(
-        config, tmp_path, 'classifier' if config.model.name == 'wideresnet' else 'sample'
-    )
-    assert not preflight.warnings(config)
-    assert f'--config {path.relative_to(ROOT)}' in module.__doc__ and 'Expect' in module.__doc__
-
-
-def parsed(*arguments):
-    """The flags that the main program has after these arguments."""
-    importlib.import_module('main')
-    with flagsaver.flagsaver():
-        command_line.parse_flags(['main.py', *arguments])
-        return {
-            name: flags.FLAGS[name].value
-            for name in (*command_line.PATHS, 'config', 'mode', 'measured')
-            if name in flags.FLAGS
-        }
-
-
-def faults_of(*arguments) -> list[str]:
-    with pytest.raises(SystemExit) as exit:
-        parsed(*arguments)
-    return [line.removeprefix('error: ') for line in str(exit.value).splitlines()]
-
-
-DIGITS = f'--config={ROOT / CONFIGS["vp"]}'
-
-
-@pytest.mark.parametrize(
-    'argument, value',
-    [
-        ('--config.model.ch_mult=(1,2,2)', (1, 2, 2)),
-        ('--config.model.ch_mult=3', (3,)),
-        ('--config.model.sigma_max=7', 7.0),
-        ('--config.optim.lr=1e-4', 1e-4),
-        ('--config.model.nf=0x10', 16),
-        ('--config.eval.enable_loss=0', False),
-        ('--noconfig.eval.enable_bpd', False),
-        ('--config.sampling.round', True),
-        ('--config.data.category=3', '3'),
-        ('--config.optim.grad_clip -1', -1.0),
-        ('-config.model.fir_kernel=(1,2,1)', [1, 2, 1]),
-        ('--config.seed 5', 5),
-    ],
-)
-def test_values_of_the_command_line_have_the_type_of_their_key(argument, value):
-    config = parsed(DIGITS, *argument.split(), '--mode=data')['config']
-    section, _, name = argument.split()[0].partition('config.')[2].partition('=')[0].rpartition('.')
-    found = config[section][name] if section else config[name]
-    assert found == value and type(found) is type(value) and config.is_locked
-
-
-def test_a_file_of_the_2021_release_takes_real_numbers_and_keys_that_it_lacks(tmp_path):
-    (tmp_path / 'old.py').write_text(
-        'import ml_collections\ndef get_config():\n    return '
-        'ml_collections.ConfigDict(dict('
-        'model=dict(sigma_max=90), sampling=dict()))\n'
-    )
-    config = parsed(
-        f'--config={tmp_path}/old.py',
-        '--config.model.sigma_max=7.5',
-        '--config.sampling.steps=20',
-        '--mode=data',
-    )['config']
-    assert config.model.sigma_max == 7.5 and config.sampling.steps == 20
-
-
-def test_all_faults_of_a_command_line_are_told_at_once():
-    wrong_mode, *others = faults_of(
-        DIGITS,
-        '--mode=tain',
-        '--num_samples=0',
-        '--ouput=x',
-        '--config.model.foo=1',
-        '--config.training.batch_sise=3',
-        '--config.model.nf=abc',
-        '--config.model=3',
-        '--checkpoint=/nowhere/x',
-        '--input=/nowhere/y',
-    )
-    assert wrong_mode.startswith('--mode=tain: expected one of train, eval, sample, ')
-    assert others == [
-        '--num_samples=0: expected a positive integer',
-        '--ouput is not a known flag: did you mean --output?',
-        '--checkpoint=/nowhere/x: not found',
-        '--input=/nowhere/y: not found',
-        'config.model.foo is not a known key: did you mean config.model.nf?',
-        'config.training.batch_sise is not a known key: did you mean config.training.batch_size?',
-        'config.model is a section: expected a key in it, such as '
-        '--config.model.attention_type=...',
-        "config.model.nf must be an integer from 1 to 16384, got 'abc'",
-    ]
-    assert faults_of() == ['--config is missing', '--mode is missing']
-    assert faults_of('--config=/nowhere.py', '--mode=data') == ['--config=/nowhere.py: not found']
-
-
 def test_help_exits_with_0():
     done = subprocess.run(
         [sys.executable, 'main.py', '--help'], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 0 and '--workdir' in done.stdout and 'Traceback' not in done.stderr
-
-
-def test_wrong_types_in_a_config_file_are_told_at_once(tmp_path):
-    (tmp_path / 'mine.py').write_text("""
-from configs.vp import digits_ddpmpp_continuous
-
-def get_config():
-    config = digits_ddpmpp_continuous.get_config()
-    config.device = 'cpu'
-    config.model.ch_mult = "1,2"
-    config.training.batch_size = "32"
-    config.model.nf = 32.0
-    config.optim.lr = 1
-    return config
-""")
-    config = parsed(f'--config={tmp_path}/mine.py', '--mode=train', f'--workdir={tmp_path}')[
-        'config'
-    ]
-    with pytest.raises(UserError) as caught:
-        preflight.check(config, tmp_path, 'train')
-    assert str(caught.value).splitlines() == [
-        "config.training.batch_size must be an integer >= 1, got '32'",
-        'config.model.ch_mult must be a non-empty tuple, each value an integer from 1 to 1024, got '
-        "'1,2'",
-        'config.model.nf must be an integer from 1 to 16384, got 32.0',
-    ]
-    with pytest.raises(TypeError), config.unlocked():  # checked again once the file is read
-        config.model.nf = '32'
-
-
-@pytest.mark.parametrize(
-    'content, sentence',
-    [
-        ('def get_config(:', ', line 1: '),
-        ('import nowhere', "No module named 'nowhere'"),
-        ('x = 1', 'expected a function get_config in this file'),
-        (
-            'def get_config():\n    return {}',
-            'get_config must return an ml_collections.ConfigDict, got dict',
-        ),
-        (
-            'def get_config(which):\n    return which',
-            "get_config() missing 1 required positional argument: 'which'",
-        ),
-        (
-            'from configs.defaults import digits\ndef get_config():\n    config = digits()\n    '
-            'config.modle.nf = 3\n    return config',
-            'mine.py, line 4: ',
-        ),
-    ],
-)
-def test_a_config_file_that_fails_is_told_in_one_line(tmp_path, content, sentence):
-    (tmp_path / 'mine.py').write_text(content)
-    (fault,) = faults_of(f'--config={tmp_path}/mine.py', '--mode=data')
-    assert fault.startswith(f'--config={tmp_path}/mine.py') and sentence in fault
-
-
-def test_the_home_is_expanded_in_every_path(tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    (tmp_path / 'mine.py').write_text(
-        'from configs.defaults import digits\ndef get_config():\n    config = digits()\n    '
-        'config.data.path = "~/p"\n    return config'
-    )
-    for name in ('f', 'g'):
-        (tmp_path / name).touch()
-    keys = [
-        f'{section}.{name}'
-        for section, known in rules.RULES.items()
-        for name, rule in known.items()
-        if rule is rules.PATH
-    ]
-    assert {
-        'data.path',
-        'data.tfds_dir',
-        'data.tfrecords_path',
-        'eval.inception_path',
-        'eval.stats_dir',
-    } <= {*keys}
-    keys.remove('data.path')
-    given = parsed(
-        '--config=~/mine.py',
-        '--workdir=~/w',
-        '--mode=sample',
-        '--checkpoint=$HOME/f',
-        '--input=${HOME}/g',
-        '--output=~/o',
-        '--mask=~/m',
-        '--classifier=~/f',
-        '--eval_folder=$HOME/e',
-        *(f'--config.{key}=~/k' for key in keys),
-    )
-    expected = dict(
-        workdir='w',
-        checkpoint='f',
-        input='g',
-        output='o',
-        mask='m',
-        classifier='f',
-        eval_folder='e',
-    )
-    assert {name: given[name] for name in expected} == {
-        name: f'{tmp_path}/{file}' for name, file in expected.items()
-    }
-    assert given['config'].data.path == f'{tmp_path}/p'
-    assert {
-        given['config'][section][name] for key in keys for section, name in [key.split('.')]
-    } == {f'{tmp_path}/k'}
 
 
 def evaluated(workdir, caplog, eval_folder='eval', **settings) -> str:
@@ -671,36 +380,3 @@ def test_evaluation_takes_the_checkpoints_that_exist_one_evaluation_at_a_time(tm
             evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
         evaluated(tmp_path, caplog, 'other', begin_ckpt=2, end_ckpt=3)
     evaluated(tmp_path, caplog, begin_ckpt=2, end_ckpt=3)
-
-
-@pytest.mark.parametrize(
-    'changes, sentence',
-    [
-        (
-            {'optim.warmup': 4},
-            'config.training.n_iters=3 is less than config.optim.warmup=4: the '
-            'learning rate never reaches '
-            'config.optim.lr=0.002',
-        ),
-        (
-            {'training.snapshot_freq': 4},
-            'config.training.snapshot_freq=4 is greater than '
-            'config.training.n_iters=3: the only numbered '
-            'checkpoint will be that of the last step',
-        ),
-        (
-            {'model.attn_resolutions': (4, 16, 2)},
-            'config.model.attn_resolutions=(4, 16, 2) includes '
-            '16, 2, but the network only has the '
-            'resolutions 8, 4: there will be no attention there',
-        ),
-    ],
-)
-def test_settings_that_are_hardly_meant_are_warned_of_before_training(
-    tmp_path, caplog, changes, sentence
-):
-    config = config_for(3)
-    config.update_from_flattened_dict({'optim.warmup': 3, 'training.snapshot_freq': 3} | changes)
-    with caplog.at_level('WARNING'):
-        run_lib.train(config, tmp_path)
-    assert caplog.messages == [f'{sentence}.']

@@ -1,6 +1,4 @@
-"""Configs are completed where they come in: optional keys may be missing, needed ones are reported
-before anything is written.
-"""
+"""Configs are completed where they come in; needed keys are reported before anything is written."""
 
 import copy
 import logging
@@ -17,7 +15,7 @@ import checkpoints
 import main
 import run_lib
 import sampling
-import score_model
+from checkpoints.loading import load_averaged_model
 from commands import command_line, control, preflight, sample_metrics
 from commands.data import describe_data
 from commands.sample import sample
@@ -52,7 +50,7 @@ def lean(config) -> ConfigDict:
     needed = {
         f'model.{key}'
         for name in (config.model.name, config.training.sde)
-        for key in rules.NEEDED[name.lower()].split()
+        for key in rules.needed(name)
     }
     needed |= {
         f'{section}.{key}'.lstrip('.')
@@ -85,23 +83,23 @@ def test_a_network_without_one_key_is_built_or_names_the_key(module):
     config = load_config(f'configs.{module}')
     if 'num_res_blocks' in config.model:
         config.model.num_res_blocks = 1
-    needed, required = rules.NEEDED[config.model.name].split(), rules.REQUIRED['model'].split()
+    needed, required = rules.needed(config.model.name), rules.REQUIRED['model'].split()
     assert set(needed) <= set(config.model)
     for key in set(config.model) - set(required):
         partial = without(config, f'model.{key}')
         if key in needed:
             with pytest.raises(
                 UserError,
-                match=f'^the config is missing the key model.{key}: see configs/defaults.py$',
+                match=f'^the config is missing the key model.{key}: see configs/keys.py$',
             ):
                 shapes(partial)
         else:
             assert shapes(partial) == shapes(config), key
 
 
-@pytest.mark.parametrize('name', sorted(rules.NEEDED))
+@pytest.mark.parametrize('name', sorted([*rules.NEEDED, 'vesde', 'vpsde', 'subvpsde']))
 def test_needed_keys_have_rules(name):
-    assert set(rules.NEEDED[name].split()) <= rules.RULES['model'].keys()
+    assert rules.needed(name) and set(rules.needed(name)) <= rules.RULES['model'].keys()
 
 
 def test_a_lean_config_gives_the_network_of_a_whole_one():
@@ -182,7 +180,7 @@ def test_a_config_of_the_2021_release_has_a_device_object(tmp_path):
 def test_a_needed_key_is_reported_and_nothing_is_written(tmp_path, key):
     config = without(small(), key)
     with pytest.raises(
-        UserError, match=f'^the config is missing the key {key}: see configs/defaults.py$'
+        UserError, match=f'^the config is missing the key {key}: see configs/keys.py$'
     ):
         (sample if key.startswith('eval') else run_lib.train)(config, tmp_path / 'w')
     assert not list((tmp_path / 'w').glob('*'))
@@ -190,16 +188,16 @@ def test_a_needed_key_is_reported_and_nothing_is_written(tmp_path, key):
 
 def test_a_needed_key_is_never_assumed_when_a_checkpoint_is_loaded(tmp_path):
     with pytest.raises(
-        UserError, match='^the config is missing the key model.nf: see configs/defaults.py$'
+        UserError, match='^the config is missing the key model.nf: see configs/keys.py$'
     ):
-        score_model.load_averaged_model(without(small(), 'model.nf'), tmp_path / 'checkpoint.pth')
+        load_averaged_model(without(small(), 'model.nf'), tmp_path / 'checkpoint.pth')
     (tmp_path / 'mine.py').write_text(
         'from configs.vp import digits_ddpmpp_continuous\ndef get_config():\n    config = '
         'digits_ddpmpp_continuous.get_config()\n'
         '    del config.model.beta_max\n    return config\n'
     )
     with pytest.raises(
-        UserError, match='^the config is missing the key model.beta_max: see configs/defaults.py$'
+        UserError, match='^the config is missing the key model.beta_max: see configs/keys.py$'
     ):
         validate.load_config(tmp_path / 'mine.py', {})
 

@@ -1,14 +1,11 @@
-"""Configs from tired people: whatever its values, a config gives a network, a loss and a sampler
-that take a step, or it is refused before any work by sentences that name its keys.
+"""A config takes a step of training and sampling, or is refused by sentences that name its keys.
 
-Configs are mutated at random, with values that are nearly right, of a wrong type, or absurd. How
-many: CONFIGS, 300 by default.
+Configs are mutated at random, with values that are nearly right, of a wrong type, or absurd. The
+environment variable CONFIGS is their number, 300 by default.
 """
 
-import ast
 import copy
 import functools
-import inspect
 import os
 import re
 
@@ -18,15 +15,14 @@ from hypothesis import HealthCheck, event, given, seed, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-import datasets
 import losses
 import run_lib
 import sampling
 import sde_lib
-import solvers
 from commands import preflight
+from commands.joint_checks import check_network
 from configs import defaults, rules
-from conftest import ROOT, load_config
+from conftest import load_config
 from models import utils as mutils
 from models.score import Score
 from runtime.errors import UserError
@@ -43,121 +39,24 @@ MODULES = (
     've.ncsnv2.cifar10',
 )
 NETWORKS = (*mutils.MODELS.names(), 'unet')
-NAMES = (
-    'none',
-    'pc',
-    'ode',
-    'vesde',
-    'vpsde',
-    'subvpsde',
-    'VPSDE',
-    'swish',
-    'elu',
-    'relu',
-    'fourier',
-    'positional',
-    'biggan',
-    'ddpm',
-    'residual',
-    'output_skip',
-    'input_skip',
-    'sum',
-    'cat',
-    'GroupNorm',
-    'InstanceNorm++',
-    'VarianceNorm',
-    'euler_maruyama',
-    'reverse_diffusion',
-    'ancestral_sampling',
-    'langevin',
-    'ald',
-    'block',
-    'level',
-    'bilinear',
-    'nearest',
-    'bfloat16',
-    'float32',
-    'RK45',
-    'dopri5',
-    'Adam',
-    'DIGITS',
-    'train',
-    'test',
-    'pixels',
-    '',
-    'x',
-    'None',
-    'true',
-    'crop',
-    'exact',
-    'raise',
-    'skip',
-    'NHWC',
-    'NCHW',
-    'karras',
-    'logSNR',
-    'time_uniform',
-    'predictor_corrector',
-    'adaptive',
-    'ddim',
-    'heun',
-    'dpm_solver',
-    'dpmpp_2m',
-    'dpmpp_2m_sde',
-    'unipc',
-    *NETWORKS,
-)
+WORDS = """
+none pc ode adaptive ddim heun dpm_solver dpmpp_2m dpmpp_2m_sde unipc RK45 dopri5 vesde vpsde
+subvpsde VPSDE euler_maruyama reverse_diffusion ancestral_sampling langevin ald
+predictor_corrector karras logSNR time_uniform swish elu relu fourier positional biggan ddpm
+residual output_skip input_skip sum cat GroupNorm InstanceNorm++ VarianceNorm block level
+bilinear nearest bfloat16 float32 Adam DIGITS train test pixels crop exact raise skip NHWC NCHW
+x None true
+"""
+NAMES = ('', *WORDS.split(), *NETWORKS)
 WHOLE = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 30, 32, 64, 100, -1, -2, 2**31, 2**63, 10**30)
 REAL = (
-    0.0,
-    1e-30,
-    1e-9,
-    1e-4,
-    0.01,
-    0.1,
-    0.3,
-    0.5,
-    0.999,
-    1.0,
-    1.5,
-    2.0,
-    16.0,
-    50.0,
-    299.0,
-    1e4,
-    1e12,
-    1e30,
-    -1e-9,
-    -1.0,
-    -1e30,
-    float('nan'),
-    float('inf'),
-    float('-inf'),
+    *(0.0, 1e-30, 1e-9, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.999, 1.0, 1.5, 2.0, 16.0, 50.0, 299.0),
+    *(1e4, 1e12, 1e30, -1e-9, -1.0, -1e30, float('nan'), float('inf'), float('-inf')),
 )
 TUPLES = (
-    (),
-    (1,),
-    (1, 2),
-    (2, 1),
-    (1, 1, 2),
-    (1, 2, 2, 2),
-    (4,),
-    (8,),
-    (16, 8),
-    (0,),
-    (-1, 2),
-    (1.0, 2.0),
-    ('a',),
-    (None,),
-    ((1, 2),),
-    (1, 3, 3, 1),
-    (1, 1),
-    (1, 2, 1),
-    (1, -1),
-    (0, 0),
-    (3, 10**9),
-    (10**30, 1),
-    (float('nan'), 1.0),
+    *((), (1,), (4,), (8,), (0,), (1.0, 2.0), ('a',), (None,), ((1, 2),), (float('nan'), 1.0)),
+    *((1, 2), (2, 1), (1, 1), (16, 8), (-1, 2), (1, -1), (0, 0), (3, 10**9), (10**30, 1)),
+    *((1, 1, 2), (1, 2, 1), (1, 2, 2, 2), (1, 3, 3, 1)),
 )
 KINDS = {bool: (True, False), int: WHOLE, float: REAL, str: NAMES, tuple: TUPLES, list: TUPLES}
 ANYTHING = (
@@ -347,13 +246,59 @@ def names_a_key(line: str, keys) -> bool:
     )
 
 
-def is_refused(config, workdir, mode) -> bool:
+REGISTERED = {
+    'model.name': mutils.MODELS.names(),
+    'training.sde': sde_lib.SDES.names(),
+    'sampling.method': sampling.methods(),
+    'sampling.predictor': sampling.PREDICTORS.names(),
+    'sampling.corrector': sampling.CORRECTORS.names(),
+}
+
+
+def wrong_alone(changes: dict, mode: str) -> dict[str, str]:
+    """{key: how its sentence begins} of the mutated keys that are wrong on their own."""
+    found, trains = {}, mode in ('train', 'classifier')
+    has_network = trains or mode in ('eval', 'sample', 'control')
+    for key, value in changes.items():
+        section, _, name = key.rpartition('.')
+        if value is GONE:
+            in_use = section != 'eval' and (section != 'optim' or trains)
+            if in_use and name in rules.REQUIRED.get(section, '').split():
+                found[key] = f'the config is missing the key {key}: '
+        elif rules.of(key) is None:
+            found[key] = f'config.{key} is not a known key: '
+        elif not rules.of(key).accepts(value):
+            found[key] = f'config.{key} must be {rules.of(key).text}, got '
+        elif (
+            key in REGISTERED
+            and (has_network or section == 'sampling')
+            and value.lower() not in REGISTERED[key]
+        ):
+            found[key] = f'config.{key} must be one of '
+    return found
+
+
+def is_refused(config, changes, workdir, mode) -> bool:
+    """Whether the config is refused, with a sentence for each key that is wrong on its own.
+
+    Every sentence names a key; one about a key on its own names one that was mutated.
+    """
+    wrong = wrong_alone(changes, mode)
     try:
         preflight.check(config, workdir, mode)
     except UserError as refusal:
-        for line in str(refusal).splitlines():
+        lines = str(refusal).splitlines()
+        for line in lines:
             assert names_a_key(line, flatten(config)), f'{line!r} names no key'
+        for key, beginning in wrong.items():
+            assert any(line.startswith(beginning) for line in lines), (key, lines)
+        for section, known in rules.RULES.items():
+            for name, rule in known.items():
+                key = f'{section}.{name}'.lstrip('.')
+                beginning = f'config.{key} must be {rule.text}, got '
+                assert key in wrong or not any(line.startswith(beginning) for line in lines), lines
         return True
+    assert not wrong, f'{wrong.keys()} were accepted'
     return False
 
 
@@ -371,14 +316,15 @@ def workdir(tmp_path_factory):
 )
 @given(mutations())
 def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
-    config = mutated(*mutation)
+    config, changes = mutated(*mutation), mutation[1]
     torch.manual_seed(0)
     classifies = config.model.get('name') == 'wideresnet'
-    refused = is_refused(config, workdir, 'classifier' if classifies else 'train')
+    refused = is_refused(config, changes, workdir, 'classifier' if classifies else 'train')
     with pytest.MonkeyPatch.context() as patch:
-        # the network was built once: that is what takes time
-        patch.setattr(preflight, '_network', lambda config: None)
-        others = [mode for mode in MODES if is_refused(config, workdir, mode)]
+        # building the network takes most of the time: once is enough
+        others = [check for check in preflight.CHECKS if check.run is not check_network]
+        patch.setattr(preflight, 'CHECKS', others)
+        others = [mode for mode in MODES if is_refused(config, changes, workdir, mode)]
     if refused or not classifies and 'sample' in others:
         event('refused')
         return
@@ -389,118 +335,3 @@ def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
     event('took a step' if small else 'too large to take a step here')
     if small:
         take_a_step(config, classifies)
-
-
-def test_all_that_is_wrong_is_told_at_once(workdir):
-    config = base('vp.digits_ddpmpp_continuous').copy_and_resolve_references()
-    with config.unlocked(), config.ignore_type():
-        config.model.update(dropot=0.5, dropout=1.5, conditional='yes', beta_max=200.0)
-        config.training.update(batch_size='8', n_iters=True, recompute=True, precision='half')
-        config.optim.lr = float('nan')
-        config.sampling.update(predictor='eulr', ode_method='rk')
-        config.evl = ConfigDict({})
-        del config.seed
-    with pytest.raises(UserError) as caught:
-        preflight.check(config, workdir, 'train')
-    lines = str(caught.value).splitlines()
-    assert lines[:9] == [
-        'the config is missing the key seed: see configs/defaults.py',
-        'config.evl is not a known key: did you mean config.eval?',
-        "config.training.batch_size must be an integer >= 1, got '8'",
-        'config.training.n_iters must be an integer >= 1, got True',
-        'config.optim.lr must be a number in (0, 1], got nan',
-        "config.model.conditional must be True or False, got 'yes'",
-        'config.model.dropot is not a known key: did you mean config.model.dropout?',
-        'config.model.dropout must be a number in [0, 1), got 1.5',
-        "config.sampling.predictor must be one of 'ancestral_sampling', 'euler_maruyama', 'none', "
-        "'reverse_diffusion', got 'eulr'",
-    ]
-    for beginning in (
-        "config.sampling.ode_method must be one of 'dopri5'",
-        'a VP chain of N=100 steps',
-        "config.training.precision must be one of 'float32', 'bfloat16', got 'half'",
-    ):
-        assert sum(line.startswith(beginning) for line in lines[9:]) == 1, (beginning, lines)
-    assert len(lines) == 12, lines
-
-
-def test_keys_of_a_network_or_data_set_of_ones_own(workdir, monkeypatch):
-    monkeypatch.setattr(mutils.MODELS, '_classes', dict(mutils.MODELS._classes))
-
-    @mutils.register_model(name='of_my_own')
-    class Mine(torch.nn.Module):
-        def __init__(self, config):
-            super().__init__()
-            self.layer = torch.nn.Conv2d(
-                config.data.num_channels,
-                config.data.num_channels,
-                config.model.my_kernel,
-                padding='same',
-            )
-
-        def forward(self, x, labels):
-            return self.layer(x)
-
-    monkeypatch.setitem(
-        datasets.SOURCES, 'MINE', datasets.SOURCES['FOLDER']._replace(keys=('path', 'my_part'))
-    )
-    config = base('vp.digits_ddpmpp_continuous').copy_and_resolve_references()
-    with config.unlocked():
-        config.model.update(name='of_my_own', my_kernel=3)
-        config.data.update(dataset='mine', my_part=1)
-    preflight.check(config, workdir, 'sample')
-    with config.unlocked():
-        config.data.update(dataset='FOLDER')
-    with pytest.raises(UserError, match='config.data.my_part is not a known key'):
-        preflight.check(config, workdir, 'sample')
-
-
-def test_every_key_has_a_rule_and_is_explained():
-    for key in flatten(defaults.base()):
-        section, _, name = key.rpartition('.')
-        assert name in rules.RULES[section], key
-    for section, known in rules.RULES.items():
-        for name in known.keys() - {'loss', 'continuouse', 'sigma_begin'}:
-            assert re.search(rf'\b{name}\b', defaults.__doc__), f'{section}.{name}'
-        assert set(rules.REQUIRED.get(section, '').split()) <= known.keys()
-
-
-def test_a_network_whose_groups_have_one_value_is_refused(workdir):
-    config = base('vp.ddpm.cifar10').copy_and_resolve_references()
-    config.data.image_size = 2
-    with pytest.raises(
-        UserError,
-        match='cannot take images of config.data.image_size=2: Expected '
-        'more than 1 value per channel',
-    ):
-        preflight.check(config, workdir, 'sample')
-
-
-def reads_with_a_default() -> list[str]:
-    """Every `section.get('key', ...)` of a key of the config, as 'file:line'."""
-    found, keys = [], {name for section in rules.RULES.values() for name in section}
-    # what they are called where they are read
-    sections = {'config', 'settings', 'chosen', *rules.RULES}
-    for path in [
-        *ROOT.glob('*.py'),
-        *(path for room in ROOT.glob('*/__init__.py') for path in room.parent.glob('**/*.py')),
-    ]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'get' and node.args:
-                receiver, key = (
-                    ast.unparse(node.func.value).rpartition('.')[2],
-                    getattr(node.args[0], 'value', None),
-                )
-                if key in keys and receiver in sections:
-                    found.append(f'{path.name}:{node.lineno}')
-    return found
-
-
-def test_a_default_is_written_in_one_place():
-    """Configs are completed before they are read; reports read protocols of results."""
-    assert {place.partition(':')[0] for place in reads_with_a_default()} <= {'reader.py'}
-    shared = defaults.base().sampling
-    for name in solvers.SOLVERS.names():
-        for key, parameter in inspect.signature(solvers.get_solver(name)).parameters.items():
-            if key in shared and parameter.default is not None:
-                assert parameter.default == shared[key], f'{name}: {key}'

@@ -1,13 +1,9 @@
-"""On a device without float64, such as MPS: training, every sampler, guidance, codes and
-likelihoods give what they give on the CPU.
-"""
+"""Devices without float64, such as MPS, give what the CPU gives, from training to likelihoods."""
 
 import pytest
 import torch
-from test_modes import CASES, SDES, SHAPE, network, sampled
-from test_networks import TINY
 
-import controllable_generation as control
+import control
 import likelihood
 import losses
 from commands import preflight
@@ -23,12 +19,12 @@ from runtime.randomness import own_randomness
 from sampling import Options
 from sde_lib import get_sde
 from stand_in import Held, without_float64
+from test_modes import CASES, SDES, SHAPE, network, sampled
+from test_networks import TINY
 
 
 def on_both(run, model, monkeypatch):
-    """What run(model, device) returns on the CPU, and on the device without float64, brought to the
-    CPU.
-    """
+    """Results of run(model, device) on the CPU and on the device without float64."""
     results = []
     torch.manual_seed(3)
     results.append(run(model, 'cpu'))
@@ -119,11 +115,9 @@ def test_likelihood(kind, method, monkeypatch):
 @pytest.mark.parametrize('kind', SDES)
 def test_codes_and_measurements(kind, monkeypatch):
     def run(model, device):
-        model, x, half = (
-            Score(model, SDES[kind]),
-            torch.rand(SHAPE, device=device),
-            downsampling(8, 8, 2),
-        )
+        model = Score(model, SDES[kind])
+        x = torch.rand(SHAPE, device=device)
+        half = downsampling(8, 8, 2)
         codes = [
             latents.encode(model, x, options)[0]
             for options in (Options(method='ode', rtol=1.0, atol=1.0), Options(steps=3))
@@ -150,8 +144,9 @@ def test_a_device_that_is_missing_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_random_numbers_of_mps_are_kept_and_come_back(monkeypatch):
-    """The stream of the device is saved with a checkpoint, continues from there, and is unchanged
-    by a block with its own numbers.
+    """The random stream of MPS is saved with a checkpoint and continues from there.
+
+    A block with its own random numbers does not change it.
     """
     stream = torch.Generator().manual_seed(5)
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)

@@ -1,6 +1,4 @@
-"""Several processes do what one does: the same losses, samples and files. Each runs on the CPU,
-with gloo.
-"""
+"""Several processes on the CPU (gloo) give the losses, samples and files of one."""
 
 import os
 import pathlib
@@ -18,10 +16,9 @@ import torch.multiprocessing
 
 from commands import preflight
 from configs.vp import digits_ddpmpp_continuous
-from data.batches import Batches
-from data.images import Images
-from runtime import distributed, interruption
 from runtime.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'configs/vp/digits_ddpmpp_continuous.py'
@@ -45,27 +42,24 @@ EVALUATION = [
 ]
 
 
+def command(processes, workdir, mode, *arguments):
+    """The command line in several processes."""
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+    place = '--config', CONFIG, '--workdir', str(workdir), '--mode', mode
+    return [
+        sys.executable,
+        *(launcher if processes > 1 else ()),
+        'main.py',
+        *place,
+        *SMALL,
+        *arguments,
+    ]
+
+
 def run(processes, workdir, mode, *arguments, fails=False):
-    """The log of the command line in so many processes."""
-    launcher = (
-        ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-        if processes > 1
-        else []
-    )
+    """Run the command line in several processes and return its log."""
     result = subprocess.run(
-        [
-            sys.executable,
-            *launcher,
-            'main.py',
-            '--config',
-            CONFIG,
-            '--workdir',
-            str(workdir),
-            '--mode',
-            mode,
-            *SMALL,
-            *arguments,
-        ],
+        command(processes, workdir, mode, *arguments),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -88,29 +82,16 @@ def trained(tmp_path_factory):
 
 
 def endless(tmp_path, *arguments, wanted='step: 4, training_loss'):
-    """A job of two processes, some steps into a training that would not end by itself."""
+    """Start a job of two processes and wait until its log has `wanted`; it trains forever."""
     log = tmp_path / 'stdout.txt'
+    flags = (
+        '--config.training.n_iters=100000',
+        '--config.training.snapshot_freq_for_preemption=2',
+        '--config.training.snapshot_freq=100000',
+        '--config.timeout_minutes=0.5',
+    )
     job = subprocess.Popen(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            '--nproc_per_node=2',
-            'main.py',
-            '--config',
-            CONFIG,
-            '--workdir',
-            str(tmp_path),
-            '--mode',
-            'train',
-            *SMALL,
-            '--config.training.n_iters=100000',
-            '--config.training.snapshot_freq_for_preemption=2',
-            '--config.training.snapshot_freq=100000',
-            '--config.timeout_minutes=0.5',
-            *arguments,
-        ],
+        command(2, tmp_path, 'train', *flags, *arguments),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -138,11 +119,11 @@ def test_a_signal_to_two_processes_saves_and_stops(tmp_path):
         '--config.training.snapshot_freq=100000',
         f'--config.training.n_iters={int(stopped[1]) + 4}',
     )
-    assert logged(log, 'step')[0] == int(stopped[1]) + 1  # and goes on with the next one
+    assert logged(log, 'step')[0] == int(stopped[1]) + 1
 
 
 def workers_of(tmp_path) -> dict[int, int]:
-    """The numbers of the two processes of a job, by rank."""
+    """The process ids of the two processes of a job, by rank."""
     workers = {}
     for folder in pathlib.Path('/proc').glob('[0-9]*'):
         try:
@@ -153,16 +134,14 @@ def workers_of(tmp_path) -> dict[int, int]:
             )
             if str(tmp_path) in (folder / 'cmdline').read_text() and 'LOCAL_RANK' in settings:
                 workers[int(settings['RANK'])] = int(folder.name)
-        except OSError:  # of somebody else, or gone
+        except OSError:  # not ours, or gone
             continue
     assert workers.keys() == {0, 1}
     return workers
 
 
 def test_a_signal_to_one_of_two_processes_while_a_snapshot_is_sampled(tmp_path):
-    """Both leave within seconds, by the other's word, and with status 143; the samples are drawn on
-    resume.
-    """
+    """Both exit within seconds with status 143, and the samples are drawn on resume."""
     slow = ['--config.training.snapshot_freq=4', '--config.sampling.steps=20000']
     job = endless(tmp_path, *slow, wanted='step: 4, training_loss')
     time.sleep(0.5)
@@ -177,7 +156,7 @@ def test_a_signal_to_one_of_two_processes_while_a_snapshot_is_sampled(tmp_path):
 
 
 def test_a_dead_process_ends_the_job_with_a_message(tmp_path):
-    """Killed in the middle of training: the other one says so, soon, and what was saved stays."""
+    """If one is killed in training, the other reports it soon and the checkpoint stays."""
     job = endless(tmp_path)
     os.kill(workers_of(tmp_path)[1], signal.SIGKILL)
     said = job.communicate(timeout=60)[1]
@@ -230,9 +209,7 @@ def test_training_draws_the_samples_of_one_process(trained):
 
 
 def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
-    """What all draw together goes on; so does each process's own stream where their number stays,
-    bit by bit.
-    """
+    """Common random numbers continue; each process's own continue if their number stays."""
     run(2, tmp_path / 'two', 'train', '--config.training.n_iters=9')
     before = checkpoint(tmp_path / 'two')
     assert len(before['rng']['own']) == 2 and not torch.equal(*before['rng']['own'])
@@ -249,8 +226,9 @@ def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
 
 
 def test_evaluation_gives_the_files_of_one_process(trained, tmp_path):
-    """Losses, likelihoods, whose solver takes other numbers of steps in each process, samples,
-    features, statistics and metrics.
+    """Losses, likelihoods, samples, features, statistics and metrics are the same.
+
+    The solver of the likelihood takes another number of steps in each process.
     """
     workdir = trained[1][0]
     for n in (1, 2):
@@ -271,7 +249,7 @@ def test_evaluation_gives_the_files_of_one_process(trained, tmp_path):
     for name in one:
         a, b = (dict(np.load(path)) for path in (one[name], two[name]))
         assert a.pop('protocol') == b.pop('protocol') and a.keys() == b.keys()
-        a.pop('seconds', None)  # which it took
+        a.pop('seconds', None)
         for key in a:
             np.testing.assert_allclose(
                 b[key], a[key], rtol=1e-6, atol=1e-6, err_msg=f'{name} {key}'
@@ -293,18 +271,6 @@ def test_samples_are_those_of_one_process(trained, tmp_path):
     assert len(one) == 7 and len({image.tobytes() for image in one}) == 7
 
 
-def test_random_numbers_of_another_device_begin_anew(caplog):
-    torch.manual_seed(1)
-    expected = torch.rand(2)
-    torch.manual_seed(1)
-    for state in (
-        dict(device='cuda', common=torch.zeros(16, dtype=torch.uint8), own=[]),
-        dict(cpu=torch.get_rng_state()),
-    ):
-        distributed.begin_randomness('cpu', 0, state)
-    assert torch.equal(torch.rand(2), expected) and 'begin anew' in caplog.text
-
-
 def test_control_is_the_work_of_one_process(tmp_path):
     log = run(2, tmp_path, 'control', '--task=interpolate', fails=True)
     assert '--mode control runs in a single process: start it without torchrun' in log
@@ -316,158 +282,6 @@ def test_a_fault_ends_all_processes(tmp_path):
         'config.training.batch_size must be a multiple of config.training.accumulation=1 times 2 '
         'processes, got 15' in log
     )
-
-
-# The functions, in processes of this test ---------------------------------------------------------
-
-
-def _process(rank, check, folder):
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE='3',
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=(folder / 'port').read_text(),
-    )
-    torch.set_num_threads(1)
-    assert distributed.start('cpu', timeout_minutes=1) == 'cpu'
-    check(rank, folder)
-    distributed.stop()
-
-
-def in_three_processes(check, folder):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        (folder / 'port').write_text(str(probe.getsockname()[1]))
-    torch.multiprocessing.spawn(_process, (check, folder), nprocs=3)
-
-
-def _check_exchange(rank, folder):
-    assert (
-        distributed.size() == 3
-        and distributed.rank() == rank
-        and distributed.is_main() == (rank == 0)
-    )
-    assert distributed.mean(torch.tensor([1.0, rank])).tolist() == [1.0, 1.0]
-    assert distributed.broadcast({'of': rank}) == {'of': 0}
-    assert distributed.gather(rank) == ([0, 1, 2] if rank == 0 else None)
-    assert distributed.rows(12) == slice(4 * rank, 4 * rank + 4)
-    with pytest.raises(UserError, match='a batch of 13 cannot be shared evenly by 3'):
-        distributed.rows(13)
-    done = []
-    found = list(distributed.in_turns('abcdefg', lambda item: done.append(item) or (item, rank)))
-    assert ''.join(done) == 'abcdefg'[rank::3]
-    assert found == (
-        [(item, (item, i % 3)) for i, item in enumerate('abcdefg')] if rank == 0 else []
-    )
-    assert list(distributed.in_turns([], done.append)) == []
-    _check_interruption(rank)
-
-
-def _check_interruption(rank):
-    """One process is interrupted in its work, in the second round; the others learn of it at their
-    next look, and all leave.
-    """
-
-    def work(item):
-        if item == 4:
-            raise interruption.Interrupted(15)
-        interruption.look()
-        return item
-
-    with pytest.raises(SystemExit) as caught:
-        assert list(distributed.in_turns(range(9), work)) == []
-    assert caught.value.code == 143
-    distributed.gather(None)
-    if rank == 2:
-        with interruption.interruptible(), interruption.held():
-            os.kill(os.getpid(), signal.SIGTERM)
-    distributed.gather(None)
-    distributed.broadcast(None)
-    interruption._shared.asked = 0.0
-    with pytest.raises(interruption.Interrupted):
-        interruption.look()
-
-
-def test_exchange(tmp_path):
-    in_three_processes(_check_exchange, tmp_path)
-
-
-def _check_randomness(rank, folder):
-    torch.manual_seed(5)
-    expected = torch.Generator().manual_seed(5)
-    distributed.begin_randomness('cpu', 5)
-    generator = distributed.common_generator(torch.device('cpu'))
-    first = torch.rand(4, generator=generator)
-    assert torch.equal(first, torch.rand(4, generator=expected))  # as one process would draw
-    own = torch.rand(4)
-    everyone = distributed.gather(own)
-    if rank == 0:
-        assert len({tuple(values.tolist()) for values in everyone}) == 3  # each its own
-    state = distributed.broadcast(distributed.random_state('cpu'))
-    after = torch.rand(4, generator=generator), torch.rand(4)
-    distributed.begin_randomness('cpu', 5, state)
-    generator = distributed.common_generator('cpu')
-    assert torch.equal(torch.rand(4, generator=generator), after[0]) and torch.equal(
-        torch.rand(4), after[1]
-    )
-
-
-def test_randomness(tmp_path):
-    in_three_processes(_check_randomness, tmp_path)
-
-
-def test_a_single_process_needs_none_of_it(monkeypatch):
-    monkeypatch.delenv('WORLD_SIZE', raising=False)
-    assert distributed.start('cpu', 1.0) == 'cpu' and not torch.distributed.is_initialized()
-    assert (
-        distributed.rows(5) == slice(0, 5)
-        and distributed.broadcast(3) == 3
-        and distributed.gather(3) == [3]
-    )
-    assert list(distributed.in_turns([1, 2], lambda item: 10 * item)) == [(1, 10), (2, 20)]
-    assert distributed.common_generator('cpu') is None
-    torch.manual_seed(3)
-    distributed.begin_randomness('cpu', 0)
-    state, drawn = distributed.random_state('cpu'), torch.rand(3)
-    distributed.begin_randomness('cpu', 0, state)
-    assert torch.equal(torch.rand(3), drawn)
-
-
-# Data ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('dequantize', [False, True])
-def test_rows_of_a_batch_make_up_the_batch(dequantize):
-    """Each process reads its own images only, flipped and dequantised as in the whole batch."""
-    rng, read = np.random.default_rng(0), []
-
-    class Counting(Images):
-        def read(self, indices):
-            read.extend(indices)
-            return super().read(indices)
-
-    images = Counting(rng.integers(0, 256, (50, 6, 6, 3), np.uint8), np.arange(50))
-    settings = dict(
-        batch_size=12, seed=1, start=0, shuffle=True, random_flip=True, dequantize=dequantize
-    )
-    whole = Batches(images, **settings)
-    parts = [Batches(images, **settings, rows=slice(4 * rank, 4 * rank + 4)) for rank in range(3)]
-    for i in (0, 3, 4, 40):  # also across the end of an epoch
-        read.clear()
-        expected = whole.batch(i)
-        all_read, found = sorted(read), []
-        read.clear()
-        for part in parts:
-            found.append(part.batch(i))
-            assert len(read) == 4 * len(found)
-        assert sorted(read) == all_read
-        for key in expected:
-            np.testing.assert_array_equal(
-                np.concatenate([part[key] for part in found]), expected[key]
-            )
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):

@@ -17,7 +17,7 @@ PAGES = [
     *sorted((ROOT / 'docs').glob('models/*.md')),
 ]
 IDS = [path.relative_to(ROOT).as_posix() for path in PAGES]
-RUN_ELSEWHERE = {'docs/extending.md'}  # tests/test_examples.py
+RUN_ELSEWHERE = {'docs/extending.md'}  # tests/test_extending.py
 
 
 def blocks(path, language: str) -> list[str]:

@@ -1,9 +1,6 @@
-"""What a user can add by name: the example file as real commands, its SDE against exact answers,
-the blocks of docs/extending.md.
-"""
+"""The example file: its SDE against exact answers, its commands, and keys of its own."""
 
 import math
-import re
 import subprocess
 import sys
 
@@ -13,41 +10,18 @@ import torch
 from scipy.integrate import solve_ivp
 
 import checkpoints
-import datasets
 import run_lib
 import sampling
-import score_model
 import sde_lib
-import solvers
-from commands import command_line, control, preflight
-from commands.sample import sample
+from checkpoints import loading
+from commands import command_line, preflight
 from configs import stored
 from conftest import ROOT, load_config
-from control import measurements
-from models import utils as mutils
 from oracles import MEAN, STD, ExactNoise, marginal
 from runtime.errors import UserError
 from score_model import ScoreModel
 
 EXAMPLE = ROOT / 'examples' / 'own_process.py'
-REGISTRIES = sde_lib.SDES, mutils.MODELS, sampling.PREDICTORS, sampling.CORRECTORS, solvers.SOLVERS
-
-
-@pytest.fixture
-def unregistered(monkeypatch):
-    """What the test registers is forgotten when it ends."""
-    for registry in REGISTRIES:
-        monkeypatch.setattr(registry, '_classes', dict(registry._classes))
-    monkeypatch.setattr(datasets, 'SOURCES', dict(datasets.SOURCES))
-    monkeypatch.setattr(control, 'TASKS', dict(control.TASKS))
-
-
-@pytest.fixture
-def example(unregistered):
-    """The config of the example, on the CPU; its classes are registered during the test."""
-    config = command_line.load_config(str(EXAMPLE))
-    config.device = 'cpu'
-    return config
 
 
 # The cosine SDE of the example --------------------------------------------------------------------
@@ -55,8 +29,9 @@ def example(unregistered):
 
 @pytest.mark.parametrize('s', [0.008, 0.05])
 def test_the_marginal_solves_the_moment_equations(example, s):
-    """dm/dt = -beta/2 m and dv/dt = beta (1 - v) with the beta of the drift and the g^2 of the
-    diffusion, integrated numerically.
+    """dm/dt = -beta/2 m and dv/dt = beta (1 - v), integrated numerically.
+
+    beta is that of the drift, and agrees with the diffusion.
     """
     sde = sde_lib.SDES.get('cosinevp')(cosine_s=s)
 
@@ -78,8 +53,9 @@ def test_the_marginal_solves_the_moment_equations(example, s):
 
 
 def test_the_schedule_is_that_of_the_paper(example):
-    """Nichol & Dhariwal 2021, Eq. 17, with s = 0.008; in float32 the standard deviation is accurate
-    down to the smallest times.
+    """Nichol & Dhariwal 2021, Eq. 17, with s = 0.008.
+
+    In float32 the standard deviation is accurate down to the smallest times.
     """
     sde, t = sde_lib.get_sde(example), np.array([1e-5, 1e-3, 0.3, 0.99])
     f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
@@ -103,8 +79,10 @@ def exact_model(sde):
     ids=lambda settings: '-'.join(settings.values()),
 )
 def test_sampling_with_the_exact_score_reaches_the_data(example, settings):
-    """Of 8000 values: their mean is known to 0.006, their standard deviation to 0.004; steps of T/N
-    add errors of order 1/N.
+    """Mean and standard deviation of the samples are those of the data.
+
+    Of 8000 values the mean is known to 0.006, the standard deviation to 0.004; steps of T/N add
+    errors of order 1/N.
     """
     samples, nfe = exact_model(sde_lib.get_sde(example)).draw(
         500, method='pc', steps=400, **settings
@@ -116,9 +94,7 @@ def test_sampling_with_the_exact_score_reaches_the_data(example, settings):
 
 @pytest.mark.parametrize('method', ['heun', 'dpmpp_2m', 'unipc'])
 def test_solvers_follow_the_flow_of_the_cosine_sde(example, method):
-    """Of Gaussian data the flow keeps every value at its distance from the mean in units of the
-    standard deviation.
-    """
+    """For Gaussian data the flow keeps the distance from the mean in standard deviations."""
     sde, z = sde_lib.get_sde(example), torch.randn(100, 1, 4, 4)
     samples, _ = sampling.sample(
         exact_model(sde),
@@ -213,7 +189,7 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
         match=r'^config.model.cosine_s=0.02 differs from 0.008, with '
         r'which .*checkpoint_1.pth was trained',
     ):
-        score_model.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
+        loading.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
 
 
 def test_a_config_file_may_be_loaded_again(unregistered):
@@ -279,9 +255,7 @@ def test_the_keys_that_define_a_model_follow_from_its_sde(example):
 
 
 def test_own_keys_of_an_sde_are_accepted_by_name(example, tmp_path):
-    """Beside a network of this library its keys are those of the constructor, whose first letters
-    alone are not enough.
-    """
+    """The constructor's arguments are keys of the config, also with a network of the library."""
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.training.sde = 'cosinevp'
     config.model.cosine_s = 0.02
@@ -320,8 +294,7 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
     )
     if key is None:
         assert (
-            score_model.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes
-            == 10
+            loading.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes == 10
         )
         return
     example.model[key] = value
@@ -329,13 +302,11 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
         UserError,
         match='was trained with model.cosine_s=0.008, but the config has 0.02: they must be equal',
     ):
-        score_model.load_classifier(tmp_path / 'classifier.pth', example)
+        loading.load_classifier(tmp_path / 'classifier.pth', example)
 
 
 def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
-    """An unknown name that the work directory does not have is a slip: it gets the known names
-    instead.
-    """
+    """An unknown name that the work directory does not have gets the known names instead."""
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.sampling.predictor = 'mine'
     config.sampling.my_step = 3  # a key of that predictor
@@ -353,182 +324,3 @@ def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
         UserError, match="^config.sampling.predictor must be one of 'ancestral_sampling', "
     ):
         preflight.check(config, tmp_path, 'sample')
-
-
-# Data sets and measurements -----------------------------------------------------------------------
-
-
-def test_a_data_set_is_described_by_what_it_returns(unregistered, example):
-    """Statistics of other images than those that its function returns now are recognised."""
-    before = datasets.describe(example, 'train')
-    assert (
-        before['dataset'] == 'SHAPES'
-        and datasets.get_name(example) == 'shapes_8'
-        and len(before['digest']) == 16
-    )
-    assert datasets.describe(example, 'train') == before != datasets.describe(example, 'test')
-    example.data.image_size = 12
-    images, labels = datasets.get_split(example, 'train').read(np.arange(2000))
-    assert (
-        images.shape == (2000, 12, 12, 1)
-        and images.dtype == np.uint8
-        and labels.dtype == np.int64
-        and set(labels) == {0, 1}
-    )
-    # discs are full, crosses are not
-    assert images[labels == 0].mean() > 1.3 * images[labels == 1].mean() > 0
-    assert (
-        datasets.describe(example, 'train')['digest'] != before['digest']
-        and datasets.get_name(example) == 'shapes_12'
-    )
-
-
-def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
-    @datasets.register_dataset(levels=4, keys=('brightness',))
-    def flat(config, split):
-        return np.full((6, 8, 8, 1), config.data.brightness), np.arange(6)
-
-    config = load_config(
-        'configs.vp.digits_ddpmpp_continuous', dict(dataset='Flat', uniform_dequantization=False)
-    )
-    config.data.brightness = 3
-    preflight.check(config, tmp_path, 'data')
-    assert (
-        datasets.get_levels(config) == 4 and datasets.describe(config, 'train')['brightness'] == 3
-    )
-    train, _, _ = datasets.get_dataset(config, evaluation=True)
-    assert (next(iter(train))['image'] == 1).all()
-    for images, got in (
-        (np.full((6, 8, 8, 1), 4), r'got int64 \(6, 8, 8, 1\) and 6 labels'),
-        (
-            np.zeros((6, 8, 8, 3), np.uint8),
-            r'got uint8 \(6, 8, 8, 3\) and 6 '
-            r'labels',
-        ),
-        (
-            np.zeros((5, 8, 8, 1), np.uint8),
-            r'got uint8 \(5, 8, 8, 1\) and 6 '
-            r'labels',
-        ),
-        (np.zeros((6, 8, 8, 1)), r'got float64 \(6, 8, 8, 1\) and 6 labels'),
-    ):
-        datasets.register_dataset(
-            lambda config, split, images=images: (images, np.arange(6)), name='wrong', levels=4
-        )
-        config.data.dataset = 'wrong'
-        with pytest.raises(
-            UserError,
-            match=r'^the data set WRONG must be images \(6, 8, 8, 1\) '
-            rf'of integers from 0 to 3 .*, {got}$',
-        ):
-            datasets.get_split(config, 'train')
-    assert datasets.register_dataset(flat, levels=4) is flat  # once more, as in a notebook
-    with pytest.raises(
-        UserError, match="the data set name 'FLAT' is taken by .*flat: choose another"
-    ):
-        datasets.register_dataset(lambda config, split: None, name='flat')
-    with pytest.raises(
-        UserError,
-        match="the data set name 'DIGITS' is taken by data.digits.load: choose another",
-    ):
-        datasets.register_dataset(flat, name='digits')
-
-
-def test_a_measurement_is_a_task(unregistered, example, tmp_path):
-    """Here of five weighted sums of the pixels, which are no picture: what is known is shown as A^+
-    y.
-    """
-    weights = torch.linalg.qr(torch.randn(64, 5))[0].T
-
-    @control.register_measurement(name='sums')
-    class Sums(measurements.Measurement):
-        def __init__(self, config):
-            assert config.data.image_size == 8
-
-        def __call__(self, x):
-            return x.flatten(1) @ weights.to(x).T
-
-        def pinv(self, y):
-            return (y @ weights.to(y)).reshape(-1, 1, 8, 8)
-
-    example.control.update(images=2, results=3)
-    example.data.uniform_dequantization = False
-    example.model.num_scales = 20
-    checkpoints.save(tmp_path / 'checkpoints' / 'checkpoint_1.pth', run_lib.create_state(example))
-    folder = control.control(example, tmp_path, 'sums', output=str(tmp_path / 'out'))
-    found = np.load(folder / 'results.npz')
-    assert found['samples'].shape == (2, 3, 8, 8, 1) and found['known'].shape == (2, 8, 8, 1)
-    x = torch.from_numpy(found['inputs']).permute(0, 3, 1, 2) / 255 * 2 - 1
-    known = ((x.flatten(1) @ weights.T @ weights + 1) / 2).clamp(0, 1).reshape(2, 8, 8, 1) * 255
-    assert abs(found['known'] - known.numpy()).max() <= 1
-    with pytest.raises(
-        UserError, match="the task name 'inpaint' is taken by this library: choose another"
-    ):
-        control.register_measurement(Sums, name='inpaint')
-
-
-# The page docs/extending.md -----------------------------------------------------------------------
-
-PAGE = (ROOT / 'docs' / 'extending.md').read_text()
-
-
-@pytest.fixture(scope='module')
-def page_file(tmp_path_factory):
-    """The Python blocks of the page as one config file."""
-    path = tmp_path_factory.mktemp('page') / 'page.py'
-    path.write_text('\n\n'.join(re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)))
-    return path
-
-
-def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path):
-    config = command_line.load_config(str(page_file))
-    config.device, config.model.num_scales = 'cpu', 10
-    # with samples by the predictor and the corrector
-    config.training.update(n_iters=3, snapshot_freq=2)
-    config.eval.update(enable_bpd=True, bpd_repeats=1, bpd_rtol=0.1, bpd_atol=0.1)
-    config.control.update(images=2, results=2)
-    run_lib.train(config, tmp_path)
-    run_lib.evaluate(config, tmp_path)
-    control.control(config, tmp_path, 'odd_rows')
-    found = np.load(tmp_path / 'control_odd_rows' / 'results.npz')
-    assert (found['samples'][:, :, ::2] == found['inputs'][:, None, ::2]).all()
-    config.sampling.update(method='euler', steps=5)
-    folder = sample(config, tmp_path, num_samples=3)
-    assert np.load(folder / 'samples.npz')['samples'].shape == (3, 8, 8, 1)
-    assert ScoreModel.load(tmp_path, device='cpu').sample(2, steps=2).shape == (2, 1, 8, 8)
-    images, labels = datasets.get_split(config, 'test').read(np.arange(100))
-    assert (
-        set(np.unique(images)) == {0, 255}
-        and (images[labels == 0] == images[labels == 0][:, :, :1]).all()
-    )
-
-
-def test_the_solver_of_the_page_has_order_one(page_file, unregistered):
-    """On Gaussian data, whose flow is known: half the steps, twice the error."""
-    command_line.load_config(str(page_file))
-    sde, z = sde_lib.SDES.get('ou')(rate=12.0), torch.randn(50, 1, 2, 2, dtype=torch.float64)
-    (start, start_std), (end, end_std) = marginal(sde, 1), marginal(sde, 1e-3)
-    errors = []
-    for steps in (40, 80):
-        options = sampling.Options(method='euler', steps=steps, noise_removal=False)
-        samples, _ = sampling.sample(exact_model(sde), z.shape, options, z=z)
-        errors.append((samples - end - end_std * (z - start) / start_std).abs().max().item())
-    assert errors[0] / errors[1] == pytest.approx(2, abs=0.3)
-
-
-def test_the_page_names_what_there_is():
-    """Its table has all registries, and its members of an SDE exist."""
-    for function in (
-        'sde_lib.register_sde',
-        'models.utils.register_model',
-        'sampling.register_predictor',
-        'sampling.register_corrector',
-        'solvers.register_solver',
-        'datasets.register_dataset',
-        'commands.control.register_measurement',
-    ):
-        module, _, name = function.rpartition('.')
-        assert f'`{function}`' in PAGE and callable(getattr(sys.modules[module], name))
-    for names in re.findall(r'^\| (`[a-z_]+`(?:, `[a-z_]+`)*) \|', PAGE, re.MULTILINE):
-        assert all(hasattr(sde_lib.SDE, name) for name in re.findall('`(.+?)`', names)), names
-    assert 'docs/extending.md' in EXAMPLE.read_text()

@@ -1,6 +1,4 @@
-"""Latent codes: the way from images to codes and back where it is known exactly, and what becomes
-of codes between, around and mixed.
-"""
+"""Latent codes: encoding and decoding with exact answers, interpolated and mixed codes."""
 
 import functools
 import math
@@ -41,8 +39,9 @@ def marginal(sde, t):
 
 
 def carried(sde, x, s, t):
-    """Where the flow carries x from time s to time t: in one dimension it keeps the order of
-    points, so quantiles go to quantiles.
+    """Return where the flow carries x from time s to time t.
+
+    In one dimension the flow keeps the order of points, so it maps quantiles to quantiles.
     """
     (mean_s, std_s), (mean_t, std_t) = marginal(sde, s), marginal(sde, t)
     return mean_t + std_t * (x - mean_s) / std_s
@@ -53,8 +52,9 @@ def carried(sde, x, s, t):
 
 @pytest.mark.parametrize('eps', [None, 0.05])
 def test_codes_of_a_gaussian_are_exact(sde, target, eps):
-    """From `eps`, by default where the SDE stops, to T and back: ten times the solver's tolerance,
-    in units of the codes.
+    """From `eps` to T and back, to ten times the tolerance of the solver.
+
+    Errors are in units of the standard deviation of the codes.
     """
     network, x, options = (
         ExactNetwork(sde, target),
@@ -77,8 +77,9 @@ def test_codes_of_a_gaussian_are_exact(sde, target, eps):
 
 
 def test_images_come_back(sde, target):
-    """Encoded and decoded with the tolerances of the defaults, which are 1e-5: to a quarter of a
-    grey level of 256, in float32.
+    """Decoded codes differ from the images by at most a quarter of a grey level (of 256).
+
+    With the default tolerances of 1e-5, in float32.
     """
     model, x = Score(ExactNetwork(sde, target), sde), target.sample(50).float()
     codes, _ = encode(model, x, OPTIONS())
@@ -88,8 +89,9 @@ def test_images_come_back(sde, target):
 
 
 def test_codes_are_distributed_as_the_prior(sde, target):
-    """Up to what the SDE leaves of the data at T: mean and standard deviation of each pixel, no
-    correlation, to four standard errors.
+    """Codes have the mean and standard deviation of the prior, and no correlations.
+
+    Up to the part of the data that remains at T, and four standard errors.
     """
     n = 4000
     z = encode(
@@ -120,9 +122,7 @@ def test_tolerances_and_the_method_are_those_of_the_solver(target, method):
 
 
 def test_codes_follow_a_guidance(sde, target):
-    """Of a network of another Gaussian, with what it lacks added: the codes are those of the right
-    one, both ways.
-    """
+    """A guidance that corrects the network of another Gaussian gives the right codes and images."""
     other, right = (
         ExactNetwork(sde, gaussian([0.0] * 4, [1.0] * 4, SHAPE)),
         ExactNetwork(sde, target),
@@ -170,9 +170,7 @@ def test_interpolation_begins_and_ends_at_its_codes():
 
 
 def test_interpolation_goes_along_the_great_circle():
-    """Of codes of one norm: that norm all the way, and angles proportional to the fractions; beyond
-    the ends too.
-    """
+    """The norm is constant and the angle proportional to the fraction, beyond the ends too."""
     z0, z1 = (
         z / z.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) * 7
         for z in (codes_of(5), codes_of(5, seed=1))
@@ -196,9 +194,10 @@ def test_interpolation_goes_along_the_great_circle():
 
 
 def test_interpolation_is_a_rotation_in_the_plane_of_its_codes():
-    """From cos 0 a + sin 0 b to cos w a + sin w b of orthogonal a and b: at the fraction f the
-    angle is f w. From small angles, where the arccos of a number near 1 knows 1e-16 / w, to nearly
-    opposite codes, where the sine by which all is divided is 0.01.
+    """At fraction f between a and cos(w) a + sin(w) b the angle is f w, for orthogonal a and b.
+
+    From small angles, where rounding errors of the cosine give the angle an error of 1e-16 / w, to
+    nearly opposite codes, where the sine in the denominator is 0.01.
     """
     a, b = torch.zeros(7, 4, dtype=torch.float64), torch.zeros(7, 4, dtype=torch.float64)
     a[:, 0] = b[:, 1] = 2.0
@@ -219,9 +218,7 @@ def test_interpolation_of_two_codes_does_not_see_the_others():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('distance', [0.0, 1e-12, 1e-6, 1e-4, 1e-3, 1.1e-3, 1e-2])
 def test_interpolation_of_nearly_equal_codes(dtype, distance):
-    """There circle and line agree to the square of the angle; none is lost where the sines
-    vanish.
-    """
+    """Circle and line agree to the square of the angle, and vanishing sines do no harm."""
     z0 = codes_of(3, (1, 8, 8)).to(dtype)
     z1 = z0 + distance * codes_of(3, (1, 8, 8), seed=1).to(dtype)
     between = interpolate(z0, z1, torch.linspace(0, 1, 5))
@@ -245,8 +242,9 @@ def test_there_is_no_way_between_opposite_codes():
 
 
 def test_the_way_between_codes_decodes_to_the_way_between_images(target):
-    """For a Gaussian the flow is affine: what lies halfway between codes comes from the images in
-    the same proportions about the mean.
+    """For a Gaussian the flow is affine.
+
+    Interpolated codes decode to images that are interpolated in the same proportions.
     """
     sde, x = VPSDE(), target.sample(4)
     model = Score(ExactNetwork(sde, target), sde)
@@ -290,8 +288,9 @@ def test_a_mixture_of_codes_is_distributed_as_they_are(weights):
 
 
 def test_masks_join_regions_of_codes():
-    """Bit by bit where each mask is one; where they overlap, with the variance kept; one for all
-    codes, for each, for each channel.
+    """Codes are copied where each mask is one; overlapping masks keep the variance.
+
+    Masks may be the same for all codes, or differ between codes or channels.
     """
     codes = torch.stack([codes_of(4, seed=k) for k in range(2)])
     left = (torch.arange(3) < 1).double().expand(3, 3)
@@ -322,9 +321,7 @@ def test_weights_that_are_all_zero_are_refused():
 
 
 def test_reconstruction_error_is_in_grey_levels():
-    """Two pixels of four off, by a quarter and by a half of the range, in the second of three
-    images.
-    """
+    """In the second of three images two of four pixels differ, by 1/4 and 1/2 of the range."""
     x, y = torch.full((3, 1, 2, 2), 0.25), torch.full((3, 1, 2, 2), 0.25)
     y[1, 0, 0] = torch.tensor([0.5, 0.75])
     for levels, settings in ((256, {}), (17, dict(levels=17))):

@@ -1,6 +1,4 @@
-"""What is known of an image: each measurement against a reference of its own, and all of them as
-matrices, where A^+ and P have algebra.
-"""
+"""Measurements against other implementations, and the algebra of A^+ and P as matrices."""
 
 import math
 
@@ -83,9 +81,10 @@ def matrices(measurement, size):
 
 @pytest.mark.parametrize('make, size', ALL.values(), ids=ALL)
 def test_the_pseudoinverse_is_that_of_moore_and_penrose(make, size):
-    """Against numpy's, which drops the same small gains, and by the conditions that define it. With
-    gains dropped A A^+ A = A holds for what is kept of A: A P. The conditions are in units of A^+,
-    of norm 1/0.03 at most: 30 times the rounding of 1e-15 times sums.
+    """A^+ is that of numpy with the same cut-off, and obeys the conditions that define it.
+
+    With dropped gains, A A^+ A = A P. A^+ has a norm of up to 1/0.03, so rounding errors of sums
+    are up to 30 times larger than 1e-15.
     """
     A, A_pinv, P = matrices(make(*size), size)
     torch.testing.assert_close(A_pinv, torch.linalg.pinv(A, rtol=TOLERANCE), rtol=0, atol=1e-10)
@@ -106,9 +105,10 @@ def test_nothing_is_dropped_but_by_blur(make, size):
 @pytest.mark.parametrize('size', SIZES, ids=str)
 @pytest.mark.parametrize('sigma', SIGMAS)
 def test_what_blur_drops_is_what_it_nearly_extinguishes(sigma, size):
-    """A^+ amplifies the noise of y by 1/0.03 at most, as the largest gain is that of a constant
-    image, 1. What is left out is measured with at most 0.03 of its size: A (1 - P). And the wider
-    the blur the more is left out; next to none leaves out nothing.
+    """A^+ amplifies noise by at most 1/0.03, and A (1 - P) has a norm of at most 0.03.
+
+    The largest gain is that of a constant image, 1. A wider blur drops more components, and a very
+    narrow one drops none.
     """
     A, A_pinv, P = matrices(blur(*size, sigma), size)
     gains, rank = torch.linalg.svdvals(A), P.trace().item()
@@ -150,9 +150,7 @@ UNMASKED = {name: case for name, case in ALL.items() if name not in MASK}
 @pytest.mark.parametrize('make, size', UNMASKED.values(), ids=UNMASKED)
 @pytest.mark.parametrize('dtype', ROUNDING)
 def test_all_but_masks_commute_with_the_scalers(dtype, make, size):
-    """x -> 2x - 1 and back, as a config's data are scaled: an image may be measured before or
-    behind.
-    """
+    """Measuring and scaling x to 2 x - 1 and back commute."""
     measurement, x = make(*size), images(2, size, dtype)
     y = measurement(x)
     for scaled in (lambda v: 2 * v - 1, lambda v: (v + 1) / 2):
@@ -212,8 +210,9 @@ def test_rows_and_columns_have_filters_of_their_own():
     'shape', [(4, 6), (1, 4, 6), (3, 4, 6), (2, 1, 4, 6), (2, 3, 4, 6), (6,), (3, 1, 1)], ids=str
 )
 def test_masks_broadcast(shape):
-    """What is masked has no influence, were it not a number at all; what is known is copied. 0, 1,
-    False and True say the same.
+    """Masked values have no influence, even if they are NaN; known values are copied.
+
+    Masks of 0 and 1 and of booleans mean the same.
     """
     x, mask = images(2, (4, 6)), (torch.randn(shape) > 0)
     full = mask.expand(x.shape)
@@ -276,9 +275,7 @@ def test_named_masks_are_zeros_and_ones(name, size):
     [('left', 1, False), ('right', 1, True), ('top', 0, False), ('bottom', 0, True)],
 )
 def test_a_half_is_missing(name, axis, reverse, size):
-    """By the side it is named after, that of small indices left and on top; an odd row in the
-    middle is on either side.
-    """
+    """The half of that name is missing; a middle row or column belongs to either half."""
     mask = named_mask(name, *size).movedim(axis, 0)
     mask = mask.flip(0) if reverse else mask
     n = len(mask)
@@ -288,9 +285,7 @@ def test_a_half_is_missing(name, axis, reverse, size):
 
 @pytest.mark.parametrize('size', MASK_SIZES, ids=str)
 def test_center_and_border_are_complementary(size):
-    """A rectangle in the middle, as long as half the image or, where that cannot be, a pixel more
-    or less.
-    """
+    """The center is a rectangle half as long as the image, give or take one pixel."""
     center, border = named_mask('center', *size), named_mask('border', *size)
     assert torch.equal(center + border, torch.ones(size))
     rows, columns = (center == 0).any(1), (center == 0).any(0)

@@ -1,14 +1,11 @@
-"""Under other modes than those of training: within `torch.inference_mode`, and with networks cast
-to half precision.
-"""
+"""The library within `torch.inference_mode`, and with networks cast to half precision."""
 
 import functools
 
 import pytest
 import torch
-from test_networks import build, tiny_config
 
-import controllable_generation as control
+import control
 import likelihood
 import losses
 import sampling
@@ -20,6 +17,7 @@ from models import utils as mutils
 from models.score import Score
 from sampling import Options
 from sde_lib import VESDE, VPSDE, subVPSDE
+from test_networks import build, tiny_config
 
 SDES = {'ve': VESDE(0.01, 2, N=4), 'vp': VPSDE(0.1, 3, N=4), 'subvp': subVPSDE(0.1, 3, N=4)}
 SHAPE = 2, 3, 8, 8
@@ -75,13 +73,9 @@ def sampled(kind, name, network):
     'task', ['likelihood', 'divergence', 'classifier', 'measurement', 'inpainting']
 )
 def test_gradients_under_inference_mode(kind, task):
-    """What needs gradients turns them on itself, and returns what it does without the mode, inputs
-    of the mode included.
-    """
-    sde, classifier = (
-        SDES[kind],
-        build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1)),
-    )
+    """Code that needs gradients turns them on itself and returns the same, also for such inputs."""
+    sde = SDES[kind]
+    classifier = build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1))
     score = Score(network(kind), sde)
 
     def run():
@@ -93,10 +87,8 @@ def test_gradients_under_inference_mode(kind, task):
         if task == 'divergence':
             return likelihood.get_div_fn(score.score)(x, torch.full((2,), 0.5), torch.randn(SHAPE))
         if task == 'inpainting':
-            mask, options = (
-                Mask(torch.rand(8, 8) < 0.5),
-                Options(method='pc', predictor='reverse_diffusion', eps=1e-5),
-            )
+            mask = Mask(torch.rand(8, 8) < 0.5)
+            options = Options(method='pc', predictor='reverse_diffusion', eps=1e-5)
             return control.sample_measured(score, mask, mask(x), options, consistency=1.0)[0]
         guidance = (
             control.classifier_guidance(sde, classifier, torch.tensor([0, 1]))
@@ -157,9 +149,7 @@ def test_cast_networks_in_every_sampler(kind, name, dtype):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', ['ncsnpp', 'ddpmpp', 'ddpm', 'ncsn', 'ncsnv2_64', 'wideresnet'])
 def test_cast_networks_answer_as_in_float32(name, dtype):
-    """Also far into the noise, where embeddings of times and noise levels need more digits than
-    half precision has.
-    """
+    """Also at high noise, where embeddings need more digits than half precision has."""
     size = 16 if name.startswith('ncsn') and name != 'ncsnpp' else 8
     model = build(
         tiny_config(name, module='configs.ve.cifar10_wideresnet' if name == 'wideresnet' else None)

@@ -1,6 +1,4 @@
-"""The notebooks run from top to bottom, and are kept as they ran: with their outputs, and their
-pictures in assets.
-"""
+"""Notebooks run from top to bottom, and are stored with their outputs and pictures."""
 
 import re
 
@@ -13,12 +11,11 @@ from notebooks.execute import execute, notebooks, pictures
 
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
-    """Variables for all notebooks, which share a folder for what they train, and here train
-    shortly: what comes of it shows elsewhere.
-    """
+    """Variables for all notebooks: a folder for checkpoints, and few training steps."""
     return dict(OMP_NUM_THREADS='1', RUNS=str(tmp_path_factory.mktemp('runs')), STEPS='300')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', notebooks(), ids=lambda path: path.stem)
 def test_notebook_runs(path, environment):
     """Without an error, in time, and every cell that names a picture draws one."""
@@ -35,9 +32,7 @@ def test_notebook_runs(path, environment):
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda path: path.stem)
 def test_notebook_was_saved_as_it_ran(path):
-    """Every cell, in order; with the pictures that are in assets, and nothing that tells of a
-    machine or a time.
-    """
+    """Every cell ran in order, its pictures are those in assets, and no machine or time shows."""
     stored = nbformat.read(path, as_version=4)
     nbformat.validate(stored)
     assert [cell.id for cell in stored.cells] == [
@@ -57,9 +52,7 @@ def test_notebook_was_saved_as_it_ran(path):
 
 
 def test_the_documentation_shows_pictures_that_are_there():
-    """Each picture in assets that the README or a page of docs shows is a file, and some are drawn
-    by notebooks.
-    """
+    """Pictures of the documentation exist in assets, and notebooks draw some of them."""
     pages = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
     shown = {
         name

@@ -32,9 +32,7 @@ def test_methods_are_known():
 @pytest.mark.parametrize('backwards', [False, True])
 @pytest.mark.parametrize('method', ode.METHODS)
 def test_two_coupled_parts(method, backwards):
-    """dx/dt = a y, dy/dt = -a x: a rotation, whose parts have other shapes and dtypes; then each
-    comes back in its own.
-    """
+    """dx/dt = a y, dy/dt = -a x, a rotation of two parts with different shapes and dtypes."""
     a, t0, t1 = 3.0, 0.25, 1.5
     ends = (t1, t0) if backwards else (t0, t1)
 
@@ -84,9 +82,7 @@ def test_evaluations_are_counted(method):
 
 @pytest.mark.parametrize('method, order', [('dopri5', 5), ('bosh3', 3), ('dopri8', 8), ('RK45', 5)])
 def test_the_error_follows_the_tolerance(method, order):
-    """A hundredth of the tolerance: at least ten times nearer to the exact exponential, for
-    100^(1/order) times the work.
-    """
+    """A hundredth of the tolerance: a tenth of the error, for 100^(1/order) times the work."""
     x = torch.linspace(0.5, 2, 7, dtype=torch.float64)
 
     def error(tolerance):
@@ -103,9 +99,7 @@ def test_the_error_follows_the_tolerance(method, order):
 @pytest.mark.parametrize('method', ['dopri5', 'dopri8', 'RK45'])
 @pytest.mark.parametrize('ends', [(0.0, 1.0), (1.0, 0.0)])
 def test_nothing_is_asked_beyond_the_ends(method, ends):
-    """Even where the first step that suggests itself is far longer than the interval: there f is
-    not defined.
-    """
+    """f is not defined there, even if the first step would be far longer than the interval."""
     seen = []
 
     def f(t, x):
@@ -113,7 +107,7 @@ def test_nothing_is_asked_beyond_the_ends(method, ends):
         return (1e-6 * x,)
 
     ode.solve(f, (torch.ones(4),), *ends, rtol=1e-3, atol=1e-3, method=method)
-    assert 0 <= min(seen) and max(seen) <= 1
+    assert min(seen) >= 0 and max(seen) <= 1
 
 
 @pytest.mark.parametrize('method', ['dopri5', 'RK45'])

@@ -1,8 +1,4 @@
-"""Resampling, 3x3 convolutions, dropout and activation against their definitions, written out
-slowly, and against finite differences.
-"""
-
-import importlib
+"""Resampling and activation against slow definitions and finite differences."""
 
 import numpy as np
 import pytest
@@ -10,14 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from models import up_or_down_sampling as resampling
-from op import Conv3x3, Dropout, FusedLeakyReLU, conv3x3, fused_leaky_relu, upfirdn2d
-
-FIR = (1, 3, 3, 1)
+from op import FusedLeakyReLU, fused_leaky_relu, upfirdn2d
+from resampling_cases import FIR, double
 
 
 def slow_upfirdn2d(x, kernel, up, down, pad):
-    """The definition, pixel by pixel: zeros between the pixels, zeros (or cuts) around, the flipped
-    kernel at every `down`-th place.
+    """The definition, pixel by pixel.
+
+    Zeros come between the pixels and around them (or borders are cut); the flipped kernel is
+    applied at every `down`-th place.
     """
     batch, channels, height, width = x.shape
     kh, kw = kernel.shape
@@ -51,17 +48,20 @@ def slow_correlation(x, w, stride=1):
     return out
 
 
-def double(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
 # upfirdn2d ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('pad', [(0, 0), (2, 1), (1, 3), (-1, 2), (3, -2), (-1, -1), (7, 9)])
-@pytest.mark.parametrize('down', [1, 2, 3])
-@pytest.mark.parametrize('up', [1, 2, 3])
-@pytest.mark.parametrize('kernel_shape', [(4, 4), (3, 2), (1, 5)])
+PADS = [(0, 0), (2, 1), (1, 3), (-1, 2), (3, -2), (-1, -1), (7, 9)]
+# every border with each branch of the composition, and every pair of factors
+CASES = [
+    *(((3, 2), *factors, pad) for factors in ((1, 1), (1, 2), (2, 1), (2, 3)) for pad in PADS),
+    *(((4, 4), up, down, (2, 1)) for up in (1, 2, 3) for down in (1, 2, 3)),
+    ((1, 5), 3, 2, (7, 9)),
+    ((1, 5), 1, 1, (-1, 2)),
+]
+
+
+@pytest.mark.parametrize('kernel_shape, up, down, pad', CASES, ids=str)
 def test_upfirdn2d_is_its_definition(kernel_shape, up, down, pad):
     x, kernel = double(2, 3, 9, 7), double(*kernel_shape)
     value = upfirdn2d(x, kernel, up=up, down=down, pad=pad)
@@ -71,8 +71,9 @@ def test_upfirdn2d_is_its_definition(kernel_shape, up, down, pad):
 
 
 def test_upfirdn2d_on_random_settings():
-    """Combinations that nobody thought of, among those that leave at least a pixel."""
-    rng, tried = np.random.default_rng(0), 0
+    """Random combinations, among those that leave at least a pixel."""
+    rng = np.random.default_rng(0)
+    tried = 0
     while tried < 60:
         height, width, kh, kw = rng.integers(1, 9, 4)
         (up, down), pad = rng.integers(1, 5, 2).tolist(), tuple(rng.integers(-4, 6, 2).tolist())
@@ -99,9 +100,7 @@ def test_upfirdn2d_on_random_settings():
     ids=str,
 )
 def test_upfirdn2d_derivatives(setting):
-    """First and second ones, in image and kernel: training needs the first, regularisers the
-    second.
-    """
+    """First ones (for training) and second ones (for regularisers), in image and kernel."""
     inputs = double(2, 1, 4, 5).requires_grad_(), double(3, 2).requires_grad_()
 
     def resample(x, kernel):
@@ -167,9 +166,7 @@ def test_upsampling_keeps_a_constant(k, factor):
 @pytest.mark.parametrize('factor', [2, 3])
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1), (1, 4, 6, 4, 1)], ids=str)
 def test_resampling_stays_in_place(k, factor):
-    """A ramp keeps its slope and, for filters symmetric about a pixel's centre, its place: nothing
-    is shifted on the way down.
-    """
+    """A ramp keeps its slope and, for filters symmetric about a pixel's centre, its place."""
     ramp = torch.arange(24, dtype=torch.float64).expand(1, 1, 24, 24)
     value = resampling.downsample_2d(ramp, k, factor=factor)
     assert value.shape == (1, 1, 24 // factor, 24 // factor)
@@ -205,9 +202,7 @@ def fir(k, factor, gain):
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1)], ids=str)
 @pytest.mark.parametrize('size', [1, 3, 5])
 def test_upsample_conv_2d_is_its_definition(size, k, gain):
-    """Zeros between the pixels, cross-correlation with w (not flipped), the filter; twice the
-    size.
-    """
+    """Zeros between the pixels, cross-correlation with w (not flipped), then the filter."""
     x, w = double(2, 3, 5, 4), double(4, 3, size, size)
     value = resampling.upsample_conv_2d(x, w, k, gain=gain)
     assert value.shape == (2, 4, 10, 8)
@@ -246,9 +241,7 @@ def test_upsample_conv_2d_is_upsampling_then_convolution(size, k, factor):
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1)], ids=str)
 @pytest.mark.parametrize('size', [1, 3, 5])
 def test_conv_downsample_2d_is_its_definition(size, k, gain):
-    """The filter at full size, then cross-correlation with w at every second place; half the
-    size.
-    """
+    """The filter at full size, then cross-correlation with w at every second place."""
     x, w, kernel = double(2, 3, 8, 12), double(4, 3, size, size), fir(k, 2, gain)
     value = resampling.conv_downsample_2d(x, w, k, gain=gain)
     assert value.shape == (2, 4, 4, 6)
@@ -276,139 +269,6 @@ def test_conv_downsample_2d_is_convolution_then_downsampling(size, k, factor):
 def test_a_filter_that_is_none_is_refused(k, reason):
     with pytest.raises(ValueError, match=reason):
         resampling.upsample_2d(torch.zeros(1, 1, 4, 4), k)
-
-
-# 3x3 convolutions ---------------------------------------------------------------------------------
-
-winograd = importlib.import_module('op.conv3x3')
-
-
-@pytest.fixture
-def any_size(monkeypatch):
-    """Gradients by `winograd.gradients` for few channels too, one image after another."""
-    monkeypatch.setattr(winograd, 'CHANNELS', 1)
-    monkeypatch.setattr(winograd, 'PRODUCTS', 0)
-    monkeypatch.setattr(winograd, 'VALUES', 0)
-
-
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize('chunk', [1, 2, 3, 8])
-@pytest.mark.parametrize('size', [(8, 8), (4, 6), (5, 7), (2, 2), (1, 1), (6, 1)], ids=str)
-def test_gradients_are_those_of_the_convolution(size, chunk, layout, monkeypatch):
-    x, grad = (double(3, channels, *size).contiguous(memory_format=layout) for channels in (5, 4))
-    weight = double(4, 5, 3, 3)
-    tiles = -(-size[0] // 2) * -(-size[1] // 2)
-    monkeypatch.setattr(winograd, 'VALUES', 16 * tiles * 5 * chunk)
-    for value, expected in zip(
-        winograd.gradients(x, weight, grad), gradients_of_pytorch(x, weight, grad), strict=True
-    ):
-        torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
-
-
-def gradients_of_pytorch(x, weight, grad):
-    inputs = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    return torch.autograd.grad(F.conv2d(*inputs, padding=1), inputs, grad)
-
-
-def test_float32_is_as_exact_as_the_gradients_of_pytorch():
-    inputs = torch.randn(8, 64, 16, 16), torch.randn(64, 64, 3, 3), torch.randn(8, 64, 16, 16)
-    exact = gradients_of_pytorch(*(values.double() for values in inputs))
-    for ours, theirs, value in zip(
-        winograd.gradients(*inputs), gradients_of_pytorch(*inputs), exact, strict=True
-    ):
-        ours, theirs = ((found - value).abs().max() / value.abs().max() for found in (ours, theirs))
-        assert ours < min(2 * theirs, 1e-5)
-
-
-@pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no bias'])
-def test_conv3x3_has_the_derivatives_of_the_convolution(bias, any_size):
-    inputs = [
-        tensor.requires_grad_()
-        for tensor in (double(2, 3, 4, 5), double(2, 3, 3, 3), *[double(2)] * bias)
-    ]
-    torch.testing.assert_close(conv3x3(*inputs), F.conv2d(*inputs, padding=1), rtol=0, atol=0)
-    assert torch.autograd.gradcheck(conv3x3, inputs)
-    assert torch.autograd.gradgradcheck(conv3x3, inputs)
-
-
-def test_gradients_are_a_good_citizen():
-    torch.library.opcheck(
-        winograd.gradients,
-        [double(*shape).requires_grad_() for shape in ((2, 3, 4, 4), (2, 3, 3, 3), (2, 2, 4, 4))],
-    )
-
-
-def test_conv3x3_is_a_convolution_in_all_but_speed():
-    """By name and in state, compiled and not; in other precisions and with few channels the
-    gradients are PyTorch's.
-    """
-    layer, reference = Conv3x3(128, 128), torch.nn.Conv2d(128, 128, 3, padding=1)
-    assert isinstance(layer, torch.nn.Conv2d)
-    reference.load_state_dict(layer.state_dict())
-    x = torch.randn(8, 128, 16, 16)
-    expected = torch.autograd.grad(reference(x).square().sum(), tuple(reference.parameters()))
-    for call in layer, torch.compile(layer, fullgraph=True):
-        for value, exact in zip(
-            torch.autograd.grad(call(x).square().sum(), tuple(layer.parameters())),
-            expected,
-            strict=True,
-        ):
-            torch.testing.assert_close(
-                value, exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item()
-            )
-    assert 'Conv3x3' in layer(x).grad_fn.name()
-    with torch.autocast('cpu', torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16 and 'Conv3x3' not in layer(x).grad_fn.name()
-    for few, images in (
-        (Conv3x3(64, 128), torch.randn(2, 64, 32, 32)),
-        (layer, torch.randn(2, 128, 4, 4)),
-    ):
-        assert 'Conv3x3' not in few(images).grad_fn.name()
-    torch.testing.assert_close(
-        torch.func.functional_call(layer, dict(layer.named_parameters()), x), reference(x)
-    )
-    jacobian = torch.func.jacrev(lambda x: layer(x)[0, :2, 0, 0])(x)
-    torch.testing.assert_close(jacobian, torch.func.jacrev(lambda x: reference(x)[0, :2, 0, 0])(x))
-
-
-@pytest.mark.parametrize('p', (0.1, 0.7))
-@pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16))
-def test_dropout_drops_a_share_and_scales_the_rest(p, dtype):
-    layer, x = (
-        Dropout(p),
-        torch.ones(8, 32, 64, 64, dtype=dtype)
-        .to(memory_format=torch.channels_last)
-        .requires_grad_(),
-    )
-    torch.manual_seed(0)
-    y = layer(x)
-    dropped = (y == 0).double()
-    assert abs(dropped.mean() - p) < 4 * (p * (1 - p) / x.numel()) ** 0.5
-    # no pattern along the layout
-    assert dropped.mean((0, 2, 3)).std() < 2 * (p * (1 - p) / x[:, 0].numel()) ** 0.5
-    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == dtype
-    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p), dtype=dtype).item()}
-    y.sum().backward()
-    assert torch.equal(x.grad, y.detach())
-    torch.manual_seed(0)
-    assert torch.equal(layer(x), y) and not torch.equal(layer(x), y)
-    assert layer.eval()(x) is x
-    assert torch.autograd.gradgradcheck(
-        lambda x: torch.manual_seed(1) and layer.train()(x),
-        torch.rand(2, 3).double().requires_grad_(),
-    )
-
-
-def test_dropout_is_that_of_pytorch_where_it_must_be():
-    x = torch.rand(2, 3, 4, 4)
-    assert torch.equal(Dropout(1.0)(x), torch.zeros_like(x)) and torch.equal(Dropout(0.0)(x), x)
-    y = Dropout(0.5, inplace=True)(x)
-    assert y is x
-    assert repr(Dropout(0.5)) == 'Dropout(p=0.5, inplace=False)'
-    with pytest.raises(ValueError, match='probability'):
-        Dropout(1.5)
-    both = torch.func.vmap(Dropout(0.5), randomness='different')(torch.ones(2, 1000))
-    assert not torch.equal(*both) and set(both.unique().tolist()) == {0.0, 2.0}
 
 
 # Activation ---------------------------------------------------------------------------------------

@@ -1,13 +1,8 @@
-"""Agreement with the numbers of the 2021 PyTorch release (NCSN and NCSNv2: of their originals),
-float32 on a CPU, in tests/data.
+"""SDEs, losses, samplers, likelihoods and resampling give the numbers of the 2021 PyTorch release.
 
-The release draws its random numbers in a certain order; with the same seeds the same draws must
-come out here.
+The numbers are in tests/data: float32 on a CPU (for NCSN and NCSNv2, of their original code). The
+release draws its random numbers in a certain order, so the same seeds give the same draws here.
 """
-
-import hashlib
-import importlib
-import json
 
 import numpy as np
 import pytest
@@ -16,14 +11,12 @@ import torch
 import likelihood
 import losses
 import sampling
-import utils
-from conftest import DATA, load_config, parity, reference_config, relative_error
+from conftest import parity, relative_error
 from models import layers
 from models import up_or_down_sampling as resampling
 from models import utils as mutils
-from models.ema import ExponentialMovingAverage
 from op import upfirdn2d
-from sde_lib import VESDE, VPSDE, expand, get_sde, subVPSDE
+from sde_lib import VESDE, VPSDE, expand, subVPSDE
 
 # single formulas, networks, updates: what float32 leaves when operations are reordered
 TOLERANCE = 1e-5
@@ -35,7 +28,6 @@ SDES = {
     'vp': VPSDE(0.1, 20, N=1000),
     'subvp': subVPSDE(0.1, 20, N=1000),
 }
-SMALL = dict(nf=8, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0)
 
 
 def sde_cases(file: str, wanted=lambda key: True):
@@ -44,9 +36,7 @@ def sde_cases(file: str, wanted=lambda key: True):
 
 
 class ExactNetwork(torch.nn.Module):
-    """The network whose score is that of N(0.3, 0.5^2) data under an SDE, as the reference was made
-    with it.
-    """
+    """The network with the score of N(0.3, 0.5^2) data under an SDE, as for the reference."""
 
     def __init__(self, sde):
         super().__init__()
@@ -182,208 +172,6 @@ def test_likelihood(name, probe):
     bpd, z, _ = likelihood_fn(ExactNetwork(sde), torch.tensor(reference['data']))
     assert relative_error(bpd, reference[f'bpd_{probe}']) < SOLVER
     assert relative_error(z, reference[f'z_{probe}']) < SOLVER
-
-
-# Networks and configs -----------------------------------------------------------------------------
-
-
-def reference_network(name):
-    config = reference_config(name)
-    return mutils.get_model(config.model.name)(config)
-
-
-@pytest.mark.parametrize('name', sorted(path.stem for path in DATA.glob('net_*.npz')))
-def test_network(name):
-    reference, network = parity(name), reference_network(name)
-    state = {
-        key.removeprefix('sd/'): torch.tensor(value)
-        for key, value in reference.items()
-        if key.startswith('sd/')
-    }
-    # names and order: optimizer states and moving averages go by position
-    assert list(network.state_dict()) == list(state)
-    network.load_state_dict(state)
-    network.eval()
-    out = network(torch.tensor(reference['x']), torch.tensor(reference['labels']))
-    assert relative_error(out, reference['out']) < TOLERANCE
-
-    out.square().mean().backward()
-    expected = {
-        key.removeprefix('g/'): float(value)
-        for key, value in reference.items()
-        if key.startswith('g/')
-    }
-    norms = {
-        key: p.grad.norm().item() for key, p in network.named_parameters() if p.grad is not None
-    }
-    assert norms.keys() == expected.keys()
-    assert relative_error([norms[key] for key in expected], list(expected.values())) < TOLERANCE
-
-
-def test_networks_without_a_reference():
-    """Every class of the published releases has a file, but for NCSNv2_128, whose parts and their
-    order are tested in test_networks.py.
-    """
-    found = {type(reference_network(path.stem)) for path in DATA.glob('net_*.npz')}
-    published = {
-        cls
-        for name in mutils.MODELS.names()
-        if isinstance(cls := mutils.get_model(name), type)
-        and cls.__module__ in ('models.ddpm', 'models.ncsnpp', 'models.ncsnv2')
-    }
-    assert {cls.__name__ for cls in published - found} == {'NCSNv2_128'}
-
-
-with open(DATA / 'configs.json') as _file:
-    CONFIGS = json.load(_file)
-
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_config_values(name):
-    """Every published value; keys that we added are free."""
-    config = importlib.import_module(name).get_config()
-    ours = {}
-    for key in CONFIGS[name]['config']:
-        value = config
-        for part in key.split('.'):
-            value = value.get(part, 'missing')
-        ours[key] = list(value) if isinstance(value, tuple) else value
-    assert ours == CONFIGS[name]['config']
-
-
-@pytest.mark.parametrize('name', [name for name in CONFIGS if 'keys' in CONFIGS[name]])
-def test_config_network(name):
-    """The published network to the last shape; on the meta device, which gives shapes without
-    numbers.
-    """
-    config = importlib.import_module(name).get_config()
-    with torch.device('meta'):
-        network = mutils.get_model(config.model.name)(config)
-    state = network.state_dict()
-    assert len(state) == CONFIGS[name]['keys']
-    assert sum(p.numel() for p in network.parameters()) == CONFIGS[name]['parameters']
-    lines = '\n'.join(f'{key} {tuple(state[key].shape)}' for key in sorted(state))
-    assert (
-        hashlib.sha256(lines.encode()).hexdigest()
-        == CONFIGS[name]['sha256_of_sorted_key_shape_lines']
-    )
-
-
-# Training -----------------------------------------------------------------------------------------
-
-
-def small_training(**optim):
-    """Config, training state and step function of a small NCSN++ for the continuous VE SDE."""
-    config = load_config('configs.ve.cifar10_ncsnpp_continuous', dict(image_size=16), **SMALL)
-    config.optim.update(optim)
-    model = mutils.create_model(config)
-    state = dict(
-        model=model,
-        optimizer=losses.get_optimizer(config, model.parameters()),
-        ema=ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate),
-        step=0,
-    )
-    step_fn = losses.get_step_fn(
-        get_sde(config),
-        train=True,
-        optimize_fn=losses.optimization_manager(config),
-        reduce_mean=False,
-        continuous=True,
-        likelihood_weighting=False,
-    )
-    return config, state, step_fn
-
-
-def test_official_checkpoint():
-    """A file that the release wrote, 25 steps into a training: its weights, their average, and the
-    very next step.
-    """
-    _, state, step_fn = small_training()
-    reference = parity('official_ve_checkpoint_outputs')
-    returned = utils.restore_checkpoint(DATA / 'official_ve_checkpoint.pth', state, 'cpu')
-    model, ema = state['model'], state['ema']
-    assert returned is state and state['step'] == reference['step']
-    assert [name for name, _ in model.named_parameters()] == list(reference['param_names'])
-
-    model.eval()
-    x, labels = torch.tensor(reference['x']), torch.tensor(reference['labels'])
-    assert relative_error(model(x, labels), reference['raw_out']) < TOLERANCE
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
-    assert relative_error(model(x, labels), reference['ema_out']) < TOLERANCE
-    ema.restore(model.parameters())
-
-    torch.manual_seed(99)
-    loss = step_fn(state, torch.tensor(reference['next_batch']))
-    assert relative_error(loss, reference['next_loss']) < TOLERANCE
-    assert state['optimizer'].param_groups[0]['lr'] == pytest.approx(
-        float(reference['lr']), rel=1e-12
-    )
-
-
-def test_training():
-    """Four steps of training: every loss, then weights and averages."""
-    reference = parity('train_ve')
-    config, state, step_fn = small_training(warmup=2)
-    model = state['model']
-    model.load_state_dict(
-        {
-            'module.' + key.removeprefix('sd0/'): torch.tensor(v)
-            for key, v in reference.items()
-            if key.startswith('sd0/')
-        }
-    )
-    state['ema'] = ExponentialMovingAverage(model.parameters(), decay=config.model.ema_rate)
-
-    values = []
-    for i, batch in enumerate(reference['x']):
-        torch.manual_seed(7 + 60 + i)
-        values.append(step_fn(state, torch.tensor(batch)).item())
-    assert relative_error(values, reference['losses']) < TOLERANCE
-
-    names = [
-        name.removeprefix('module.') for name, p in model.named_parameters() if p.requires_grad
-    ]
-    tensors = {key.removeprefix('module.'): value for key, value in model.state_dict().items()}
-    for key in tensors.keys() - set(names):
-        assert relative_error(tensors.pop(key), reference[f'sd/{key}']) < TOLERANCE, key
-    trained = {f'sd/{name}': tensors[name] for name in names}
-    averages = {f'ema/{i}': average for i, average in enumerate(state['ema'].shadow_params)}
-    assert len(averages) == len(names) == len([key for key in reference if key.startswith('ema/')])
-
-    # The bias of the keys shifts all attention weights of a query alike, so its gradient is zero
-    # but for rounding. Adam makes steps of the size of the learning rate even from that: there only
-    # the size is determined.
-    loose = {
-        key
-        for i, name in enumerate(names)
-        if name.endswith('NIN_1.b')
-        for key in (f'sd/{name}', f'ema/{i}')
-    }
-    assert loose
-    for values in (trained, averages):
-        ours, expected, start = (
-            np.concatenate(
-                [
-                    np.ravel(source(key, name))
-                    for key, name in zip(values, names)
-                    if key not in loose
-                ]
-            )
-            for source in (
-                lambda key, name, values=values: values[key].detach(),
-                lambda key, name: reference[key],
-                lambda key, name: reference[f'sd0/{name}'],
-            )
-        )
-        assert relative_error(ours, expected) < TOLERANCE
-        # the steps are small: they themselves agree too
-        assert np.linalg.norm(ours - expected) < 1e-3 * np.linalg.norm(expected - start)
-        for key in loose & values.keys():
-            assert (
-                np.abs(values[key].detach().numpy() - reference[key]).max()
-                < 2 * len(reference['x']) * config.optim.lr
-            ), key
 
 
 # Resampling ---------------------------------------------------------------------------------------

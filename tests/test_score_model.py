@@ -1,6 +1,4 @@
-"""A trained model as one object: what it computes, where it is loaded from, and that it agrees with
-the command line.
-"""
+"""`ScoreModel`: what it computes, where it is loaded from, agreement with the command line."""
 
 import json
 import shutil
@@ -13,7 +11,7 @@ from torch import nn
 import convert
 import run_lib
 import sampling
-import score_model
+from checkpoints.loading import load_averaged_model
 from commands import drawing
 from commands.sample import sample
 from configs import stored
@@ -136,9 +134,7 @@ def test_an_exact_model_in_the_plane(name):
 
 
 def test_scaling_is_undone():
-    """Of pixels of N(0.5, 0.1^2) a network sees 2 x - 1; samples, likelihoods and codes are of the
-    pixels.
-    """
+    """The network sees 2 x - 1; samples, likelihoods and codes are those of the pixels x."""
     sde, target = VPSDE(), gaussian([0.0] * 4, [0.04] * 4, (1, 2, 2))
     model = ScoreModel(ExactNetwork(sde, target), sde, shape=(1, 2, 2), centered=True, levels=256)
     x = model.sample(2000, seed=0)
@@ -166,15 +162,15 @@ def test_whole_numbers_are_dequantized():
 
 def test_seeds_and_batches():
     sde = VPSDE()
-    model, settings = (
-        ScoreModel(ExactNetwork(sde, planar_mixture()), sde, shape=(2,)),
-        dict(method='dpmpp_2m_sde', steps=6),
-    )
+    model = ScoreModel(ExactNetwork(sde, planar_mixture()), sde, shape=(2,))
+    settings = dict(method='dpmpp_2m_sde', steps=6)
     outside = torch.get_rng_state()
     a, b, c = (model.sample(6, seed=seed, **settings) for seed in (1, 1, 2))
     assert (
         torch.equal(a, b) and not torch.equal(a, c) and torch.equal(torch.get_rng_state(), outside)
     )
+    drawn, nfe = model.draw(6, seed=1, **settings)
+    assert torch.equal(drawn, a) and nfe == 7 and torch.equal(torch.get_rng_state(), outside)
     assert not torch.equal(model.sample(6, **settings), model.sample(6, **settings))
     alone = [
         model.sample(6, seed=3, seed_per_image=True, batch_size=size, **settings)
@@ -199,9 +195,7 @@ def test_guidance_makes_another_model():
     assert (mixed.mean(0) - means.mean(0)).abs().max() < 0.1
     with pytest.raises(UserError, match='^classes must be between 0 and 2, got '):
         model.guided([0, 3])
-    with pytest.raises(
-        UserError, match='^the network is not conditioned on classes: pass a classifier'
-    ):
+    with pytest.raises(UserError, match='^the network is not class-conditional: pass a classifier'):
         ScoreModel(ExactNetwork(sde, target), sde, shape=(2,)).guided([0])
 
 
@@ -273,9 +267,7 @@ def same(a, b):
 
 def test_every_place_of_a_trained_model(workdir, tmp_path, monkeypatch):
     model = ScoreModel.load(workdir)
-    averaged = score_model.load_averaged_model(
-        small(), workdir / 'checkpoints' / 'checkpoint_1.pth'
-    )
+    averaged = load_averaged_model(small(), workdir / 'checkpoints' / 'checkpoint_1.pth')
     assert all(map(torch.equal, weights(model), averaged.state_dict().values()))
     model.save(tmp_path / 'saved')
     assert sorted(path.name for path in (tmp_path / 'saved').iterdir()) == [
@@ -370,9 +362,7 @@ def test_a_missing_config_and_another_one(workdir, tmp_path):
 
 
 def test_the_command_line_draws_with_the_same_model(workdir, tmp_path):
-    """`--mode sample` draws what the model draws in its place of the random numbers, by the same
-    sampler.
-    """
+    """`--mode sample` draws what the model draws from the same random state."""
     config = small()
     config.eval.batch_size = 4
     sample(config, workdir, num_samples=4, output=str(tmp_path))

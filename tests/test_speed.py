@@ -1,6 +1,4 @@
-"""What makes networks and steps faster or smaller leaves their numbers: layout, precision,
-compilation, accumulation, recomputation.
-"""
+"""Layout, precision, compilation, accumulation and recomputation do not change the numbers."""
 
 import copy
 import shutil
@@ -101,11 +99,10 @@ def compiled_twin(model):
 
 
 # which is one of the others
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in NETWORKS if name != 'ncsnv2'])
 def test_networks_train_as_one_graph(name):
-    """Forwards and backwards, in one piece (fullgraph), to the numbers of the network as it
-    stands.
-    """
+    """Forward and backward pass, compiled in one piece, give the numbers of the plain network."""
     _, model, inputs = build(name)
     twin = compiled_twin(model)
     torch.manual_seed(1)
@@ -116,6 +113,7 @@ def test_networks_train_as_one_graph(name):
     assert error(gradients(twin, value), gradients(model, expected)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in NETWORKS if 'ncsnpp' in name or 'ddpm' in name])
 def test_u_nets_evaluate_as_one_graph(name):
     _, model, inputs = build(name)
@@ -124,6 +122,7 @@ def test_u_nets_evaluate_as_one_graph(name):
         assert error(twin(*inputs), model(*inputs)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which('g++') is None and shutil.which('clang++') is None,
     reason='compiling for a CPU needs a C++ compiler',
@@ -155,8 +154,9 @@ def test_the_layout_changes_rounding_only(name):
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_bfloat16_is_near_float32(name):
-    """To its 8 bits, after a few roundings; parameters, outputs and gradients stay float32. NCSNv2
-    for 256 pixels, the deepest network, has the largest error: a cosine of 0.966 between the
+    """Up to a few roundings to 8 bits; parameters, outputs and gradients stay float32.
+
+    NCSNv2 for 256 pixels, the deepest network, has the largest error: a cosine of 0.966 between the
     gradients.
     """
     _, model, inputs = build(name)
@@ -261,12 +261,10 @@ def test_recomputation_keeps_less_and_changes_nothing(config):
     results = []
     for recompute in (False, True):
         settings = config.get_config()
-        (
-            settings.device,
-            settings.training.recompute,
-            settings.model.dropout,
-            settings.optim.warmup,
-        ) = 'cpu', recompute, 0.2, 0
+        settings.device = 'cpu'
+        settings.training.recompute = recompute
+        settings.model.dropout = 0.2
+        settings.optim.warmup = 0
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
@@ -302,9 +300,7 @@ class Waiting(TorchDispatchMode):
     'config', [digits_ddpmpp_continuous, digits_ncsnpp_continuous], ids=['ddpmpp', 'ncsnpp']
 )
 def test_the_host_does_not_wait_within_a_step(config):
-    """Loss, backward pass, clipping, the decision to skip a step, optimizer and average: nothing is
-    read back.
-    """
+    """Nothing is read back in loss, backward pass, clipping, skipping, optimizer and average."""
     settings = config.get_config()
     settings.device = 'cpu'
     state = run_lib.create_state(settings)
@@ -321,9 +317,7 @@ def test_the_host_does_not_wait_within_a_step(config):
 
 
 def test_a_network_is_not_walked_through_for_every_evaluation():
-    """Switching between training and evaluation visits every module; where nothing changes it is
-    left out.
-    """
+    """Switching between training and evaluation visits every module, so only a change does it."""
 
     class Counting(torch.nn.Module):
         switched = 0

@@ -14,12 +14,12 @@ import torch
 
 import checkpoints
 import run_lib
+from checkpoints.loading import load_averaged_model
 from commands import control
 from commands.sample import sample
 from configs import stored
 from conftest import ROOT, load_config
 from runtime.errors import UserError
-from score_model import load_averaged_model
 
 
 def small():

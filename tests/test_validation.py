@@ -22,7 +22,7 @@ from data.images import Images
 from models.utils import create_model
 from runtime.errors import CheckpointError, UserError
 from score_model import ScoreModel
-from validation import checks, report, validate
+from validation import invariants, report, validate
 from validation.__main__ import main, setting
 
 VE, VP = 'configs/ve/digits_ncsnpp_continuous.py', 'configs/vp/digits_ddpmpp_continuous.py'
@@ -75,8 +75,8 @@ def test_a_report_of_two(pair, tmp_path, capsys):
         've/digits_ncsnpp_continuous': ('pytorch', '12 images'),
         'vp/digits_ddpmpp_continuous': ('safetensors', '12 images'),
     }
-    assert {row['checkpoint']: row['dialect'] for row in rows} == {
-        name: dialect for name, (dialect, _) in names.items()
+    assert {row['checkpoint']: row['format'] for row in rows} == {
+        name: format for name, (format, _) in names.items()
     }
     for name in names:
         quantities = {row['quantity']: row for row in rows if row['checkpoint'] == name}
@@ -229,9 +229,7 @@ def test_the_papers_number_beside_ours():
         config = load_config('configs.vp.cifar10_ddpmpp_continuous')
         config.sampling.method = method
         model = validate.Model(name, '', None, published(name))
-        return report._beside(
-            validate.Result(model, config, None, 1, {}, [], [], None, {}, {}, None, None), number
-        )
+        return report.compared(validate.Result(model, config, about={}), number)
 
     assert beside(50000) == ('2.55', '+0.05 from the paper') and beside(50000, method='ode') == (
         '3.93',
@@ -286,25 +284,27 @@ def test_the_best_linear_estimate(module):
                 std = sde.sqrt_1m_alphas_cumprod[labels.long()][:, None, None, None]
             return std * (x - scale * mean) / (scale**2 * variance + std**2)
 
-    found = checks.denoising(ScoreModel.from_config(config, Exact()), images, seed=0, most=600)
+    found = invariants.denoising(ScoreModel.from_config(config, Exact()), images, seed=0, most=600)
     assert found.n == 600 and found.variance == pytest.approx(variance, rel=1e-3)
     # the chain's levels are those of the SDE up to its steps
     middle = slice(1, -1) if config.training.continuous else slice(3, -1)
     assert found.network[middle] == pytest.approx(
         found.linear[middle], rel=1e-3 if config.training.continuous else 0.02
     )
-    assert checks.of_denoising(found._replace(network=0.9 * found.linear)).passed
-    assert not checks.of_denoising(found._replace(network=1.1 * found.linear)).passed
-    assert not checks.of_denoising(found._replace(network=found.linear * np.nan)).passed
+    assert invariants.of_denoising(found._replace(network=0.9 * found.linear)).passed
+    assert not invariants.of_denoising(found._replace(network=1.1 * found.linear)).passed
+    assert not invariants.of_denoising(found._replace(network=found.linear * np.nan)).passed
 
 
 def test_checks_of_samples_and_numbers():
     rng = np.random.default_rng(0)
     real = rng.integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
-    assert checks.of_samples(real[:20], real).passed and checks.of_samples(real, None).passed
     assert (
-        not checks.of_samples(np.repeat(real[:1], 20, 0), real).passed
-        and not checks.of_samples(np.repeat(real[:1], 20, 0), None).passed
+        invariants.of_samples(real[:20], real).passed and invariants.of_samples(real, None).passed
+    )
+    assert (
+        not invariants.of_samples(np.repeat(real[:1], 20, 0), real).passed
+        and not invariants.of_samples(np.repeat(real[:1], 20, 0), None).passed
     )
     network = create_model(validate.load_config(VP, TINY))
     assert sum(p.numel() for p in network.parameters()) > 1000
@@ -316,7 +316,7 @@ def test_checks_of_samples_and_numbers():
         (['ve/nonsense'], 'the names are ve/cifar10_ncsnpp'),
         (['configs/none.py=x'], 'no checkpoint x'),
         ([f'configs/none.py={ROOT / "README.md"}'], 'no config configs/none.py'),
-        ([f'{VP}={ROOT / "README.md"}'], 'no checkpoint of a kind'),
+        ([f'{VP}={ROOT / "README.md"}'], 'not a checkpoint of a known format'),
         (
             [f'{VP}={ROOT / "README.md"}', '--set', 'model.nff=3'],
             '--set model.nff=3: .* no such key',

@@ -1,1 +1,1 @@
-"""Whether checkpoints work from end to end: the published ones, and yours."""
+"""Validation of checkpoints from end to end: the published ones, and yours."""

@@ -1,17 +1,24 @@
-"""Checks checkpoints from end to end and writes a report: what they are, what they give, and the
-paper's numbers beside.
+"""Validate checkpoints from end to end and write a report that compares them with the paper.
 
-  python -m validation                                    # the published VE NCSN++ and VP DDPM++ of
-  CIFAR-10, fetched python -m validation vp/cifar10_ddpmpp_deep_continuous --samples 5000 --set
-  data.tfds_dir=/data/tfds python -m validation
-  configs/vp/digits_ddpmpp_continuous.py=runs/quickstart/checkpoints/checkpoint_1.pth --samples 500
-  python -m validation --digits                           # small ones of handwritten digits,
-  trained if need be: no network
+    # the published VE NCSN++ and VP DDPM++ of CIFAR-10, downloaded
+    python -m validation
 
-A MODEL is the name of a published one, or CONFIG=CHECKPOINT, of any kind that convert.py reads.
-Without a network, and without models, it is --digits. The report is OUTPUT/REPORT.md, with
-summary.csv, RUN_ENV.txt and pictures beside it. Parts that cannot be measured here are left out,
-with the reason. Exit status 1: a check has failed; 2: nothing could be checked.
+    # another published model, with more samples and its data set
+    python -m validation vp/cifar10_ddpmpp_deep_continuous --samples 5000 \\
+        --set data.tfds_dir=/data/tfds
+
+    # your own checkpoint
+    python -m validation --samples 500 \\
+        configs/vp/digits_ddpmpp_continuous.py=runs/quickstart/checkpoints/checkpoint_1.pth
+
+    # small models of handwritten digits, trained if need be, without an internet connection
+    python -m validation --digits
+
+A MODEL is the name of a published one, or CONFIG=CHECKPOINT in any format that convert.py reads.
+Without models, and if the published ones cannot be downloaded, --digits is used. The report is
+OUTPUT/REPORT.md, with summary.csv, RUN_ENV.txt and pictures beside it. Parts that cannot be
+measured are left out, with the reason. Exit status 1: a check has failed; 2: nothing could be
+checked.
 """
 
 import argparse
@@ -33,7 +40,7 @@ DIGITS = {
     'configs/vp/digits_ddpmpp_continuous.py': 'runs/digits_vp',
 }
 
-# small: all test images, as their own evaluation has them
+# The data set is small: all test images, as in its own evaluation.
 SETTINGS_OF_DIGITS = {'eval.most_images': 0, 'eval.batch_size': 500}
 SHORTER = (
     '--config.training.n_iters=2001',
@@ -43,42 +50,39 @@ SHORTER = (
 
 
 def digits() -> list[str]:
-    """VE NCSN++ and VP DDPM++ of digits, as arguments; those that are not there yet are trained
-    first, side by side.
+    """Return VE NCSN++ and VP DDPM++ of digits, as arguments of the command line.
+
+    Models that are not there yet are trained first, side by side.
+
+    Raises:
+        UserError: if a training failed.
     """
     from checkpoints import snapshot_path
 
-    training = {}
-    for config, workdir in DIGITS.items():
-        if not snapshot_path(workdir, 1).is_file():
-            absl_logging.info(
-                'Training %s in %s, with its log in stdout.txt there.', config, workdir
-            )
-            training[workdir] = subprocess.Popen(
-                [
-                    sys.executable,
-                    'main.py',
-                    '--config',
-                    config,
-                    '--workdir',
-                    workdir,
-                    '--mode',
-                    'train',
-                    '--config.device=cpu',
-                    *SHORTER,
-                ],
-                cwd=pathlib.Path(__file__).parents[1],
-                env=os.environ | dict(OMP_NUM_THREADS='1'),
-                stderr=subprocess.DEVNULL,
-            )
+    training = {
+        workdir: _start_training(config, workdir)
+        for config, workdir in DIGITS.items()
+        if not snapshot_path(workdir, 1).is_file()
+    }
     failed = [workdir for workdir, process in training.items() if process.wait() != 0]
     if failed:
-        raise UserError(f'the training in {", ".join(failed)} failed: its stdout.txt tells')
+        raise UserError(f'the training in {", ".join(failed)} failed: see stdout.txt there')
     return [f'{config}={snapshot_path(workdir, 1)}' for config, workdir in DIGITS.items()]
 
 
-def setting(text: str) -> tuple:
-    """'eval.num_samples=50' -> ('eval.num_samples', 50)."""
+def _start_training(config: str, workdir: str) -> subprocess.Popen:
+    absl_logging.info('Training %s in %s, with its log in stdout.txt there.', config, workdir)
+    where = ['--config', config, '--workdir', workdir, '--mode', 'train', '--config.device=cpu']
+    return subprocess.Popen(
+        [sys.executable, 'main.py', *where, *SHORTER],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ | dict(OMP_NUM_THREADS='1'),
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def setting(text: str) -> tuple[str, object]:
+    """Parse an override: 'eval.num_samples=50' -> ('eval.num_samples', 50)."""
     key, equals, value = text.partition('=')
     if not equals or '.' not in key and key not in ('seed', 'device'):
         raise argparse.ArgumentTypeError(f'expected section.key=value, got {text!r}')
@@ -88,39 +92,29 @@ def setting(text: str) -> tuple:
         return key, value
 
 
-def main(arguments=None) -> int:
+def parse(arguments=None) -> argparse.Namespace:
+    """Parse the command line; `arguments` replace those of the process."""
     parser = argparse.ArgumentParser(
         'python -m validation',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        'models', nargs='*', metavar='MODEL', help='published name, or CONFIG=CHECKPOINT'
-    )
-    parser.add_argument('--digits', action='store_true', help='the pair of handwritten digits')
-    parser.add_argument(
-        '--output',
-        type=rules.expanded,
-        default='runs/validation',
-        metavar='DIR',
-        help='folder of the report (%(default)s)',
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('models', nargs='*', metavar='MODEL', help='published name, or CONFIG=CHECKPOINT')
+    add('--digits', action='store_true', help='the pair of handwritten digits')
+    folder = dict(type=rules.expanded, metavar='DIR')
+    add('--output', default='runs/validation', help='folder of the report (%(default)s)', **folder)
+    add(
         '--checkpoints',
-        type=rules.expanded,
         default='runs/published',
-        metavar='DIR',
-        help='folder of what is fetched (%(default)s)',
+        help='folder of downloads (%(default)s)',
+        **folder,
     )
-    parser.add_argument('--samples', type=int, metavar='N', help='samples of each model (500)')
-    parser.add_argument(
-        '--images',
-        type=int,
-        metavar='N',
-        help='test images of losses and likelihoods; 0: all (100)',
-    )
-    parser.add_argument('--batch', type=int, metavar='N', help='images at a time (100)')
-    parser.add_argument(
+    count = dict(type=int, metavar='N')
+    add('--samples', help='samples of each model (500)', **count)
+    add('--images', help='test images of losses and likelihoods; 0: all (100)', **count)
+    add('--batch', help='images at a time (100)', **count)
+    add(
         '--set',
         type=setting,
         action='append',
@@ -128,34 +122,50 @@ def main(arguments=None) -> int:
         metavar='KEY=VALUE',
         help='of every config; may be repeated',
     )
-    given = parser.parse_args(arguments)
-    log_to(None)
-    logging.getLogger('matplotlib').setLevel(logging.WARNING)
+    return parser.parse_args(arguments)
+
+
+def _settings(given: argparse.Namespace) -> dict:
+    """Return the overrides that the command line gives."""
+    counts = {
+        'eval.num_samples': given.samples,
+        'eval.most_images': given.images,
+        'eval.batch_size': given.batch,
+    }
+    return {key: value for key, value in counts.items() if value is not None} | dict(given.set)
+
+
+def _models(given: argparse.Namespace) -> list:
+    """Return the models to validate, downloaded; empty for the pair of digits.
+
+    Raises:
+        UserError: if a model that was given cannot be found.
+    """
     from . import published, validate
 
-    settings = {
-        key: value
-        for key, value in {
-            'eval.num_samples': given.samples,
-            'eval.most_images': given.images,
-            'eval.batch_size': given.batch,
-        }.items()
-        if value is not None
-    } | dict(given.set)
+    names = [] if given.digits else given.models or published.DEFAULT
     try:
-        try:
-            names = [] if given.digits else given.models or list(published.DEFAULT)
-            models = [validate.find(name, given.checkpoints) for name in names]
-        except UserError as error:
-            if given.models:
-                raise
-            absl_logging.warning('%s\nGoing on with --digits instead.', error)
-            models = []
+        return [validate.find(name, given.checkpoints) for name in names]
+    except UserError as error:
+        if given.models:
+            raise
+        absl_logging.warning('%s\nValidating --digits instead.', error)
+        return []
+
+
+def main(arguments=None) -> int:
+    """Validate the models of the command line and return the exit status."""
+    given = parse(arguments)
+    log_to(None)
+    logging.getLogger('matplotlib').setLevel(logging.WARNING)
+    from . import validate
+
+    settings = _settings(given)
+    try:
+        models = _models(given)
         if not models:
-            models, settings = (
-                [validate.find(name, given.checkpoints) for name in digits()],
-                SETTINGS_OF_DIGITS | settings,
-            )
+            models = [validate.find(name, given.checkpoints) for name in digits()]
+            settings = SETTINGS_OF_DIGITS | settings
         report, passed = validate.validate(models, given.output, settings)
     except UserError as error:
         print('\n'.join(f'error: {line}' for line in str(error).splitlines()), file=sys.stderr)

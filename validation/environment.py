@@ -1,4 +1,4 @@
-"""What a validation ran on: RUN_ENV.txt."""
+"""The environment of a validation: hardware, system and versions, for RUN_ENV.txt."""
 
 import datetime
 import importlib.metadata
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def processor() -> str:
-    """The name of the processor, as far as it tells."""
+    """Return the name of the processor, or 'unknown'."""
     cpuinfo = pathlib.Path('/proc/cpuinfo')
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next(
@@ -27,7 +27,7 @@ def processor() -> str:
 
 
 def device() -> str:
-    """The hardware in a few words."""
+    """Return the hardware in a few words."""
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         if torch.cuda.is_available()
@@ -39,8 +39,9 @@ def device() -> str:
 
 
 def _revision() -> str:
-    """The commit of this library, and whether files differ from it; 'unknown' outside of a
-    clone.
+    """Return the commit of this library, and whether files differ from it.
+
+    It is 'unknown' outside of a clone.
     """
 
     def git(*words):
@@ -53,17 +54,13 @@ def _revision() -> str:
         changed = git('status', '--porcelain', '--untracked-files=no')
     except (OSError, subprocess.TimeoutExpired):
         return 'unknown'
-    return (
-        head.stdout.strip() + ' with local changes' * bool(changed.stdout.strip())
-        if head.returncode == 0
-        else 'unknown'
-    )
+    if head.returncode != 0:
+        return 'unknown'
+    return head.stdout.strip() + (' with local changes' if changed.stdout.strip() else '')
 
 
 def snapshot() -> str:
-    """Time, command, hardware, system, and the versions of everything that requirements.txt
-    names.
-    """
+    """Return time, command, hardware and system, then the versions of all required packages."""
     versions = []
     for name in re.findall(r'(?m)^[\w-]+', (ROOT / 'requirements.txt').read_text()):
         try:

@@ -1,11 +1,10 @@
-"""The published checkpoints of Song et al. 2021: where they lie, which config they belong to, and
-the paper's numbers for them.
+"""The published checkpoints of Song et al. 2021: their folders, configs and numbers in the paper.
 
-They are the training states of the 2021 PyTorch release (`{'optimizer', 'model', 'ema', 'step'}`),
-in folders of Google Drive. Where a folder has two checkpoints, the one with the smaller number gave
-the paper's Table 3 (FID and IS of the predictor-corrector or ancestral sampler, best over snapshots
-every 50,000 iterations), the one with the larger number, the last of training, its Table 2 (FID of
-the ODE sampler, bits/dim).
+They are training states of the 2021 PyTorch release (`{'optimizer', 'model', 'ema', 'step'}`) in
+folders of Google Drive. If a folder has two checkpoints, the smaller number gave the paper's Table
+3 (FID and IS of the predictor-corrector or ancestral sampler, best over snapshots every 50,000
+iterations). The larger number, the last of training, gave Table 2 (FID of the ODE sampler,
+bits/dim).
 
     published('vp/cifar10_ddpm').config   # 'configs/vp/ddpm/cifar10.py'
 """
@@ -16,17 +15,27 @@ from runtime.errors import UserError
 
 FOLDER_OF_ALL = '1tFmF_uh57O6lx9ggtZT_5LdonVK2cV-e'
 FOLDER_ADDRESS = 'https://drive.google.com/drive/folders/{}'
-ELSEWHERE = {  # configs that are not called like the checkpoint
+DRIVE_PAGE = 'https://drive.google.com/file/d/{}/view'
+ELSEWHERE = {  # configs that have another name than the checkpoint
     've/ffhq_1024_ncsnpp_continuous': 've/ffhq_ncsnpp_continuous',
     'vp/cifar10_ddpm': 'vp/ddpm/cifar10',
     'vp/cifar10_ddpm_continuous': 'vp/ddpm/cifar10_continuous',
 }
 
 
+class DriveFile(NamedTuple):
+    """A file at Google Drive. `sha256` is None where the authors did not publish it."""
+
+    file_id: str
+    name: str
+    sha256: str | None = None
+
+
 class Published(NamedTuple):
-    """A model and its numbers in the paper, None where that has none. `folder` is the id of a
-    folder of Google Drive, `file_id` that of a checkpoint in it, where it was published by itself
-    as well.
+    """A model and its numbers in the paper, None where the paper has none.
+
+    `folder` is the id of a folder at Google Drive, `file` a checkpoint in it that was also
+    published by itself.
     """
 
     name: str
@@ -35,35 +44,26 @@ class Published(NamedTuple):
     inception_score: float | None = None
     fid_ode: float | None = None
     bpd: float | None = None
-    file_id: str | None = None
-    file_name: str | None = None
+    file: DriveFile | None = None
 
     @property
     def config(self) -> str:
-        """The path of its config, from the repository's root."""
+        """Return the path of its config, from the root of the repository."""
         return f'configs/{ELSEWHERE.get(self.name, self.name)}.py'
 
     @property
     def module(self) -> str:
-        """The module of its config, to be imported."""
+        """Return the module of its config."""
         return self.config.removesuffix('.py').replace('/', '.')
 
     @property
     def address(self) -> str:
-        """The address of its folder, for a browser."""
+        """Return the address of its folder, for a browser."""
         return FOLDER_ADDRESS.format(self.folder)
 
 
-class Statistics(NamedTuple):
-    """The Inception features of a data set (key 'pool_3'), by their id at Google Drive;
-    `evaluation` takes them from assets/stats.
-    """
-
-    file_id: str
-    file_name: str
-
-
-CIFAR10_STATISTICS = Statistics('14UB27-Spi8VjZYKST3ZcT8YVhAluiFWI', 'cifar10_stats.npz')
+# Inception features of the training images, key 'pool_3'; `evaluation` reads assets/stats.
+CIFAR10_STATISTICS = DriveFile('14UB27-Spi8VjZYKST3ZcT8YVhAluiFWI', 'cifar10_stats.npz')
 
 PUBLISHED = {
     entry.name: entry
@@ -74,8 +74,7 @@ PUBLISHED = {
             '1b0gy_LLgO_DaQBgoWXwlVnL_rcAUgREh',
             2.38,
             9.83,
-            file_id='1JInV8bPGy18QiIzZcS1iECGHCuXL6_Nz',
-            file_name='checkpoint_24.pth',
+            file=DriveFile('1JInV8bPGy18QiIzZcS1iECGHCuXL6_Nz', 'checkpoint_24.pth'),
         ),
         Published(
             've/cifar10_ncsnpp_deep_continuous', '11s6A_xM7qiztdj8AHQWqaIAUSC3I7uX2', 2.20, 9.89
@@ -97,8 +96,7 @@ PUBLISHED = {
             9.58,
             3.93,
             3.16,
-            file_id='1ranuAMcmX45SBJ9PTToPACBwJYtrBjZn',
-            file_name='checkpoint_26.pth',
+            file=DriveFile('1ranuAMcmX45SBJ9PTToPACBwJYtrBjZn', 'checkpoint_26.pth'),
         ),
         Published(
             'vp/cifar10_ddpmpp_deep_continuous',
@@ -144,7 +142,7 @@ DEFAULT = ('ve/cifar10_ncsnpp_continuous', 'vp/cifar10_ddpmpp_continuous')
 
 
 def published(name: str) -> Published:
-    """The published model of that name; UserError with all names where there is none."""
+    """Return the published model of that name; UserError with all names if there is none."""
     if name not in PUBLISHED:
         raise UserError(
             f'there is no published checkpoint {name!r}: the names are {", ".join(PUBLISHED)}'

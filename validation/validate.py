@@ -1,19 +1,19 @@
-"""The engineering check of checkpoints from end to end: read, checked, sampled from and measured,
-beside the paper's numbers.
+"""Validate checkpoints: read, check, evaluate, and compare with the paper.
 
-Each checkpoint gets a work directory of its own below `output/models`, whose evaluation is that of
-`--mode eval`; it goes on where it stopped. A part that cannot be done here (no data set, no network
-to fetch one, no weights of Inception) is left out, with the reason in the report.
+Every checkpoint has a work directory below `output/models`, which is evaluated as by `--mode eval`;
+a later call continues where this one stopped. Parts that cannot be measured here (no data set, no
+internet connection, no weights of Inception) are left out, and the report states why.
 """
 
 import math
 import pathlib
 import re
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 import checkpoints
 import convert
@@ -30,11 +30,13 @@ from reports import results
 from runtime.errors import CheckpointError, UserError
 from score_model import ScoreModel
 
-from . import checks, environment, report
+from . import environment, invariants, report
 from .fetch import fetch_published, fetch_statistics
-from .published import PUBLISHED, Published, published
+from .invariants import Check
+from .published import PUBLISHED, published
+from .result import Model, Result
 
-# instead of the configs'
+# Instead of the values in the configs.
 DEFAULTS = {
     'eval.num_samples': 500,
     'eval.most_images': 100,
@@ -42,40 +44,19 @@ DEFAULTS = {
     'eval.bpd_repeats': 1,
 }
 PARTS = dict(loss='loss', bpd='bits/dim', sampling='metrics of samples')  # of an evaluation
+READ = 'is read, every name and shape'
+MOST_IMAGES = 1000  # samples, and real images, that are checked and shown
 
 
-class Model(NamedTuple):
-    """A checkpoint to be validated. `source`: a file or folder of any dialect."""
+def load_config(path: str, settings: dict) -> ConfigDict:
+    """Return the config of a file, with `settings` {'section.key': value}.
 
-    name: str
-    config_path: str
-    source: pathlib.Path
-    paper: Published | None = None
+    Args:
+        path: of the file, with :argument as for --config.
+        settings: values that replace those of the file.
 
-
-class Result(NamedTuple):
-    """All that was found. `numbers`: `reports.Number`s; `left_out`: {part: reason}; `costs`:
-    {'sample' or 'likelihood': (seconds an image, evaluations of the network, images)}; `images`:
-    samples, 8 bits; `real`: as many real images.
-    """
-
-    model: Model
-    config: object
-    workdir: pathlib.Path
-    number: int  # of the checkpoint
-    about: dict
-    checks: list
-    numbers: list
-    denoising: checks.Denoising | None
-    left_out: dict
-    costs: dict
-    images: np.ndarray | None
-    real: np.ndarray | None
-
-
-def load_config(path: str, settings: dict):
-    """The config of a file (with :argument, as for --config), with `settings` {'section.key':
-    value}.
+    Raises:
+        UserError: if there is no such file, or a setting is not one of its keys.
     """
     file = rules.expanded(str(path).partition(':')[0])
     if not pathlib.Path(file).is_file():
@@ -91,21 +72,26 @@ def load_config(path: str, settings: dict):
         except KeyError as error:
             raise UserError(f'--set {key}={value}: {file} has no such key') from error
         except TypeError as error:
-            raise UserError(f'--set {key}={value}: {str(error).splitlines()[0]}') from error
+            raise UserError(f'--set {key}={value}: {_first_line(error)}') from error
     rules.expand_paths(config)
     return complete(config)
 
 
 def find(text: str, folder) -> Model:
-    """The model that a command's argument names: one that was published, fetched into `folder`, or
-    CONFIG=CHECKPOINT.
+    """Return the model that an argument of the command line names.
+
+    Args:
+        text: name of a published model, or CONFIG=CHECKPOINT.
+        folder: where published models are downloaded to.
+
+    Raises:
+        UserError: if there is no such model or checkpoint.
     """
-    if text in PUBLISHED:
-        return Model(text, published(text).config, fetch_published(text, folder), published(text))
     config, equals, source = text.partition('=')
-    source = rules.expanded(source)
     if not equals:
-        published(text)  # tells the known names
+        paper = published(text)
+        return Model(text, paper.config, fetch_published(text, folder), paper)
+    source = rules.expanded(source)
     if not pathlib.Path(source).exists():
         raise UserError(f'there is no checkpoint {source}')
     name = re.sub(r'^configs/|\.py(:.*)?$', '', config)
@@ -113,67 +99,69 @@ def find(text: str, folder) -> Model:
     return Model(name, config, pathlib.Path(source), paper)
 
 
-def validate(models: list[Model], output, settings: dict) -> tuple[pathlib.Path, bool]:
-    """Validates the models, writes REPORT.md, summary.csv, RUN_ENV.txt and pictures to `output`;
-    the report, and whether all checks passed.
+def validate(models: Sequence[Model], output, settings: dict) -> tuple[pathlib.Path, bool]:
+    """Validate models and write REPORT.md, summary.csv, RUN_ENV.txt and pictures.
 
-    `settings`: values for every config, in front of `DEFAULTS`.
+    Args:
+        models: the checkpoints.
+        output: folder of the report.
+        settings: values for every config, which replace `DEFAULTS` too.
+
+    Returns:
+        The path of the report, and whether all checks passed.
+
+    Raises:
+        UserError: if none of the checkpoints could be read.
     """
-    output, names = pathlib.Path(output), [model.name for model in models]
-    models = [
-        model
-        if names.count(model.name) == 1
-        else model._replace(name=f'{model.name}, {model.source.stem} ({i})')
-        for i, model in enumerate(models, 1)
-    ]
+    output = pathlib.Path(output)
+    models = _distinct(models)
     configs = [load_config(model.config_path, DEFAULTS | settings) for model in models]
     output.mkdir(parents=True, exist_ok=True)
     (output / 'RUN_ENV.txt').write_text(environment.snapshot())
     found = []
     for model, config in zip(models, configs):
         try:
-            found.append(_one(model, config, output / 'models' / report.slug(model.name)))
+            found.append(_validated(model, config, output / 'models' / model.slug))
         except CheckpointError as error:
             if len(models) == 1:
                 raise
             logging.warning('%s', error)
             found.append(_unread(model, config, error))
-    if not any(result.checks[0].passed for result in found):
-        raise UserError(
-            'not one of the checkpoints could be read: '
-            + '; '.join(result.checks[0].detail for result in found)
-        )
-    return report.write(found, output), all(
-        check.passed is not False for result in found for check in result.checks
-    )
+    if all(result.workdir is None for result in found):
+        reasons = '; '.join(result.checks[0].detail for result in found)
+        raise UserError(f'none of the checkpoints could be read: {reasons}')
+    passed = all(check.passed is not False for result in found for check in result.checks)
+    return report.write(found, output), passed
 
 
-def _unread(model: Model, config, error) -> Result:
-    """What is left where a checkpoint does not fit its config."""
+def _distinct(models: Sequence[Model]) -> list[Model]:
+    """Return the models with a file name and number after names that occur twice."""
+    names = [model.name for model in models]
+    return [
+        model
+        if names.count(model.name) == 1
+        else model._replace(name=f'{model.name}, {model.source.stem} ({i})')
+        for i, model in enumerate(models, 1)
+    ]
+
+
+# One checkpoint -----------------------------------------------------------------------------------
+
+
+def _unread(model: Model, config: ConfigDict, error: Exception) -> Result:
+    """Return the result of a checkpoint that does not fit its config."""
     about = dict(
         source=model.source.name,
-        dialect='',
+        format='',
         digest=results.digest(model.source),
         step='',
         parameters=math.nan,
     )
-    return Result(
-        model,
-        config,
-        None,
-        0,
-        about,
-        [checks.Check('is read, every name and shape', False, _sentence(error))],
-        [],
-        None,
-        {},
-        {},
-        np.empty(0),
-        None,
-    )
+    return Result(model, config, about, checks=[Check(READ, False, _first_line(error))])
 
 
-def _one(model: Model, config, workdir: pathlib.Path) -> Result:
+def _validated(model: Model, config: ConfigDict, workdir: pathlib.Path) -> Result:
+    """Return all that can be found of a checkpoint."""
     logging.info('%s: %s', model.name, model.source)
     named = re.search(r'checkpoint_(\d+)', model.source.name)
     number = int(named[1]) if named else 1
@@ -184,70 +172,75 @@ def _one(model: Model, config, workdir: pathlib.Path) -> Result:
     state = checkpoints.restore(
         snapshot, run_lib.create_state(config), config.device, optional=('rng', 'optimizer')
     )
-    for path in (workdir / 'eval').rglob('*.npz'):  # of another checkpoint that lay here before
-        file = results.load(path)
-        if file is None or file['protocol'].get('weights') != results.digest(snapshot):
-            path.unlink()
-    about = dict(
+    _forget_others(workdir, snapshot)
+    about = _about(model, state)
+    result = Result(model, config, about, workdir, number)
+    read = f'{about["format"]}, step {about["step"]}, {about["parameters"]:,} parameters'
+    finite, *others = invariants.weights(state)
+    result.checks = [Check(READ, True, read), finite, *others]
+    split = _check_denoising(result, snapshot)
+    if finite.passed:
+        _evaluate(result, with_data=split is not None)
+    result.numbers = reports.numbers_of(workdir / 'eval', number)
+    result.images = _samples(workdir, number)
+    result.costs = _costs(workdir, number)
+    if split is not None:
+        some = at_most(split, MOST_IMAGES, config.seed)
+        result.real = to_8_bits(some.read(np.arange(len(some)))[0], split.levels)
+    result.checks += invariants.of_numbers(result.numbers)
+    if len(result.images):
+        result.checks.append(invariants.of_samples(result.images, result.real))
+    for part, reason in result.left_out.items():
+        result.checks.append(Check(part, None, f'left out: {reason}'))
+    return result
+
+
+def _about(model: Model, state: dict) -> dict:
+    return dict(
         source=model.source.name,
-        dialect=formats.guess(model.source),
+        format=formats.guess(model.source),
         digest=results.digest(model.source),
         step=state['step'],
         parameters=sum(p.numel() for p in state['model'].parameters()),
     )
-    found = [
-        checks.Check(
-            'is read, every name and shape',
-            True,
-            f'{about["dialect"]}, step {about["step"]}, {about["parameters"]:,} parameters',
-        ),
-        *checks.weights(state),
-    ]
 
-    left_out, profile, real = {}, None, None
+
+def _forget_others(workdir: pathlib.Path, snapshot: pathlib.Path):
+    """Delete results of another checkpoint that was in this work directory before."""
+    for path in (workdir / 'eval').rglob('*.npz'):
+        file = results.load(path)
+        if file is None or file['protocol'].get('weights') != results.digest(snapshot):
+            path.unlink()
+
+
+def _check_denoising(result: Result, snapshot: pathlib.Path):
+    """Check the errors of denoising; return the test images, None if there are none."""
+    config = result.config
     try:
         split = datasets.get_split(config, 'test')
-        trained, started = ScoreModel.load(snapshot, config), time.monotonic()
-        profile = checks.denoising(trained, split, config.seed)
-        _tell_the_time(config, (time.monotonic() - started) / (len(profile.t) * profile.n))
+        trained = ScoreModel.load(snapshot, config)
+        started = time.monotonic()
+        result.denoising = invariants.denoising(trained, split, config.seed)
     except UserError as error:
-        split, left_out['denoising'] = None, _sentence(error)
-    found += [checks.of_denoising(profile)] if profile else []
-    if found[1].passed:  # from weights that are not finite comes nothing
-        found += _evaluate(config, workdir, left_out, with_data=split is not None)
-    numbers, (images, costs) = reports.numbers_of(workdir / 'eval', number), _costs(workdir, number)
-    if split is not None:
-        some = at_most(split, 1000, config.seed)
-        real = to_8_bits(some.read(np.arange(len(some)))[0], split.levels)
-    found += [
-        *checks.of_numbers(numbers),
-        *([checks.of_samples(images, real)] if len(images) else []),
-        *(checks.Check(part, None, f'left out: {reason}') for part, reason in left_out.items()),
-    ]
-    return Result(
-        model,
-        config,
-        workdir,
-        number,
-        about,
-        found,
-        numbers,
-        profile,
-        left_out,
-        costs,
-        images,
-        real,
-    )
+        result.left_out['denoising'] = _first_line(error)
+        return None
+    seconds = time.monotonic() - started
+    _log_duration(config, seconds / (len(result.denoising.t) * result.denoising.n))
+    result.checks.append(invariants.of_denoising(result.denoising))
+    return split
 
 
-def _tell_the_time(config, seconds: float):
-    """Logs how long the samples will take, where that is long, from the seconds of one evaluation
-    of the network for an image.
+def _log_duration(config: ConfigDict, seconds: float):
+    """Log how long sampling will take, if that is long.
+
+    Args:
+        config: with the sampler and the number of samples.
+        seconds: of one network evaluation for an image.
     """
     settings = config.sampling
-    evaluations = (settings.steps or config.model.num_scales) * (
-        1 + settings.n_steps_each * (settings.corrector != 'none')
-    )
+    evaluations = settings.steps or config.model.num_scales
+    if settings.corrector != 'none':
+        evaluations *= 1 + settings.n_steps_each
     hours = config.eval.num_samples * evaluations * seconds / 3600
     if settings.method.lower() == 'pc' and hours > 0.5:
         logging.warning(
@@ -260,66 +253,68 @@ def _tell_the_time(config, seconds: float):
         )
 
 
-def _sentence(error) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _evaluate(config, workdir, left_out: dict, with_data: bool) -> list[checks.Check]:
-    """Loss, likelihood and samples, each by itself, so that what cannot be done leaves the others;
-    the parts that broke down.
-    """
-    wanted, broken = dict(loss=with_data, bpd=with_data, sampling=True), []
-    if (
-        config.data.dataset == 'CIFAR10'
-        and config.eval.metrics_backend == 'tfgan'
-        and not config.eval.stats_dir
-    ):
+# Its evaluation -----------------------------------------------------------------------------------
+
+
+def _evaluate(result: Result, with_data: bool):
+    """Evaluate loss, likelihood and samples one by one, so that a failure leaves the others."""
+    settings = result.config.eval
+    backend = settings.metrics_backend
+    if result.config.data.dataset == 'CIFAR10' and backend == 'tfgan' and not settings.stats_dir:
         try:
             fetch_statistics()
         except UserError as error:
-            logging.info('Without the published statistics: %s', _sentence(error))
-    backend = config.eval.metrics_backend
-    for part, metrics in (
-        ('loss', backend),
-        ('bpd', backend),
-        ('sampling', backend),
-        ('samples alone', 'none'),
-    ):
-        if part == 'samples alone' and PARTS['sampling'] in left_out:
-            part = 'sampling'
-        if not wanted.get(part):
-            continue
-        config.eval.metrics_backend = metrics
-        for key in wanted:
-            config.eval[f'enable_{key}'] = key == part
-        try:
-            run_lib.evaluate(config, workdir)
-        except (UserError, NotImplementedError) as error:
-            left_out[PARTS[part]] = _sentence(error)
-            logging.warning('%s', error)
-        except RuntimeError as error:  # of the ODE solver, where the network has no smooth flow
-            broken.append(checks.Check(PARTS[part], False, _sentence(error)))
-    config.eval.metrics_backend = backend
-    return broken
+            logging.info('Without the published statistics: %s', _first_line(error))
+    for part in ('loss', 'bpd', 'sampling') if with_data else ('sampling',):
+        _evaluate_part(result, part)
+    if PARTS['sampling'] in result.left_out:  # samples without their metrics
+        settings.metrics_backend = 'none'
+        _evaluate_part(result, 'sampling')
+        settings.metrics_backend = backend
 
 
-def _costs(workdir, number):
-    """Up to 1000 of the samples, and the costs of a `Result`."""
-    costs, samples = {}, []
+def _evaluate_part(result: Result, part: str):
+    """Evaluate one of the `PARTS`; add a failed check, or the reason why it is left out."""
+    for key in PARTS:
+        result.config.eval[f'enable_{key}'] = key == part
+    try:
+        run_lib.evaluate(result.config, result.workdir)
+    except (UserError, NotImplementedError) as error:
+        result.left_out[PARTS[part]] = _first_line(error)
+        logging.warning('%s', error)
+    except RuntimeError as error:  # the ODE solver's, if the network has no smooth flow
+        result.checks.append(Check(PARTS[part], False, _first_line(error)))
+
+
+def _files(folder: pathlib.Path, pattern: str) -> list[dict]:
+    """Return the files of an evaluation, in the order of their numbers."""
+    paths = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
+    return [file for file in map(results.load, paths) if file is not None]
+
+
+def _samples(workdir: pathlib.Path, number: int) -> np.ndarray:
+    """Return at most 1000 of the samples (n, H, W, C)."""
+    files = _files(workdir / 'eval' / f'ckpt_{number}', 'samples_*.npz')
+    if not files:
+        return np.empty(0)
+    return np.concatenate([file['samples'] for file in files])[:MOST_IMAGES]
+
+
+def _costs(workdir: pathlib.Path, number: int) -> dict[str, tuple[float, float, int]]:
+    """Return the costs of a sample and of a likelihood, as in `Result`."""
+    folder = workdir / 'eval'
     parts = {
-        'sample': (workdir / 'eval' / f'ckpt_{number}', 'samples_*.npz', 'samples'),
-        'likelihood': (workdir / 'eval', f'test_ckpt_{number}_bpd_*.npz', 'bpd'),
+        'sample': (_files(folder / f'ckpt_{number}', 'samples_*.npz'), 'samples'),
+        'likelihood': (_files(folder, f'test_ckpt_{number}_bpd_*.npz'), 'bpd'),
     }
-    for what, (folder, pattern, key) in parts.items():
-        paths = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
-        files = [file for file in map(results.load, paths) if file is not None]
+    costs = {}
+    for what, (files, key) in parts.items():
         n = sum(len(file[key]) for file in files)
         if n and all('seconds' in file for file in files):
-            costs[what] = (
-                sum(float(file['seconds']) for file in files) / n,
-                np.mean([int(file['nfe']) for file in files]),
-                n,
-            )
-        if key == 'samples' and files:
-            samples = np.concatenate([file[key] for file in files])[:1000]
-    return samples, costs
+            seconds = sum(float(file['seconds']) for file in files) / n
+            costs[what] = (seconds, np.mean([int(file['nfe']) for file in files]), n)
+    return costs

@@ -1,29 +1,35 @@
-"""Checkpoints of others, read as ours: what a file is, and its weights under the names of the
-network that a config describes.
+"""Formats of checkpoints: detect the format of a file, read and write its weights by our names.
 
-| dialect | what it is | read | written |
+| format | what it is | read | written |
 |---|---|---|---|
 | `pytorch` | `.pth` of this library, the 2021 PyTorch release, or NCSN (a list) | yes | ours |
 | `flax` | a training state of the 2021 JAX release: `checkpoint_N`, msgpack | U-Nets | no |
 | `diffusers` | its pipeline folder, or the `unet` in it | U-Nets | if its blocks can |
 | `safetensors` | weights alone, the config in a JSON file beside them | yes | yes |
 
-Nothing in a file is executed. Names are translated by tables that follow from the network, so that
-nothing is guessed.
+Loading never executes code from a file. Names are translated by tables that are derived from the
+network.
 """
 
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from runtime.errors import CheckpointError
 
 from . import diffusers, jax, safetensors, torch_zip
 
 
-class Dialect(NamedTuple):
-    """`matches(path)`; `read(path, network, device)` -> a training state; `config_of(path)` -> the
-    config or None; `write(path, network, weights, config, notes)`.
+class Format(NamedTuple):
+    """The functions of a format.
+
+    Args:
+        matches: `matches(path)`, whether a file or folder is of this format.
+        read: `read(path, network, device)`, which returns a training state.
+        config_of: `config_of(path)`, which returns the config or None.
+        write: `write(path, network, weights, config, notes)`; None if it is only read.
     """
 
     matches: Callable
@@ -32,46 +38,56 @@ class Dialect(NamedTuple):
     write: Callable | None = None
 
 
-DIALECTS = {
-    'diffusers': Dialect(diffusers.matches, diffusers.read, diffusers.config_of, diffusers.write),
-    'safetensors': Dialect(
+FORMATS = {
+    'diffusers': Format(diffusers.matches, diffusers.read, diffusers.config_of, diffusers.write),
+    'safetensors': Format(
         safetensors.matches, safetensors.read, safetensors.config_of, safetensors.write
     ),
-    'pytorch': Dialect(torch_zip.matches, torch_zip.read),
-    'flax': Dialect(jax.matches, jax.read),
+    'pytorch': Format(torch_zip.matches, torch_zip.read),
+    'flax': Format(jax.matches, jax.read),
 }
 
 
 def guess(path) -> str:
-    """The dialect of a file by its first bytes, of a folder by what is in it; CheckpointError where
-    none fits.
+    """Return the format of a file by its first bytes, of a folder by its files.
+
+    Raises:
+        CheckpointError: if there is nothing at `path`, or no format matches.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise CheckpointError(f'there is no checkpoint {path}')
     try:
-        found = next((name for name, dialect in DIALECTS.items() if dialect.matches(path)), None)
+        found = next((name for name, format in FORMATS.items() if format.matches(path)), None)
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
     if found is None:
         raise CheckpointError(
-            f'{path} is no checkpoint of a kind known here '
-            f'({", ".join(DIALECTS)}); it may be damaged'
+            f'{path} is not a checkpoint of a known format ({", ".join(FORMATS)}); '
+            'it may be corrupt'
         )
     return found
 
 
 def read(path, network, device='cpu') -> dict:
-    """The training state in a file or folder, for a network of ours: 'model', 'step', and 'ema' and
-    'optimizer' where it has them.
+    """Return the training state in a file or folder, for one of our networks.
 
-    Tensors go by our names, with or without 'module.'; those that the network does not have keep
-    the names they have there. 'ema' is the state of our moving average, or has its tensors under
-    'named'.
+    Args:
+        path: file or folder.
+        network: the network, without DataParallel.
+        device: where tensors are loaded to.
+
+    Returns:
+        'model', 'step', and 'ema' and 'optimizer' if the file has them. Tensors go by our names,
+        with or without 'module.'; those that the network does not have keep their own names. 'ema'
+        is the state of our moving average, or has its tensors under 'named'.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
     """
-    return DIALECTS[guess(path)].read(path, network, device)
+    return FORMATS[guess(path)].read(path, network, device)
 
 
-def config_of(path):
-    """The config that a file or folder brings along; None where it has none."""
-    return DIALECTS[guess(path)].config_of(path)
+def config_of(path) -> ConfigDict | None:
+    """Return the config that a file or folder has, or None."""
+    return FORMATS[guess(path)].config_of(path)

@@ -1,9 +1,8 @@
-"""Training states of the 2021 JAX release: msgpack of flax, without jax or flax.
+"""Training states of the 2021 JAX release, read from flax's msgpack without jax or flax.
 
-The file holds 'optimizer' ('target': the weights; 'state': Adam's moments), 'params_ema',
-'ema_rate' and 'step'. Flax numbers modules by class in the order of their creation,
-`ResnetBlockBigGANpp_0`, `_1`, ..., which is that of `all_modules`; resamplings without parameters
-count too.
+The file has 'optimizer' ('target': the weights; 'state': Adam's moments), 'params_ema', 'ema_rate'
+and 'step'. Flax numbers modules by class in the order of their creation, `ResnetBlockBigGANpp_0`,
+`_1`, ..., which is that of `all_modules`; resampling layers without parameters count too.
 """
 
 import collections
@@ -24,11 +23,11 @@ from runtime.errors import CheckpointError
 
 from .layouts import KERNEL_LAST, SAME, TRANSPOSED, Entry, to_ours
 
-# Classes of ours that have another name there, in any network; in NCSN++.
+# Our classes that have another name in the JAX release: in any network, and in NCSN++.
 CLASSES = {'Linear': 'Dense', 'Conv2d': 'Conv', 'Conv3x3': 'Conv'}
 CLASSES_PP = CLASSES | {'AttnBlock': 'AttnBlockpp', 'ResnetBlockDDPM': 'ResnetBlockDDPMpp'}
 
-# Layers with parameters: the names of these there, and their layout.
+# Layers with parameters: the names of the parameters in the JAX release, and their layout.
 LEAVES = {
     **dict.fromkeys(
         (nn.Conv2d, Conv3x3), dict(weight=('kernel', KERNEL_LAST), bias=('bias', SAME))
@@ -42,7 +41,7 @@ LEAVES = {
 
 
 def matches(path: pathlib.Path) -> bool:
-    """A file that begins with a map whose first key is a string."""
+    """Return whether a file begins with a msgpack map whose first key is a string."""
     if not path.is_file():
         return False
     with open(path, 'rb') as file:
@@ -56,8 +55,11 @@ def matches(path: pathlib.Path) -> bool:
 
 
 def _array(code: int, data: bytes):
-    """What flax keeps as an extension of msgpack: an array or a numpy scalar as (shape, dtype,
-    bytes), or a complex number.
+    """Decode flax's extensions of msgpack: arrays, numpy scalars and complex numbers.
+
+    Args:
+        code: 1 for an array, 2 for a complex number, 3 for a numpy scalar.
+        data: (shape, dtype, bytes), or the two parts of a complex number.
     """
     if code == 2:
         return complex(*msgpack.unpackb(data))
@@ -70,64 +72,60 @@ def _array(code: int, data: bytes):
 
 
 def _joined(tree):
-    """The tree with arrays in one piece that flax has cut up for their size."""
+    """Return the tree with arrays in one piece that flax has cut up for their size."""
     if not isinstance(tree, dict):
         return tree
     if '__msgpack_chunked_array__' not in tree:
         return {key: _joined(value) for key, value in tree.items()}
-    in_order = [
-        [part for _, part in sorted(tree[key].items(), key=lambda item: int(item[0]))]
-        if isinstance(tree[key], dict)
-        else tree[key]
-        for key in ('chunks', 'shape')
-    ]
-    return np.concatenate([np.ravel(chunk) for chunk in in_order[0]]).reshape(
-        [int(size) for size in in_order[1]]
-    )
+    chunks, shape = _in_order(tree['chunks']), _in_order(tree['shape'])
+    joined = np.concatenate([np.ravel(chunk) for chunk in chunks])
+    return joined.reshape([int(size) for size in shape])
+
+
+def _in_order(parts):
+    """Return the parts of a list, which flax may store as {'0': first, '1': second, ...}."""
+    if not isinstance(parts, dict):
+        return parts
+    return [part for _, part in sorted(parts.items(), key=lambda item: int(item[0]))]
 
 
 def load_bytes(content: bytes) -> dict:
-    """The tree: dicts, with numpy arrays at their ends."""
+    """Return the tree: nested dicts with numpy arrays as leaves."""
     return _joined(msgpack.unpackb(content, ext_hook=_array, strict_map_key=False))
 
 
 def load(path) -> dict:
-    """The tree in a file; CheckpointError where it cannot be read."""
+    """Return the tree in a file.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
     try:
         return load_bytes(pathlib.Path(path).read_bytes())
     except (OSError, ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise CheckpointError(
-            f'{path} cannot be read as a state of flax; it may be cut short: '
+            f'{path} cannot be read as a training state of flax; it may be truncated: '
             f'{error or type(error).__name__}'
         ) from error
 
 
 def flat(tree: dict, prefix: str = '') -> dict[str, torch.Tensor]:
-    """{'Conv_0/kernel': tensor, ...}"""
+    """Return the leaves by their path: {'Conv_0/kernel': tensor, ...}."""
     found = {}
     for key, value in tree.items():
-        found |= (
-            flat(value, f'{prefix}{key}/')
-            if isinstance(value, dict)
-            else {f'{prefix}{key}': torch.from_numpy(np.array(value))}
-        )
+        if isinstance(value, dict):
+            found |= flat(value, f'{prefix}{key}/')
+        else:
+            found[f'{prefix}{key}'] = torch.from_numpy(np.array(value))
     return found
 
 
 def table(network: UNet) -> dict[str, Entry]:
-    """The names of the network's parameters there."""
+    """Return the names that the parameters of a network have in the JAX release."""
     classes = CLASSES_PP if isinstance(network, NCSNpp) else CLASSES
-    # resamplings of the pyramids, by the position of the layer that comes after each of them
-    without_parameters = {}
-    if network.pyramid_down is not None:
-        without_parameters |= {
-            level.pyramid: 'Downsample'
-            for level in network.down_levels
-            if level.pyramid is not None
-        }
-    if network.pyramid_up is not None:
-        without_parameters |= {level.pyramid[0]: 'Upsample' for level in network.up_levels[1:]}
-    found, number = {}, collections.Counter(dict.fromkeys(classes, 0))
+    without_parameters = _resampling_before(network)
+    found = {}
+    number = collections.Counter(dict.fromkeys(classes, 0))
     for position, module in enumerate(network.all_modules):
         if position in without_parameters:
             number[without_parameters[position]] += 1
@@ -138,33 +136,49 @@ def table(network: UNet) -> dict[str, Entry]:
         for name, part in module.named_modules():
             for own, (there, layout) in LEAVES.get(type(part), {}).items():
                 ours = '.'.join(filter(None, ('all_modules', str(position), name, own)))
-                found[ours] = Entry(
-                    '/'.join(filter(None, (place, *name.split('.'), there))), layout
-                )
+                theirs = '/'.join(filter(None, (place, *name.split('.'), there)))
+                found[ours] = Entry(theirs, layout)
+    return found
+
+
+def _resampling_before(network: UNet) -> dict[int, str]:
+    """Return the pyramids' resampling layers, by the position of the layer that follows each."""
+    found = {}
+    if network.pyramid_down is not None:
+        found |= {
+            level.pyramid: 'Downsample'
+            for level in network.down_levels
+            if level.pyramid is not None
+        }
+    if network.pyramid_up is not None:
+        found |= {level.pyramid[0]: 'Upsample' for level in network.up_levels[1:]}
     return found
 
 
 def read(path, network, device='cpu') -> dict:
-    """The training state: weights, their average, the step, and Adam's moments where they are
-    there.
+    """Return the training state: weights, average, step, and Adam's moments if there are any.
+
+    Raises:
+        CheckpointError: if the network is not a U-Net, or the file is not such a training state.
     """
     if not isinstance(network, UNet):
         raise CheckpointError(
-            f'{path} is a state of the JAX release, of which ddpm, ncsnpp and '
-            'ddpmpp networks are read here'
+            f'{path} is a training state of the JAX release, of which only ddpm, ncsnpp and '
+            f'ddpmpp networks can be read, got {type(network).__name__}'
         )
     tree = load(path)
     try:
-        weights, step, optimizer = (
-            flat(tree['optimizer']['target']),
-            int(tree['step']),
-            tree['optimizer'].get('state', {}),
-        )
-        average, rate = flat(tree['params_ema']), float(tree['ema_rate'])
-        assert isinstance(optimizer, dict), 'optimizer/state'
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        optimizer = tree['optimizer']
+        weights = flat(optimizer['target'])
+        moments = optimizer.get('state', {})
+        average = flat(tree['params_ema'])
+        rate = float(tree['ema_rate'])
+        step = int(tree['step'])
+        if not isinstance(moments, dict):
+            raise TypeError('optimizer/state')
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f'{path} is no training state of the JAX release: it lacks what belongs to {error}'
+            f'{path} is not a training state of the JAX release: it lacks {error}'
         ) from error
     names = table(network)
     state = dict(
@@ -172,37 +186,33 @@ def read(path, network, device='cpu') -> dict:
         step=step,
         ema=dict(decay=rate, named=to_ours(names, average, network)),
     )
-    # else the weights do not fit, which will be told
-    if optimizer.get('param_states') and names.keys() <= state['model'].keys():
-        state['optimizer'] = _adam(path, network, names, optimizer)
+    # If weights are missing, `checkpoints.restore` lists them.
+    if moments.get('param_states') and names.keys() <= state['model'].keys():
+        state['optimizer'] = _adam(path, network, names, moments)
     return state
 
 
-def _adam(path, network, names, optimizer) -> dict:
-    """The state of PyTorch's Adam; the settings of its parameter groups are left to the config."""
-    flattened, moments = flat(optimizer['param_states']), {}
+def _adam(path, network: UNet, names: dict[str, Entry], saved: dict) -> dict:
+    """Return the state of PyTorch's Adam; settings of its parameter groups come from the config."""
+    flattened = flat(saved['param_states'])
+    moments = {}
     for own, there in dict(exp_avg='grad_ema', exp_avg_sq='grad_sq_ema').items():
-        moments[own] = to_ours(
-            names,
-            {
-                name.removesuffix(f'/{there}'): value
-                for name, value in flattened.items()
-                if name.endswith(f'/{there}')
-            },
-            network,
-        )
-    step, parameters = (
-        torch.tensor(float(np.array(optimizer['step']))),
-        dict(network.named_parameters()),
-    )
+        theirs = {
+            name.removesuffix(f'/{there}'): value
+            for name, value in flattened.items()
+            if name.endswith(f'/{there}')
+        }
+        moments[own] = to_ours(names, theirs, network)
+    step = torch.tensor(float(np.array(saved['step'])))
+    parameters = dict(network.named_parameters())
     try:
-        of_each = {
+        state = {
             i: dict(step=step.clone(), **{own: values[name] for own, values in moments.items()})
             for i, (name, parameter) in enumerate(parameters.items())
             if parameter.requires_grad
         }
     except KeyError as error:
         raise CheckpointError(
-            f'{path} does not fit the network of the config: the optimizer in it lacks {error}'
+            f'{path} does not fit the network of the config: its optimizer lacks {error}'
         ) from error
-    return dict(state=of_each, param_groups=[dict(params=list(range(len(parameters))))])
+    return dict(state=state, param_groups=[dict(params=list(range(len(parameters))))])

@@ -1,9 +1,8 @@
-"""Translation of tensors by tables: for each name of ours, the name there, and how to come from one
-layout to the other.
+"""Translation of tensors by tables: for each of our names the other program's, and its layout.
 
-A convolution's weight is (out, in, height, width) in PyTorch and (height, width, in, out) in JAX; a
-matrix W of ours, which multiplies from the right, is (in, out), (out, in) in PyTorch's linear
-layers, and (out, in, 1, 1) in a convolution of one pixel.
+The weight of a convolution is (out, in, height, width) in PyTorch and (height, width, in, out) in
+JAX. Our matrix W, which multiplies from the right, is (in, out); the weight of PyTorch's linear
+layer is (out, in), that of a convolution of one pixel (out, in, 1, 1).
 """
 
 from collections.abc import Callable
@@ -13,15 +12,16 @@ import torch
 
 
 class Layout(NamedTuple):
-    """How a tensor of theirs becomes one of ours, and back. One of another rank is left as it is,
-    so that its shape will be reported.
+    """How a tensor of another program becomes ours (`read`), and back (`write`).
+
+    A tensor of another rank is left unchanged, so that its shape is reported.
     """
 
     read: Callable
     write: Callable
 
 
-def _permuted(*dims):
+def _permuted(*dims: int) -> Callable:
     return lambda w: w.permute(dims) if w.ndim == len(dims) else w
 
 
@@ -34,14 +34,17 @@ PIXEL = Layout(
 
 
 class Entry(NamedTuple):
-    name: str  # theirs
+    """The name of a tensor in the other program, and its layout there."""
+
+    name: str
     layout: Layout = SAME
 
 
 def to_ours(table: dict[str, Entry], theirs: dict, network) -> dict:
-    """The tensors of `theirs` under our names, contiguous and in float32, with those that the table
-    lacks under their own names. Buffers of `network`, such as its noise levels, follow from its
-    config and are taken from it.
+    """Return the tensors of another program under our names, contiguous and in float32.
+
+    Tensors that the table lacks keep their names. Buffers of `network`, such as its noise levels,
+    follow from its config and are taken from it.
     """
     found = {
         own: entry.layout.read(theirs[entry.name]).float().contiguous()
@@ -57,7 +60,7 @@ def to_ours(table: dict[str, Entry], theirs: dict, network) -> dict:
 
 
 def to_theirs(table: dict[str, Entry], ours: dict) -> dict:
-    """The tensors of `ours` that the table has, under their names, contiguous copies."""
+    """Return contiguous copies of our tensors in the table, under the other program's names."""
     return {
         entry.name: entry.layout.write(ours[own]).clone(memory_format=torch.contiguous_format)
         for own, entry in table.items()

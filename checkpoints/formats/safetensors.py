@@ -1,9 +1,11 @@
-"""Weights alone, in a safetensors file, under the network's names; the config as JSON beside them,
-and in the header what they are.
+"""Safetensors: weights under the names of the network, the config in a JSON file beside them.
+
+The header tells the step, and whether the weights are averaged or raw.
 """
 
 import pathlib
 import types
+from collections.abc import Mapping
 
 import safetensors
 import safetensors.torch
@@ -16,7 +18,7 @@ from .torch_zip import bare
 
 
 def matches(path: pathlib.Path) -> bool:
-    """A header length in eight bytes, then JSON."""
+    """Return whether a file begins with a header length in eight bytes, then JSON."""
     if not path.is_file():
         return False
     with open(path, 'rb') as file:
@@ -24,29 +26,30 @@ def matches(path: pathlib.Path) -> bool:
 
 
 def load(path, device='cpu') -> tuple[dict, dict]:
-    """Tensors by name, and the notes in the header."""
+    """Return the tensors by name, and the notes in the header."""
     try:
         with safetensors.safe_open(str(path), 'pt', device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f'{path} cannot be read as safetensors: {error}') from error
 
 
 def config_of(path) -> ConfigDict | None:
-    """The config beside the file, where there is one."""
+    """Return the config in the JSON file beside the file, or None."""
     beside = pathlib.Path(path).with_suffix('.json')
     return stored.get_config(beside) if beside.is_file() else None
 
 
 def read(path, network, device='cpu') -> dict:
-    """The weights, which stand for their average too."""
+    """Return the weights as a training state, where they are the average too."""
     weights, notes = load(path, device)
     weights = bare(weights)
     return dict(model=weights, ema=dict(named=weights), step=int(notes.get('step', 0)))
 
 
-def save(path, weights: dict, notes: dict = types.MappingProxyType({})):
-    """A file of tensors by name, with notes in its header."""
+def save(path: pathlib.Path, weights: dict, notes: Mapping = types.MappingProxyType({})):
+    """Write tensors by name, with notes in the header."""
     path.write_bytes(
         safetensors.torch.save(
             {name: value.contiguous() for name, value in weights.items()},
@@ -55,8 +58,8 @@ def save(path, weights: dict, notes: dict = types.MappingProxyType({})):
     )
 
 
-def write(path, network, weights: dict, config, notes: dict):
-    """`weights` by the names of the network, `notes` in the header, and the config beside."""
+def write(path, network, weights: dict, config: ConfigDict, notes: dict):
+    """Write `weights` with `notes` in the header, and the config beside them."""
     path = pathlib.Path(path)
     save(path, weights, notes)
     path.with_suffix('.json').write_text(config.to_json_best_effort(indent=1) + '\n')

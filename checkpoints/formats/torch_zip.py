@@ -1,14 +1,13 @@
-"""Files of `torch.save`: training states of this library and of the 2021 PyTorch release, and the
-lists of NCSN's and NCSNv2's authors.
+"""Files of `torch.save`: training states of this library and of the 2021 release, lists of NCSN.
 
 A training state is {'optimizer', 'model', 'ema', 'step'}; names in 'model' begin with 'module.'. A
-list is [model, optimizer] (NCSN) or [model, optimizer, epoch, step, average] (NCSNv2), the average
-{name: tensor} and there only where it was switched on. Reading executes nothing (`weights_only`),
-yet takes the numpy scalars of published files.
+list is [model, optimizer] (NCSN) or [model, optimizer, epoch, step, average] (NCSNv2), where the
+average {name: tensor} exists only if it was switched on. Loading never executes code from the file
+(`weights_only`), and accepts the numpy scalars of published files.
 
-Such a file is a zip archive without compression. Ours carry the SHA-256 of all that is in them as
-the archive's comment, which any reader of zip files passes over: a byte that is not as it was
-written is noticed. Of others the sums of the archive itself are checked.
+The file is an uncompressed zip archive. Ours have the SHA-256 of their content as the comment of
+the archive, which zip programs ignore; it detects any changed byte. Files of others are checked by
+the CRCs of the archive.
 """
 
 import hashlib
@@ -18,17 +17,78 @@ import pickle
 import re
 import struct
 import zipfile
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from runtime.errors import CheckpointError
 
+# The archive's last record has 22 bytes; the last two are the length of the comment after it.
+END = b'PK\x05\x06'
+END_LENGTH = 22
+SEAL = re.compile(rb'sha256:([0-9a-f]{64})')
+SEAL_LENGTH = 71
 
-def _numpy_scalars():
-    """What a pickled numpy scalar is made of, under the names it has in files of numpy 1 and of
-    numpy 2.
+# What PyTorch's reader raises for corrupt files.
+READ_ERRORS = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    MemoryError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+
+def matches(path: pathlib.Path) -> bool:
+    """Return whether a file is a zip archive, or a pickle as written before 2020."""
+    if not path.is_file():
+        return False
+    with open(path, 'rb') as file:
+        return file.read(2) in (b'PK', b'\x80\x02', b'\x80\x03', b'\x80\x04')
+
+
+def load(path, device='cpu'):
+    """Return the content of a file of `torch.save`.
+
+    Raises:
+        CheckpointError: if it is corrupt, or cannot be read without executing code.
     """
+    try:
+        verify(path)
+        _check_no_bytearray(path)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location=device, weights_only=True)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        imported = re.search(r'GLOBAL ([\w.]+)', str(error))
+        raise _contains_code(path, imported[1]) if imported else _unreadable(path) from error
+    except READ_ERRORS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _unreadable(path, reason) from error
+
+
+def _contains_code(path, imported: str) -> CheckpointError:
+    return CheckpointError(f'{path} contains code, which is never loaded: it imports {imported}')
+
+
+def _unreadable(path, reason: str = '') -> CheckpointError:
+    return CheckpointError(
+        f'{path} cannot be read as a checkpoint: it may be truncated, or of another format'
+        + (f' ({reason})' if reason else '')
+    )
+
+
+def _numpy_scalars() -> list:
+    """Return what a pickled numpy scalar consists of, under its names in numpy 1 and numpy 2."""
     scalar = np.float64(0).__reduce__()[0]
     return [
         (scalar, 'numpy.core.multiarray.scalar'),
@@ -40,14 +100,60 @@ def _numpy_scalars():
     ]
 
 
-# the archive's last record, of 22 bytes: the last two are the length of the comment behind it
-END = b'PK\x05\x06'
-SEAL = re.compile(rb'sha256:([0-9a-f]{64})')
-SEAL_LENGTH = 71
+def _check_no_bytearray(path):
+    """Raise CheckpointError for a file that could allocate any amount of memory by a number.
+
+    PyTorch allows bytearray in files; no checkpoint has one.
+    """
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b'bytearray') >= 0:
+            raise _contains_code(path, 'bytearray')
 
 
-def _digest(file, count: int) -> str:
-    """SHA-256 of the first `count` bytes of an open file."""
+# Integrity ----------------------------------------------------------------------------------------
+
+
+def seal(file: BinaryIO):
+    """Append the SHA-256 of a zip archive as its comment.
+
+    Args:
+        file: of `torch.save`, open for reading and writing.
+    """
+    size = file.seek(0, 2)
+    digest = _digest(file, size - 2)
+    file.seek(size - END_LENGTH)
+    assert file.read()[:4] == END, 'torch.save ends with the end of an archive that has no comment'
+    file.seek(size - 2)
+    file.write(struct.pack('<H', SEAL_LENGTH) + b'sha256:' + digest.encode())
+
+
+def verify(path):
+    """Raise CheckpointError for an archive that is corrupt or that `torch.save` has not written."""
+    with open(path, 'rb') as file:
+        if file.read(2) != b'PK':
+            return  # written before 2020: no archive
+        size = file.seek(0, 2)
+        file.seek(max(0, size - END_LENGTH - SEAL_LENGTH))
+        end = file.read()
+        found = SEAL.fullmatch(end[-SEAL_LENGTH:])
+        sealed = found and end[:4] == END and end[20:22] == struct.pack('<H', SEAL_LENGTH)
+        if sealed and _digest(file, size - SEAL_LENGTH - 2) != found[1].decode():
+            raise CheckpointError(f'{path} is corrupt: SHA-256 mismatch')
+    if not sealed and (end[-END_LENGTH : -END_LENGTH + 4] != END or end[-2:] != b'\0\0'):
+        raise CheckpointError(f'{path} is corrupt or truncated: the end of the archive is missing')
+    with zipfile.ZipFile(path) as archive:  # a seal proves integrity, not who wrote the file
+        entries = archive.infolist()
+        if (
+            any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            or sum(entry.file_size for entry in entries) > size
+        ):
+            raise CheckpointError(f'{path} is not a file of torch.save: it has compressed data')
+        if not sealed and (broken := archive.testzip()) is not None:
+            raise CheckpointError(f'{path} is corrupt: CRC mismatch in {broken}')
+
+
+def _digest(file: BinaryIO, count: int) -> str:
+    """Return the SHA-256 of the first `count` bytes of an open file."""
     sha = hashlib.sha256()
     file.seek(0)
     while count:
@@ -59,128 +165,36 @@ def _digest(file, count: int) -> str:
     return sha.hexdigest()
 
 
-def seal(file):
-    """Writes the digest of a zip archive, open for reading and writing, behind it."""
-    size = file.seek(0, 2)
-    digest = _digest(file, size - 2)
-    file.seek(size - 22)
-    assert file.read()[:4] == END, 'torch.save ends with the end of an archive that has no comment'
-    file.seek(size - 2)
-    file.write(struct.pack('<H', SEAL_LENGTH) + b'sha256:' + digest.encode())
-
-
-def verify(path):
-    """CheckpointError for an archive with something in it that is not as it was written, or that no
-    `torch.save` has written.
-    """
-    with open(path, 'rb') as file:
-        if file.read(2) != b'PK':
-            return  # of before 2020: no archive
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 22 - SEAL_LENGTH))
-        end = file.read()
-        found = SEAL.fullmatch(end[-SEAL_LENGTH:])
-        sealed = found and end[:4] == END and end[20:22] == struct.pack('<H', SEAL_LENGTH)
-        if sealed and _digest(file, size - SEAL_LENGTH - 2) != found[1].decode():
-            raise CheckpointError(
-                f'{path} is damaged: what is in it is not what was written (its SHA-256 is another)'
-            )
-    if not sealed and (end[-22:-18] != END or end[-2:] != b'\0\0'):
-        raise CheckpointError(f'{path} is damaged, or cut short: it does not end as such files do')
-    with zipfile.ZipFile(path) as archive:  # a seal tells of damage, not of the writer's intent
-        entries = archive.infolist()
-        if (
-            any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            or sum(entry.file_size for entry in entries) > size
-        ):
-            raise CheckpointError(f'{path} is no checkpoint of PyTorch: it holds compressed data')
-        if not sealed and (broken := archive.testzip()) is not None:
-            raise CheckpointError(f'{path} is damaged: the sum of {broken} in it is another')
-
-
-def _refuse_allocation(path):
-    """CheckpointError for a file that asks for memory by a number alone: no checkpoint has a
-    bytearray in it, which PyTorch would allow.
-    """
-    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b'bytearray') >= 0:
-            raise CheckpointError(
-                f'{path} is refused: besides data there is code in it, which '
-                'wants to import bytearray'
-            )
-
-
-def matches(path: pathlib.Path) -> bool:
-    """A zip file, or a pickle of before 2020."""
-    if not path.is_file():
-        return False
-    with open(path, 'rb') as file:
-        return file.read(2) in (b'PK', b'\x80\x02', b'\x80\x03', b'\x80\x04')
-
-
-def load(path, device='cpu'):
-    """The content of a file of `torch.save`; CheckpointError where it cannot be read without
-    executing anything.
-    """
-    try:
-        verify(path)
-        _refuse_allocation(path)
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(path, map_location=device, weights_only=True)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r'GLOBAL ([\w.]+)', str(error))
-        raise CheckpointError(
-            f'{path} is refused: besides data there is code in it, which wants '
-            f'to import {wanted[1]}'
-            if wanted
-            else f'{path} cannot be read as a checkpoint; it may be cut short, or of another kind'
-        ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        MemoryError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        # whatever a damaged file makes PyTorch's reader stumble over
-        NotImplementedError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f'{path} cannot be read as a checkpoint; it may be cut short, or of '
-            f'another kind: {reason}'
-        ) from error
-
-
-def bare(weights: dict) -> dict:
-    """The same tensors without the 'module.' of a DataParallel in front of their names."""
-    return {name.removeprefix('module.'): value for name, value in weights.items()}
+# Training states ----------------------------------------------------------------------------------
 
 
 def read(path, network, device='cpu') -> dict:
-    """The training state in a file: as it is there, or from the list of NCSN's or NCSNv2's
-    authors.
-    """
+    """Return the training state in a file, also from a list of NCSN or NCSNv2."""
     content = load(path, device)
     if isinstance(content, (list, tuple)) and content and isinstance(content[0], dict):
         return _from_list(content, network)
-    if not isinstance(content, dict) or 'model' not in content:
-        raise CheckpointError(f"{path} is no training state: it has no 'model'")
+    check_state(path, content)
     return content
 
 
-def _from_list(content, network) -> dict:
-    weights, found = bare(content[0]), [part for part in content[2:] if isinstance(part, dict)]
-    parameters = dict(network.named_parameters())
-    buffers = {name: value for name, value in weights.items() if name not in parameters}
-    average = buffers | bare(found[0]) if found else weights
-    return dict(
-        model=weights, ema=dict(named=average), step=int(content[3]) if len(content) > 3 else 0
-    )
+def check_state(path, content):
+    """Raise CheckpointError if the content of a file is not a training state."""
+    if not isinstance(content, dict) or 'model' not in content:
+        raise CheckpointError(f"{path} is not a training state: it has no 'model'")
+
+
+def bare(weights: dict) -> dict:
+    """Remove the prefix 'module.' of a DataParallel from the names of tensors."""
+    return {name.removeprefix('module.'): value for name, value in weights.items()}
+
+
+def _from_list(content: list, network) -> dict:
+    weights = bare(content[0])
+    averages = [part for part in content[2:] if isinstance(part, dict)]
+    average = weights
+    if averages:
+        parameters = dict(network.named_parameters())
+        buffers = {name: value for name, value in weights.items() if name not in parameters}
+        average = buffers | bare(averages[0])
+    step = int(content[3]) if len(content) > 3 else 0
+    return dict(model=weights, ema=dict(named=average), step=step)

@@ -1,0 +1,211 @@
+"""Pipeline folders of diffusers, read and written without that library.
+
+    model_index.json
+    unet/{config.json, diffusion_pytorch_model.safetensors}
+    scheduler/scheduler_config.json
+
+Two families of its `UNet2DModel` are networks of ours. Blocks named Skip make up NCSN++ with input
+and output skips (`ncsnpp.SkipUNets`); plain blocks make up DDPM (`ddpm.PlainUNets`).
+"""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from configs import stored
+from models.ncsnpp import NCSNpp
+from models.unet import UNet
+from runtime.errors import CheckpointError, UserError
+
+from .. import safetensors
+from ..layouts import to_ours, to_theirs
+from .ddpm import PlainUNets, adding_nothing, adds_nothing
+from .family import Family, network_of
+from .folder import WEIGHTS, load, read_json, read_scheduler, unet_folder
+from .ncsnpp import SkipUNets
+
+# Beside model_index.json: the whole config, and what the weights are.
+OUR_CONFIG = 'score_sde_config.json'
+SKIP, PLAIN = SkipUNets(), PlainUNets()
+
+
+def matches(path: pathlib.Path) -> bool:
+    """Return whether a folder has a pipeline or a network in it."""
+    return path.is_dir() and any(
+        (path / name).is_file() for name in ('model_index.json', 'config.json', 'unet/config.json')
+    )
+
+
+def family_of(network_or_config: UNet | ConfigDict) -> Family | None:
+    """Return the family that a network or config of ours may belong to, or None."""
+    if isinstance(network_or_config, ConfigDict):
+        name = network_or_config.model.name
+        return {'ddpm': PLAIN, 'ncsnpp': SKIP, 'ddpmpp': SKIP}.get(name)
+    return SKIP if isinstance(network_or_config, NCSNpp) else PLAIN
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def config_of(path, with_scheduler: bool = True) -> ConfigDict:
+    """Return the config of a folder: the one that we wrote, else the one its settings define.
+
+    Args:
+        path: folder of a pipeline or of a network.
+        with_scheduler: read the noise levels too; else only the network is described.
+
+    Raises:
+        CheckpointError: if no network of this library has these settings.
+    """
+    path = pathlib.Path(path)
+    if (path / OUR_CONFIG).is_file():
+        return stored.get_config(path / OUR_CONFIG)
+    unet = read_json(unet_folder(path) / 'config.json')
+    try:
+        family = _family_of_settings(unet)
+        config = family.config_of(path, unet)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise CheckpointError(f'{path} is not a supported UNet2DModel: {error}') from error
+    if with_scheduler:
+        _read_noise_levels(path, family, config)
+    return config
+
+
+def _family_of_settings(unet: dict) -> Family:
+    """Return the family of a `UNet2DModel` by its blocks; ValueError if they are of neither."""
+    down, up = list(unet.get('down_block_types', ())), list(unet.get('up_block_types', ()))
+    mirrored = up == [name.replace('Down', 'Up') for name in reversed(down)]
+    family = next((family for family in (SKIP, PLAIN) if family.has_blocks(down)), None)
+    kind = unet.get('_class_name', 'UNet2DModel')
+    if kind != 'UNet2DModel' or not down or family is None or not mirrored:
+        raise ValueError(
+            'expected a UNet2DModel of plain blocks or of Skip blocks, with the same attention '
+            f'on both ways, got {kind} with the blocks {", ".join(map(str, down + up))}'
+        )
+    return family
+
+
+def _read_noise_levels(path: pathlib.Path, family: Family, config: ConfigDict):
+    file, scheduler = read_scheduler(path)
+    kind = scheduler.get('_class_name') or 'a scheduler without a name'
+    if kind not in family.schedulers:
+        raise CheckpointError(
+            f'{file}: expected {" or ".join(family.schedulers)} for this network, got {kind}'
+        )
+    try:
+        family.read_scheduler(config, scheduler)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f'{file} has unsupported settings: {error}') from error
+
+
+def read(path, network, device='cpu') -> dict:
+    """Return the weights as a training state, where they are the average too.
+
+    Raises:
+        CheckpointError: if the network in the folder is not that of the config.
+    """
+    path = pathlib.Path(path)
+    if not isinstance(network, UNet):
+        raise CheckpointError(
+            f'{path} is a network of diffusers, of which only ddpm and ncsnpp networks can be '
+            f'read, got {type(network).__name__}'
+        )
+    weights = load(path)
+    _check_same_network(path, network)
+    family = family_of(network)
+    spare = family.spare(network)
+    for attention in spare:
+        if not adds_nothing(weights, attention):
+            raise CheckpointError(
+                f'{path} does not fit the network of the config: it has {attention}, which needs '
+                "config.model.up_attention='block'"
+            )
+    dropped = tuple(f'{attention}.' for attention in spare)
+    kept = {
+        name: value for name, value in weights.items() if not (dropped and name.startswith(dropped))
+    }
+    found = to_ours(family.table(network), kept, network)
+    notes = read_json(path / OUR_CONFIG) if (path / OUR_CONFIG).is_file() else {}
+    return dict(model=found, ema=dict(named=found), step=notes.get('step', 0))
+
+
+def _check_same_network(path: pathlib.Path, network: UNet):
+    """Raise CheckpointError if the network differs from that of the folder beside its weights."""
+    reference = network_of(config_of(path, with_scheduler=False))
+    same_names = network.state_dict().keys() == reference.state_dict().keys()
+    pairs = zip(_settings_of(network, same_names), _settings_of(reference, same_names))
+    details = [
+        f'{there} in the folder, {here.partition(": ")[2]} by the config'
+        for here, there in pairs
+        if here != there
+    ]
+    if details:
+        more = f', and {len(details) - 1} more' if len(details) > 1 else ''
+        raise CheckpointError(
+            f'{path} does not fit the network of the config: {details[0]}{more}', details
+        )
+
+
+def _settings_of(network: UNet, with_layers: bool) -> list[str]:
+    """Return what a network computes with besides its parameters, with that of its layers."""
+    names = (
+        'embedding',
+        'centers',
+        'scale_by_sigma',
+        'skip_rescale',
+        'progressive',
+        'progressive_input',
+    )
+    found = [f'network: {type(network).__name__}']
+    found += [f'{name}: {getattr(network, name)}' for name in names]
+    if with_layers:
+        layers = list(network.named_modules())
+        found += [f'{name}: {layer}' for name, layer in layers if not next(layer.children(), None)]
+        found += [
+            f'{name}: {layer.heads} heads' for name, layer in layers if hasattr(layer, 'heads')
+        ]
+    return found
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def unfit(config: ConfigDict) -> list[str]:
+    """Return why the network of a config cannot be a pipeline of diffusers; empty if it can."""
+    family = family_of(config)
+    if family is None:
+        return [f'config.model.name={config.model.name!r}: diffusers has U-Nets']
+    return family.unfit(config)
+
+
+def write(path, network: UNet, weights: dict, config: ConfigDict, notes: dict):
+    """Write a pipeline folder.
+
+    Raises:
+        UserError: if diffusers cannot express the network.
+    """
+    if faults := unfit(config):
+        raise UserError('diffusers cannot express this network: ' + '; '.join(faults))
+    path = pathlib.Path(path)
+    family = family_of(config)
+    theirs = to_theirs(family.table(network), weights)
+    for attention, channels in family.spare(network).items():
+        theirs |= adding_nothing(attention, channels)
+    scheduler = family.scheduler_config(config)
+    files = {
+        'unet/config.json': family.unet_config(config),
+        'scheduler/scheduler_config.json': scheduler,
+        OUR_CONFIG: dict(notes, config=json.loads(config.to_json_best_effort())),
+        'model_index.json': dict(
+            _class_name=family.pipeline,
+            scheduler=['diffusers', scheduler['_class_name']],
+            unet=['diffusers', 'UNet2DModel'],
+        ),
+    }
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(json.dumps(content, indent=2) + '\n')
+    safetensors.save(path / 'unet' / WEIGHTS[0], theirs)

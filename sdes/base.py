@@ -1,0 +1,221 @@
+"""The base class of all processes, `SDE`, and their reversal, `ReverseSDE`.
+
+A forward SDE carries data x_0 to a simple prior p_T; its reversal, run backwards from T, and the
+probability-flow ODE carry the prior back to the data. With the score s = grad_x log p_t(x),
+
+    dx = f(x, t) dt + g(t) dw                     t in [0, T]      (Song et al. 2021, Eq. 5)
+    dx = (f - g^2 s) dt + g dw                    reversal         (Eq. 6)
+    dx = (f - g^2 s / 2) dt                       the ODE          (Eq. 13)
+
+Every drift here is linear in x, so that x_t given x_0 is N(m(t) x_0, std(t)^2 I).
+"""
+
+import abc
+import copy
+import inspect
+import math
+
+import torch
+
+from runtime.errors import UserError
+from runtime.randomness import normal_like
+
+
+def expand(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """`v` of shape (B,) as (B, 1, ...), to be multiplied with `x` of shape (B, ...)."""
+    return v.reshape(v.shape + (1,) * (x.ndim - v.ndim))
+
+
+def table_dtype(t: torch.Tensor) -> torch.dtype:
+    """The dtype in which tables of a chain are looked up at times t: at least float32."""
+    return torch.promote_types(t.dtype, torch.float32)
+
+
+class SDE(abc.ABC):
+    """A forward SDE dx = f(x, t) dt + g(t) dw with `N` discretization steps (Eq. 5).
+
+    A new process implements `T`, `sde`, `marginal_prob`, `prior_sampling` and `prior_logp`, for a
+    network that predicts noise from the label 999 t / T; everything else follows from these.
+    """
+
+    sampling_eps = 1e-3  # where sampling stops: below it the score is too steep for the solver
+    labels_are_sigmas = False  # whether a network's label in continuous time is std(t)
+    shown_as = {}  # names of attributes in `repr`, where they differ
+
+    def __init__(self, N: int):
+        if N < 1:
+            raise UserError(f'an SDE needs at least one discretization step, got N={N}')
+        self.N = N
+
+    @classmethod
+    def config_keys(cls) -> list[str]:
+        """The keys of `config.model` that belong to this SDE: its constructor's, other than N."""
+        return [
+            p.name
+            for p in inspect.signature(cls).parameters.values()
+            if p.name != 'N' and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+
+    @classmethod
+    def from_config(cls, config) -> 'SDE':
+        """Build the SDE with N = `model.num_scales` and the `config_keys` in `config.model`."""
+        model = config.model
+        return cls(**{k: model[k] for k in cls.config_keys() if k in model}, N=model.num_scales)
+
+    def __repr__(self):
+        shown = {
+            self.shown_as.get(name, name): value
+            for name, value in vars(self).items()
+            if isinstance(value, (int, float, str)) and name[0] != '_' and name != 'N'
+        }
+        settings = [f'{name}={value!r}' for name, value in (shown | {'N': self.N}).items()]
+        return f'{type(self).__name__}({", ".join(settings)})'
+
+    # What a process must define
+
+    @property
+    @abc.abstractmethod
+    def T(self) -> float:
+        """The end time of the process."""
+
+    @abc.abstractmethod
+    def sde(self, x, t):
+        """The drift f(x, t), shape of x, and the diffusion g(t), shape (B,)."""
+
+    @abc.abstractmethod
+    def marginal_prob(self, x, t):
+        """The mean m(t) x (shape of x) and standard deviation std(t) (B,) of p(x_t | x_0 = x)."""
+
+    @abc.abstractmethod
+    def prior_sampling(self, shape):
+        """Draws from p_T, of the given shape, on the CPU."""
+
+    @abc.abstractmethod
+    def prior_logp(self, z):
+        """log p_T(z) in nats, shape (B,)."""
+
+    # Marginals and transitions
+
+    def mean_and_std(self, t):
+        """m(t) and std(t), both (B,), of p(x_t | x_0) = N(m(t) x_0, std(t)^2 I)."""
+        # a `marginal_prob` may be written for images only, or for vectors only
+        for shape in ((-1, 1, 1, 1), (-1, 1)):
+            ones = torch.ones_like(t).reshape(shape)
+            mean, std = self.marginal_prob(ones, t)
+            if mean.shape == ones.shape:
+                return mean.flatten(), std
+        raise ValueError(
+            f'{type(self).__name__}.marginal_prob must return a mean of the shape of x, '
+            f'got {tuple(mean.shape)} for {tuple(ones.shape)}'
+        )
+
+    def perturb(self, x, t, noise=None):
+        """A draw m x + std z of x_t given x_0 = x; z is standard normal unless `noise` is given."""
+        mean, std = self.marginal_prob(x, t)
+        return mean + expand(std, x) * (normal_like(x) if noise is None else noise)
+
+    def denoise(self, x, t, score):
+        """E[x_0 | x_t = x] = (x + std^2 score) / m for t > 0 (Tweedie's formula), shape of x."""
+        m, std = self.mean_and_std(t)
+        return (x + expand(std, x) ** 2 * score) / expand(m, x)
+
+    def noise(self, x, t, score):
+        """E[z | x_t = x] = -std score for x_t = m x_0 + std z, shape of x."""
+        return -expand(self.mean_and_std(t)[1], x) * score
+
+    def transition_prob(self, x, s, t):
+        """Mean r x (shape of x) and standard deviation (B,) of p(x_t | x_s = x), times s <= t (B,).
+
+        r = m(t) / m(s), and the variance is std(t)^2 - r^2 std(s)^2.
+        """
+        (m_s, std_s), (m_t, std_t) = self.mean_and_std(s), self.mean_and_std(t)
+        r = m_t / m_s
+        return expand(r, x) * x, (std_t**2 - (r * std_s) ** 2).clamp(min=0).sqrt()
+
+    def reverse(self, score_fn, probability_flow: bool = False) -> 'ReverseSDE':
+        """The reversal, or the probability-flow ODE, for a score function (x, t) -> shape of x."""
+        return ReverseSDE(self, score_fn, probability_flow)
+
+    # The chain of N steps
+
+    def timesteps(self, eps, device=None, dtype=torch.float32):
+        """The N times, from T down to `eps`, from which samplers take their steps."""
+        return torch.linspace(self.T, eps, self.N, device=device, dtype=dtype)
+
+    def with_steps(self, N: int) -> 'SDE':
+        """The same process with `N` discretization steps."""
+        other = copy.copy(self)
+        other.N = N
+        return other
+
+    def step_index(self, t, scales: int | None = None):
+        """The index t (N - 1) / T, truncated, of time t in tables of N (or `scales`) steps."""
+        return (t.to(table_dtype(t)) * ((scales or self.N) - 1) / self.T).long()
+
+    def discretize(self, x, t):
+        """f dt (shape of x) and g sqrt(dt) (B,) of a step of the chain, with dt = T/N."""
+        drift, diffusion = self.sde(x, t)
+        dt = self.T / self.N
+        return drift * dt, diffusion * math.sqrt(dt)
+
+    def ancestral_step(self, x, t, score):
+        """Mean (shape of x) and standard deviation (B,) of x_{i-1} given x_i = x at time t."""
+        raise NotImplementedError(
+            f'ancestral sampling is not defined for {type(self).__name__}: it needs the Markov '
+            'chain of VPSDE or VESDE; use reverse_diffusion or euler_maruyama'
+        )
+
+    def langevin_alpha(self, t):
+        """The factor alpha (B,) in the step size of Langevin correctors (Algorithms 4 and 5)."""
+        return torch.ones_like(t)
+
+    # What a network is given and returns; `scales` is the number of a discrete network's levels
+
+    def network_label(self, t, continuous: bool = True, scales: int | None = None):
+        """The network's label (B,) for time t."""
+        return 999 * t / self.T
+
+    def score_from_output(self, output, t, continuous: bool = True, scales: int | None = None):
+        """The score from the network's output for x_t and `network_label(t)`: -output / std."""
+        return -output / expand(self.mean_and_std(t)[1], output)
+
+    def discrete_level(self, label):
+        """m and std, both (B,), of x_t at a discrete network's integer label in 0 .. N - 1."""
+        raise NotImplementedError(
+            f'{type(self).__name__} has no discrete-time training objective: '
+            'set training.continuous=True'
+        )
+
+    def discrete_residual(self, output, noise, std):
+        """The error of a discrete network in units of the noise, which training brings to zero."""
+        return output - noise
+
+
+class ReverseSDE:
+    """dx = (f - g^2 s) dt + g dw, or with `probability_flow` dx = (f - g^2 s / 2) dt (Eqs. 6, 13).
+
+    It runs from T down to 0: one step is x - f + G z with f and G of `discretize`.
+    """
+
+    def __init__(self, forward: SDE, score_fn, probability_flow: bool = False):
+        self.forward, self.score_fn, self.probability_flow = forward, score_fn, probability_flow
+
+    def __repr__(self):
+        return f'ReverseSDE({self.forward!r}, probability_flow={self.probability_flow})'
+
+    N = property(lambda self: self.forward.N)
+    T = property(lambda self: self.forward.T)
+
+    def reverse(self, x, t, drift, diffusion):
+        """Drift (shape of x) and diffusion (B,) of the reversal, from those of a forward step."""
+        weight = 0.5 if self.probability_flow else 1.0
+        drift = drift - weight * expand(diffusion, x) ** 2 * self.score_fn(x, t)
+        return drift, torch.zeros_like(diffusion) if self.probability_flow else diffusion
+
+    def sde(self, x, t):
+        """Drift (shape of x) and diffusion (B,) of the reversal."""
+        return self.reverse(x, t, *self.forward.sde(x, t))
+
+    def discretize(self, x, t):
+        """f (shape of x) and G (B,) of x_{i-1} = x_i - f + G z, the reversed chain (Eq. 46)."""
+        return self.reverse(x, t, *self.forward.discretize(x, t))

@@ -1,0 +1,77 @@
+"""The loop that all samplers share: steps along times, with a projection after each one.
+
+Inpainting projects x_t onto what is known of it. Resampling lets both parts agree: after a stretch
+of steps the forward process carries x back to its beginning, and the stretch is taken again
+(Lugmayr et al. 2022, Algorithm 1).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from runtime.errors import UserError
+from runtime.randomness import normal_like
+from sde_lib import expand
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What happens between the steps of a sampler.
+
+    Args:
+        callback: `callback(i, t, x)` is called after the i-th step, which began at time t and led
+            to the state x (B, ...).
+        project: `project(x, t (B,)) -> x` imposes on x what is known of it, at the start and after
+            every step.
+        resample: how many times each stretch of `jump` steps is taken (Lugmayr et al. 2022,
+            Appendix B). A last stretch of one step is taken once.
+        jump: the length of a stretch.
+    """
+
+    callback: Callable | None = None
+    project: Callable | None = None
+    resample: int = 1
+    jump: int = 1
+
+    def __post_init__(self):
+        for name in ('resample', 'jump'):
+            if getattr(self, name) < 1:
+                raise UserError(f'{name} must be at least 1, got {getattr(self, name)}')
+
+    def projected(self, x, t) -> torch.Tensor:
+        """x with what is known of it at times t (B,)."""
+        return self.project(x, t) if self.project else x
+
+    def walk(self, step: Callable, sde, x, times, begin: Callable = lambda: None):
+        """Carry x (B, ...) from times[0] to times[-1].
+
+        Args:
+            step: `step(x, i) -> (x, x_mean)` leads from the i-th time to the next.
+            times: (n + 1,).
+            begin: called before a stretch is taken again.
+
+        Returns:
+            x and x_mean at the last time.
+        """
+        n = len(times) - 1
+        t = [time.expand(len(x)) for time in times]
+        x = x_mean = self.projected(x, t[0])
+        for start in range(0, n, self.jump):
+            end = min(start + self.jump, n)
+            for repeat in range(1 if start == n - 1 else self.resample):
+                if repeat:
+                    x = _noised(sde, x, t[end], t[start])
+                    begin()
+                for i in range(start, end):
+                    x, x_mean = step(x, i)
+                    x = self.projected(x, t[i + 1])
+                    if self.callback:
+                        self.callback(i, times[i], x)
+        return x, x_mean
+
+
+def _noised(sde, x, s, t):
+    """x (B, ...) carried by the forward process from times s to later times t, both (B,)."""
+    mean, std = sde.transition_prob(x, s, t)
+    return mean + expand(std, x) * normal_like(x)

@@ -1,0 +1,108 @@
+"""The settings of all samplers in one object: `Options(method='heun', steps=18)`."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+
+from runtime.errors import UserError
+from solvers.few_steps import SOLVERS, threshold
+from solvers.grids import time_grid
+
+DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol, atol
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How samples are drawn: the keys of a config's `sampling` section, and three more.
+
+    explained in configs/keys.py the keys. `predictor` and `corrector` may be classes or names.
+
+    Args:
+        eps: the time at which sampling stops. None: `sde.sampling_eps`.
+        centered: whether the network sees images in [-1, 1] rather than in [0, 1], for
+            `thresholding`.
+        own: settings of solvers that are not in this library, by name.
+    """
+
+    method: str = 'unipc'
+    predictor: type | str | None = 'none'
+    corrector: type | str | None = 'none'
+    order: str = 'corrector_predictor'
+    n_steps_each: int = 1
+    snr: float = 0.16
+    probability_flow: bool = False
+    noise_removal: bool = True
+    steps: int = 0
+    skip_type: str = ''
+    rho: float = 7.0
+    eta: float = 0.0
+    churn: float = 0.0
+    dpm_solver_order: int = 2
+    ode_method: str = 'dopri5'
+    rtol: float = 0.0
+    atol: float = 0.0
+    prior_mean: float | torch.Tensor = 0.0
+    eps: float | None = None
+    thresholding: bool = False
+    centered: bool = True
+    own: Mapping = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Mapping, **more) -> 'Options':
+        """The options in `settings`, a config's `sampling` section or a mapping with its keys.
+
+        Keys that are not fields become `own`; `more`: further fields.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        fields = {key: value for key, value in settings.items() if key in names}
+        own = {key: value for key, value in settings.items() if key not in names}
+        return cls(**fields | {'own': own} | more)
+
+    def solver(self) -> type | None:
+        """The few-step solver that `method` names; None for 'pc', 'ode' and 'adaptive'."""
+        return SOLVERS.find(self.method)
+
+    def solver_settings(self) -> dict:
+        """The settings that the solver's constructor takes."""
+        solver, given = self.solver(), vars(self) | dict(self.own)
+        settings = {key: given[key] for key in solver.settings if key in given}
+        if 'steps' in solver.settings:
+            settings['steps'] = self.steps or solver.default_steps
+        return settings
+
+    def solver_times(self, sde, denoise: bool | None = None) -> torch.Tensor:
+        """The times (n + 1,) of the solver's grid, from T down, in float64.
+
+        Args:
+            denoise: whether a step from the last time to the data follows. None: `noise_removal`.
+        """
+        solver = self.solver()
+        steps = self.steps or solver.default_steps
+        settings = self.solver_settings()
+        settings['denoise'] = self.noise_removal if denoise is None else denoise
+        settings.pop('steps', None)
+        intervals = solver.intervals(steps, **settings)
+        if intervals < 1:
+            raise UserError(f'steps={steps} is too few for method={self.method!r}')
+        skip_type = self.skip_type or solver.skip_type
+        return time_grid(sde, intervals, self.stop(sde), skip_type, self.rho)
+
+    def build_solver(self, sde, score_fn):
+        """The solver on its grid, for a score function `(x, t (B,)) -> shape of x`."""
+        times, settings = self.solver_times(sde), self.solver_settings()
+        return self.solver()(sde, score_fn, times, correct=self.correct(), **settings)
+
+    def correct(self) -> Callable | None:
+        """The function that is applied to every estimate of an image, if any."""
+        return functools.partial(threshold, centered=self.centered) if self.thresholding else None
+
+    def tolerances(self) -> tuple[float, float]:
+        """rtol and atol of 'ode' and 'adaptive'; 0.0 stands for the method's default."""
+        rtol, atol = DEFAULT_TOLERANCES[self.method.lower()]
+        return self.rtol or rtol, self.atol or atol
+
+    def stop(self, sde) -> float:
+        """The time at which sampling stops."""
+        return sde.sampling_eps if self.eps is None else self.eps

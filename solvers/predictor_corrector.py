@@ -1,0 +1,214 @@
+"""Predictor-corrector sampling (Song et al. 2021, Algorithm 1) for any predictor and corrector.
+
+A predictor is a step of the reverse-time SDE, a corrector steps of Langevin dynamics at a fixed
+time. Those of the paper are in `sampling`, which also has the decorators that register new ones.
+"""
+
+import abc
+
+import torch
+
+from models.utils import times_like
+from runtime.errors import UserError
+from runtime.registry import Registry
+from solvers.grids import time_grid
+from solvers.loop import Loop
+from solvers.options import Options
+
+PREDICTORS, CORRECTORS = Registry('predictor'), Registry('corrector')
+ORDERS = ('corrector_predictor', 'predictor_corrector')
+
+
+class Predictor(abc.ABC):
+    """A step of the reverse-time SDE, from time t to an earlier one.
+
+    `update_fn` takes the steps of the SDE's own N times, as in the 2021 release. A predictor that
+    also has `step` works on any grid of times (`skip_type`).
+
+    Args:
+        score_fn: the score `(x, t (B,)) -> shape of x`.
+        probability_flow: whether to follow the ODE, without noise.
+    """
+
+    def __init__(self, sde, score_fn, probability_flow: bool = False):
+        self.sde, self.score_fn = sde, score_fn
+        self.rsde = sde.reverse(score_fn, probability_flow)
+
+    @classmethod  # noqa: B027  (by default steps are defined for every SDE)
+    def check(cls, sde):
+        """Raise an error if `update_fn` is not defined for this SDE and its N.
+
+        Raises:
+            NotImplementedError, ValueError: saying what is missing.
+        """
+
+    @abc.abstractmethod
+    def update_fn(self, x, t) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (B, ...) at times t (B,) -> (x, x_mean) at t - T/N; x_mean lacks the step's noise."""
+
+    def step(self, x, t: float, s: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (B, ...) at time t -> (x, x_mean) at time s < t; s = 0 leads to the data."""
+        raise NotImplementedError
+
+
+@PREDICTORS.register(name='none')
+class NonePredictor(Predictor):
+    """x_s = x: no step."""
+
+    def update_fn(self, x, t):
+        return x, x
+
+    def step(self, x, t, s):
+        return x, x
+
+
+class Corrector(abc.ABC):
+    """Steps that bring x closer to p_t without changing t.
+
+    Args:
+        score_fn: the score `(x, t (B,)) -> shape of x`.
+        snr: the signal-to-noise ratio that sets the size of a step.
+        n_steps: the number of steps at each time.
+    """
+
+    def __init__(self, sde, score_fn, snr: float, n_steps: int):
+        self.sde, self.score_fn, self.snr, self.n_steps = sde, score_fn, snr, n_steps
+
+    @classmethod  # noqa: B027  (by default steps are defined for every SDE)
+    def check(cls, sde):
+        """Raise an error if `update_fn` is not defined for this SDE and its N.
+
+        Raises:
+            NotImplementedError, ValueError: saying what is missing.
+        """
+
+    @abc.abstractmethod
+    def update_fn(self, x, t) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (B, ...) at times t (B,) -> (x, x_mean) at the same times."""
+
+    def step(self, x, t: float, s: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (B, ...) at time t -> (x, x_mean) at the same time, on a grid whose next time is s."""
+        return self.update_fn(x, times_like(x, t))
+
+
+@CORRECTORS.register(name='none')
+class NoneCorrector(Corrector):
+    """x = x: no step."""
+
+    def update_fn(self, x, t):
+        return x, x
+
+
+def classes(options: Options) -> tuple[type[Predictor], type[Corrector]]:
+    """The classes of predictor and corrector that the options name or hold."""
+    predictor, corrector = options.predictor, options.corrector
+    if isinstance(predictor, str):
+        predictor = PREDICTORS.get(predictor)
+    if isinstance(corrector, str):
+        corrector = CORRECTORS.get(corrector)
+    return predictor or NonePredictor, corrector or NoneCorrector
+
+
+def times(sde, options: Options) -> torch.Tensor:
+    """The times of the steps (n + 1,): the SDE's N times or a grid, and 0, which is the data."""
+    steps, eps = options.steps or sde.N, options.stop(sde)
+    if options.skip_type:
+        grid = time_grid(sde, steps - 1, eps, options.skip_type, options.rho)
+    else:
+        grid = sde.with_steps(steps).timesteps(eps)
+    return torch.cat([grid, torch.zeros_like(grid[:1])])
+
+
+class _Steps:
+    """The predictor and the corrector of a walk, each called as `(x, i)` with the number of a time.
+
+    `times` (n + 1,) are those of the states: the last step, to the data, ends at eps as well.
+    """
+
+    def __init__(self, sde, score_fn, x, options: Options):
+        chain = sde.with_steps(options.steps or sde.N)
+        predictor, corrector = classes(options)
+        self.predictor = predictor(chain, score_fn, options.probability_flow)
+        self.corrector = corrector(chain, score_fn, options.snr, options.n_steps_each)
+        self.grid = None
+        if options.skip_type:
+            grid = times(sde, options)
+            self.grid = grid.tolist()
+            points = grid[:-1].to(x.device, x.dtype)
+        else:
+            points = chain.timesteps(options.stop(sde), x.device, x.dtype)
+        self.times = torch.cat([points, points[-1:]])
+        self.t = [t.expand(len(x)) for t in self.times]
+
+    def predict(self, x, i):
+        if self.grid:
+            return self.predictor.step(x, self.grid[i], self.grid[i + 1])
+        return self.predictor.update_fn(x, self.t[i])
+
+    def correct(self, x, i):
+        if self.grid:
+            return self.corrector.step(x, self.grid[i], self.grid[i + 1])
+        return self.corrector.update_fn(x, self.t[i])
+
+
+def draw(sde, score_fn, x, options: Options, loop: Loop) -> torch.Tensor:
+    """Carry x (B, ...) from the prior to the data along the SDE's N times or the grid `skip_type`.
+
+    Order 'corrector_predictor' corrects at each time before the step from it, as the 2021 release
+    does. 'predictor_corrector' corrects after each step, as Algorithm 1 does, except after the last
+    one, which leaves no noise.
+    """
+    steps = _Steps(sde, score_fn, x, options)
+    t, last = steps.t, len(steps.times) - 2
+    has_predictor = not isinstance(steps.predictor, NonePredictor)
+    corrects_first = options.order == ORDERS[0] or isinstance(steps.corrector, NoneCorrector)
+
+    def corrector_predictor(x, i):
+        x, _ = steps.correct(x, i)
+        return steps.predict(loop.projected(x, t[i]), i)
+
+    def predictor_corrector(x, i):
+        x, x_mean = steps.predict(x, i)
+        if i == last and has_predictor:
+            return x, x_mean
+        return steps.correct(loop.projected(x, t[i + 1]), min(i + 1, last))
+
+    step = corrector_predictor if corrects_first else predictor_corrector
+    x, x_mean = loop.walk(step, sde, x, steps.times)
+    return x_mean if options.noise_removal else x
+
+
+def check(sde, options: Options, loop: Loop):
+    """Raise an error that names the option if `draw` is not defined for these.
+
+    Raises:
+        NotImplementedError, ValueError: from here, from the grid or from the classes.
+    """
+    predictor, corrector = classes(options)
+    if predictor is NonePredictor and corrector is NoneCorrector:
+        raise UserError(
+            "predictor='none' and corrector='none' would return the prior noise "
+            'unchanged: choose a predictor or a corrector'
+        )
+    if options.n_steps_each < 1 and corrector is not NoneCorrector:
+        raise UserError(f'n_steps_each must be at least 1, got {options.n_steps_each}')
+    if options.order not in ORDERS:
+        raise UserError(f'order must be one of {", ".join(ORDERS)}, got {options.order!r}')
+    if loop.resample > 1 and predictor is NonePredictor:
+        raise UserError(
+            f"resample={loop.resample} needs a predictor: with predictor='none' there "
+            'is no step to repeat'
+        )
+    if options.skip_type and predictor.step is Predictor.step:
+        raise UserError(
+            f'predictor {predictor.__name__} has no method `step`, which '
+            f'skip_type={options.skip_type!r} needs'
+        )
+    chain = sde.with_steps(options.steps or sde.N)
+    times(sde, options)
+    predictor(chain, None, options.probability_flow)
+    corrector(chain, None, options.snr, options.n_steps_each)
+    if not options.skip_type:
+        predictor.check(chain)
+        if corrector is not NoneCorrector:
+            corrector.check(chain)

@@ -1,0 +1,110 @@
+"""Samplers of `controllable_generation` by names of predictors, correctors and SDEs."""
+
+import math
+
+import torch
+
+import sampling
+from control import sample_measured
+from controllable_generation import get_pc_inpainter
+from models.score import Score
+from oracles import ExactNetwork, GaussianMixture
+from sampling import Loop, Options, get_corrector, get_predictor
+from sde_lib import SDE, VESDE, VPSDE, expand, subVPSDE
+
+
+class OrnsteinUhlenbeck(SDE):
+    """dx = -x dt + sqrt(2) dw on [0, 2]: a user's SDE, the abstract methods and nothing else."""
+
+    @property
+    def T(self):
+        return 2.0
+
+    def sde(self, x, t):
+        return -x, torch.full_like(t, math.sqrt(2))
+
+    def marginal_prob(self, x, t):
+        return expand((-t).exp(), x) * x, (-torch.expm1(-2 * t)).sqrt()
+
+    def prior_sampling(self, shape):
+        return torch.randn(*shape)
+
+    def prior_logp(self, z):
+        return torch.distributions.Normal(0.0, 1.0).log_prob(z).flatten(1).sum(1)
+
+
+SEED = 0
+SDES = dict(
+    ve=lambda N: VESDE(0.01, 20, N=N), vp=lambda N: VPSDE(N=N), subvp=lambda N: subVPSDE(N=N)
+)
+ALL_SDES = dict(SDES, own=OrnsteinUhlenbeck)
+
+
+def identity(x):
+    return x
+
+
+def made(
+    make,
+    sde,
+    predictor='reverse_diffusion',
+    corrector='langevin',
+    snr=0.16,
+    inverse_scaler=identity,
+    **settings,
+):
+    """A sampler of `make` by names, for a continuous network, down to where this SDE stops."""
+    return make(
+        sde=sde,
+        predictor=predictor and get_predictor(predictor),
+        corrector=corrector and get_corrector(corrector),
+        snr=snr,
+        inverse_scaler=inverse_scaler,
+        **dict(dict(continuous=True, eps=sde.sampling_eps), **settings),
+    )
+
+
+def measured_sampler(
+    sde, inverse_scaler, continuous, consistency=0.0, resample=1, jump=1, **options
+):
+    """Return `sample_measured` with the arguments of the functions of the 2021 release.
+
+    It is called as `sampler(network, measurement, y) -> (images, nfe)`.
+    """
+    options, loop = Options(method='pc', **options), Loop(resample=resample, jump=jump)
+    sampling.check(Score(None, sde, continuous), options, loop)
+    return lambda network, measurement, y: sample_measured(
+        Score(network, sde, continuous), measurement, y, options, loop, consistency
+    )
+
+
+def walked(times, resample, jump):
+    """Each stretch of `jump` steps so many times, but for the last step."""
+    stretches = [times[i : i + jump] for i in range(0, len(times) - 1, jump)]
+    assert (len(times) - 1) % jump == 0
+    return [t for stretch in stretches for _ in range(resample) for t in stretch] + times[-1:]
+
+
+def correlated(shape):
+    """A Gaussian of points of `shape` with strong correlations.
+
+    Variances are of order one, and covariances not much smaller.
+    """
+    dims, generator = math.prod(shape), torch.Generator().manual_seed(4)
+    root, mean = (
+        torch.randn(*size, generator=generator, dtype=torch.float64)
+        for size in ((dims, dims), (1, dims))
+    )
+    return GaussianMixture([1.0], mean, (root @ root.T / dims + 0.1 * torch.eye(dims))[None], shape)
+
+
+HALF = torch.tensor([1.0, 1.0, 0.0, 0.0])
+
+
+def inpainted(sde, data, mask, shape=(4,), seed=SEED, **settings):
+    """Few samples in few steps; no corrector whose step depends on the whole batch."""
+    torch.manual_seed(seed)
+    network = ExactNetwork(sde, correlated(shape))
+    return made(get_pc_inpainter, sde, **dict(dict(corrector='ald'), **settings))(
+        network, data, mask
+    )

@@ -1,0 +1,192 @@
+"""Class-conditional U-Nets: the table of classes, label dropout, what is refused."""
+
+import math
+
+import pytest
+import torch
+
+from models import utils as mutils
+from test_networks import REFINENETS, UNETS, build, labels_for, tiny_config
+
+CLASSES = 5
+
+
+def told_and_untold(name):
+    """A U-Net that knows classes, and one that does not, with the same weights beside the table of
+    the classes.
+    """
+    told, untold = build(tiny_config(name, num_classes=CLASSES)), build(tiny_config(name))
+    untold.load_state_dict(
+        {key: value for key, value in told.state_dict().items() if key != 'label_embedding.weight'}
+    )
+    return told, untold
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_classes_add_a_table_behind_all_other_parameters(name):
+    """Names, order and, from the same seed, initial values of the others stay, so that checkpoints
+    and numbers do.
+    """
+    networks = []
+    for classes in (0, CLASSES):
+        torch.manual_seed(0)
+        networks.append(mutils.get_model(name)(tiny_config(name, num_classes=classes)))
+    untold, told = (network.state_dict() for network in networks)
+    assert [*told] == [*untold, 'label_embedding.weight'] and all(
+        torch.equal(told[key], untold[key]) for key in untold
+    )
+    untold, told = ([key for key, _ in network.named_parameters()] for network in networks)
+    assert told == [*untold, 'label_embedding.weight']
+    assert networks[1].label_embedding.weight.shape == (CLASSES + 1, 4 * networks[1].nf)
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_a_class_adds_its_row_to_the_embedding_of_the_time(name):
+    """A table of zeros makes the network that knows no classes, rows alike make all classes alike,
+    and the last row stands for None.
+    """
+    told, untold = told_and_untold(name)
+    table, x, labels = (
+        told.label_embedding.weight.detach(),
+        torch.rand(3, 3, 8, 8),
+        labels_for(name, 3),
+    )
+    classes = torch.tensor([0, 3, CLASSES - 1])
+
+    def row(k):
+        told.label_embedding.weight.data = table[k].expand(table.shape).clone()
+        return told(x, labels)
+
+    own = told(x, labels)
+    of_class = [told(x, labels, classes=torch.full((3,), k)) for k in range(CLASSES + 1)]
+    assert torch.equal(own, of_class[-1])
+    for k in range(CLASSES + 1):
+        torch.testing.assert_close(row(k), of_class[k])
+        assert torch.equal(told(x, labels, classes), told(x, labels))
+        # 1e-3: a hundred times what sums round
+        assert k == CLASSES or not torch.allclose(of_class[k], own, atol=1e-3)
+    told.label_embedding.weight.data = torch.zeros_like(table)
+    torch.testing.assert_close(told(x, labels, classes), untold(x, labels))
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_the_class_of_an_image_is_its_own(name):
+    """A batch of classes answers as the images do one at a time; another class of one image changes
+    that one alone.
+    """
+    network, x, labels = told_and_untold(name)[0], torch.rand(4, 3, 8, 8), labels_for(name, 4)
+    classes = torch.tensor([2, 0, 4, 2])
+    out = network(x, labels, classes)
+    torch.testing.assert_close(
+        out,
+        torch.cat([network(x[i : i + 1], labels[i : i + 1], classes[i : i + 1]) for i in range(4)]),
+    )
+    other = network(x, labels, torch.tensor([2, 1, 4, 2]))
+    changed = (other - out).abs().amax((1, 2, 3))
+    # what sums round, and a hundred times as much
+    assert changed[1] > 1e-3 and changed[[0, 2, 3]].max() < 1e-5
+    assert torch.equal(network(x, labels, classes.int()), out)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
+@pytest.mark.parametrize('name', UNETS)
+def test_label_dropout_hides_the_class_of_a_share_of_images_in_training(name, share):
+    """Each output is that of the class or that of None, the latter with the frequency `share`: 0.3
+    to within four standard deviations of a mean of n draws. Outside of training none is hidden.
+    """
+    n, network = 500, build(tiny_config(name, num_classes=CLASSES, label_dropout=share))
+    x, labels, classes = (
+        torch.rand(1, 3, 4, 4).expand(n, -1, -1, -1),
+        torch.ones(n),
+        torch.full((n,), 2),
+    )
+    with torch.no_grad():
+        assert torch.equal(network(x, labels, classes), network(x, labels, classes))
+        of_class, of_none = network(x[:1], labels[:1], classes[:1]), network(x[:1], labels[:1])
+        out = network.train()(x, labels, classes)
+        torch.testing.assert_close(network(x[:2], labels[:2]), of_none.expand(2, -1, -1, -1))
+    distances = torch.stack(
+        [(out - answer).abs().amax((1, 2, 3)) for answer in (of_class, of_none)]
+    )
+    assert distances.amin(0).max() < 1e-5 < 1e-3 < distances.amax(0).min()
+    assert abs(distances.argmin(0).float().mean() - share) <= 4 * math.sqrt(share * (1 - share) / n)
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_a_gradient_reaches_the_rows_of_the_classes(name):
+    """Of those in the batch, and of the last where the class is hidden."""
+    network = build(tiny_config(name, num_classes=CLASSES, label_dropout=0.0)).train()
+
+    def rows(classes):
+        network.zero_grad()
+        network(torch.rand(3, 3, 8, 8), labels_for(name, 3), classes).square().mean().backward()
+        return network.label_embedding.weight.grad.abs().sum(1).nonzero().flatten().tolist()
+
+    assert rows(torch.tensor([3, 1, 3])) == [1, 3]
+    assert rows(None) == [CLASSES]
+    network.label_dropout = 1.0
+    assert rows(torch.tensor([3, 1, 3])) == [CLASSES]
+    unreached = [key for key, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert unreached == []
+
+
+def test_classes_in_float64():
+    """Nothing of float32 on the way: finite differences agree."""
+    network = build(tiny_config('ncsnpp', dict(num_channels=1), num_classes=CLASSES)).double()
+    x, labels, classes = (
+        torch.rand(1, 1, 8, 8, dtype=torch.float64).requires_grad_(),
+        torch.ones(1, dtype=torch.float64),
+        torch.tensor([1]),
+    )
+    assert network(x, labels, classes).dtype == torch.float64
+    assert torch.autograd.gradcheck(
+        lambda x: network(x, labels, classes).square().sum(),
+        x,
+        eps=1e-6,
+        atol=1e-7,
+        rtol=1e-5,
+        fast_mode=True,
+    )
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_classes_that_are_none_are_refused(name):
+    told, untold = told_and_untold(name)
+    x, labels = torch.rand(2, 3, 8, 8), labels_for(name, 2)
+    for classes in (
+        torch.ones(1).long(),
+        torch.ones(3).long(),
+        torch.ones(2, 1).long(),
+        torch.tensor(1),
+        torch.ones(2),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r'classes must be integers of shape \(batch,\) = '
+            r'\(2,\), got',
+        ) as error:
+            told(x, labels, classes)
+        assert str(tuple(classes.shape)) in str(error.value) and '\n' not in str(error.value)
+    with pytest.raises(ValueError, match=r'built without classes \(num_classes=0\)') as error:
+        untold(x, labels, torch.ones(2).long())
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', REFINENETS)
+def test_networks_that_cannot_be_told_classes_refuse_to_be_built(name):
+    with pytest.raises(
+        ValueError, match=f'config.model.num_classes must be 0 for {name}.*, got 5'
+    ) as error:
+        mutils.get_model(name)(tiny_config(name, num_classes=5))
+    assert 'U-Net' in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_classes_need_a_network_that_is_told_the_time(name):
+    with pytest.raises(
+        ValueError, match=f'config.model.conditional must be True for {name}, got False'
+    ) as error:
+        mutils.get_model(name)(
+            tiny_config(name, num_classes=5, conditional=False, scale_by_sigma=False)
+        )
+    assert '\n' not in str(error.value)
