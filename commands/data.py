@@ -1,4 +1,4 @@
-"""What a data set holds: --mode data."""
+"""Describe a data set: --mode data."""
 
 import math
 import pathlib
@@ -17,60 +17,74 @@ from runtime import interruption
 
 @interruption.interruptible('')
 def describe_data(config, workdir=''):
-    """Logs what the config's data set holds and the `sigma_max` that it suggests; a grid of
-    training images goes to `workdir/data.png`.
+    """Log what the config's data set contains, and the `sigma_max` that suits it.
+
+    A grid of training images is written to `workdir/data.png`.
+
+    Returns:
+        The logged rows (quantity, value, remark).
     """
     config = preflight.check(config, workdir, 'data')
     rows = []
     for split in ('train', 'test'):
         images = datasets.get_split(config, split)
-        chosen = np.random.default_rng(config.seed).permutation(len(images))[
-            : min(10000, 2**26 // math.prod(images.shape))
-        ]
-        some, labels = images.read(chosen)
+        order = np.random.default_rng(config.seed).permutation(len(images))
+        some, labels = images.read(order[: min(10000, 2**26 // math.prod(images.shape))])
         if split == 'train':
             warn_of_range(some, images.levels, 'levels' in datasets.get_source(config).keys)
             check_labels(images, config.model.num_classes)
-        pixels = some.reshape(-1, some.shape[-1]) / (images.levels - 1)
-        rows.append(
-            (
-                f'{split} set',
-                f'{len(images)} images',
-                f'{some.shape[1]}x{some.shape[2]} '
-                f'pixels, {some.shape[3]} channels, '
-                f'{images.levels} grey levels, {_count_labels(labels)}',
-            )
-        )
-        rows.append(
-            (
-                '  channels',
-                ' '.join(f'{value:.4f}' for value in pixels.mean(0)),
-                f'mean; std {" ".join(f"{value:.4f}" for value in pixels.std(0))}; of '
-                f'{len(some)} images in [0, 1]',
-            )
-        )
+        rows += _rows_of_split(split, images, some, labels)
         if split == 'train':
-            if classes := shown_classes(images):
-                rows.append(('  labels', classes, 'by the names of their folders'))
-            distance, n = largest_distance(images, config.seed)
-            rows.append(
-                (
-                    '  largest distance',
-                    f'{distance:.2f}',
-                    f'between two of {n} images in '
-                    '[0, 1], estimated from below: '
-                    f'--config.model.sigma_max={float(f"{distance:.2g}")} suits a VE SDE (it '
-                    f'is {config.model.sigma_max})',
-                )
-            )
+            rows += _rows_of_training_set(config, images)
             if workdir:
-                reports.save_grid(
-                    pathlib.Path(workdir, 'data.png'), to_8_bits(some[:100], images.levels)
-                )
+                shown = to_8_bits(some[:100], images.levels)
+                reports.save_grid(pathlib.Path(workdir, 'data.png'), shown)
     logging.info('%s:\n%s', config.data.dataset, reports.table(rows))
     return rows
 
 
+def _rows_of_split(split: str, images, some: np.ndarray, labels: np.ndarray) -> list[tuple]:
+    """Rows on a split, from some of its images (n, H, W, C) and their labels."""
+    _, height, width, channels = some.shape
+    pixels = some.reshape(-1, channels) / (images.levels - 1)
+    return [
+        (
+            f'{split} set',
+            f'{len(images)} images',
+            f'{height}x{width} pixels, {channels} channels, {images.levels} grey levels, '
+            f'{_count_labels(labels)}',
+        ),
+        (
+            '  channels',
+            _decimals(pixels.mean(0)),
+            f'mean; std {_decimals(pixels.std(0))}; of {len(some)} images in [0, 1]',
+        ),
+    ]
+
+
+def _rows_of_training_set(config, images) -> list[tuple]:
+    """Rows on classes, and on the largest distance between images, which sigma_max should equal."""
+    rows = []
+    if classes := shown_classes(images):
+        rows.append(('  labels', classes, 'by the names of their folders'))
+    distance, n = largest_distance(images, config.seed)
+    rows.append(
+        (
+            '  largest distance',
+            f'{distance:.2f}',
+            f'between two of {n} images in [0, 1], a lower bound: '
+            f'--config.model.sigma_max={float(f"{distance:.2g}")} suits a VE SDE (it '
+            f'is {config.model.sigma_max})',
+        )
+    )
+    return rows
+
+
+def _decimals(values: np.ndarray) -> str:
+    return ' '.join(f'{value:.4f}' for value in values)
+
+
 def _count_labels(labels: np.ndarray) -> str:
     found = np.unique(labels)
-    return f'{len(found)} labels' + (f' ({found[0]} to {found[-1]})' if len(found) > 1 else '')
+    bounds = f' ({found[0]} to {found[-1]})' if len(found) > 1 else ''
+    return f'{len(found)} labels{bounds}'

@@ -1,6 +1,4 @@
-"""Samples as commands draw them: in batches that several processes share, with progress, as 8-bit
-images.
-"""
+"""Draw samples: in batches that processes share, with progress, as 8-bit images."""
 
 import contextlib
 import math
@@ -34,8 +32,9 @@ def to_images(samples: torch.Tensor, config) -> np.ndarray:
 
 
 def shown_evaluations(model: Score, what: str, times=None, forward: bool = False):
-    """A block in which each network evaluation counts as progress of `what` and looks for signals,
-    see `progress.watched`.
+    """Return a context in which network evaluations show as progress and look for signals.
+
+    See `progress.watched`.
 
     Args:
         model: the score model.
@@ -52,12 +51,20 @@ def shown_evaluations(model: Score, what: str, times=None, forward: bool = False
 
 
 def draw(model: ScoreModel, what: tuple, first: int, count: int) -> dict:
-    """Draw samples by the config's sampler: `samples`, 8-bit images (count, H, W, C), their `nfe`,
-    the seconds it took, and for a network that is conditioned on classes the `labels`, which are
-    drawn uniformly.
+    """Draw a batch of samples with the config's sampler.
 
-    They are those from the number `first` on of the samples called `what`: their random numbers
-    follow from it and `config.seed`. With `sampling.seed_per_image` each image has its own.
+    Random numbers follow from `config.seed`, `what` and `first`; with `sampling.seed_per_image`
+    each image has its own.
+
+    Args:
+        model: The model.
+        what: Name of the samples, such as ('samples',), from which their seed follows.
+        first: Number of the first sample.
+        count: Number of samples.
+
+    Returns:
+        `samples`, 8-bit images (count, H, W, C), their `nfe`, and the `seconds` that they took. For
+        a class-conditional network also `labels`, drawn uniformly.
     """
     config, number, started = model.config, model.num_classes, time.monotonic()
     seeds = [seed_of(config.seed, *what) + i for i in range(first, first + count)]
@@ -66,21 +73,17 @@ def draw(model: ScoreModel, what: tuple, first: int, count: int) -> dict:
         own_randomness(config.seed, *what, first),
         per_image(seeds) if alone else contextlib.nullcontext(),
     ):
-        if number:
-            labels = (
-                torch.tensor([seed % number for seed in seeds])
-                if alone
-                else torch.randint(number, (count,))
-            )
+        if number and alone:
+            labels = torch.tensor([seed % number for seed in seeds])
+        elif number:
+            labels = torch.randint(number, (count,))
         times = sampling.times_of(model.sde, model.options())
         with shown_evaluations(model, f'drawing samples {first + 1} to {first + count}', times):
             samples, nfe = (model.guided(labels) if number else model).draw(count)
             samples = to_images(samples, config)
-    seconds = time.monotonic() - started
+    found = dict(samples=samples, nfe=nfe, seconds=time.monotonic() - started)
     logging.info('Drew %d samples with %d network evaluations.', count, nfe)
-    return dict(samples=samples, nfe=nfe, seconds=seconds) | (
-        dict(labels=labels.numpy()) if number else {}
-    )
+    return found if labels is None else found | dict(labels=labels.numpy())
 
 
 def batches(total: int, largest: int) -> list[tuple[int, int]]:
@@ -89,18 +92,16 @@ def batches(total: int, largest: int) -> list[tuple[int, int]]:
 
 
 def draw_all(model: ScoreModel, what: tuple, total: int, largest: int) -> list[dict]:
-    """`total` samples in batches of at most `largest`, which the processes share, for process 0.
-    Images with random numbers of their own are shared out evenly, batches only as a whole.
+    """Draw `total` samples in batches of at most `largest`, which the processes share.
+
+    With `sampling.seed_per_image` all processes get equal shares; otherwise a batch is the smallest
+    share, because its random numbers are drawn together.
+
+    Returns:
+        The batches of `draw`, for process 0.
     """
     if model.config.sampling.seed_per_image:
         largest = min(largest, math.ceil(total / distributed.size()))
     parts = batches(total, largest)
-    return [
-        part
-        for _, part in progress(
-            distributed.in_turns(parts, lambda batch: draw(model, what, *batch)),
-            'sampling',
-            len(parts),
-            'batch',
-        )
-    ]
+    found = distributed.in_turns(parts, lambda batch: draw(model, what, *batch))
+    return [part for _, part in progress(found, 'sampling', len(parts), 'batch')]

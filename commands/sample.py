@@ -14,11 +14,20 @@ from score_model import ScoreModel
 
 @interruption.interruptible('No samples were written.')
 def sample(config, workdir, checkpoint='', num_samples=64, output=''):
-    """Draws `num_samples` images from a checkpoint file (the latest of `workdir`) into the folder
-    `output` (`workdir/generated`).
+    """Draw samples from a checkpoint and write them as pictures.
 
-    Each becomes a PNG; `samples.npz` (key 'samples', 8 bits, NHWC; 'labels' of a network that knows
-    classes) holds all, `grid.png` shows up to 100. Returns the folder.
+    Each sample becomes a PNG file; `samples.npz` (key 'samples', 8 bits, NHWC, and 'labels' for a
+    class-conditional network) has all of them, `grid.png` up to 100.
+
+    Args:
+        config: A config.
+        workdir: Work directory of the training.
+        checkpoint: A checkpoint file. Default: the latest of `workdir`.
+        num_samples: Number of samples.
+        output: Folder of the pictures. Default: `workdir/generated`.
+
+    Returns:
+        The folder.
     """
     config = preflight.check(config, workdir, 'sample', checkpoint)
     model = ScoreModel.load(checkpoint or checkpoints.latest(workdir), config)
@@ -33,12 +42,10 @@ def sample(config, workdir, checkpoint='', num_samples=64, output=''):
             path.unlink()
     for i, image in enumerate(images):
         reports.save_image(folder / f'{i:05d}.png', image)
-    labels = (
-        dict(labels=np.concatenate([part['labels'] for part in parts]))
-        if 'labels' in parts[0]
-        else {}
-    )
-    np.savez_compressed(folder / 'samples.npz', samples=images, **labels)
+    arrays = dict(samples=images)
+    if 'labels' in parts[0]:
+        arrays['labels'] = np.concatenate([part['labels'] for part in parts])
+    np.savez_compressed(folder / 'samples.npz', **arrays)
     reports.save_grid(folder / 'grid.png', images[:100])
     logging.info('Wrote %d images, samples.npz and grid.png to %s.', len(images), folder)
     return folder

@@ -1,7 +1,7 @@
-r"""Metrics of samples that lie in files, whatever drew them.
+r"""Measure samples from files, of any model: --mode metrics.
 
-    python main.py --config CONFIG --workdir DIR --mode metrics --input samples.npz --reference \
-        photos.zip
+    python main.py --config CONFIG --workdir DIR --mode metrics --input samples.npz \
+        --reference photos.zip
 
 Samples are 8-bit images: a folder or a zip file of pictures, or an npz file with an array (N, H, W,
 C). They are compared with the config's data set, or with the images at --reference. Features,
@@ -25,6 +25,7 @@ from commands import preflight
 from configs.defaults import complete
 from data.images import Subset, split_indices
 from data.levels import to_8_bits
+from metrics.reference import get_reference
 from reports import results
 from runtime import distributed, interruption
 from runtime.errors import UserError
@@ -38,8 +39,9 @@ EXPECTED = (
 
 @interruption.interruptible()
 def measure(config, workdir, input: str, reference: str = '', output: str = '') -> pathlib.Path:
-    """Measure the samples at `input` and write the results and a report. Finished batches of the
-    same protocol are not computed again.
+    """Measure the samples at `input` and write the results and a report.
+
+    Finished batches of the same protocol are not computed again.
 
     Args:
         config: Image size and channels, the section `eval`, and the data set unless `reference` is
@@ -51,29 +53,29 @@ def measure(config, workdir, input: str, reference: str = '', output: str = '') 
         output: Folder for the results. The default is `workdir/metrics_{name of input}`.
 
     Returns:
-        The folder, with report.md, summary.csv, report_0.npz (metrics) and ckpt_0 (features, first
-        samples).
+        The folder, with report.md, summary.csv, protocols.json, report_0.npz (metrics) and ckpt_0
+        (features, first samples).
 
     Raises:
         UserError: Samples or reference cannot be read, or are too few or too many for the metrics.
     """
     config = preflight.check(config, workdir, 'metrics')
-    settings = config.eval
     given = _of_files(config, input, '--input', 'exact')
-    real, flag = (
-        (_of_files(config, reference, '--reference', config.data.fit), '--reference')
-        if reference
-        else (config, '')
-    )
-    name, split = pathlib.Path(given.data.path).resolve().stem, settings.stats_split
-    folder = (
-        pathlib.Path(output).expanduser() if output else pathlib.Path(workdir, f'metrics_{name}')
-    )
+    real, flag = config, ''
+    if reference:
+        flag = '--reference'
+        real = _of_files(config, reference, flag, config.data.fit)
+    name = pathlib.Path(given.data.path).resolve().stem
+    folder = pathlib.Path(output or pathlib.Path(workdir, f'metrics_{name}')).expanduser()
     with _naming('--input'):
         samples, protocol = _samples(given)
     with _naming(flag):
         datasets.get_source(real)
-        most = len(datasets.get_split(real, split, in_memory=False)) if reference else None
+        most = (
+            len(datasets.get_split(real, config.eval.stats_split, in_memory=False))
+            if flag
+            else None
+        )
     evaluation.check_size(config, len(samples), most)
     with (
         checkpoints.only_writer(folder, 'measurement', '--output')
@@ -85,50 +87,61 @@ def measure(config, workdir, input: str, reference: str = '', output: str = '') 
 
 
 def _measure(config, real, samples, protocol, folder, flag) -> pathlib.Path:
-    """`measure`, once everything has been found; `flag`: where the real images come from, '' if
-    from the config.
+    """Measure samples and write the results, once everything has been found.
+
+    Args:
+        config: The config.
+        real: Config of the real images.
+        samples: The samples.
+        protocol: What they are.
+        folder: Folder of the results.
+        flag: Flag that gives the real images, '' if they are the config's.
     """
-    settings, split = config.eval, config.eval.stats_split
     with distributed.main_first():
         extractor = evaluation.get_extractor(config)
     with _naming(flag):
-        compared, floor = evaluation.reference(real, extractor, split), None
-        if settings.metrics_floor and datasets.has_held_out(real):
-            floor = evaluation.reference(real, extractor, 'test' if split == 'train' else 'train')
+        compared, floor = _references(config, real, extractor)
     with _naming('--input'):
         features = _features(config, extractor, samples, folder / 'ckpt_0', protocol)
     if not distributed.is_main():
         return folder
     if flag:
         origin = dict(origin=pathlib.Path(real.data.path).resolve().name)
-        compared, floor = (
-            x and x._replace(protocol=x.protocol | origin) for x in (compared, floor)
-        )
-    splits = settings.is_splits
+        compared = compared._replace(protocol=compared.protocol | origin)
+        floor = floor and floor._replace(protocol=floor.protocol | origin)
+    n, splits = len(features['pool_3']), config.eval.is_splits
+    described = protocol | dict(
+        part='metrics',
+        num_samples=n,
+        is_splits=splits,
+        extractor=extractor.protocol,
+        reference=compared.protocol,
+        floor=floor and floor.protocol,
+    )
     results.stored(
         folder / 'report_0.npz',
-        protocol
-        | dict(
-            part='metrics',
-            num_samples=len(features['pool_3']),
-            is_splits=splits,
-            extractor=extractor.protocol,
-            reference=compared.protocol,
-            floor=floor and floor.protocol,
-        ),
+        described,
         lambda: evaluation.measure(features, compared, splits, config.device, floor),
     )
     table = reports.table(reports.evaluation_rows(folder, 0))
-    logging.info(
-        'Measured %d samples of %s:\n%s', len(features['pool_3']), protocol['input']['name'], table
-    )
+    logging.info('Measured %d samples of %s:\n%s', n, protocol['input']['name'], table)
     logging.info('Wrote %s.', reports.write([folder], folder, '.'))
     return folder
 
 
+def _references(config, real, extractor):
+    """The real images to compare with, and others to compare with these, or None."""
+    split = config.eval.stats_split
+    compared, floor = get_reference(real, extractor, split), None
+    if config.eval.metrics_floor and datasets.has_held_out(real):
+        floor = get_reference(real, extractor, 'test' if split == 'train' else 'train')
+    return compared, floor
+
+
 def _of_files(config, path: str, flag: str, fit: str) -> ConfigDict:
-    """Return a copy of the config whose data set is the images at `path`, all of them in both
-    splits unless they have splits.
+    """Return a copy of the config whose data set is the images at `path`.
+
+    All images are in both splits, unless the files have splits.
     """
     place = pathlib.Path(path).expanduser()
     arrays = place.suffix.lower() in ('.npz', '.npy')
@@ -151,23 +164,21 @@ def _of_files(config, path: str, flag: str, fit: str) -> ConfigDict:
 
 @contextlib.contextmanager
 def _naming(flag: str):
-    """Name a flag instead of `config.data.path` in errors about the images that it gives; ''
-    changes nothing.
-    """
+    """Name a flag, unless it is '', instead of `config.data.path` in errors about its images."""
     try:
         yield
     except UserError as error:
         if not flag:
             raise
         text, hint, _ = str(error).partition(': --config.data.fit')
-        text = text.replace(
-            'config.data.path', flag
-        ) + ': expected images of that size, because samples are never resized' * bool(hint)
+        text = text.replace('config.data.path', flag)
+        if hint:
+            text += ': expected images of that size, because samples are never resized'
         raise UserError(text if flag in text else f'{flag}: {text}') from error
 
 
 def _samples(config) -> tuple[Subset, dict]:
-    """Return the samples, in the order in which they are measured, and what they are.
+    """Return the samples, in the order in which they are measured, and their protocol.
 
     Blocks of the kernel distance and parts of the Inception score must be random. A data set is
     read in random order, which is kept unless the array is called 'samples': --mode eval and sample
@@ -183,15 +194,12 @@ def _samples(config) -> tuple[Subset, dict]:
             f'config.eval.is_splits={config.eval.is_splits}'
         )
     images.read(np.arange(1))  # a wrong size shows before any work
-    drawn = False
+    order, drawn = np.arange(len(images)), False
     if config.data.dataset == 'NPZ':
         with np.load(path) as arrays:
             drawn = 'samples' in arrays
-    order = (
-        np.argsort(split_indices(len(images), config.data.test_fraction, 'train'))
-        if drawn
-        else np.arange(len(images))
-    )
+    if drawn:
+        order = np.argsort(split_indices(len(images), config.data.test_fraction, 'train'))
     described = datasets.describe(config, 'train') | dict(
         name=pathlib.Path(path).resolve().name, order='file' if drawn else 'random'
     )
@@ -199,19 +207,15 @@ def _samples(config) -> tuple[Subset, dict]:
 
 
 def _features(config, extractor, samples, folder, protocol: dict) -> dict | None:
-    """Return {'pool_3': (n, D), ...} of the samples for process 0, a file for each batch; and store
-    the first samples for the report.
+    """Compute the features of the samples, a file for each batch, shared by all processes.
+
+    Returns:
+        {'pool_3': (n, D), ...} for process 0.
     """
     size = config.eval.batch_size
     batches = np.split(np.arange(len(samples)), range(size, len(samples), size))
-    files = [
-        (
-            folder / f'statistics_{i}.npz',
-            protocol
-            | dict(part='features', extractor=extractor.protocol, batch_size=size, batch=i),
-        )
-        for i in range(len(batches))
-    ]
+    common = protocol | dict(part='features', extractor=extractor.protocol, batch_size=size)
+    files = [(folder / f'statistics_{i}.npz', common | dict(batch=i)) for i in range(len(batches))]
 
     def work(i):
         images = samples.read(batches[i])[0]
@@ -220,25 +224,24 @@ def _features(config, extractor, samples, folder, protocol: dict) -> dict | None
     missing = distributed.broadcast(
         [i for i, file in enumerate(files) if results.matching(*file) is None]
     )
-    for i, found in progress(
-        distributed.in_turns(missing, work),
-        'computing the features of the samples',
-        len(missing),
-        'batch',
-    ):
-        results.save(*files[i], **found)
+    found = distributed.in_turns(missing, work)
+    what = 'computing the features of the samples'
+    for i, features in progress(found, what, len(missing), 'batch'):
+        results.save(*files[i], **features)
     if not distributed.is_main():
         return None
-    first = to_8_bits(samples.read(np.arange(min(100, len(samples))))[0], samples.levels)
-    results.save(
-        folder / 'samples_0.npz',
-        protocol | dict(part='samples', batch=0, size=len(first)),
-        samples=first,
-    )
-    reports.save_grid(folder / 'samples.png', first)
+    _save_first(samples, folder, protocol)
     for path in {*folder.glob('statistics_*.npz')} - {path for path, _ in files}:
         path.unlink()  # of other samples
     parts = [part for part in (results.matching(*file) for file in files) if part]
     if not parts:
         raise UserError(f'none of the {len(samples)} images could be read')
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _save_first(samples, folder, protocol: dict):
+    """Store up to 100 samples, for the report."""
+    first = to_8_bits(samples.read(np.arange(min(100, len(samples))))[0], samples.levels)
+    described = protocol | dict(part='samples', batch=0, size=len(first))
+    results.save(folder / 'samples_0.npz', described, samples=first)
+    reports.save_grid(folder / 'samples.png', first)

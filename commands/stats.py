@@ -4,19 +4,22 @@ from absl import logging
 
 import evaluation
 from commands import preflight
+from metrics.reference import get_reference, statistics_path
 from runtime import distributed, interruption
 
 
 @interruption.interruptible()
 def statistics(config, workdir=''):
-    """Computes the statistics that metrics refer to, of the config's data and extractor, if they
-    are not there; returns their file.
+    """Compute the reference statistics of the config's data set and extractor, if there are none.
+
+    Returns:
+        Their file.
     """
     config = preflight.check(config, workdir, 'stats')
     with distributed.main_first():
         extractor = evaluation.get_extractor(config)
-    real = evaluation.reference(config, extractor, config.eval.stats_split)
-    path = evaluation.statistics_path(config, extractor, config.eval.stats_split)
+    real = get_reference(config, extractor, config.eval.stats_split)
+    path = statistics_path(config, extractor, config.eval.stats_split)
     if real:
         logging.info('%s has the features of %d images.', path, len(real.features))
     return path

@@ -1,4 +1,4 @@
-"""How far sets of images are apart."""
+"""Distances between sets of images; `extractors` and `reference` have the features of images."""
 
 from metrics.distances import (
     BLOCK_VALUES,

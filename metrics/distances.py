@@ -1,11 +1,10 @@
-"""How far sets of images are apart, from the features that some network has of them. Every function
-here is pure.
+"""Distances between sets of images, from the features that a network has of them.
 
-Features are arrays (n, D). The Frechet distance (FID, Heusel et al. 2017) compares means and
-covariances, the kernel distance (KID, Binkowski et al. 2018) all moments up to the third, without
-bias; precision and recall (Kynkaanniemi et al. 2019) tell whether samples lie where the data are
-and the data where samples are; the Inception score (Salimans et al. 2016) needs class logits and no
-data.
+All functions are pure, and features are arrays (n, D). The Frechet distance (FID, Heusel et al.
+2017) compares means and covariances, the kernel distance (KID, Binkowski et al. 2018) all moments
+up to the third, without bias. Precision is the share of samples that lie where the data are, recall
+that of the data where samples are (Kynkaanniemi et al. 2019). The Inception score (Salimans et al.
+2016) needs class logits and no data.
 """
 
 import functools
@@ -23,8 +22,7 @@ BLOCK_VALUES = 2**23  # of the larger set of features, in memory as float64 at a
 
 
 class Statistics:
-    """Mean (D,), covariance (D, D) and number n of a set of feature vectors, and the vectors
-    themselves where they are at hand.
+    """Mean, covariance and number of a set of feature vectors, and, if known, the vectors.
 
     Args:
         mean: (D,).
@@ -54,8 +52,9 @@ class Statistics:
 
 
 def statistics(features: np.ndarray) -> Statistics:
-    """Return the statistics of features (n, D) in float64. The covariance is computed only if it is
-    needed.
+    """Return the statistics of features (n, D), in float64.
+
+    The covariance is computed only if it is needed.
     """
     if len(features) < 2:
         raise UserError(f'features must have at least 2 rows for a covariance, got {len(features)}')
@@ -63,8 +62,9 @@ def statistics(features: np.ndarray) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """Return d^2 = |mu_a - mu_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2), the squared
-    Wasserstein distance of two Gaussians.
+    """Return the squared Wasserstein distance of two Gaussians, known as the Frechet distance.
+
+    d^2 = |mu_a - mu_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2).
 
     For any factors with C = F^T F, the trace of the root is the nuclear norm (the sum of the
     singular values) of F_a F_b^T. Two factors are known: the centred features, F = (X - mu) /
@@ -83,8 +83,9 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def _cross_of_features(a: Statistics, b: Statistics) -> tuple[float, tuple[float, float]]:
-    """Return tr (C_a C_b)^(1/2) and both traces. The larger set is read in blocks, whose products
-    are reduced to a triangle by QR.
+    """Return tr (C_a C_b)^(1/2) and both traces.
+
+    The larger set is read in blocks, whose products are reduced to a triangle by QR.
     """
     few, many = sorted((a, b), key=lambda x: x.n)
     rows = few.features - few.mean
@@ -121,14 +122,16 @@ class KernelDistance(NamedTuple):
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, block_size: int = 1024) -> KernelDistance:
-    """The unbiased squared maximum mean discrepancy of features a (n, D) and b (m, D), for the
-    kernel k(x, y) = (x^T y / D + 1)^3.
+    """Return the unbiased squared maximum mean discrepancy of features a (n, D) and b (m, D).
 
-    Both sets are cut, in their order, which should be random, into the same number of blocks with
-    at most `block_size` rows (Zaremba et al. 2013); the mean over blocks is TF-GAN's. Where one set
-    is so small that its blocks would have less than 16 rows there are fewer blocks, and rows of the
-    other set are left out. The standard error comes from ten blocks or more, as far as there are
-    two rows for each, and is never of one. UserError below four rows.
+    The kernel is k(x, y) = (x^T y / D + 1)^3. Both sets are cut, in their order, which should be
+    random, into the same number of blocks with at most `block_size` rows (Zaremba et al. 2013); the
+    mean over blocks is TF-GAN's. If one set is so small that its blocks would have less than 16
+    rows, there are fewer blocks, and rows of the other set are left out. The standard error comes
+    from at least ten blocks, if there are two rows for each, and never from one.
+
+    Raises:
+        UserError: if a set has fewer than four rows.
     """
     n = min(len(a), len(b))
     if n < 4:
@@ -173,8 +176,10 @@ def _discrepancy(x, y) -> float:
 
 
 def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
-    """exp E KL(p(y|x) | p(y)) of logits (n, classes): mean and standard deviation over `splits`
-    equal parts of the samples, in order.
+    """Return exp E KL(p(y|x) | p(y)) of logits (n, classes).
+
+    Returns:
+        Mean and standard deviation over `splits` equal parts of the samples, in order.
     """
     if not 0 < splits <= len(logits):
         raise UserError(
@@ -191,10 +196,11 @@ def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
 def precision_recall(
     real: np.ndarray, samples: np.ndarray, neighbours: int = 3, device='cpu'
 ) -> tuple[float, float]:
-    """The fraction of samples (n, D) that lie within the balls around real features (m, D), and of
-    real ones within the samples' balls.
+    """Return precision and recall (Kynkaanniemi et al. 2019).
 
-    The ball around a point reaches to the `neighbours`-th nearest other point of its own set.
+    Precision is the fraction of samples (n, D) within the balls around real features (m, D), recall
+    that of real ones within the balls around samples. The ball around a point reaches to the
+    `neighbours`-th nearest other point of its own set.
     """
     if min(len(real), len(samples)) <= neighbours:
         raise UserError(

@@ -9,13 +9,13 @@ from runtime.errors import UserError
 
 
 def main(arguments=None):
+    """Write the report that the command line asks for."""
     parser = argparse.ArgumentParser(
         'python -m reports',
-        description='Writes report.md, summary.csv and pictures on the '
-        'evaluations of work directories, from '
-        'their files.',
-        epilog='Several stand side by side: python -m reports runs/vp runs/subvp --output '
-        'comparison',
+        description='Write report.md, summary.csv, protocols.json and pictures on the evaluations '
+        'of work directories, from their files.',
+        epilog='Several runs in one report: '
+        'python -m reports runs/vp runs/subvp --output comparison',
     )
     parser.add_argument(
         'workdirs',
@@ -29,13 +29,13 @@ def main(arguments=None):
         required=True,
         metavar='DIR',
         type=rules.expanded,
-        help='folder for the report; made if need be',
+        help='folder for the report, created if it does not exist',
     )
     parser.add_argument(
         '--eval_folder',
         default='eval',
         metavar='NAME',
-        help='folder of the results within each WORKDIR (%(default)s)',
+        help='folder of the results in each WORKDIR (%(default)s)',
     )
     given = parser.parse_args(arguments)
     try:

@@ -1,10 +1,8 @@
-"""Results in npz files that are computed once. Each says by which protocol it came about, and is
-used again for that protocol only.
+"""Results in npz files, each with the protocol by which it was computed.
 
-A protocol is a dict of what the numbers depend on, kept in the file as JSON under 'protocol'. Files
-are written beside their place and
-renamed: one that is there is whole. An evaluation made of such files goes on, after a kill, at the
-file that was not there yet.
+A protocol is a dict of everything that the numbers depend on, kept as JSON under the key
+'protocol'. A file is used again only for the same protocol. Files are written atomically (temporary
+file, then rename), so an interrupted evaluation resumes with the first file that is missing.
 """
 
 import hashlib
@@ -19,9 +17,7 @@ from absl import logging
 
 
 def stored(path, protocol: dict, make) -> dict:
-    """The arrays of the file at `path` where it is of this protocol; else those of make(), written
-    there.
-    """
+    """The arrays of the file at `path` if it has this protocol, else of make(), written there."""
     found = matching(path, protocol)
     if found is not None:
         return found
@@ -31,13 +27,13 @@ def stored(path, protocol: dict, make) -> dict:
 
 
 def matching(path, protocol: dict) -> dict | None:
-    """The arrays of the file at `path` where it is of this protocol, else None."""
+    """The arrays of the file at `path` if it has this protocol, else None."""
     found = load(path)
     return found if found is not None and found.pop('protocol') == normal(protocol) else None
 
 
 def save(path, protocol: dict, **arrays):
-    """Writes arrays and protocol to the npz file at `path`, as a whole or not at all."""
+    """Write arrays and protocol to the npz file at `path`, atomically."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
@@ -49,8 +45,10 @@ def save(path, protocol: dict, **arrays):
 
 
 def load(path) -> dict | None:
-    """The arrays of the file at `path` and its 'protocol' as a dict ({} where it tells none); None
-    where no file can be read.
+    """The arrays of the file at `path` and its 'protocol', {} if it has none.
+
+    Returns:
+        None if there is no file, or, with a warning, if it cannot be read.
     """
     if not os.path.isfile(path):
         return None
@@ -59,38 +57,35 @@ def load(path) -> dict | None:
             arrays = dict(file)
         return arrays | dict(protocol=json.loads(str(arrays.get('protocol', '{}'))))
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        logging.warning('%s cannot be read and does not count: %s', path, error)
+        logging.warning('Ignored %s, which cannot be read: %s', path, error)
         return None
 
 
 def normal(protocol: dict) -> dict:
-    """The protocol as it comes back from a file."""
+    """The protocol as it is read from a file: lists instead of tuples."""
     return json.loads(json.dumps(protocol))
 
 
 def differences(found: dict, expected: dict, prefix: str = '') -> list[str]:
-    """What two protocols disagree in, as sentences."""
+    """Sentences on what differs between the protocol of a file and the expected one."""
     lines = []
     for key in sorted(found.keys() | expected.keys()):
         ours, theirs = expected.get(key), found.get(key)
         if isinstance(ours, dict) and isinstance(theirs, dict):
             lines += differences(theirs, ours, f'{prefix}{key}.')
         elif ours != theirs:
-            lines.append(f'{prefix}{key} is {theirs!r} there and {ours!r} here')
+            lines.append(f'{prefix}{key} is {theirs!r}, expected {ours!r}')
     return lines
 
 
 def digest(path) -> str:
-    """The first 16 digits of the SHA-256 of a file's content, or of all names and contents in a
-    folder.
-    """
+    """The first 16 digits of the SHA-256 of a file, or of all names and contents in a folder."""
     path, sha = pathlib.Path(path).expanduser(), hashlib.sha256()
-    for file in sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]:
-        sha.update(
-            file.relative_to(path).as_posix().encode(errors='surrogateescape')
-            if path.is_dir()
-            else b''
-        )
+    is_folder = path.is_dir()
+    files = sorted(p for p in path.rglob('*') if p.is_file()) if is_folder else [path]
+    for file in files:
+        if is_folder:
+            sha.update(file.relative_to(path).as_posix().encode(errors='surrogateescape'))
         with open(file, 'rb') as content:
             while block := content.read(1 << 20):
                 sha.update(block)

@@ -122,6 +122,49 @@ def reference_config(name: str):
 
 
 @pytest.fixture(scope='session')
+def saved_model(tmp_path_factory):
+    """A SavedModel with the signature of TF-GAN's Inception: its folder, and the network.
+
+    It takes images in [-1, 1], of any size, to 'logits' and 'pool_3': fixed random projections of
+    the image at 299 x 299, reduced to 4 x 4.
+    """
+    from runtime.tensorflow import tensorflow
+
+    tf = tensorflow()
+
+    class Network(tf.Module):
+        def __init__(self):
+            generator = np.random.default_rng(1)
+            self.weights = {
+                key: tf.Variable(generator.standard_normal((48, n)).astype(np.float32) / 7)
+                for key, n in (('pool_3', 2048), ('logits', 1008))
+            }
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
+        def __call__(self, x):
+            tf.debugging.assert_less_equal(tf.abs(x), 1.0)
+            x = tf.reshape(
+                tf.image.resize(tf.image.resize(x, (299, 299)), (4, 4), method='area'), (-1, 48)
+            )
+            return {key: x @ weight for key, weight in self.weights.items()}
+
+    path, network = tmp_path_factory.mktemp('inception'), Network()
+    tf.saved_model.save(network, str(path))
+    return str(path), network
+
+
+def trained(config, workdir, numbers=(1,)):
+    """Write snapshots of untrained networks with the given numbers."""
+    import checkpoints
+    import run_lib
+
+    config.model.update(nf=8, num_res_blocks=1, num_scales=25)
+    for number in numbers:
+        torch.manual_seed(number)
+        checkpoints.save(checkpoints.snapshot_path(workdir, number), run_lib.create_state(config))
+
+
+@pytest.fixture(scope='session')
 def place(tmp_path_factory):
     """A folder with colour pictures and the work directories of the networks of `control_runs`.
 

@@ -125,7 +125,7 @@ def reads_with_a_default() -> list[str]:
 
 def test_a_default_is_written_in_one_place():
     """Configs are completed before they are read; reports read protocols of results."""
-    assert {place.partition(':')[0] for place in reads_with_a_default()} <= {'reports.py'}
+    assert {place.partition(':')[0] for place in reads_with_a_default()} <= {'reader.py'}
     shared = defaults.base().sampling
     for name in solvers.SOLVERS.names():
         for key, parameter in inspect.signature(solvers.get_solver(name)).parameters.items():

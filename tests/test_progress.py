@@ -262,7 +262,7 @@ def test_the_mean_per_value_is_drawn(tmp_path, monkeypatch):
     runs = [types.SimpleNamespace(workdir=tmp_path / name, label=name) for name in ('sum', 'mean')]
     for chosen, number in ((runs[:1], 1), (runs[1:], 0), (runs, 0)):
         axes.clear()
-        assert plots._losses(chosen, [(run.label,) for run in chosen], tmp_path)
+        assert plots.draw_loss(chosen, [(run.label,) for run in chosen], tmp_path)
         assert len(axes) == number
         if axes:
             assert axes[0].get_ylabel() == 'mean over the values of an image'

@@ -3,6 +3,7 @@ rests on.
 """
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -165,7 +166,7 @@ def test_numbers_are_those_of_the_files(tmp_path):
         'langevin;2000;tfgan;Inception (2015);pool_3'
     )
     assert (
-        '| FID | 2.341 | 50000 samples | to 50000 training images of CIFAR10 | pc '
+        '| FID | 2.341 | 50000 samples | 50000 training images of CIFAR10 | pc '
         'reverse_diffusion + langevin | 2000 | '
         'tfgan Inception (2015) pool_3 | 7 |'
     ) in report
@@ -211,21 +212,23 @@ def test_only_the_inception_features_of_2015_make_an_fid(tmp_path, extractor, sp
     [
         (dict(), []),
         (dict(floor_fid=1.0, floor_n_samples=10), []),
-        (dict(n_reference=9999), ['9999 reference images are fewer']),
-        (dict(n=20000), ['20000 samples are fewer than 50000: not comparable']),
-        (dict(error_blocks=9), ['9 blocks behind the error are']),
+        (
+            dict(n_reference=9999),
+            ['9999 reference images (< 10000): comparable only with values for the same n'],
+        ),
+        (dict(n=20000), ['20000 samples (< 50000): comparable only with values for the same n']),
+        (dict(error_blocks=9), ['9 blocks (< 10): the standard error']),
         (
             dict(extractor=PIXELS, dimensions=10000, n=10000),
-            ['10000 samples are fewer than 10001: their covariance'],
+            ['10000 samples (< 10001): the covariance matrix'],
         ),
         (
             dict(n=999, dimensions=900),
             [
-                'not comparable',
-                'than 10000',
-                '999 samples are fewer than 1000',
-                '1000: the balls',
-                'than 5000',
+                '999 samples (< 50000)',
+                '999 samples (< 1000): the standard error',
+                '999 samples (< 1000): comparable only with values for the same n',
+                '(< 5000)',
             ],
         ),
     ],
@@ -246,7 +249,7 @@ def test_an_incomplete_evaluation_says_so(tmp_path):
     rows = rows_of(tmp_path)
     assert (
         rows['loss'] == ('0.60000 (so far)', 'test set, 10 images')
-        and '4 images are fewer than 1000' in rows[''][1]
+        and '4 images (< 1000)' in rows[''][1]
     )
     assert rows['samples'] == (
         '8',
@@ -254,7 +257,7 @@ def test_an_incomplete_evaluation_says_so(tmp_path):
     )
     assert rows['bits/dim'] == (
         '2.0000 (so far)',
-        'test set, 4 images; 40.33333333 evaluations; uniformly dequantised, 1 to 2 times',
+        'test set, 4 images; 40.33333333 evaluations; uniformly dequantized, 1 to 2 passes',
     )
 
 
@@ -304,7 +307,7 @@ def test_files_of_the_2021_release_are_read(tmp_path):
         summary(tmp_path / 'out'),
     )
     assert (
-        '| FID | 2.500 | unknown samples | to unknown | unknown | unknown | unknown | unknown |'
+        '| FID | 2.500 | unknown samples | unknown | unknown | unknown | unknown | unknown |'
         in report
     )
     assert [found['bits/dim']['value'], found['loss']['value'], found['loss']['n']] == [
@@ -369,3 +372,29 @@ def test_curves_are_read_without_tensorflow(tmp_path):
 def test_the_command_says_what_is_missing_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match='^error: [^\n]*no results[^\n]*$'):
         main([str(tmp_path), '--output', str(tmp_path / 'out')])
+
+
+def test_settings_stand_beside_the_report_and_each_limit_in_it_once(tmp_path):
+    for checkpoint in (1, 2):
+        write_metrics(tmp_path / 'run' / 'eval', checkpoint, n=999)
+        write_loss(tmp_path / 'run' / 'eval', checkpoint)
+    path = reports.write([tmp_path / 'run'], tmp_path / 'out')
+    report, protocols = path.read_text(), json.loads((tmp_path / 'out/protocols.json').read_text())
+    assert '](protocols.json)' in report and 'num_scales": 25' not in report
+    assert protocols['run'].keys() == {'1', '2'}
+    assert protocols['run']['2']['samples']['sampling'] == SAMPLING
+    assert protocols['run']['2']['loss']['images'] == IMAGES
+    sentence = (
+        '- precision; recall: 999 samples (< 1000): comparable only with values for the same n'
+    )
+    assert report.count(sentence) == report.count('(< 50000)') == 1
+    assert 'Everything else is as in the table of checkpoint 2.' in report
+
+
+def test_settings_in_which_checkpoints_differ_are_in_their_table(tmp_path):
+    for checkpoint, n in ((1, 50000), (2, 60000)):
+        write_metrics(tmp_path / 'run' / 'eval', checkpoint, n=n)
+    lines = reports.write([tmp_path / 'run'], tmp_path / 'out').read_text().splitlines()
+    rows = [line for line in lines if line.startswith('| n |')]
+    assert len(rows) == 1 and rows[0].startswith('| n | 50000 samples; 60000 samples |')
+    assert not [line for line in lines if line.startswith('| Seed |')]

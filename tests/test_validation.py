@@ -236,9 +236,7 @@ def test_the_papers_number_beside_ours():
         '-1.33 from the paper',
     )
     theirs, reason = beside(500)
-    assert theirs == '2.55' and reason.startswith(
-        'not comparable: 500 samples are fewer than 50000'
-    )
+    assert theirs == '2.55' and reason.startswith('not comparable: 500 samples (< 50000)')
     assert (
         beside(50000, 'IS', value=9.6) == ('9.58', '+0.02 from the paper')
         and beside(50000, 'IS', 'ode')[0] == ''

@@ -232,7 +232,7 @@ def compared(result: Result, number: Number) -> tuple[str, str]:
         if number.kind not in ('frechet', 'IS', 'bits/dim'):
             return '', ''
         return '', 'no number in the paper' if result.model.paper else 'no config of the paper'
-    if reasons := number.warnings():
+    if reasons := number.limits():
         return f'{theirs:g}', 'not comparable: ' + '; '.join(reasons)
     return f'{theirs:g}', f'{number.value - theirs:+.3g} from the paper'
 
@@ -264,7 +264,7 @@ def _summary_row(result: Result, number: Number) -> dict:
         error=number.error,
         n=number.n,
         counted=number.counted,
-        compared_with=basis['Of, or compared with'],
+        compared_with=basis['Real images'],
         sampler=number.sampler,
         nfe=number.nfe,
         features=basis['Features'],
