@@ -1,7 +1,6 @@
-"""How fast feature maps are resampled by [1, 3, 3, 1], and 3x3 convolutions differentiated.
+"""How fast feature maps are resampled by [1, 3, 3, 1].
 
-Resampling by `op.upfirdn2d` is compared with other compositions of PyTorch's operations; on a CPU
-the gradients of 3x3 convolutions by `op.conv3x3` with PyTorch's.
+`op.upfirdn2d` is compared with other compositions of PyTorch's operations.
 
     python benchmarks/ops.py                       # on the CPU: two minutes on one core
     python benchmarks/ops.py --device cuda --json ops.json
@@ -23,7 +22,6 @@ import pathlib
 
 import torch
 
-from convolution_gradients import CONVOLUTIONS, measure_convolution
 from machine import machine
 from op import nvrtc, upfirdn2d
 from resampling_ways import LINE, SETTINGS, taps, ways
@@ -158,23 +156,6 @@ def resampling_table(rows: list[dict]) -> list[tuple]:
     return [heads, *cells]
 
 
-def convolution_table(rows: list[dict]) -> list[tuple]:
-    return [
-        ('channels', 'size', 'batch', 'forward ms', 'PyTorch', 'Winograd'),
-        *(
-            (
-                f'{row["channels"]} to {row["out_channels"]}',
-                str(row['size']),
-                str(row['batch']),
-                f'{row["forward_ms"]:.3f}',
-                f'{row["pytorch"]:.2f}',
-                f'{row["winograd"]:.2f}',
-            )
-            for row in rows
-        ),
-    ]
-
-
 def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -194,14 +175,11 @@ def command_line() -> argparse.Namespace:
     parser.add_argument(
         '--json', metavar='PATH', help='write the rows, the machine and the arguments to this file'
     )
-    parser.set_defaults(
-        shapes=None, convolutions=CONVOLUTIONS, scalars=library.SCALARS.values(), targets=TARGETS
-    )
+    parser.set_defaults(shapes=None, scalars=library.SCALARS.values(), targets=TARGETS)
     return parse_args(
         parser,
         repeats=1,
         shapes=[(2, 8, 8, 8)],
-        convolutions=[(32, 32, 8)],
         scalars=['float'],
         targets=['sm_80'],
     )
@@ -218,8 +196,6 @@ def main():
     print(report['machine'])
     if not args.kernels:
         report['rows'] = report_resampling(args)
-    if not args.kernels and args.device == 'cpu':
-        report['convolutions'] = report_convolutions(args)
     report['kernels'] = report_kernels(args)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
@@ -238,19 +214,6 @@ def report_resampling(args) -> list[dict]:
         'copy: share of the speed of copying\n'
     )
     print_table(args, resampling_table(rows))
-    print()
-    return rows
-
-
-def report_convolutions(args) -> list[dict]:
-    """Measure and print the gradients of 3x3 convolutions."""
-    rows = [
-        measure_convolution(*shape, batch, args.repeats)
-        for shape in args.convolutions
-        for batch in (8, 32)
-    ]
-    print('Both gradients of 3x3 convolutions, in forward passes of the same\n')
-    print_table(args, convolution_table(rows))
     print()
     return rows
 

@@ -205,7 +205,7 @@ def divergence_ways(sde, model, x) -> dict:
 
 def flops(work) -> int:
     """The floating-point operations of convolutions and products in `work()`, by definition."""
-    aten, ours = torch.ops.aten, torch.ops.score_sde
+    aten = torch.ops.aten
     uncounted_by_pytorch = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: (
             flop_counter.sdpa_flop_count(*shapes[:3])
@@ -213,7 +213,6 @@ def flops(work) -> int:
         aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: (
             flop_counter.sdpa_backward_flop_count(*shapes[:4])
         ),
-        ours.conv3x3_gradients: lambda *shapes, **_: 2 * flop_counter.conv_flop_count(*shapes),
     }
     with flop_counter.FlopCounterMode(
         display=False, custom_mapping=uncounted_by_pytorch

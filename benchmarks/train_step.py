@@ -8,8 +8,7 @@ A row is a step with its settings: least time of the rounds; its time over that 
 (without gradients) with the same settings, of which up to three are timed together, about as long
 as a step, for the least of short times is too good on a busy machine; the share of the rate of
 matrix products in the same precision that the operations of convolutions and products make,
-forwards and backwards, without what is computed twice (above 1, if Winograd's filtering saves more
-of them than all else costs); the share of the step that clipping, optimizer and moving average
+forwards and backwards, without what is computed twice; the share of the step that clipping, optimizer and moving average
 take; on a GPU the memory that PyTorch had allocated at most.
 """
 

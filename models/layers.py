@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from op import Conv3x3, Dropout
 from runtime.errors import UserError
 
 ACTIVATIONS = {
@@ -65,8 +64,6 @@ def conv1x1(in_planes, out_planes, stride=1, bias=True, init_scale=1.0, padding=
 
 
 def conv3x3(in_planes, out_planes, stride=1, bias=True, dilation=1, init_scale=1.0, padding=1):
-    if stride == dilation == padding == 1:
-        return _initialized(Conv3x3(in_planes, out_planes, bias), init_scale)
     return _initialized(
         nn.Conv2d(in_planes, out_planes, 3, stride, padding, dilation, bias=bias), init_scale
     )
@@ -189,7 +186,7 @@ class ResnetBlock(nn.Module):
         self.Conv_0 = conv3x3(in_ch, out_ch)
         self.Dense_0 = dense(temb_dim, out_ch) if temb_dim is not None else None
         self.GroupNorm_1 = group_norm(out_ch, groups)
-        self.Dropout_0 = Dropout(dropout)
+        self.Dropout_0 = nn.Dropout(dropout)
         self.Conv_1 = conv3x3(out_ch, out_ch, init_scale=init_scale)
         self.act, self.skip_rescale = act, skip_rescale
 

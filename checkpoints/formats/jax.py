@@ -18,20 +18,17 @@ from models.layerspp import GaussianFourierProjection
 from models.ncsnpp import NCSNpp
 from models.unet import UNet
 from models.up_or_down_sampling import Conv2d
-from op import Conv3x3
 from runtime.errors import CheckpointError
 
 from .layouts import KERNEL_LAST, SAME, TRANSPOSED, Entry, to_ours
 
 # Our classes that have another name in the JAX release: in any network, and in NCSN++.
-CLASSES = {'Linear': 'Dense', 'Conv2d': 'Conv', 'Conv3x3': 'Conv'}
+CLASSES = {'Linear': 'Dense', 'Conv2d': 'Conv'}
 CLASSES_PP = CLASSES | {'AttnBlock': 'AttnBlockpp', 'ResnetBlockDDPM': 'ResnetBlockDDPMpp'}
 
 # Layers with parameters: the names of the parameters in the JAX release, and their layout.
 LEAVES = {
-    **dict.fromkeys(
-        (nn.Conv2d, Conv3x3), dict(weight=('kernel', KERNEL_LAST), bias=('bias', SAME))
-    ),
+    nn.Conv2d: dict(weight=('kernel', KERNEL_LAST), bias=('bias', SAME)),
     Conv2d: dict(weight=('weight', KERNEL_LAST), bias=('bias', SAME)),
     nn.Linear: dict(weight=('kernel', TRANSPOSED), bias=('bias', SAME)),
     nn.GroupNorm: dict(weight=('scale', SAME), bias=('bias', SAME)),

@@ -1,0 +1,56 @@
+"""What the site has beside the pages of this folder: linked files, and the API reference.
+
+Pages are read on their own as well, so they link to files outside this folder by `../`. On the
+site these files lie beside the pages. A page of the reference lists modules, whose docstrings
+mkdocstrings renders.
+"""
+
+import pathlib
+import re
+
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).parents[1]
+LINK = re.compile(r'(\]\()((?:\.\./)+)([\w./-]+)')
+REFERENCE = {
+    'models': ('Score models', 'score_model models.score sde_lib models.ema models.utils'),
+    'training': ('Training', 'losses run_lib'),
+    'sampling': ('Sampling', 'sampling solvers'),
+    'likelihood': ('Likelihood', 'likelihood control.latents'),
+    'control': ('Control', 'controllable_generation control.measurements'),
+    'data': ('Data', 'datasets'),
+    'evaluation': ('Evaluation', 'evaluation metrics'),
+    'files': ('Files', 'checkpoints utils'),
+}
+
+
+def on_files(files, config):
+    """Add the linked files outside the folder, and the pages of the reference."""
+    pages = [file for file in files if file.src_uri.endswith('.md')]
+    for name in sorted({name for page in pages for name in _outside(page)}):
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for name, (title, modules) in REFERENCE.items():
+        text = f'# {title}\n\n' + '\n\n'.join(f'::: {module}' for module in modules.split())
+        files.append(File.generated(config, f'api/{name}.md', content=text))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Point links to files outside the folder to their place on the site."""
+    markdown = markdown.replace('](../docs/', '](../')  # of a page from another folder
+    return LINK.sub(lambda link: f'{link[1]}{_on_site(page.file.src_uri, link)}', markdown)
+
+
+def _outside(page) -> set[str]:
+    links = LINK.finditer(pathlib.Path(page.abs_src_path).read_text())
+    names = {link[3] for link in links if _is_outside(page.src_uri, link)}
+    return {name for name in names if (ROOT / name).is_file()}
+
+
+def _is_outside(uri: str, link) -> bool:
+    return len(link[2]) // 3 > uri.count('/')
+
+
+def _on_site(uri: str, link) -> str:
+    """The path of a link on the site: one `../` less if it leaves the folder."""
+    return link[2][3:] + link[3] if _is_outside(uri, link) else link[2] + link[3]
