@@ -3,6 +3,7 @@
 # make test         lint and run all tests; make test-fast: without the slow ones and those that need TensorFlow
 # make durations    measure all tests and write the slow ones to tests/tiers.txt (ABOVE: seconds)
 # make coverage     run all tests and print the share of lines and branches that they run
+# make docs         write the documentation as a site to runs/site
 # make validate     check checkpoints from end to end (MODELS: see python -m validation --help)
 #
 # All need Python >= 3.10 and nothing else. The first two install the core packages only, without TensorFlow.
@@ -13,7 +14,7 @@ QUICKSTART := --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/qui
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 ABOVE ?= 2.5
 
-.PHONY: quickstart demo test test-fast durations coverage validate
+.PHONY: quickstart demo test test-fast durations coverage docs validate
 
 quickstart: .venv/core
 	$(BIN)/python main.py $(QUICKSTART) --mode train
@@ -26,6 +27,8 @@ demo: .venv/core
 
 test: .venv/all
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(PYTEST)
 
 test-fast: .venv/all
@@ -37,6 +40,9 @@ durations: .venv/all
 
 coverage: .venv/all
 	$(PYTEST) --cov --cov-report=term
+
+docs: .venv/all
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 validate: .venv/all
 	$(BIN)/python -m validation $(MODELS)
