@@ -15,6 +15,7 @@ import datetime
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -82,7 +83,7 @@ def is_loss(error: Exception) -> bool:
     )
 
 
-def stop():
+def stop() -> None:
     """Leaves the others, who need no longer wait."""
     interruption.share(None)
     if dist.is_initialized():
@@ -119,7 +120,7 @@ def any_of(value: int) -> int:
     return int(box)
 
 
-def broadcast(value):
+def broadcast(value: Any) -> Any:
     """What process 0 calls `value`, for every process."""
     if size() == 1:
         return value
@@ -128,7 +129,7 @@ def broadcast(value):
     return box[0]
 
 
-def gather(value) -> list | None:
+def gather(value: Any) -> list | None:
     """The values of all processes, in their order, for process 0; None for the others."""
     if size() == 1:
         return [value]
@@ -138,7 +139,7 @@ def gather(value) -> list | None:
 
 
 @contextlib.contextmanager
-def main_first():
+def main_first() -> Iterator[None]:
     """Process 0 goes through the block, in which it may fetch or prepare what all of them need,
     before the others do.
     """
@@ -182,14 +183,16 @@ def _key(device) -> str:
     return torch.device(device).type
 
 
-def common_generator(device) -> torch.Generator | None:
+def common_generator(device: str | torch.device) -> torch.Generator | None:
     """The generator on the device from which all processes draw the same numbers; None, PyTorch's
     own, for a single process.
     """
     return _common.get(_key(device)) if size() > 1 else None
 
 
-def begin_randomness(device, seed: int, state: dict | None = None, step: int = 0):
+def begin_randomness(
+    device: str | torch.device, seed: int, state: dict | None = None, step: int = 0
+) -> None:
     """Separates what processes draw together from what each draws of its own rows within the
     network.
 
@@ -222,7 +225,7 @@ def begin_randomness(device, seed: int, state: dict | None = None, step: int = 0
         torch.set_rng_state(own[rank()].cpu())
 
 
-def random_state(device) -> dict | None:
+def random_state(device: str | torch.device) -> dict | None:
     """What `begin_randomness` needs to go on, for process 0; the others help to gather it."""
     own, common = gather(_own_state(device)), common_generator(device)
     return (

@@ -5,6 +5,7 @@ another package in place of ours.
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -20,7 +21,7 @@ class CheckpointError(UserError):
     thing that does not fit.
     """
 
-    def __init__(self, message: str, details=()):
+    def __init__(self, message: str, details: Iterable[str] = ()):
         super().__init__(message)
         self.details = list(details)
 

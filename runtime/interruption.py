@@ -16,10 +16,15 @@ import signal
 import threading
 import time
 import types
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from absl import logging
 
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Interrupted(SystemExit):
@@ -42,14 +47,14 @@ def signal_noted() -> int:
     return _noted.signal
 
 
-def share(store):
+def share(store: 'torch.distributed.Store | None') -> None:
     """Have the processes of a job learn of each other's signals. `store`: a
     `torch.distributed.Store` that all of them see, or None.
     """
     _shared.store = store
 
 
-def look():
+def look() -> None:
     """Raise Interrupted if a signal was noted here, or within the last half second in another
     process, unless the work is `held`.
     """
@@ -80,7 +85,7 @@ def _note(number, _):
 
 
 @contextlib.contextmanager
-def interruptible(advice: str = 'Run the same command to resume.'):
+def interruptible(advice: str = 'Run the same command to resume.') -> Iterator[None]:
     """Within the block, or the decorated function, SIGTERM and SIGINT raise Interrupted; one log
     line says so, and gives the `advice`.
 
@@ -121,13 +126,13 @@ def _set_held(held: bool):
         _noted.held = before
 
 
-def held():
+def held() -> contextlib.AbstractContextManager[None]:
     """A block in which a signal is only noted: the caller asks `signal_noted()`."""
     return _set_held(True)
 
 
 @contextlib.contextmanager
-def released():
+def released() -> Iterator[None]:
     """A block that a signal may interrupt although a surrounding one is `held`."""
     with _set_held(False):
         look()

@@ -8,7 +8,7 @@ total and the time left.
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class Shown:
         """Whether the next call of `show` would show anything."""
         return time.monotonic() >= self.shown + self.seconds
 
-    def show(self, done: int, total: int | None = None):
+    def show(self, done: int, total: int | None = None) -> None:
         """Show that `done` units are done, of `total` if that is an estimate, if it is time to."""
         if not self.is_due():
             return
@@ -121,7 +121,13 @@ def progress(
 
 
 @contextlib.contextmanager
-def watched(model: torch.nn.Module, what: str, times, label_of: Callable, steps: bool):
+def watched(
+    model: torch.nn.Module,
+    what: str,
+    times: torch.Tensor | np.ndarray | Sequence[float],
+    label_of: Callable,
+    steps: bool,
+) -> Iterator[None]:
     """A block in which each evaluation of a network looks for signals, and progress is shown.
 
     How far a solver has come follows from the label of the time with which it last called the

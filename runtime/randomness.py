@@ -9,10 +9,12 @@ therefore asks `normal_like`.
 import contextlib
 import contextvars
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-_seeds: contextvars.ContextVar[list | None] = contextvars.ContextVar('seeds', default=None)
+_seeds: contextvars.ContextVar['_Images | None'] = contextvars.ContextVar('seeds', default=None)
 
 
 def seed_of(seed: int, *place) -> int:
@@ -27,7 +29,7 @@ def seed_of(seed: int, *place) -> int:
 
 
 @contextlib.contextmanager
-def own_randomness(seed: int, *place):
+def own_randomness(seed: int, *place) -> Iterator[None]:
     """Random numbers that follow from `seed` and `place` alone, leaving the stream outside the
     block as it was.
     """
@@ -63,7 +65,7 @@ class _Images:
 
 
 @contextlib.contextmanager
-def per_image(seeds):
+def per_image(seeds: Iterable[int]) -> Iterator[None]:
     """Within the block, `normal_like` draws each row from the stream of its own seed, for batches
     of as many rows as there are seeds: consecutive whole numbers below 2^62.
     """
@@ -113,7 +115,7 @@ def batch_mean(values: torch.Tensor) -> torch.Tensor:
     return values if is_per_image() else values.mean()
 
 
-def prior_sampling(sde, shape) -> torch.Tensor:
+def prior_sampling(sde: Any, shape: Sequence[int]) -> torch.Tensor:
     """A draw from the prior of an SDE, of `shape` (B, ...), on the CPU."""
     images = _seeds.get()
     if images is None:

@@ -1,5 +1,8 @@
 """Names for classes, so that a config can choose them: networks, predictors, correctors."""
 
+from collections.abc import Callable
+from typing import Any
+
 from runtime.errors import UserError
 
 
@@ -13,9 +16,9 @@ class Registry:
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._classes = {}
+        self._classes: dict[str, Any] = {}
 
-    def register(self, cls=None, *, name=None):
+    def register(self, cls: Callable | None = None, *, name: str | None = None) -> Any:
         """Enters `cls` under `name` (its own name where none is given) and returns it; UserError if
         another class has the name.
 
@@ -39,7 +42,7 @@ class Registry:
         ] = cls
         return cls
 
-    def get(self, name: str):
+    def get(self, name: str) -> Any:
         """The class called `name`; UserError with the known names where there is none."""
         found = self.find(name)
         if found is None:
@@ -48,7 +51,7 @@ class Registry:
             )
         return found
 
-    def find(self, name: str):
+    def find(self, name: str) -> Any:
         """The class called `name`, or None."""
         return next(
             (cls for known, cls in self._classes.items() if known.lower() == name.lower()), None
