@@ -12,10 +12,12 @@ and the 1438 training images (0.102 between the 359 held-out images and these). 
 on one core of an AMD EPYC, PyTorch 2.14.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import ddpmpp, digits, small, subvp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = digits()
     subvp(config)
     ddpmpp(config)

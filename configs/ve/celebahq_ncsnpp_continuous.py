@@ -10,10 +10,12 @@ memory holds.
 Expect: samples only in the paper, no number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import celebahq, ncsnpp_1024, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = celebahq(1024, '/atlas/u/yangsong/celeba_hq/-r10.tfrecords')
     ve(config, continuous=True)
     ncsnpp_1024(config)

@@ -7,10 +7,12 @@ r"""NCSN++ on CIFAR-10, trained with the 1000 discrete noise levels of SMLD ("NC
 Expect: FID 2.45, IS 9.73 (Song et al. 2021, Table 3), best of the numbered checkpoints.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsnpp, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     ve(config, continuous=False)
     ncsnpp(config, embedding_type='positional')

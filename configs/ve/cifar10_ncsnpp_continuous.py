@@ -7,10 +7,12 @@ Cost: 0.56 s a step on 4 V100 (20.6 GB in all) as published: 1.3 million steps t
 Expect: FID 2.38, IS 9.83 (Song et al. 2021, Table 3), best of the numbered checkpoints.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsnpp, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     ve(config, continuous=True)
     ncsnpp(config)

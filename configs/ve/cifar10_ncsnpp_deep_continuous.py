@@ -7,10 +7,12 @@ VE)" in Song et al. 2021).
 Expect: FID 2.20, IS 9.89 (Song et al. 2021, Table 3), best of the numbered checkpoints.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsnpp, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     ve(config, continuous=True)
     ncsnpp(config, num_res_blocks=8)

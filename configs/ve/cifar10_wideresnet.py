@@ -8,10 +8,12 @@ Size: 36.8 million parameters. Expect the log to show how the accuracy on test i
 not yet measured at this size.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ve, wideresnet
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     ve(config, continuous=True)
     wideresnet(config, num_classes=10)

@@ -10,10 +10,12 @@ and the 1438 training images (0.102 between the 359 held-out images and these). 
 on one core of an AMD EPYC, PyTorch 2.14.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import digits, ncsnpp, small, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = digits()
     ve(config, continuous=True)
     ncsnpp(config)

@@ -10,10 +10,12 @@ memory holds.
 Expect: samples only in the paper, no number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import ffhq, ncsnpp_1024, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = ffhq(1024, '/raid/song/ffhq-dataset/ffhq/ffhq-r10.tfrecords')
     ve(config, continuous=True)
     ncsnpp_1024(config)

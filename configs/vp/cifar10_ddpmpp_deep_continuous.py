@@ -8,10 +8,12 @@ Expect: FID 2.41, IS 9.68 (Song et al. 2021, Table 3), best of the numbered chec
 and 3.13 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpmpp, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=True)
     ddpmpp(config, num_res_blocks=8)

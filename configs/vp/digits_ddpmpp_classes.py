@@ -12,10 +12,12 @@ held-out images), and at sampling.guidance=2.0 100 of 100 samples recognised as 
 (benchmarks/conditional.py). Time: as without classes.
 """
 
+from ml_collections import ConfigDict
+
 from configs.vp import digits_ddpmpp_continuous
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = digits_ddpmpp_continuous.get_config()
     config.model.num_classes = 10
     return config

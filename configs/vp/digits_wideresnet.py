@@ -10,10 +10,12 @@ of 100 samples of digits_ddpmpp_continuous are recognised as the class asked for
 on one core of an AMD EPYC, PyTorch 2.15, beside other jobs.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import digits, vp, wideresnet
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = digits()
     vp(config, continuous=True)
     wideresnet(config, num_classes=10)

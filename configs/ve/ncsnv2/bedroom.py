@@ -9,10 +9,12 @@ SMLD training of Song & Ermon 2020 is `--config.training.continuous=False`.
 Expect: samples only in the paper, no number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import lsun, ncsnv2
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = lsun('bedroom', size=128)
     ncsnv2(config, name='ncsnv2_128')
     config.model.sigma_max = 190.0  # Technique 1

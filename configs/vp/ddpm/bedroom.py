@@ -6,10 +6,12 @@ steps.
 Expect: no published number for this code and schedule; Ho et al. 2020 report the FID of their own.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import ddpm, lsun, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = lsun('bedroom')
     vp(config, continuous=False)
     ddpm(config)

@@ -6,10 +6,12 @@ discrete steps.
 Expect: no published number for this code and schedule; Ho et al. 2020 report the FID of their own.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import ddpm, lsun, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = lsun('church_outdoor')
     vp(config, continuous=False)
     ddpm(config)

@@ -8,10 +8,12 @@ checkpoints. FID 3.37 and 3.28 bits/dim with the ODE sampler (Song et al. 2021, 
 checkpoint.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpm, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=False)
     ddpm(config)

@@ -8,10 +8,12 @@ Expect: FID 3.69 and 3.21 bits/dim with the ODE sampler (Song et al. 2021, Table
 checkpoint.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpm, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=True)
     ddpm(config)
