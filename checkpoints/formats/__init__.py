@@ -11,10 +11,12 @@ Loading never executes code from a file. Names are translated by tables that are
 network.
 """
 
+import os
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from ml_collections import ConfigDict
 
 from runtime.errors import CheckpointError
@@ -48,7 +50,7 @@ FORMATS = {
 }
 
 
-def guess(path) -> str:
+def guess(path: str | os.PathLike) -> str:
     """Return the format of a file by its first bytes, of a folder by its files.
 
     Raises:
@@ -69,7 +71,9 @@ def guess(path) -> str:
     return found
 
 
-def read(path, network, device='cpu') -> dict:
+def read(
+    path: str | os.PathLike, network: torch.nn.Module, device: str | torch.device = 'cpu'
+) -> dict:
     """Return the training state in a file or folder, for one of our networks.
 
     Args:
@@ -88,6 +92,6 @@ def read(path, network, device='cpu') -> dict:
     return FORMATS[guess(path)].read(path, network, device)
 
 
-def config_of(path) -> ConfigDict | None:
+def config_of(path: str | os.PathLike) -> ConfigDict | None:
     """Return the config that a file or folder has, or None."""
     return FORMATS[guess(path)].config_of(path)

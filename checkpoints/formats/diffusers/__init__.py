@@ -9,8 +9,10 @@ and output skips (`ncsnpp.SkipUNets`); plain blocks make up DDPM (`ddpm.PlainUNe
 """
 
 import json
+import os
 import pathlib
 
+import torch
 from ml_collections import ConfigDict
 
 from configs import stored
@@ -48,7 +50,7 @@ def family_of(network_or_config: UNet | ConfigDict) -> Family | None:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def config_of(path, with_scheduler: bool = True) -> ConfigDict:
+def config_of(path: str | os.PathLike, with_scheduler: bool = True) -> ConfigDict:
     """Return the config of a folder: the one that we wrote, else the one its settings define.
 
     Args:
@@ -101,7 +103,9 @@ def _read_noise_levels(path: pathlib.Path, family: Family, config: ConfigDict):
         raise CheckpointError(f'{file} has unsupported settings: {error}') from error
 
 
-def read(path, network, device='cpu') -> dict:
+def read(
+    path: str | os.PathLike, network: torch.nn.Module, device: str | torch.device = 'cpu'
+) -> dict:
     """Return the weights as a training state, where they are the average too.
 
     Raises:
@@ -181,7 +185,9 @@ def unfit(config: ConfigDict) -> list[str]:
     return family.unfit(config)
 
 
-def write(path, network: UNet, weights: dict, config: ConfigDict, notes: dict):
+def write(
+    path: str | os.PathLike, network: UNet, weights: dict, config: ConfigDict, notes: dict
+) -> None:
     """Write a pipeline folder.
 
     Raises:
