@@ -11,8 +11,10 @@ import collections
 import csv
 import hashlib
 import json
+import os
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from reports import plots
@@ -103,7 +105,9 @@ class Run(NamedTuple):
         return max(self.numbers)
 
 
-def write(workdirs, output, eval_folder: str = 'eval') -> pathlib.Path:
+def write(
+    workdirs: Iterable[str | os.PathLike], output: str | os.PathLike, eval_folder: str = 'eval'
+) -> pathlib.Path:
     """Write report.md, summary.csv, protocols.json and pictures on one or several work directories.
 
     The same files always give the same report.
