@@ -28,6 +28,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
@@ -92,7 +93,7 @@ def setting(text: str) -> tuple[str, object]:
         return key, value
 
 
-def parse(arguments=None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; `arguments` replace those of the process."""
     parser = argparse.ArgumentParser(
         'python -m validation',
@@ -153,7 +154,7 @@ def _models(given: argparse.Namespace) -> list:
         return []
 
 
-def main(arguments=None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Validate the models of the command line and return the exit status."""
     given = parse(arguments)
     log_to(None)
