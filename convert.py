@@ -20,6 +20,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import torch
 from absl import app, flags, logging
@@ -43,8 +44,8 @@ FORMAT_OF_SUFFIX = {
 
 
 def convert(
-    source,
-    destination,
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
     config: ConfigDict | None = None,
     weights: str = 'ema',
     overwrite: bool = False,
@@ -226,7 +227,7 @@ def _warn_of_losses(source, found: str, destination, state: dict):
 # The command line ---------------------------------------------------------------------------------
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     if len(argv) != 3:
         sys.exit(
             f'error: SOURCE and DESTINATION are needed, got {len(argv) - 1} arguments: see '
