@@ -7,11 +7,13 @@ from runtime.errors import UserError
 
 
 class Registry:
-    """A table from names to classes, in whatever case they are written, that answers an unknown
-    name with the known ones.
+    """A table of classes by name, in any case; errors on unknown names list the known ones.
 
-    Used as a decorator, plain (`@register`, the class's own name) or with a name
+    `register` is a decorator, plain (`@register`, by the name of the class) or with a name
     (`@register(name='ddpm')`).
+
+    Args:
+        kind: what is registered, for errors, such as 'predictor'.
     """
 
     def __init__(self, kind: str):
@@ -19,11 +21,13 @@ class Registry:
         self._classes: dict[str, Any] = {}
 
     def register(self, cls: Callable | None = None, *, name: str | None = None) -> Any:
-        """Enters `cls` under `name` (its own name where none is given) and returns it; UserError if
-        another class has the name.
+        """Register `cls` under `name`, by default its own name, and return it.
 
-        The same class again, of a notebook's cell or a module that was executed once more, takes
-        the place of the earlier one.
+        A class that is defined again, by a notebook cell or a reloaded module, replaces the earlier
+        one.
+
+        Raises:
+            UserError: if another class has the name.
         """
         if cls is None:
             return lambda cls: self.register(cls, name=name)
@@ -43,7 +47,7 @@ class Registry:
         return cls
 
     def get(self, name: str) -> Any:
-        """The class called `name`; UserError with the known names where there is none."""
+        """The class called `name`; UserError with the known names if there is none."""
         found = self.find(name)
         if found is None:
             raise UserError(
