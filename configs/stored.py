@@ -1,5 +1,6 @@
-r"""Configs stored as JSON: `config.json` in a work directory, beside converted weights, and inside
-checkpoints.
+r"""Configs stored as JSON.
+
+They are stored as `config.json` in a work directory, next to converted weights, and in checkpoints.
 
     python main.py --config configs/stored.py:celebahq.json --checkpoint celebahq.safetensors \
         --workdir runs/celebahq --mode sample
@@ -21,8 +22,7 @@ import sde_lib
 from configs import defaults
 from runtime.errors import UserError
 
-# Of the keys outside config.model those that define a trained model; of those in it the ones that
-# do not.
+# The keys outside config.model that define a trained model, and those in it that do not.
 DEFINING = {
     'training.sde',
     'training.continuous',

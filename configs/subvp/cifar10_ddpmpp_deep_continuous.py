@@ -1,5 +1,4 @@
-r"""DDPM++ with twice the depth on CIFAR-10, trained with the sub-VP SDE ("DDPM++ cont. (deep,
-sub-VP)" in Song et al. 2021).
+r"""Deep DDPM++ on CIFAR-10, with the sub-VP SDE ("DDPM++ cont. (deep, sub-VP)", Song et al. 2021).
 
     python main.py --config configs/subvp/cifar10_ddpmpp_deep_continuous.py \
         --workdir runs/subvp/cifar10_ddpmpp_deep_continuous --mode train

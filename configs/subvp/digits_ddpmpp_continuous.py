@@ -1,5 +1,6 @@
-r"""A small DDPM++ on handwritten digits of 8 pixels, with the continuous sub-VP SDE, for two
-processor cores.
+r"""A small DDPM++ on handwritten digits of 8 pixels, with the continuous sub-VP SDE.
+
+It is trained on a CPU in minutes.
 
     python main.py --config configs/subvp/digits_ddpmpp_continuous.py \
         --workdir runs/subvp --mode train

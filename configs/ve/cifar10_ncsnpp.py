@@ -1,5 +1,4 @@
-r"""NCSN++ on CIFAR-10, trained with the 1000 discrete noise levels of SMLD ("NCSN++" in Song et al.
-2021).
+r"""NCSN++ on CIFAR-10, with the 1000 discrete noise levels of SMLD ("NCSN++", Song et al. 2021).
 
     python main.py --config configs/ve/cifar10_ncsnpp.py \
         --workdir runs/ve/cifar10_ncsnpp --mode train

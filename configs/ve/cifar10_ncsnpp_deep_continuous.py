@@ -1,5 +1,4 @@
-r"""NCSN++ with twice the depth on CIFAR-10, with the continuous VE SDE ("NCSN++ cont. (deep,
-VE)" in Song et al. 2021).
+r"""Deep NCSN++ on CIFAR-10, with the VE SDE ("NCSN++ cont. (deep, VE)", Song et al. 2021).
 
     python main.py --config configs/ve/cifar10_ncsnpp_deep_continuous.py \
         --workdir runs/ve/cifar10_ncsnpp_deep_continuous --mode train

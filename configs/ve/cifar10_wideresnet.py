@@ -1,5 +1,6 @@
-r"""A wide residual network 28-10 that tells noisy images of CIFAR-10 apart, for guidance of the
-continuous VE networks.
+r"""A wide residual network 28-10 that classifies noisy images of CIFAR-10.
+
+It guides the networks of the continuous VE SDE.
 
     python main.py --config configs/ve/cifar10_wideresnet.py \
         --workdir runs/ve/classifier --mode classifier

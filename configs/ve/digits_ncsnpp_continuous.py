@@ -1,5 +1,6 @@
-"""A small NCSN++ on handwritten digits of 8 pixels, trained with the continuous VE SDE, for two
-processor cores.
+"""A small NCSN++ on handwritten digits of 8 pixels, with the continuous VE SDE.
+
+It is trained on a CPU in minutes.
 
     python main.py --config configs/ve/digits_ncsnpp_continuous.py --workdir runs/ve --mode train
     python main.py --config configs/ve/digits_ncsnpp_continuous.py --workdir runs/ve --mode eval

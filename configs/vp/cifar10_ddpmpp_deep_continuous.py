@@ -1,5 +1,4 @@
-r"""DDPM++ with twice the depth on CIFAR-10, with the continuous VP SDE ("DDPM++ cont. (deep,
-VP)" in Song et al. 2021).
+r"""Deep DDPM++ on CIFAR-10, with the VP SDE ("DDPM++ cont. (deep, VP)", Song et al. 2021).
 
     python main.py --config configs/vp/cifar10_ddpmpp_deep_continuous.py \
         --workdir runs/vp/cifar10_ddpmpp_deep_continuous --mode train

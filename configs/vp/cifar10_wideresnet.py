@@ -1,5 +1,6 @@
-r"""A wide residual network 28-10 that tells noisy images of CIFAR-10 apart, for guidance of the
-networks with the VP SDE.
+r"""A wide residual network 28-10 that classifies noisy images of CIFAR-10.
+
+It guides the networks of the VP SDE.
 
     python main.py --config configs/vp/cifar10_wideresnet.py \
         --workdir runs/vp/classifier --mode classifier

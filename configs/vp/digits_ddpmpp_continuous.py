@@ -1,5 +1,6 @@
-r"""A small DDPM++ on handwritten digits of 8 pixels, with the continuous VP SDE: the
-quickstart, for two processor cores.
+r"""A small DDPM++ on handwritten digits of 8 pixels, with the continuous VP SDE: the quickstart.
+
+It is trained on a CPU in minutes.
 
     python main.py --config configs/vp/digits_ddpmpp_continuous.py \
         --workdir runs/quickstart --mode train

@@ -1,5 +1,4 @@
-"""The U-Net of Ho et al. 2020 on LSUN bedrooms at 256 pixels, trained with their 1000 discrete
-steps.
+"""The U-Net of Ho et al. 2020 on LSUN bedrooms at 256 pixels, with their 1000 discrete steps.
 
     python main.py --config configs/vp/ddpm/bedroom.py --workdir runs/vp/ddpm/bedroom --mode train
 

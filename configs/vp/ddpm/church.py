@@ -1,5 +1,4 @@
-"""The U-Net of Ho et al. 2020 on LSUN outdoor churches at 256 pixels, trained with their 1000
-discrete steps.
+"""The U-Net of Ho et al. 2020 on LSUN churches at 256 pixels, with their 1000 discrete steps.
 
     python main.py --config configs/vp/ddpm/church.py --workdir runs/vp/ddpm/church --mode train
 

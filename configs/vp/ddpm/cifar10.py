@@ -1,5 +1,4 @@
-"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with their 1000 discrete steps ("DDPM" in Song
-et al. 2021).
+"""The U-Net and the 1000 steps of Ho et al. 2020 on CIFAR-10 ("DDPM", Song et al. 2021).
 
     python main.py --config configs/vp/ddpm/cifar10.py --workdir runs/vp/ddpm/cifar10 --mode train
 

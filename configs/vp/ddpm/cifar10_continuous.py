@@ -1,5 +1,4 @@
-r"""The U-Net of Ho et al. 2020 on CIFAR-10, with the continuous VP SDE ("DDPM cont. (VP)" in
-Song et al. 2021).
+r"""The U-Net of Ho et al. 2020 on CIFAR-10, VP SDE ("DDPM cont. (VP)", Song et al. 2021).
 
     python main.py --config configs/vp/ddpm/cifar10_continuous.py \
         --workdir runs/vp/ddpm/cifar10_continuous --mode train
