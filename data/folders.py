@@ -93,8 +93,8 @@ def arrange(names: list[str]) -> Arrangement:
     """Find the split and the class of each picture from its path.
 
     The folders of the splits are at any one depth, above the folders of classes or below them, as
-    in images/train/cats/1.png or cats/train/1.png. Other folders and pictures beside them belong to
-    neither split. Folders that contain all pictures are no classes.
+    in images/train/cats/1.png or cats/train/1.png. Other folders and pictures next to them belong
+    to neither split. Folders that contain all pictures are no classes.
     """
     paths = [tuple(name.split('/')) for name in names]
     parents = _parents_of_splits(paths)
