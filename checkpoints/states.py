@@ -63,7 +63,7 @@ def copied(content: dict) -> dict:
 def config_of(path: str | os.PathLike) -> ConfigDict | None:
     """Return the config of a checkpoint in any format, or None.
 
-    It is looked for in the file, beside it as config.json, and in its work directory.
+    Looked for in the file, in config.json next to it, and in its work directory.
     """
     path = pathlib.Path(path)
     if formats.guess(path) == 'pytorch' and 'config' in (content := torch_zip.load(path)):

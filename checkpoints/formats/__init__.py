@@ -5,7 +5,7 @@
 | `pytorch` | `.pth` of this library, the 2021 PyTorch release, or NCSN (a list) | yes | ours |
 | `flax` | a training state of the 2021 JAX release: `checkpoint_N`, msgpack | U-Nets | no |
 | `diffusers` | its pipeline folder, or the `unet` in it | U-Nets | if its blocks can |
-| `safetensors` | weights alone, the config in a JSON file beside them | yes | yes |
+| `safetensors` | weights alone, the config in a JSON file next to them | yes | yes |
 
 Loading never executes code from a file. Names are translated by tables that are derived from the
 network.

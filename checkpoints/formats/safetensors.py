@@ -1,6 +1,6 @@
-"""Safetensors: weights under the names of the network, the config in a JSON file beside them.
+"""Safetensors: weights under the names of the network, the config in a JSON file next to them.
 
-The header tells the step, and whether the weights are averaged or raw.
+The header contains the step, and whether the weights are averaged or raw.
 """
 
 import os
@@ -38,7 +38,7 @@ def load(path: str | os.PathLike, device: str | torch.device = 'cpu') -> tuple[d
 
 
 def config_of(path: str | os.PathLike) -> ConfigDict | None:
-    """Return the config in the JSON file beside the file, or None."""
+    """Return the config in the JSON file next to the file, or None."""
     beside = pathlib.Path(path).with_suffix('.json')
     return stored.get_config(beside) if beside.is_file() else None
 
@@ -69,7 +69,7 @@ def write(
     config: ConfigDict,
     notes: dict,
 ) -> None:
-    """Write `weights` with `notes` in the header, and the config beside them."""
+    """Write `weights` with `notes` in the header, and the config next to them."""
     path = pathlib.Path(path)
     save(path, weights, notes)
     path.with_suffix('.json').write_text(config.to_json_best_effort(indent=1) + '\n')

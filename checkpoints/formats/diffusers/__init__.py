@@ -27,7 +27,7 @@ from .family import Family, network_of
 from .folder import WEIGHTS, load, read_json, read_scheduler, unet_folder
 from .ncsnpp import SkipUNets
 
-# Beside model_index.json: the whole config, and what the weights are.
+# Next to model_index.json: the whole config, and what the weights are.
 OUR_CONFIG = 'score_sde_config.json'
 SKIP, PLAIN = SkipUNets(), PlainUNets()
 
@@ -137,7 +137,7 @@ def read(
 
 
 def _check_same_network(path: pathlib.Path, network: UNet):
-    """Raise CheckpointError if the network differs from that of the folder beside its weights."""
+    """Raise CheckpointError if the network differs from the one that the folder describes."""
     reference = network_of(config_of(path, with_scheduler=False))
     same_names = network.state_dict().keys() == reference.state_dict().keys()
     pairs = zip(_settings_of(network, same_names), _settings_of(reference, same_names))
