@@ -269,8 +269,8 @@ def _readings(text: str | None, kind: type):
 def load_config(location: str) -> ConfigDict:
     """Execute a config file, once, and return what its `get_config` returns.
 
-    Values of configs that begin with `configs.defaults` may have any type: preflight.py reports all
-    that are wrong. Modules beside the file can be imported from it.
+    Values of configs made by `configs.defaults` may have any type: preflight.py reports all wrong
+    ones. The file can import modules of its folder.
 
     Args:
         location: 'FILE' or 'FILE:ARGUMENT', where the argument is one of `get_config`.

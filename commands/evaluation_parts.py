@@ -2,8 +2,8 @@
 
 A `Checkpoint` holds what the parts need. Each part is computed in batches, which the processes
 share: `missing` lists the batches without a file of the same protocol, `compute` computes one,
-`store` writes it, and `gather` draws the conclusions when all are there. An interrupted evaluation
-resumes with the missing batches.
+`store` writes it, and `gather` summarizes them when all are done. An interrupted evaluation resumes
+with the missing batches.
 """
 
 import dataclasses

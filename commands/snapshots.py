@@ -1,7 +1,7 @@
 """What training does with the averaged weights at a snapshot: samples, or a classifier's accuracy.
 
-`save_*(config, state, step, workdir, writer)` is called by every process. Training that was stopped
-in it asks `has_*(workdir, step)` on resume whether it finished for that step.
+`save_*(config, state, step, workdir, writer)` is called by every process. `has_*(workdir, step)` is
+whether it finished for that step; if not, training repeats it on resume.
 """
 
 import pathlib

@@ -204,6 +204,6 @@ def forget_steps(path: pathlib.Path, first: int) -> None:
 
 
 def write(writer: 'SummaryWriter | None', step: int, **scalars) -> None:
-    """Add points to curves, where there is a writer."""
+    """Add points to curves, if there is a writer."""
     for name, value in scalars.items() if writer else ():
         writer.add_scalar(name, value, step)
