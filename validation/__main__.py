@@ -16,7 +16,7 @@
 
 A MODEL is the name of a published one, or CONFIG=CHECKPOINT in any format that convert.py reads.
 Without models, and if the published ones cannot be downloaded, --digits is used. The report is
-OUTPUT/REPORT.md, with summary.csv, RUN_ENV.txt and pictures beside it. Parts that cannot be
+OUTPUT/REPORT.md, with summary.csv, RUN_ENV.txt and pictures next to it. Parts that cannot be
 measured are left out, with the reason. Exit status 1: a check has failed; 2: nothing could be
 checked.
 """

@@ -1,4 +1,4 @@
-"""What holds for every working checkpoint, whatever its quality.
+"""Checks that every working checkpoint passes, even one of low quality.
 
 Its weights are finite, it denoises better than a linear estimate, its samples vary, and its metrics
 are in the range of possible values.
