@@ -10,7 +10,7 @@
 
 The format of SOURCE is detected by its content, that of DESTINATION by its name: NAME.pth (a
 training state, as the 2021 PyTorch release loads it), NAME.safetensors, or a folder (a pipeline of
-diffusers). The config is the one beside SOURCE, if there is one, or --config. Safetensors and
+diffusers). The config is the one next to SOURCE, if there is one, or --config. Safetensors and
 diffusers hold one set of weights: the averaged ones, or the trained ones with --weights=raw. The
 result is read again and compared before it is moved to DESTINATION.
 """

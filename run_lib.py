@@ -226,7 +226,7 @@ def _log_changes(config, before):
 
 
 def _data(config, workdir, state, objective):
-    """The training and test batches, and log lines and files that say what is trained."""
+    """Return the training and test batches; log and store what is trained."""
     with distributed.main_first():
         train_ds, eval_ds, _ = datasets.get_dataset(
             config, config.data.uniform_dequantization, start=state['step']
@@ -242,7 +242,7 @@ def _data(config, workdir, state, objective):
 
 
 class Training:
-    """What the training loop does at a step: `step`, `report`, `evaluate`, `save_*`.
+    """The parts of a training step: `step`, `report`, `evaluate`, `save_*`.
 
     `writer` of TensorBoard (None except for process 0) and `saver` are open while the loop runs.
     """
