@@ -10,7 +10,7 @@
 
 The format of SOURCE is detected by its content, that of DESTINATION by its name: NAME.pth (a
 training state, as the 2021 PyTorch release loads it), NAME.safetensors, or a folder (a pipeline of
-diffusers). The config is the one beside SOURCE, if there is one, or --config. Safetensors and
+diffusers). The config is the one next to SOURCE, if there is one, or --config. Safetensors and
 diffusers hold one set of weights: the averaged ones, or the trained ones with --weights=raw. The
 result is read again and compared before it is moved to DESTINATION.
 """
@@ -20,6 +20,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import torch
 from absl import app, flags, logging
@@ -43,8 +44,8 @@ FORMAT_OF_SUFFIX = {
 
 
 def convert(
-    source,
-    destination,
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
     config: ConfigDict | None = None,
     weights: str = 'ema',
     overwrite: bool = False,
@@ -226,7 +227,7 @@ def _warn_of_losses(source, found: str, destination, state: dict):
 # The command line ---------------------------------------------------------------------------------
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     if len(argv) != 3:
         sys.exit(
             f'error: SOURCE and DESTINATION are needed, got {len(argv) - 1} arguments: see '

@@ -14,13 +14,15 @@ that fit in memory are decoded once, others are prefetched by all CPU cores.
 import functools
 import hashlib
 import math
+import os
 import pathlib
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from configs import defaults
 from data import (
@@ -41,12 +43,12 @@ from runtime import distributed
 from runtime.errors import UserError
 
 
-def get_data_scaler(config) -> Callable:
+def get_data_scaler(config: ConfigDict) -> Callable:
     """Return the function from [0, 1] to the range of the network: [-1, 1] if `data.centered`."""
     return (lambda x: 2 * x - 1) if config.data.centered else (lambda x: x)
 
 
-def get_data_inverse_scaler(config) -> Callable:
+def get_data_inverse_scaler(config: ConfigDict) -> Callable:
     """Return the function from the range of the network back to [0, 1]."""
     return (lambda x: (x + 1) / 2) if config.data.centered else (lambda x: x)
 
@@ -149,8 +151,12 @@ SOURCES = {  # for ''
 
 
 def register_dataset(
-    load=None, *, name: str | None = None, levels: int = 256, keys: tuple[str, ...] = ()
-):
+    load: Callable | None = None,
+    *,
+    name: str | None = None,
+    levels: int = 256,
+    keys: tuple[str, ...] = (),
+) -> Callable:
     """Register the function `load` as a data set that `config.data.dataset` can name.
 
     Also usable as a decorator.
@@ -190,7 +196,7 @@ def _place(fn: Callable) -> tuple[str, str]:
     return fn.__module__, fn.__qualname__
 
 
-def get_source(config) -> Source:
+def get_source(config: ConfigDict) -> Source:
     """Return the data set that `data.dataset` and `data.source` name.
 
     Raises:
@@ -227,14 +233,14 @@ def _named(data) -> Source:
     return known[data.dataset.upper()]
 
 
-def get_levels(config) -> int:
+def get_levels(config: ConfigDict) -> int:
     """Return the number of grey levels of the config's data set; 256 if that is unknown."""
     source = SOURCES.get(config.data.dataset.upper())
     levels = source.levels if source else 256
     return levels(defaults.complete(config)) if callable(levels) else levels
 
 
-def get_name(config) -> str:
+def get_name(config: ConfigDict) -> str:
     """Return the data set in the name of a file.
 
     It is 'cifar10', 'celeba' or 'lsun_bedroom_256' as in the 2021 release, or for example
@@ -258,7 +264,7 @@ def _is_registered(name: str) -> bool:
     return source is not None and source.registered
 
 
-def describe(config, split: str) -> dict:
+def describe(config: ConfigDict, split: str) -> dict:
     """Describe the images of a split, for the protocol of numbers that depend on them."""
     config = defaults.complete(config)
     data, source = config.data, get_source(config)
@@ -284,7 +290,7 @@ def describe(config, split: str) -> dict:
     )
 
 
-def get_split(config, split: str, in_memory: bool = True) -> Images | Streamed:
+def get_split(config: ConfigDict, split: str, in_memory: bool = True) -> Images | Streamed:
     """Return the images of a split.
 
     Args:
@@ -307,7 +313,7 @@ def get_split(config, split: str, in_memory: bool = True) -> Images | Streamed:
     return images
 
 
-def has_held_out(config) -> bool:
+def has_held_out(config: ConfigDict) -> bool:
     """Whether the test set differs from the training set.
 
     FFHQ and CelebA-HQ have one set for both splits. So do a folder and an array without a test set
@@ -320,7 +326,12 @@ def has_held_out(config) -> bool:
     return data.dataset.upper() not in ('FFHQ', 'CELEBAHQ')
 
 
-def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0):
+def get_dataset(
+    config: ConfigDict,
+    uniform_dequantization: bool = False,
+    evaluation: bool = False,
+    start: int = 0,
+) -> tuple[Batches, Batches, Any]:
     """Return the training batches, the evaluation batches, and the TFDS builder or None.
 
     Args:
@@ -336,14 +347,10 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     train, test = get_split(config, 'train'), get_split(config, 'test')
     source = get_source(config)
     builder = source.builder(config) if source.builder else None
+    make = functools.partial(Batches, seed=config.seed, dequantize=uniform_dequantization)
     if evaluation:
-        make = functools.partial(
-            Batches,
-            batch_size=config.eval.batch_size,
-            seed=config.seed,
-            dequantize=uniform_dequantization,
-        )
-        return make(train), make(test), builder
+        size = config.eval.batch_size
+        return make(train, size), make(test, size), builder
     inspection.check_labels(train, config.model.num_classes)
     some = train.read(np.random.default_rng(0).permutation(len(train))[:64])[0]
     inspection.warn_of_range(some, train.levels, 'levels' in source.keys)
@@ -353,24 +360,19 @@ def get_dataset(config, uniform_dequantization=False, evaluation=False, start=0)
     if len(train) < size:
         raise UserError(
             f'config.training.batch_size must be at most {len(train)}, the size of the '
-            f'training set of {config.data.dataset}, '
-            f'got {size}'
+            f'training set of {config.data.dataset}, got {size}'
         )
-    make = functools.partial(
-        Batches,
-        batch_size=size,
-        seed=config.seed,
-        dequantize=uniform_dequantization,
-        rows=distributed.rows(size),
-    )
+    rows = distributed.rows(size)
     return (
-        make(train, shuffle=True, random_flip=config.data.random_flip, start=start),
-        make(test, start=math.ceil(start / config.training.eval_freq)),
+        make(
+            train, size, shuffle=True, random_flip=config.data.random_flip, start=start, rows=rows
+        ),
+        make(test, size, start=math.ceil(start / config.training.eval_freq), rows=rows),
         builder,
     )
 
 
-def record(config, images: Images | Streamed, workdir):
+def record(config: ConfigDict, images: Images | Streamed, workdir: str | os.PathLike) -> None:
     """Write what a network is trained on to `workdir/data.json`.
 
     Raises:
@@ -380,7 +382,7 @@ def record(config, images: Images | Streamed, workdir):
     data_record.write(workdir, _identity(config), class_names(images), conditional)
 
 
-def check_record(config, checkpoint):
+def check_record(config: ConfigDict, checkpoint: str | os.PathLike) -> None:
     """Log a warning if a checkpoint was trained on another data set than the config's."""
     workdir = pathlib.Path(checkpoint).absolute().parent.parent
     if others := data_record.differences(workdir, _identity(config)):

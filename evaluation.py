@@ -14,9 +14,12 @@ import contextlib
 import importlib.util
 import os
 import types
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 import metrics
 from configs.defaults import complete
@@ -53,7 +56,7 @@ def _tfgan_module():
     return tensorflow_gan
 
 
-def get_inception_model(inceptionv3=False, path=''):
+def get_inception_model(inceptionv3: bool = False, path: str = '') -> Any:
     """Load TF-GAN's Inception network, or Inception V3 (for 256 pixels and more), from TF-Hub.
 
     Args:
@@ -82,7 +85,9 @@ def get_inception_model(inceptionv3=False, path=''):
         raise UserError(message) from error
 
 
-def run_inception_distributed(input_tensor, inception_model, num_batches=1, inceptionv3=False):
+def run_inception_distributed(
+    input_tensor: Any, inception_model: Callable, num_batches: int = 1, inceptionv3: bool = False
+) -> dict:
     """Return the features and logits of 8-bit images.
 
     Args:
@@ -144,7 +149,7 @@ EXTRACTORS = {'tfgan': _tfgan, 'torch_fidelity': torch_fidelity, 'pixels': pixel
 METRICS_BACKENDS = ('none', *EXTRACTORS)
 
 
-def get_extractor(config) -> Extractor:
+def get_extractor(config: ConfigDict) -> Extractor:
     """Return the extractor `eval.metrics_backend` with its weights.
 
     Raises:
@@ -153,7 +158,7 @@ def get_extractor(config) -> Extractor:
     return EXTRACTORS[config.eval.metrics_backend](complete(config))
 
 
-def load_dataset_stats(config):
+def load_dataset_stats(config: ConfigDict) -> Mapping[str, np.ndarray]:
     """Return the published statistics of the config's data set, as np.load does (key 'pool_3').
 
     Raises:
@@ -165,7 +170,7 @@ def load_dataset_stats(config):
     return np.load(path)
 
 
-def check_size(config, samples: int, reference: int | None = None):
+def check_size(config: ConfigDict, samples: int, reference: int | None = None) -> None:
     """Raise UserError if the metrics of `pixels` would take too much time or memory.
 
     The features of networks are small. The Frechet distance takes time and memory by the least of
@@ -210,7 +215,7 @@ def measure(
     features: dict,
     real: Reference,
     is_splits: int = 1,
-    device='cpu',
+    device: str = 'cpu',
     other: Reference | None = None,
 ) -> dict:
     """Return the metrics of samples by name, and the sizes of the sets that they are from.

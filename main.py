@@ -26,7 +26,7 @@ Several GPUs: torchrun --nproc_per_node=4 main.py ... (not for control and data)
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from absl import app, flags
@@ -196,7 +196,7 @@ def _has_workdir(given):
 # The program --------------------------------------------------------------------------------------
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     """Run the mode that the flags name; report an error that is not ours in one line."""
     if len(argv) > 1:
         sys.exit(f'error: unexpected arguments: {" ".join(argv[1:])}')

@@ -12,11 +12,13 @@ import contextlib
 import functools
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
+import torch
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -28,6 +30,7 @@ import sde_lib
 from commands import evaluate as evaluate_command
 from commands import preflight, snapshots, training_log
 from configs import stored
+from data.batches import Batches
 from data.tensors import get_classes, to_tensor
 from models.ema import ExponentialMovingAverage
 from models.utils import create_model
@@ -36,7 +39,7 @@ from runtime.progress import progress
 from runtime.randomness import own_randomness
 
 
-def create_state(config) -> dict:
+def create_state(config: ConfigDict) -> dict:
     """A fresh training state: model, optimizer, ema, step."""
     model = create_model(config)
     return dict(
@@ -67,7 +70,7 @@ class Objective(NamedTuple):
 
 
 @interruption.interruptible()
-def train(config, workdir):
+def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Train a score network up to `training.n_iters` steps, or resume the training in `workdir`."""
     config = preflight.check(config, workdir, 'train')
     settings, values = config.training, config.data.image_size**2 * config.data.num_channels
@@ -90,7 +93,7 @@ def train(config, workdir):
 
 
 @interruption.interruptible()
-def train_classifier(config, workdir):
+def train_classifier(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Train the classifier of noisy images that `config` describes, as `train` does.
 
     Its accuracy is logged at each snapshot. Its checkpoints hold the config, so a path is enough to
@@ -223,7 +226,7 @@ def _log_changes(config, before):
 
 
 def _data(config, workdir, state, objective):
-    """The training and test batches, and log lines and files that say what is trained."""
+    """Return the training and test batches; log and store what is trained."""
     with distributed.main_first():
         train_ds, eval_ds, _ = datasets.get_dataset(
             config, config.data.uniform_dequantization, start=state['step']
@@ -239,12 +242,21 @@ def _data(config, workdir, state, objective):
 
 
 class Training:
-    """What the training loop does at a step: `step`, `report`, `evaluate`, `save_*`.
+    """The parts of a training step: `step`, `report`, `evaluate`, `save_*`.
 
     `writer` of TensorBoard (None except for process 0) and `saver` are open while the loop runs.
     """
 
-    def __init__(self, config, workdir, objective, state, eval_ds, writer, saver):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        objective: Objective,
+        state: dict,
+        eval_ds: Batches,
+        writer: 'training_log.SummaryWriter | None',
+        saver: checkpoints.Saver,
+    ):
         settings = config.training
         self.config, self.workdir, self.objective = config, workdir, objective
         self.state, self.writer, self.saver = state, writer, saver
@@ -260,7 +272,7 @@ class Training:
         self.log = training_log.Log(settings, objective.meaning, writer, self.first)
         self.skips, self.gradient_norm = training_log.Skips(config.device), None
 
-    def step(self, step: int, batch):
+    def step(self, step: int, batch: dict) -> torch.Tensor:
         """Take a step; return the loss of this process, on the device."""
         images, known = self._on_device(batch)
         if step == self.first:
@@ -286,7 +298,7 @@ class Training:
         images = to_tensor(batch, self.config, self.scaler)
         return images, get_classes(batch, self.config)
 
-    def report(self, step: int, loss):
+    def report(self, step: int, loss: torch.Tensor) -> None:
         """Log the loss and the skipped steps; raise UserError if too many were skipped."""
         optimizer, resume = self.state['optimizer'], self.resume
         self.log.training(step, distributed.mean(loss).item(), optimizer, self.gradient_norm)
@@ -297,14 +309,14 @@ class Training:
             resume if resume.is_file() else None,
         )
 
-    def evaluate(self, step: int):
+    def evaluate(self, step: int) -> None:
         """Log the loss of a batch of the test set."""
         images, known = self._on_device(next(self.eval_batches))
         with own_randomness(self.config.seed + step):
             loss = distributed.mean(self.eval_step(self.state, images, **known)).item()
         self.log.evaluation(step, loss)
 
-    def save_snapshot(self, step: int):
+    def save_snapshot(self, step: int) -> None:
         """Save the numbered checkpoint of a step."""
         if distributed.is_main():
             number = max(1, math.ceil(step / self.config.training.snapshot_freq))
@@ -312,7 +324,7 @@ class Training:
             keep = self.config.training.keep_checkpoints
             self.saver.save(path, self.state | self.kept, keep=keep)
 
-    def save_to_resume(self):
+    def save_to_resume(self) -> None:
         """Save the checkpoint to resume from, with the state of the random numbers."""
         randomness = distributed.random_state(self.config.device)
         if distributed.is_main():
@@ -338,7 +350,7 @@ class Training:
 
 
 @interruption.interruptible()
-def evaluate(config, workdir, eval_folder='eval'):
+def evaluate(config: ConfigDict, workdir: str | os.PathLike, eval_folder: str = 'eval') -> None:
     """Evaluate the snapshots of a work directory: loss, bits/dim, samples and their metrics.
 
     The keys `eval.begin_ckpt` to `eval.end_ckpt` choose the snapshots, `eval.enable_*` the parts.

@@ -1,9 +1,15 @@
 """Save and restore checkpoints under the names of the 2021 release; see `checkpoints`."""
 
+import os
+
+import torch
+
 import checkpoints
 
 
-def restore_checkpoint(ckpt_dir, state: dict, device) -> dict:
+def restore_checkpoint(
+    ckpt_dir: str | os.PathLike, state: dict, device: str | torch.device
+) -> dict:
     """Load a checkpoint into `state` and return it.
 
     Args:
@@ -17,6 +23,6 @@ def restore_checkpoint(ckpt_dir, state: dict, device) -> dict:
     return checkpoints.restore(ckpt_dir, state, device)
 
 
-def save_checkpoint(ckpt_dir, state: dict):
+def save_checkpoint(ckpt_dir: str | os.PathLike, state: dict) -> None:
     """Write `state` to the file `ckpt_dir`; CheckpointError if it cannot be written."""
     checkpoints.save(ckpt_dir, state)

@@ -1,5 +1,6 @@
-"""Draw assets/digits.png, the picture of the README: real digits, then samples of the evaluated
-work directories on the command line.
+"""Draw assets/digits.png, the picture of the README.
+
+It shows real digits, then samples of the evaluated work directories on the command line.
 
     python assets/make_pictures.py runs/quickstart runs/subvp runs/ve
 """

@@ -13,6 +13,7 @@ import pathlib
 import platform
 import re
 import time
+from collections.abc import Iterator
 
 import torch
 from absl import logging
@@ -24,7 +25,7 @@ from runtime.errors import CheckpointError, UserError
 # Writing ------------------------------------------------------------------------------------------
 
 
-def save(path, state: dict, keep_previous: bool = False):
+def save(path: str | os.PathLike, state: dict, keep_previous: bool = False) -> None:
     """Write a training state to a file.
 
     Args:
@@ -115,12 +116,14 @@ class Saver:
         if kind is None:
             self.wait()
 
-    def wait(self, most: int = 0):
+    def wait(self, most: int = 0) -> None:
         """Block until at most `most` saves are pending; raise the error of a failed one."""
         while len(self._pending) > most or self._pending and self._pending[0].done():
             self._pending.pop(0).result()
 
-    def save(self, path, state: dict, keep_previous: bool = False, keep: int = 0):
+    def save(
+        self, path: str | os.PathLike, state: dict, keep_previous: bool = False, keep: int = 0
+    ) -> None:
         """Save as the function `save` does, then delete all but the newest `keep` snapshots.
 
         Args:
@@ -145,7 +148,9 @@ class Saver:
 
 
 @contextlib.contextmanager
-def only_writer(folder, what: str = 'training', flag: str = '--workdir'):
+def only_writer(
+    folder: str | os.PathLike, what: str = 'training', flag: str = '--workdir'
+) -> Iterator[None]:
     """Lock a folder against a second process that writes into it.
 
     The lock is the file '{what}.lock'. It holds on all machines that share the file system's locks,
@@ -195,7 +200,7 @@ def only_writer(folder, what: str = 'training', flag: str = '--workdir'):
 # Reading and finding ------------------------------------------------------------------------------
 
 
-def load(path, device='cpu') -> dict:
+def load(path: str | os.PathLike, device: str | torch.device = 'cpu') -> dict:
     """Return the content of a file that `save` wrote.
 
     Raises:
@@ -209,12 +214,12 @@ def load(path, device='cpu') -> dict:
     return content
 
 
-def snapshot_path(workdir, number: int) -> pathlib.Path:
+def snapshot_path(workdir: str | os.PathLike, number: int) -> pathlib.Path:
     """Return the path of a numbered snapshot."""
     return pathlib.Path(workdir, 'checkpoints', f'checkpoint_{number}.pth')
 
 
-def snapshot_numbers(workdir) -> list[int]:
+def snapshot_numbers(workdir: str | os.PathLike) -> list[int]:
     """Return the numbers of the snapshots in a work directory, in increasing order."""
     return [_number(path) for path in _numbered(pathlib.Path(workdir, 'checkpoints'))]
 
@@ -233,18 +238,18 @@ def _numbered(folder) -> list[pathlib.Path]:
     return sorted(snapshots, key=_number)
 
 
-def resume_path(workdir) -> pathlib.Path:
+def resume_path(workdir: str | os.PathLike) -> pathlib.Path:
     """Return the path of the file from which an interrupted training resumes."""
     return pathlib.Path(workdir, 'checkpoints-meta', 'checkpoint.pth')
 
 
-def previous(path) -> pathlib.Path:
+def previous(path: str | os.PathLike) -> pathlib.Path:
     """Return the path at which the file before the one at `path` is kept."""
     path = pathlib.Path(path)
     return path.with_name(f'{path.stem}_previous{path.suffix}')
 
 
-def wait_for(path, minutes: float, poll_seconds: float = 10.0) -> pathlib.Path:
+def wait_for(path: str | os.PathLike, minutes: float, poll_seconds: float = 10.0) -> pathlib.Path:
     """Wait until a file exists and return its path.
 
     Raises:
@@ -264,7 +269,7 @@ def wait_for(path, minutes: float, poll_seconds: float = 10.0) -> pathlib.Path:
     return path
 
 
-def find_resumable(workdir) -> pathlib.Path | None:
+def find_resumable(workdir: str | os.PathLike) -> pathlib.Path | None:
     """Return the checkpoint to resume from, or None if there is none.
 
     This is the latest, or the previous one (with a warning) if the latest is corrupt. A corrupt
@@ -295,7 +300,7 @@ def find_resumable(workdir) -> pathlib.Path | None:
     return path
 
 
-def latest(workdir) -> pathlib.Path:
+def latest(workdir: str | os.PathLike) -> pathlib.Path:
     """Return the snapshot with the largest number, else the file to resume from.
 
     Raises:

@@ -7,6 +7,7 @@
 """
 
 import json
+import os
 import pathlib
 
 import torch
@@ -25,7 +26,7 @@ from runtime.errors import CheckpointError, UserError
 PRETRAINED = pathlib.Path(__file__).parents[1] / 'assets' / 'pretrained'
 
 
-def load_averaged_model(config: ConfigDict, path) -> torch.nn.Module:
+def load_averaged_model(config: ConfigDict, path: str | os.PathLike) -> torch.nn.Module:
     """Load the network of a checkpoint with its EMA weights.
 
     The network is in evaluation mode, and its parameters require no gradients.
@@ -51,7 +52,7 @@ def load_averaged_model(config: ConfigDict, path) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def load_classifier(path, config: ConfigDict) -> torch.nn.Module:
+def load_classifier(path: str | os.PathLike, config: ConfigDict) -> torch.nn.Module:
     """Load a classifier of noisy images that guides the model of `config`.
 
     Args:
@@ -82,7 +83,7 @@ def load_classifier(path, config: ConfigDict) -> torch.nn.Module:
     return load_averaged_model(own, path)
 
 
-def locate(path) -> pathlib.Path:
+def locate(path: str | os.PathLike) -> pathlib.Path:
     """Return the checkpoint that a path or name stands for.
 
     Args:

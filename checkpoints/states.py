@@ -6,8 +6,10 @@ shapes raise CheckpointError before anything changes.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
@@ -38,7 +40,7 @@ def content_of(state: dict) -> dict:
     return content
 
 
-def mapped(fn: Callable, content):
+def mapped(fn: Callable, content: Any) -> Any:
     """Apply `fn` to every tensor in nested dicts and lists."""
     if torch.is_tensor(content):
         return fn(content)
@@ -58,10 +60,10 @@ def copied(content: dict) -> dict:
 # Restoring ----------------------------------------------------------------------------------------
 
 
-def config_of(path) -> ConfigDict | None:
+def config_of(path: str | os.PathLike) -> ConfigDict | None:
     """Return the config of a checkpoint in any format, or None.
 
-    It is looked for in the file, beside it as config.json, and in its work directory.
+    Looked for in the file, in config.json next to it, and in its work directory.
     """
     path = pathlib.Path(path)
     if formats.guess(path) == 'pytorch' and 'config' in (content := torch_zip.load(path)):
@@ -74,9 +76,9 @@ def config_of(path) -> ConfigDict | None:
 
 
 def restore(
-    path,
+    path: str | os.PathLike,
     state: dict,
-    device='cpu',
+    device: str | torch.device = 'cpu',
     optional: Iterable[str] = ('rng',),
     content: dict | None = None,
     config: ConfigDict | None = None,

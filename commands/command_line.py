@@ -17,6 +17,8 @@ import os
 import pathlib
 import sys
 import traceback
+from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags
 from absl import logging as absl_logging
@@ -34,13 +36,13 @@ PARSERS = {bool: flags.BooleanParser, int: flags.IntegerParser, float: flags.Flo
 class Console(logging.Handler):
     """Write log lines to stderr, above a progress bar if there is one."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def parse_flags(argv) -> list[str]:
+def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse `argv` into absl's flags; exit with one line for each fault, with 0 after `--help`.
 
     `--config=FILE[:ARGUMENT]` becomes the config that `get_config(ARGUMENT)` of the file returns,
@@ -267,8 +269,8 @@ def _readings(text: str | None, kind: type):
 def load_config(location: str) -> ConfigDict:
     """Execute a config file, once, and return what its `get_config` returns.
 
-    Values of configs that begin with `configs.defaults` may have any type: preflight.py reports all
-    that are wrong. Modules beside the file can be imported from it.
+    Values of configs made by `configs.defaults` may have any type: preflight.py reports all wrong
+    ones. The file can import modules of its folder.
 
     Args:
         location: 'FILE' or 'FILE:ARGUMENT', where the argument is one of `get_config`.
@@ -338,7 +340,7 @@ def _module(path: pathlib.Path):
 # The log ------------------------------------------------------------------------------------------
 
 
-def log_to(path, in_full: bool = True):
+def log_to(path: str | os.PathLike | None, in_full: bool = True) -> None:
     """Log to the console and, if `path` is given, append to that file.
 
     Args:
@@ -360,6 +362,6 @@ def log_to(path, in_full: bool = True):
     absl_logging.set_verbosity(absl_logging.INFO if in_full else absl_logging.WARNING)
 
 
-def exit_with(error):
+def exit_with(error: Exception | str) -> NoReturn:
     """End the program with the sentences of an error."""
     sys.exit('\n'.join(f'error: {line}' for line in str(error).splitlines()))

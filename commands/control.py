@@ -4,6 +4,7 @@ A task turns pictures or labels into the rows of `gallery.png` and the arrays of
 mathematics is in the folder control/.
 """
 
+import os
 import pathlib
 
 import numpy as np
@@ -22,7 +23,7 @@ TASKS = control_samples.TASKS | control_codes.TASKS
 
 
 @interruption.interruptible('No results were written.')
-def control(config: ConfigDict, workdir, task: str, **request) -> pathlib.Path:
+def control(config: ConfigDict, workdir: str | os.PathLike, task: str, **request) -> pathlib.Path:
     """Run a task with a trained model and write `gallery.png` and `results.npz`.
 
     Args:

@@ -1,6 +1,7 @@
 """What the tasks of `--mode control` start from: pictures, labels, a measurement and a model."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -142,7 +143,9 @@ class Job:
         return drawing.to_images(self.model.unscale(x), self.config)
 
 
-def prepare(config: ConfigDict, workdir, kind: Task, request: Request, task: str) -> Job:
+def prepare(
+    config: ConfigDict, workdir: str | os.PathLike, kind: Task, request: Request, task: str
+) -> Job:
     """Read the pictures and labels of a request, then load the model, which takes longest."""
     measurement = kind.make_measurement(config, request) if kind.make_measurement else None
     labels = _read_labels(config, request)

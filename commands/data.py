@@ -1,10 +1,12 @@
 """Describe a data set: --mode data."""
 
 import math
+import os
 import pathlib
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 import datasets
 import reports
@@ -16,7 +18,7 @@ from runtime import interruption
 
 
 @interruption.interruptible('')
-def describe_data(config, workdir=''):
+def describe_data(config: ConfigDict, workdir: str | os.PathLike = '') -> list[tuple]:
     """Log what the config's data set contains, and the `sigma_max` that suits it.
 
     A grid of training images is written to `workdir/data.png`.

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 import datasets
 import sampling
@@ -19,7 +20,7 @@ from runtime.randomness import own_randomness, per_image, seed_of
 from score_model import ScoreModel
 
 
-def to_images(samples: torch.Tensor, config) -> np.ndarray:
+def to_images(samples: torch.Tensor, config: ConfigDict) -> np.ndarray:
     """Samples (B, C, H, W) in [0, 1] as 8-bit images (B, H, W, C)."""
     images = samples.permute(0, 2, 3, 1).cpu().numpy()
     if not np.isfinite(images).all():
@@ -31,7 +32,9 @@ def to_images(samples: torch.Tensor, config) -> np.ndarray:
     return to_uint8(images, datasets.get_levels(config), config.data.uniform_dequantization)
 
 
-def shown_evaluations(model: Score, what: str, times=None, forward: bool = False):
+def shown_evaluations(
+    model: Score, what: str, times: torch.Tensor | None = None, forward: bool = False
+) -> contextlib.AbstractContextManager[None]:
     """Return a context in which network evaluations show as progress and look for signals.
 
     See `progress.watched`.

@@ -1,10 +1,13 @@
 """Evaluate checkpoints: --mode eval."""
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Iterable
 
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 import checkpoints
 import evaluation
@@ -18,7 +21,9 @@ from runtime.progress import progress
 from score_model import ScoreModel
 
 
-def evaluate(config, workdir, eval_dir, numbers):
+def evaluate(
+    config: ConfigDict, workdir: str | os.PathLike, eval_dir: pathlib.Path, numbers: Iterable[int]
+) -> None:
     """Evaluate the checkpoints with the given numbers, as `eval.enable_*` say.
 
     Args:

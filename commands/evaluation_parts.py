@@ -2,8 +2,8 @@
 
 A `Checkpoint` holds what the parts need. Each part is computed in batches, which the processes
 share: `missing` lists the batches without a file of the same protocol, `compute` computes one,
-`store` writes it, and `gather` draws the conclusions when all are there. An interrupted evaluation
-resumes with the missing batches.
+`store` writes it, and `gather` summarizes them when all are done. An interrupted evaluation resumes
+with the missing batches.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ import reports
 import sde_lib
 from commands import drawing
 from data.batches import Batches
-from data.images import at_most
+from data.images import Images, Streamed, Subset, at_most
 from data.tensors import get_classes, to_tensor
 from metrics.extractors import Extractor
 from metrics.reference import Reference
@@ -56,7 +56,7 @@ class Setting:
     other: Reference | None = None
     splits: dict = dataclasses.field(default_factory=dict)
 
-    def images(self, split: str):
+    def images(self, split: str) -> Images | Streamed | Subset:
         """The images of a split, at most `eval.most_images`; read once."""
         if split not in self.splits:
             config = self.config
@@ -129,7 +129,7 @@ class Loss:
             loss = self.loss_fn(self.checkpoint.model.network, images, **get_classes(batch, config))
         return loss.item(), len(images)
 
-    def store(self, i: int, found: tuple[float, int]):
+    def store(self, i: int, found: tuple[float, int]) -> None:
         value, size = found
         self.values.append(value)
         self.sizes.append(size)
@@ -138,7 +138,7 @@ class Loss:
             arrays['mean_loss'] = np.average(self.values, weights=self.sizes)
         results.save(self.path, self.protocol, **arrays)
 
-    def gather(self):
+    def gather(self) -> None:
         mean = np.average(self.values, weights=self.sizes)
         number = self.checkpoint.number
         logging.info('ckpt-%d loss: %.5e, of %d images', number, mean, sum(self.sizes))
@@ -201,7 +201,7 @@ class Bits:
         seconds = time.monotonic() - started
         return dict(bpd=bpd, nats=nats, repeat=repeat, nfe=found.nfe, seconds=seconds)
 
-    def store(self, k: int, found: dict):
+    def store(self, k: int, found: dict) -> None:
         results.save(self.paths[k], self.protocols[k], **found, files=len(self.places))
         logging.info(
             'ckpt-%d bits/dim: %.4f, of %d images (nfe %d), %d of %d',
@@ -213,7 +213,7 @@ class Bits:
             len(self.places),
         )
 
-    def gather(self):
+    def gather(self) -> None:
         passes = [[] for _ in range(self.config.eval.bpd_repeats)]
         for path, protocol, (repeat, _) in zip(self.paths, self.protocols, self.places):
             found = results.matching(path, protocol)
@@ -278,14 +278,14 @@ class Samples:
             batch = drawing.draw(self.checkpoint.model, ('samples',), *self.batches[i])
         return batch, self.extractor.run(batch['samples']) if self.extractor else None
 
-    def store(self, i: int, found: tuple[dict, dict | None]):
+    def store(self, i: int, found: tuple[dict, dict | None]) -> None:
         batch, features = found
         if results.matching(*self.samples[i]) is None:
             results.save(*self.samples[i], **batch)
         if features is not None:
             results.save(*self.features[i], **features)
 
-    def gather(self):
+    def gather(self) -> None:
         first = results.matching(*self.samples[0])['samples'][:100]
         reports.save_grid(self.folder / 'samples.png', first)
         _remove_others(

@@ -27,26 +27,26 @@ class Job(NamedTuple):
     """A config with its defaults, the work directory ('' for none) and the mode."""
 
     config: ConfigDict
-    workdir: str
+    workdir: str | os.PathLike
     mode: str
 
 
 # Data, SDE and sampler ----------------------------------------------------------------------------
 
 
-def check_levels(job: Job):
+def check_levels(job: Job) -> None:
     datasets.get_levels(job.config)
 
 
-def check_source(job: Job):
+def check_source(job: Job) -> None:
     datasets.get_source(job.config)
 
 
-def check_sde(job: Job):
+def check_sde(job: Job) -> None:
     sde_lib.get_sde(job.config)
 
 
-def check_sampler(job: Job):
+def check_sampler(job: Job) -> None:
     """Check the sampler with the SDE, unless the config asks for no samples in this mode."""
     switches = {'train': 'training.snapshot_sampling', 'eval': 'eval.enable_sampling'}
     if job.mode in switches and not value_of(job.config, switches[job.mode]):
@@ -59,13 +59,13 @@ def check_sampler(job: Job):
 # Network ------------------------------------------------------------------------------------------
 
 
-def is_unet(config) -> bool:
+def is_unet(config: ConfigDict) -> bool:
     """Whether the network of a config is a U-Net."""
     network = mutils.get_model(config.model.name)
     return isinstance(network, type) and issubclass(network, UNet)
 
 
-def check_kind(job: Job):
+def check_kind(job: Job) -> None:
     """Check that the network is of the kind that the mode needs, and has the settings it is given.
 
     That is a classifier for --mode classifier, and a score network for all others.
@@ -95,7 +95,7 @@ def check_kind(job: Job):
         )
 
 
-def check_scaling(job: Job):
+def check_scaling(job: Job) -> None:
     """Check that a network that divides its output by sigma can find sigma from its label."""
     config, model = job.config, job.config.model
     if not model.scale_by_sigma:
@@ -118,7 +118,7 @@ def check_scaling(job: Job):
         )
 
 
-def check_network(job: Job):
+def check_network(job: Job) -> None:
     """Build a network of this library on the device 'meta' and run the shapes of one image.
 
     A user's own network is checked by `check_own_network`, after everything else.
@@ -138,7 +138,7 @@ def check_network(job: Job):
     _check_memory(config, network)
 
 
-def check_own_network(config):
+def check_own_network(config: ConfigDict) -> None:
     """Check a user's own network as `check_network` does; its errors keep their tracebacks."""
     try:
         network = _build(config)
@@ -187,7 +187,7 @@ def _check_memory(config, network):
 # Training -----------------------------------------------------------------------------------------
 
 
-def check_batches(job: Job):
+def check_batches(job: Job) -> None:
     """Check that processes and micro-batches share a batch evenly."""
     training, processes = job.config.training, distributed.size()
     if training.batch_size % (training.accumulation * processes):
@@ -199,11 +199,11 @@ def check_batches(job: Job):
         )
 
 
-def check_optimizer(job: Job):
+def check_optimizer(job: Job) -> None:
     losses.get_optimizer(job.config, [torch.zeros(1, requires_grad=True)])
 
 
-def check_objective(job: Job):
+def check_objective(job: Job) -> None:
     training = job.config.training
     losses.get_step_fn(
         sde_lib.get_sde(job.config),
@@ -218,7 +218,7 @@ def check_objective(job: Job):
 # Evaluation ---------------------------------------------------------------------------------------
 
 
-def check_evaluation(job: Job):
+def check_evaluation(job: Job) -> None:
     settings = job.config.eval
     if settings.bpd_dataset.lower() not in ('train', 'test'):
         raise UserError(
@@ -238,7 +238,7 @@ def check_evaluation(job: Job):
         )
 
 
-def check_reference(job: Job):
+def check_reference(job: Job) -> None:
     """Check the settings of features and of the images that samples are compared with."""
     backends = [name for name in evaluation.METRICS_BACKENDS if name != 'none']
     _check_features(job.config.eval, backends, ['stats_samples'])

@@ -1,6 +1,9 @@
 """Checks of each key of a config on its own: its rule, registered names, the device."""
 
+import os
 import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
@@ -18,7 +21,7 @@ from solvers import ode
 OWN_PARTS = ('models', 'sampling', 'solvers', 'sde_lib')
 
 
-def value_of(config, key: str):
+def value_of(config: ConfigDict, key: str) -> Any:
     """Return the value of a key such as 'model.name', or None if it is missing."""
     section, _, name = key.partition('.')
     return config[section].get(name)
@@ -29,7 +32,7 @@ def _is_own(registered) -> bool:
     return registered is not None and registered.__module__.partition('.')[0] not in OWN_PARTS
 
 
-def is_ours(config) -> bool:
+def is_ours(config: ConfigDict) -> bool:
     """Whether the network of a config is one of this library, or not registered."""
     return not _is_own(mutils.MODELS.find(config.model.name) if 'name' in config.model else None)
 
@@ -60,7 +63,7 @@ def _own_keys(config) -> list[str]:
     return own + [f'data.{key}' for key in (source.keys if source else ())]
 
 
-def refused_keys(config, mode, has_network: bool) -> dict[str, str]:
+def refused_keys(config: ConfigDict, mode: str, has_network: bool) -> dict[str, str]:
     """Return {key: sentence} for each key that is missing, unknown or of a wrong value.
 
     These faults do not depend on the values of other keys.
@@ -94,7 +97,7 @@ def _registered() -> dict[str, list[str]]:
     }
 
 
-def check_registered(config, workdir):
+def check_registered(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Raise UserError if a name was registered when `workdir/config.json` was written, but not now.
 
     It is that of a user's own network, SDE, sampler or data set, whose file must be given again.
@@ -122,7 +125,7 @@ def check_registered(config, workdir):
         )
 
 
-def without(config, keys) -> ConfigDict:
+def without(config: ConfigDict, keys: Iterable[str]) -> ConfigDict:
     """Return a copy of the config that lacks the keys."""
     content = config.to_dict()
     for key in keys:
@@ -131,7 +134,7 @@ def without(config, keys) -> ConfigDict:
     return ConfigDict(content)
 
 
-def unknown_names(config, has_network: bool) -> dict[str, str]:
+def unknown_names(config: ConfigDict, has_network: bool) -> dict[str, str]:
     """Return {key: sentence} for each key that names something which is not registered.
 
     Names are checked even if another setting leaves them unused.

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ ARGUMENTS = {
 # The checks ---------------------------------------------------------------------------------------
 
 
-def check_snapshots(job: Job):
+def check_snapshots(job: Job) -> None:
     """Check that there is a numbered checkpoint to evaluate, or one to wait for."""
     settings, workdir = job.config.eval, job.workdir
     numbers = range(settings.begin_ckpt, settings.end_ckpt + 1)
@@ -57,7 +57,7 @@ def check_snapshots(job: Job):
     )
 
 
-def check_workdir(job: Job):
+def check_workdir(job: Job) -> None:
     """Make the work directory and check that files can be written to it."""
     if not job.workdir and job.mode in ('stats', 'data'):
         return
@@ -109,7 +109,9 @@ CHECKS = (
 )
 
 
-def check(config: ConfigDict, workdir, mode: str, checkpoint='') -> ConfigDict:
+def check(
+    config: ConfigDict, workdir: str | os.PathLike, mode: str, checkpoint: str | os.PathLike = ''
+) -> ConfigDict:
     """Check everything that can be checked before any work starts, and complete the config.
 
     Args:
@@ -186,7 +188,7 @@ def _in_terms_of_config(sentence: str) -> str:
     )
 
 
-def warnings(config) -> list[str]:
+def warnings(config: ConfigDict) -> list[str]:
     """Return one sentence for each setting of a training that is allowed but hardly intended.
 
     The config has passed `check`.
@@ -218,7 +220,7 @@ def warnings(config) -> list[str]:
     return found
 
 
-def ranges(numbers) -> str:
+def ranges(numbers: Iterable[int]) -> str:
     """Abbreviate whole numbers in increasing order: '1, 3-5'."""
     parts = []
     for number in numbers:

@@ -1,9 +1,11 @@
 """Samples of a checkpoint as pictures: --mode sample."""
 
+import os
 import pathlib
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 import checkpoints
 import reports
@@ -13,7 +15,13 @@ from score_model import ScoreModel
 
 
 @interruption.interruptible('No samples were written.')
-def sample(config, workdir, checkpoint='', num_samples=64, output=''):
+def sample(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    checkpoint: str | os.PathLike = '',
+    num_samples: int = 64,
+    output: str | os.PathLike = '',
+) -> pathlib.Path:
     """Draw samples from a checkpoint and write them as pictures.
 
     Each sample becomes a PNG file; `samples.npz` (key 'samples', 8 bits, NHWC, and 'labels' for a

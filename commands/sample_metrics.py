@@ -9,6 +9,7 @@ metrics, protocol, table and report are those of --mode eval.
 """
 
 import contextlib
+import os
 import pathlib
 import zipfile
 
@@ -38,7 +39,13 @@ EXPECTED = (
 
 
 @interruption.interruptible()
-def measure(config, workdir, input: str, reference: str = '', output: str = '') -> pathlib.Path:
+def measure(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    input: str,
+    reference: str = '',
+    output: str = '',
+) -> pathlib.Path:
     """Measure the samples at `input` and write the results and a report.
 
     Finished batches of the same protocol are not computed again.

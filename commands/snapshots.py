@@ -1,12 +1,15 @@
 """What training does with the averaged weights at a snapshot: samples, or a classifier's accuracy.
 
-`save_*(config, state, step, workdir, writer)` is called by every process. Training that was stopped
-in it asks `has_*(workdir, step)` on resume whether it finished for that step.
+`save_*(config, state, step, workdir, writer)` is called by every process. `has_*(workdir, step)` is
+whether it finished for that step; if not, training repeats it on resume.
 """
+
+import pathlib
 
 import numpy as np
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 import datasets
 import reports
@@ -22,12 +25,18 @@ from score_model import ScoreModel
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of T: times at which a classifier is tested
 
 
-def has_samples(workdir, step: int) -> bool:
+def has_samples(workdir: pathlib.Path, step: int) -> bool:
     """Whether `save_samples` finished for this step."""
     return (workdir / 'samples' / f'iter_{step}' / 'sample.png').is_file()
 
 
-def save_samples(config, state, step: int, workdir, writer):
+def save_samples(
+    config: ConfigDict,
+    state: dict,
+    step: int,
+    workdir: pathlib.Path,
+    writer: 'training_log.SummaryWriter | None',
+) -> None:
     """Draw a batch of samples: `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
     model, size = state['model'], config.training.batch_size
     with state['ema'].applied_to(model.parameters()):
@@ -44,13 +53,19 @@ def save_samples(config, state, step: int, workdir, writer):
     writer.add_image('samples', reports.save_grid(folder / 'sample.png', images), step)
 
 
-def has_accuracy(workdir, step: int) -> bool:
+def has_accuracy(workdir: pathlib.Path, step: int) -> bool:
     """Whether `log_accuracy` finished for this step, by the log."""
     log = workdir / 'stdout.txt'
     return not log.is_file() or f' step: {step}, accuracy' in log.read_text(errors='replace')
 
 
-def log_accuracy(config, state, step: int, workdir, writer):
+def log_accuracy(
+    config: ConfigDict,
+    state: dict,
+    step: int,
+    workdir: pathlib.Path,
+    writer: 'training_log.SummaryWriter | None',
+) -> None:
     """Log the accuracy of a classifier on the test set at several times; process 0 does it."""
     if not distributed.is_main():
         return

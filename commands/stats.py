@@ -1,6 +1,10 @@
 """Reference statistics of a data set: --mode stats."""
 
+import os
+import pathlib
+
 from absl import logging
+from ml_collections import ConfigDict
 
 import evaluation
 from commands import preflight
@@ -9,7 +13,7 @@ from runtime import distributed, interruption
 
 
 @interruption.interruptible()
-def statistics(config, workdir=''):
+def statistics(config: ConfigDict, workdir: str | os.PathLike = '') -> pathlib.Path:
     """Compute the reference statistics of the config's data set and extractor, if there are none.
 
     Returns:

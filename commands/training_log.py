@@ -2,18 +2,24 @@
 
 import contextlib
 import os
+import pathlib
 import re
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from absl import logging
+from ml_collections import ConfigDict
 
 import sde_lib
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.progress import duration
 from runtime.tensorflow import stand_in
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class LossMeaning(NamedTuple):
@@ -43,15 +49,19 @@ class LossMeaning(NamedTuple):
 class Log:
     """The log lines and curves of a training that begins with the step `first`."""
 
-    def __init__(self, settings, meaning: LossMeaning, writer, first: int):
+    def __init__(
+        self, settings: ConfigDict, meaning: LossMeaning, writer: 'SummaryWriter | None', first: int
+    ):
         self.settings, self.meaning, self.writer, self.first = settings, meaning, writer, first
         self.started = self.paced = time.monotonic()
 
-    def first_step_done(self):
+    def first_step_done(self) -> None:
         """Measure the pace from here on: the first step may compile."""
         self.paced = time.monotonic()
 
-    def training(self, step: int, loss: float, optimizer, gradient_norm):
+    def training(
+        self, step: int, loss: float, optimizer: torch.optim.Optimizer, gradient_norm: torch.Tensor
+    ) -> None:
         """Log the loss of a training step, the pace and the time left."""
         done, now, steps = step - self.first, time.monotonic(), self.settings.n_iters
         rate = (done + 1) * self.settings.batch_size / (now - self.started)
@@ -74,7 +84,7 @@ class Log:
             images_per_second=rate,
         )
 
-    def evaluation(self, step: int, loss: float):
+    def evaluation(self, step: int, loss: float) -> None:
         """Log the loss of a batch of the test set."""
         logging.info('step: %d, eval_loss: %s', step, self.meaning.text(loss))
         write(self.writer, step, **self.meaning.scalars('eval_loss', loss))
@@ -83,19 +93,19 @@ class Log:
 class Skips:
     """Counts, on the device, the steps skipped because their gradients were not finite."""
 
-    def __init__(self, device):
+    def __init__(self, device: str | torch.device):
         self.since, self.in_row, self.longest = (
             torch.zeros((), dtype=torch.long, device=device) for _ in range(3)
         )
 
-    def count(self, grad_norm: torch.Tensor):
+    def count(self, grad_norm: torch.Tensor) -> None:
         """Count a step by the norm of its gradient."""
         bad = ~torch.isfinite(grad_norm)
         self.since = self.since + bad
         self.in_row = torch.where(bad, self.in_row + 1, 0)
         self.longest = torch.maximum(self.longest, self.in_row)
 
-    def report(self, step: int, rate: float, most: int, checkpoint):
+    def report(self, step: int, rate: float, most: int, checkpoint: pathlib.Path | None) -> None:
         """Log the number of steps skipped since the last report.
 
         Args:
@@ -125,7 +135,12 @@ class Skips:
 
 
 def facts(
-    config, workdir, state, meaning, train_images: int, test_images: int
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    state: dict,
+    meaning: LossMeaning,
+    train_images: int,
+    test_images: int,
 ) -> list[tuple[str, str]]:
     """What is trained, on what and for how long, as rows of a table."""
     settings, data, device = config.training, config.data, torch.device(config.device)
@@ -160,7 +175,7 @@ def facts(
 
 
 @contextlib.contextmanager
-def tensorboard(workdir, first_step: int):
+def tensorboard(workdir: pathlib.Path, first_step: int) -> Iterator['SummaryWriter | None']:
     """A TensorBoard writer for process 0, None for the others.
 
     Curves of an interrupted run are cut at `first_step`.
@@ -177,7 +192,7 @@ def tensorboard(workdir, first_step: int):
         yield writer
 
 
-def forget_steps(path, first: int):
+def forget_steps(path: pathlib.Path, first: int) -> None:
     """Remove the lines of steps from `first` on from a log: the resumed run logs them again."""
     lines = path.read_text(errors='replace').splitlines(keepends=True) if path.is_file() else []
     steps = [re.search(r' step: (\d+),', line) for line in lines]
@@ -188,7 +203,7 @@ def forget_steps(path, first: int):
         os.replace(partial, path)  # the log's handler notices and opens the new one
 
 
-def write(writer, step: int, **scalars):
-    """Add points to curves, where there is a writer."""
+def write(writer: 'SummaryWriter | None', step: int, **scalars) -> None:
+    """Add points to curves, if there is a writer."""
     for name, value in scalars.items() if writer else ():
         writer.add_scalar(name, value, step)

@@ -18,6 +18,7 @@ References: Song et al. 2021 (arXiv 2011.13456); Ho et al. 2020 (2006.11239); So
 
 import contextlib
 import contextvars
+from collections.abc import Iterator
 
 import torch
 from ml_collections import ConfigDict
@@ -25,11 +26,13 @@ from ml_collections import ConfigDict
 from configs import rules
 from configs.keys import DEFAULTS
 
-_untyped = contextvars.ContextVar('untyped', default=None)
+_untyped: contextvars.ContextVar[contextlib.ExitStack | None] = contextvars.ContextVar(
+    'untyped', default=None
+)
 
 
 @contextlib.contextmanager
-def any_type():
+def any_type() -> Iterator[None]:
     """Let configs that `base` makes in this block take values of any type until its end.
 
     ConfigDict otherwise raises TypeError at the first value of a wrong type. A config file is read

@@ -11,6 +11,9 @@ which values go together, and which names are registered.
 import difflib
 import os
 from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict
 
 import sde_lib
 from configs.values import (
@@ -240,12 +243,12 @@ def of(key: str) -> Rule | None:
     return RULES.get(section, {}).get(name)
 
 
-def expanded(path):
+def expanded(path: Any) -> Any:
     """Expand `~`, `$HOME` and other variables in a path; return other types unchanged."""
     return os.path.expanduser(os.path.expandvars(path)) if isinstance(path, str) else path
 
 
-def expand_paths(config):
+def expand_paths(config: ConfigDict) -> None:
     """Expand the user's home and variables in every path of `config`, in place."""
     for section, content in config.items():
         for name in list(content) if section in RULES and hasattr(content, 'items') else ():
@@ -262,7 +265,7 @@ def needed(name: str) -> list[str]:
     return NEEDED.get(name.lower(), '').split()
 
 
-def missing(config, *names: str) -> dict[str, str]:
+def missing(config: ConfigDict, *names: str) -> dict[str, str]:
     """Return {key: sentence} for the keys that `config.model` lacks but one of `names` needs."""
     return {
         f'model.{key}': is_missing(f'model.{key}')
@@ -277,7 +280,9 @@ def is_missing(key: str) -> str:
     return f'the config is missing the key {key}: see configs/keys.py'
 
 
-def faults(config, own: Collection[str] = (), unused: Collection[str] = ()) -> dict[str, str]:
+def faults(
+    config: ConfigDict, own: Collection[str] = (), unused: Collection[str] = ()
+) -> dict[str, str]:
     """Return {key: sentence} for each key that is missing or unknown, or breaks its rule.
 
     Args:

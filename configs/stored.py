@@ -1,5 +1,6 @@
-r"""Configs stored as JSON: `config.json` in a work directory, beside converted weights, and inside
-checkpoints.
+r"""Configs stored as JSON.
+
+They are stored as `config.json` in a work directory, next to converted weights, and in checkpoints.
 
     python main.py --config configs/stored.py:celebahq.json --checkpoint celebahq.safetensors \
         --workdir runs/celebahq --mode sample
@@ -9,6 +10,7 @@ Any key can be set on the command line, as in the configs that are Python.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -20,8 +22,7 @@ import sde_lib
 from configs import defaults
 from runtime.errors import UserError
 
-# Of the keys outside config.model those that define a trained model; of those in it the ones that
-# do not.
+# The keys outside config.model that define a trained model, and those in it that do not.
 DEFINING = {
     'training.sde',
     'training.continuous',
@@ -33,7 +34,7 @@ TRAINING_ONLY = {'dropout', 'label_dropout', 'ema_rate', 'init_scale'}  # of con
 PASSING = {'device', 'force_config'}  # of one run only
 
 
-def get_config(path: str) -> ConfigDict:
+def get_config(path: str | os.PathLike) -> ConfigDict:
     """Return the config in a file, or under 'config' in it, with the defaults of missing keys.
 
     Raises:
@@ -63,7 +64,7 @@ def from_dict(found: dict) -> ConfigDict:
     return config
 
 
-def write(config: ConfigDict, workdir):
+def write(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Write `config` to `workdir/config.json`, atomically."""
     path = pathlib.Path(workdir, 'config.json')
     partial = path.with_name('config.json.partial')
@@ -129,7 +130,7 @@ def _keys_of_other_sdes(name: str) -> set[str]:
     return known - set(used.config_keys()) if used else set()
 
 
-def check(config: ConfigDict, stored: ConfigDict, path):
+def check(config: ConfigDict, stored: ConfigDict, path: str | os.PathLike) -> None:
     """Raise UserError if `config` defines another model than `stored`, with a line for each key.
 
     `path` is the checkpoint that was trained with `stored`. If the network differs, only its name

@@ -73,7 +73,7 @@ def one_of(*names: str) -> Rule:
     )
 
 
-def unused(value) -> Rule:
+def unused(value: object) -> Rule:
     """The value in the 2021 release of a key without any effect: a misspelt or an old name."""
     return Rule(
         lambda given: type(given) in (type(value), int) and given == value,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from data.images import Images, image_shape, reason, split_indices
 from data.levels import in_8_bits
@@ -46,7 +47,7 @@ class Names(NamedTuple):
     labels: str | None
 
 
-def load(config, split: str) -> Images:
+def load(config: ConfigDict, split: str) -> Images:
     """Return a split of the arrays in the file `data.path`.
 
     Images are (N, H, W, C) or (N, H, W) of type uint8 or uint16, labels (N,). 'x_train' and
@@ -88,7 +89,7 @@ def load(config, split: str) -> Images:
     return Images(images, labels, min(levels or 256, 256))
 
 
-def get_levels(config) -> int:
+def get_levels(config: ConfigDict) -> int:
     """The grey levels of the images in the file `data.path` once read, at most 256.
 
     The file is read only if `data.levels` is 0.

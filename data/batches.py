@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from data.images import Images, Streamed
+from data.images import Images, Streamed, Subset
 from runtime.errors import UserError
 
 # The first entry of the seed of each kind of random numbers, so that they are independent.
@@ -43,7 +43,7 @@ class Batches:
 
     def __init__(
         self,
-        images: Images | Streamed,
+        images: Images | Streamed | Subset,
         batch_size: int,
         seed: int = 0,
         shuffle: bool = False,

@@ -1,11 +1,12 @@
 """Scikit-learn's handwritten digits."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from data.images import Images
 
 
-def load(config, split: str) -> Images:
+def load(config: ConfigDict, split: str) -> Images:
     """Return a split of 1,797 images of 8x8 pixels and 17 grey levels; a fifth is the test set."""
     from sklearn.datasets import load_digits
 

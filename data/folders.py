@@ -22,7 +22,7 @@ from runtime.errors import UserError
 SPLITS = {'train': ('train', 'training'), 'test': ('test', 'val', 'valid', 'validation', 'eval')}
 
 
-def load(config, split: str) -> Streamed:
+def load(config: ConfigDict, split: str) -> Streamed:
     """Return the pictures of a split of the folder or zip file `data.path` in a random order.
 
     The order is always the same. Sub-folders are classes. Folders called train and test (or else
@@ -59,7 +59,7 @@ def load(config, split: str) -> Streamed:
     )
 
 
-def get_levels(config) -> int:
+def get_levels(config: ConfigDict) -> int:
     """The grey levels of decoded pictures: `data.levels`, at most 256; 256 by default."""
     return min(config.data.levels or 256, 256)
 
@@ -93,8 +93,8 @@ def arrange(names: list[str]) -> Arrangement:
     """Find the split and the class of each picture from its path.
 
     The folders of the splits are at any one depth, above the folders of classes or below them, as
-    in images/train/cats/1.png or cats/train/1.png. Other folders and pictures beside them belong to
-    neither split. Folders that contain all pictures are no classes.
+    in images/train/cats/1.png or cats/train/1.png. Other folders and pictures next to them belong
+    to neither split. Folders that contain all pictures are no classes.
     """
     paths = [tuple(name.split('/')) for name in names]
     parents = _parents_of_splits(paths)
@@ -166,7 +166,7 @@ def _warn_of_strays(arranged: Arrangement, path: str):
         )
 
 
-def read_pictures(path: str, data) -> tuple[list[str], np.ndarray]:
+def read_pictures(path: str, data: ConfigDict) -> tuple[list[str], np.ndarray]:
     """Read all pictures at a path, which is a file, a folder or a zip file.
 
     Args:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from runtime import interruption
 from runtime.errors import UserError
@@ -208,7 +209,7 @@ def split_indices(n: int, test_fraction: float, split: str) -> np.ndarray:
     return order[:held_out] if split == 'test' else order[held_out:]
 
 
-def image_shape(data) -> tuple[int, int, int]:
+def image_shape(data: ConfigDict) -> tuple[int, int, int]:
     """The shape (H, W, C) of images that `config.data` asks for."""
     return data.image_size, data.image_size, data.num_channels
 

@@ -9,7 +9,7 @@ from data.images import Images, Streamed
 from runtime.errors import UserError
 
 
-def check_arrays(name: str, images: np.ndarray, shape: tuple[int, ...], levels: int):
+def check_arrays(name: str, images: np.ndarray, shape: tuple[int, ...], levels: int) -> None:
     """Raise UserError unless images of a registered data set have this shape and range."""
     fits = images.shape == shape and images.dtype.kind in 'iu'
     if not fits or images.size and not 0 <= images.min() <= images.max() < levels:
@@ -19,7 +19,7 @@ def check_arrays(name: str, images: np.ndarray, shape: tuple[int, ...], levels: 
         )
 
 
-def check_labels(images: Images | Streamed, num_classes: int):
+def check_labels(images: Images | Streamed, num_classes: int) -> None:
     """Raise UserError if the labels are known and do not suit `config.model.num_classes`."""
     labels = images.labels if isinstance(images, Images) else np.arange(len(images.classes))
     if not num_classes or not len(labels):
@@ -40,7 +40,7 @@ def check_labels(images: Images | Streamed, num_classes: int):
         )
 
 
-def warn_of_range(images: np.ndarray, levels: int, adjustable: bool):
+def warn_of_range(images: np.ndarray, levels: int, adjustable: bool) -> None:
     """Log a warning if images use less than half of their grey levels, as 12 of 16 bits do.
 
     Args:

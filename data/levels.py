@@ -22,7 +22,7 @@ def in_8_bits(values: np.ndarray, levels: int) -> np.ndarray:
     return (np.arange(levels) * 256 // levels).astype(np.uint8)[values]
 
 
-def check_values(values: np.ndarray, levels: int):
+def check_values(values: np.ndarray, levels: int) -> None:
     """Raise UnreadableImage if a value is not from 0 to levels - 1."""
     lowest, highest = values.min(initial=0), values.max(initial=0)
     if lowest < 0 or highest >= levels:

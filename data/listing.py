@@ -53,7 +53,7 @@ class Listing:
         if not self.names:
             raise UserError(f'{label} holds no pictures ({", ".join(EXTENSIONS)})')
 
-    def warn_of_others(self):
+    def warn_of_others(self) -> None:
         """Log how many files are not pictures."""
         if self.others:
             logging.warning(

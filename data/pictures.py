@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from data.images import UnreadableImage, reason
 from data.levels import check_values, in_8_bits
@@ -27,7 +28,7 @@ class PictureDecoder:
         UnreadableImage: by the decoder, if the picture is corrupt or cannot be decoded.
     """
 
-    def __init__(self, data, levels: int = 0):
+    def __init__(self, data: ConfigDict, levels: int = 0):
         self.size = data.image_size
         self.channels = data.num_channels
         self.exact = data.fit == 'exact'

@@ -1,7 +1,10 @@
 """What a network was trained on: `data.json` in its work directory."""
 
 import json
+import os
 import pathlib
+
+from ml_collections import ConfigDict
 
 from data.settings import PLACES
 from runtime import distributed
@@ -10,7 +13,7 @@ from runtime.errors import UserError
 FILE = 'data.json'
 
 
-def identity(data, keys: tuple[str, ...]) -> dict:
+def identity(data: ConfigDict, keys: tuple[str, ...]) -> dict:
     """Return the values of `config.data` that identify a data set, wherever its files are.
 
     Args:
@@ -24,7 +27,9 @@ def identity(data, keys: tuple[str, ...]) -> dict:
     return values | names
 
 
-def write(workdir, identity: dict, classes: tuple[str, ...], conditional: bool):
+def write(
+    workdir: str | os.PathLike, identity: dict, classes: tuple[str, ...], conditional: bool
+) -> None:
     """Write the data set that a network is trained on to `workdir/data.json`.
 
     Args:
@@ -49,7 +54,7 @@ def write(workdir, identity: dict, classes: tuple[str, ...], conditional: bool):
         partial.replace(path)
 
 
-def differences(workdir, identity: dict) -> list[str]:
+def differences(workdir: str | os.PathLike, identity: dict) -> list[str]:
     """Return in words how a data set differs from the one in `workdir/data.json`."""
     found = _read(workdir)
     return [

@@ -1,5 +1,7 @@
 """Whether `config.data` suits a data set."""
 
+from ml_collections import ConfigDict
+
 from data.images import image_shape
 from runtime.errors import UserError
 
@@ -8,7 +10,7 @@ CHOICES = dict(on_error=('raise', 'skip'), fit=('crop', 'exact'), layout=('NHWC'
 NEUTRAL = dict(levels=0, layout='NHWC')  # keys that only some data sets use, and their defaults
 
 
-def check_shape(data, shape: tuple[int, int, int] | None):
+def check_shape(data: ConfigDict, shape: tuple[int, int, int] | None) -> None:
     """Raise UserError if a data set has no images of the shape that the config asks for."""
     if shape and image_shape(data) != shape:
         height, width, channels = shape
@@ -25,7 +27,7 @@ def check_shape(data, shape: tuple[int, int, int] | None):
         )
 
 
-def check_values(data, keys: tuple[str, ...]):
+def check_values(data: ConfigDict, keys: tuple[str, ...]) -> None:
     """Raise UserError if a key of `config.data` has a value that does not suit the data set."""
     for key in PLACES:
         if key in keys and not data[key]:

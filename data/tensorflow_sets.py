@@ -10,8 +10,10 @@ import pathlib
 import socket
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from data.images import Streamed, UnreadableImage, image_shape, reason
 from data.pictures import PictureDecoder
@@ -20,7 +22,7 @@ from runtime.errors import UserError
 from runtime.tensorflow import tensorflow
 
 
-def require_network(host: str = 'storage.googleapis.com'):
+def require_network(host: str = 'storage.googleapis.com') -> None:
     """Raise OSError if `host` cannot be resolved and there is no proxy.
 
     Without this check a download would try for minutes. The default host is the first that TFDS
@@ -30,7 +32,7 @@ def require_network(host: str = 'storage.googleapis.com'):
         socket.getaddrinfo(host, 443)
 
 
-def get_builder(config, name: str):
+def get_builder(config: ConfigDict, name: str) -> Any:
     """Return the builder of a TFDS data set, downloaded and prepared.
 
     Raises:
@@ -57,7 +59,7 @@ def get_builder(config, name: str):
 
 
 def load(
-    config,
+    config: ConfigDict,
     split: str,
     name: str,
     prepare: Callable | None = None,
@@ -151,14 +153,14 @@ def tensorflow_decoder(prepare: Callable, size: int) -> Callable[[bytes], np.nda
     return decode
 
 
-def central_crop(image, size: int):
+def central_crop(image: Any, size: int) -> Any:
     """Return the middle `size` x `size` pixels of an image (H, W, C) of TensorFlow or NumPy."""
     height, width = _sides(image)
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
 
 
-def crop_resize(image, resolution: int):
+def crop_resize(image: Any, resolution: int) -> Any:
     """Return the middle square of a TensorFlow image (H, W, C), resized to `resolution`, as uint8.
 
     The filter is bicubic and antialiased.
@@ -175,7 +177,7 @@ def crop_resize(image, resolution: int):
     return tf.cast(tf.clip_by_value(resized, 0, 255), tf.uint8)  # bicubic filters overshoot
 
 
-def resize_small(image, resolution: int):
+def resize_small(image: Any, resolution: int) -> Any:
     """Resize a TensorFlow image (H, W, C) so that its shorter side is `resolution`; float32."""
     tf = tensorflow()
     sides = tf.cast(tf.stack(_sides(image)), tf.float32)
@@ -192,12 +194,12 @@ def _sides(image) -> tuple:
     return sides[0], sides[1]
 
 
-def celeba_crop(image, size: int):
+def celeba_crop(image: Any, size: int) -> Any:
     """CelebA as in the paper's configs: the middle 140 x 140 pixels, reduced."""
     return resize_small(central_crop(image, 140), size)
 
 
-def lsun_crop(image, size: int):
+def lsun_crop(image: Any, size: int) -> Any:
     """LSUN as in the paper's configs.
 
     At 128 pixels images are reduced, then cropped; otherwise the middle square is resized by a

@@ -1,24 +1,27 @@
 """Batches of arrays as tensors on the device of a network."""
 
+from collections.abc import Callable
+
 import torch
+from ml_collections import ConfigDict
 
 from runtime.errors import UserError
 
 
-def to_tensor(batch: dict, config, scaler) -> torch.Tensor:
+def to_tensor(batch: dict, config: ConfigDict, scaler: Callable) -> torch.Tensor:
     """Return the images of a batch as networks see them: (B, C, H, W) on the config's device."""
     images = torch.from_numpy(batch['image']).permute(0, 3, 1, 2).contiguous()
     return scaler(to_device(images, config.device))
 
 
-def to_device(x: torch.Tensor, device) -> torch.Tensor:
+def to_device(x: torch.Tensor, device: str | torch.device) -> torch.Tensor:
     """Copy `x` to the device, without waiting for a GPU."""
     if torch.device(device).type == 'cuda':
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
-def get_classes(batch: dict, config) -> dict[str, torch.Tensor]:
+def get_classes(batch: dict, config: ConfigDict) -> dict[str, torch.Tensor]:
     """Return {'classes': (B,)} for networks that know classes, {} for others.
 
     Raises:

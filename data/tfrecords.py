@@ -2,9 +2,10 @@
 
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from data.images import Streamed, UnreadableImage, image_shape
 from runtime.errors import UserError
@@ -24,7 +25,7 @@ class Records:
 
     SEARCH = 2**24
 
-    def __init__(self, paths):
+    def __init__(self, paths: Iterable[str | os.PathLike]):
         self.paths, places = [os.fspath(path) for path in paths], []
         for k, path in enumerate(self.paths):
             with open(path, 'rb', buffering=0) as file:
@@ -104,7 +105,7 @@ def example_parser() -> Callable:
     return parse
 
 
-def load(config, split: str) -> Streamed:
+def load(config: ConfigDict, split: str) -> Streamed:
     """Return FFHQ or CelebA-HQ from the TFRecord files of StyleGAN; both splits are the same.
 
     A record has 'shape', int64[3], and 'data', the raw bytes (C, H, W).

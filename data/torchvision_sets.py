@@ -15,6 +15,7 @@ import pathlib
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from data.images import Images, Streamed, UnreadableImage, image_shape, reason
 from data.tensorflow_sets import central_crop, require_network
@@ -34,13 +35,13 @@ SETS = {
 }
 
 
-def root(data) -> pathlib.Path:
+def root(data: ConfigDict) -> pathlib.Path:
     """Return the folder of the files: `data.path`, by default `$TORCH_HOME/datasets`."""
     home = os.environ.get('TORCH_HOME') or '~/.cache/torch'
     return pathlib.Path(data.path or os.path.join(home, 'datasets')).expanduser()
 
 
-def load(config, split: str, name: str) -> Images | Streamed:
+def load(config: ConfigDict, split: str, name: str) -> Images | Streamed:
     """Return the images of a split.
 
     Args:

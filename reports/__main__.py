@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from configs import rules
 from reports import write
 from runtime.errors import UserError
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report that the command line asks for."""
     parser = argparse.ArgumentParser(
         'python -m reports',

@@ -1,7 +1,7 @@
 """A number of an evaluation, with all that it depends on.
 
 A `Number` knows its value, the protocol of its file, and the size of the sets that it was computed
-from; `Number.limits` says what follows where such a set is small. What a file does not contain is
+from; `Number.limits` has a sentence for each set that is small. What a file does not contain is
 'unknown'.
 """
 
@@ -46,7 +46,7 @@ METRICS = {
 
 
 class Least(NamedTuple):
-    """A size below which a note stands beside a number.
+    """A size below which a number gets a note.
 
     Attributes:
         of: Kind or quantity of the number.
@@ -169,7 +169,7 @@ class Number(NamedTuple):
         return f'{self.value:.{decimals}f}{error}{"" if self.complete else " (so far)"}'
 
     def basis(self) -> dict[str, str]:
-        """The columns that stand beside the value in every table."""
+        """The columns that follow the value in every table."""
         images = (str(self.n_reference), self.reference) if self.n_reference else (self.reference,)
         features = (part for part in self.features if part not in ('none', ''))
         seed = '' if self.real or self.given else str(self.protocol.get('seed', UNKNOWN))

@@ -1,5 +1,7 @@
 """Images as PNG files: one by one, and in grids whose columns may have titles."""
 
+import os
+
 import numpy as np
 import torch
 
@@ -10,7 +12,10 @@ FONT_SIZES = range(14, 8, -1)  # the first in which every word fits its column
 
 
 def save_grid(
-    path, images: np.ndarray, columns: int | None = None, titles: list[str] | None = None
+    path: str | os.PathLike,
+    images: np.ndarray,
+    columns: int | None = None,
+    titles: list[str] | None = None,
 ) -> torch.Tensor:
     """Write 8-bit images as one PNG, row by row.
 
@@ -43,7 +48,7 @@ def save_grid(
     return grid
 
 
-def save_image(path, image: np.ndarray):
+def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Write one 8-bit image (H, W, C) as a PNG."""
     import torchvision  # late, as above
 

@@ -6,7 +6,9 @@ come from TensorBoard files. All have the style of `reports.style`.
 
 import logging
 import math
+import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +27,7 @@ UNITS = {
 CURVES = {'training_loss': ('training set', '-'), 'eval_loss': ('test set', '--')}
 
 
-def draw(runs, output) -> list[tuple[str, str]]:
+def draw(runs: Sequence, output: str | os.PathLike) -> list[tuple[str, str]]:
     """Write loss.png, metrics.png and bpd.png if there is anything to show.
 
     Args:
@@ -42,7 +44,7 @@ def draw(runs, output) -> list[tuple[str, str]]:
     return [picture for picture in found if picture]
 
 
-def curves(workdir) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def curves(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Read the scalars in the TensorBoard files of a work directory.
 
     Returns:
@@ -105,7 +107,9 @@ def _common_factor(drawn: list[Curve]) -> float | None:
     return factors[0]
 
 
-def draw_loss(runs, labels, output):
+def draw_loss(
+    runs: Sequence, labels: Sequence[tuple[str, ...]], output: pathlib.Path
+) -> tuple[str, str] | None:
     """Draw training and evaluation loss against the step.
 
     If the files contain it, a second axis has the mean over the values of an image.
@@ -263,7 +267,7 @@ def _bits(runs, labels, output):
 # Solvers ------------------------------------------------------------------------------------------
 
 
-def quality(rows: list[dict], path):
+def quality(rows: list[dict], path: str | os.PathLike) -> None:
     """Draw distance against network evaluations, a panel for each target.
 
     Values above twenty times the least distance are outside of the panel.

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import pathlib
 
 import numpy as np
 
@@ -12,14 +13,14 @@ from reports.numbers import FID_FEATURES, METRICS, SPLITS, UNKNOWN, Number
 NAMED_SETTINGS = {'eta': ('ddim',), 'churn': ('heun',), 'prior_mean': (), 'thresholding': ()}
 
 
-def numbers_of(eval_dir, checkpoint: int) -> list[Number]:
+def numbers_of(eval_dir: pathlib.Path, checkpoint: int) -> list[Number]:
     """Read all numbers of a checkpoint from the files in `eval_dir`."""
     bits = [number for split in ('test', 'train') for number in _bits(eval_dir, checkpoint, split)]
     metrics = _metrics(eval_dir, checkpoint) or samples_of(eval_dir, checkpoint)
     return _loss(eval_dir, checkpoint) + bits + metrics
 
 
-def samples_of(eval_dir, checkpoint: int, most: float = math.inf) -> list[Number]:
+def samples_of(eval_dir: pathlib.Path, checkpoint: int, most: float = math.inf) -> list[Number]:
     """Count the samples of a checkpoint; `parts` holds the first hundred.
 
     Args:

@@ -2,17 +2,19 @@
 
     python -m reports runs/vp runs/subvp --output comparison
 
-writes report.md, summary.csv, protocols.json and pictures; `--mode eval` ends with those of its own
-work directory. Beside every number stand the n, the seed, the sampler and the features that it
-depends on, and a note if its sets are small. What a file does not contain is 'unknown'.
+writes report.md, summary.csv, protocols.json and pictures; `--mode eval` ends with a report on its
+work directory. Every number is shown with the n, the seed, the sampler and the features that it
+depends on, and with a note if its sets are small. What a file does not contain is 'unknown'.
 """
 
 import collections
 import csv
 import hashlib
 import json
+import os
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from reports import plots
@@ -103,7 +105,9 @@ class Run(NamedTuple):
         return max(self.numbers)
 
 
-def write(workdirs, output, eval_folder: str = 'eval') -> pathlib.Path:
+def write(
+    workdirs: Iterable[str | os.PathLike], output: str | os.PathLike, eval_folder: str = 'eval'
+) -> pathlib.Path:
     """Write report.md, summary.csv, protocols.json and pictures on one or several work directories.
 
     The same files always give the same report.
@@ -151,7 +155,7 @@ def _read(workdir, label, eval_folder) -> Run:
     return Run(label, workdir, eval_dir, numbers)
 
 
-# The files beside the report ----------------------------------------------------------------------
+# The files next to the report ---------------------------------------------------------------------
 
 
 def _write_summary(runs, path):

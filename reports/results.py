@@ -11,12 +11,13 @@ import os
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from absl import logging
 
 
-def stored(path, protocol: dict, make) -> dict:
+def stored(path: str | os.PathLike, protocol: dict, make: Callable[[], dict]) -> dict:
     """The arrays of the file at `path` if it has this protocol, else of make(), written there."""
     found = matching(path, protocol)
     if found is not None:
@@ -26,13 +27,13 @@ def stored(path, protocol: dict, make) -> dict:
     return {key: np.asarray(value) for key, value in arrays.items()}
 
 
-def matching(path, protocol: dict) -> dict | None:
+def matching(path: str | os.PathLike, protocol: dict) -> dict | None:
     """The arrays of the file at `path` if it has this protocol, else None."""
     found = load(path)
     return found if found is not None and found.pop('protocol') == normal(protocol) else None
 
 
-def save(path, protocol: dict, **arrays):
+def save(path: str | os.PathLike, protocol: dict, **arrays) -> None:
     """Write arrays and protocol to the npz file at `path`, atomically."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def save(path, protocol: dict, **arrays):
     os.replace(partial, path)
 
 
-def load(path) -> dict | None:
+def load(path: str | os.PathLike) -> dict | None:
     """The arrays of the file at `path` and its 'protocol', {} if it has none.
 
     Returns:
@@ -78,7 +79,7 @@ def differences(found: dict, expected: dict, prefix: str = '') -> list[str]:
     return lines
 
 
-def digest(path) -> str:
+def digest(path: str | os.PathLike) -> str:
     """The first 16 digits of the SHA-256 of a file, or of all names and contents in a folder."""
     path, sha = pathlib.Path(path).expanduser(), hashlib.sha256()
     is_folder = path.is_dir()

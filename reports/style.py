@@ -1,8 +1,15 @@
 """One style for all plots, and what they have in common."""
 
 import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STYLE = {
     'figure.dpi': 120,
@@ -22,7 +29,9 @@ STYLE = {
 
 
 @contextlib.contextmanager
-def figure(path, width: float, height: float, rows: int = 1, columns: int = 1):
+def figure(
+    path: str | os.PathLike, width: float, height: float, rows: int = 1, columns: int = 1
+) -> Iterator[tuple['Figure', np.ndarray]]:
     """Yield a figure and its axes, in a row; write it to `path` at the end of the block.
 
     No window is needed.
@@ -44,7 +53,7 @@ def figure(path, width: float, height: float, rows: int = 1, columns: int = 1):
         drawn.savefig(path)
 
 
-def log_scale(axes, values: np.ndarray, ratio: float):
+def log_scale(axes: 'Axes', values: np.ndarray, ratio: float) -> None:
     """Make the vertical axis logarithmic if the values are positive and span more than `ratio`.
 
     Ticks are plain numbers.
@@ -61,12 +70,12 @@ def log_scale(axes, values: np.ndarray, ratio: float):
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def plain(value: float, _=None) -> str:
+def plain(value: float, _: float | None = None) -> str:
     """The label of a tick: 0.01, not 10^-2."""
     return f'{value:g}'
 
 
-def legend_below(drawn, panels, columns: int, least: int = 1):
+def legend_below(drawn: 'Figure', panels: Iterable['Axes'], columns: int, least: int = 1) -> None:
     """Draw one legend for all panels below them, if it has at least `least` entries."""
     handles = {}
     for axes in panels:

@@ -1,12 +1,14 @@
 """Tables of numbers: aligned text for logs, Markdown for reports."""
 
+import os
 import pathlib
+from collections.abc import Iterable, Sequence
 
 from reports.numbers import UNKNOWN, Number
 from reports.reader import numbers_of
 
 
-def evaluation_rows(eval_dir, checkpoint: int) -> list[tuple[str, str, str]]:
+def evaluation_rows(eval_dir: str | os.PathLike, checkpoint: int) -> list[tuple[str, str, str]]:
     """Rows (quantity, value, remark) of a checkpoint, for `table`.
 
     What limits a number follows in rows below it, each sentence once.
@@ -34,7 +36,7 @@ def _remark(number: Number) -> str:
     return '; '.join(part for part in parts if part)
 
 
-def table(rows) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Align rows of text in columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join(
@@ -42,7 +44,7 @@ def table(rows) -> str:
     )
 
 
-def markdown(header, rows) -> str:
+def markdown(header: Sequence, rows: Iterable[Sequence]) -> str:
     """Return a Markdown table; empty cells become '-'."""
     cells = [
         [str(cell).replace('|', '\\|') or '-' for cell in row]
@@ -51,7 +53,7 @@ def markdown(header, rows) -> str:
     return '\n'.join(f'| {" | ".join(row)} |' for row in cells)
 
 
-def number_table(header, rows) -> str:
+def number_table(header: Sequence[str], rows: Sequence[tuple[Sequence, Number]]) -> str:
     """Numbers with all that they depend on, in Markdown.
 
     Args:

@@ -1,3 +1,1 @@
-"""What every part relies on: errors, registries, processes and signals, progress, random
-numbers.
-"""
+"""What every part relies on: errors, registries, processes, signals, progress, random numbers."""

@@ -1,13 +1,11 @@
-"""Several processes that share one job, one for each device: those that torchrun starts, on one
-machine or on several.
+"""Processes that share one job, one for each device, on one machine or several.
 
     torchrun --nproc_per_node=4 main.py --config ... --workdir ... --mode train
 
-Everything here is right in a single process too, and costs nothing there. A batch of training is
-split by rows, and every process draws the random numbers of the whole batch and keeps its own rows,
-so that the numbers are those of a single process. All else is shared out as pieces of work that do
-not depend on each other (`in_turns`); process 0 gathers what came of them and is the only one that
-writes.
+All functions also work in a single process, at no cost. A training batch is split by rows: every
+process draws the random numbers of the whole batch and keeps those of its rows, so the numbers do
+not depend on the number of processes. All other work is divided into independent items
+(`in_turns`). Process 0 gathers the results, and it alone writes files.
 """
 
 import contextlib
@@ -15,6 +13,7 @@ import datetime
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,10 +40,14 @@ def is_main() -> bool:
 
 
 def start(device: str, timeout_minutes: float) -> str:
-    """Joins the processes that torchrun started, if it did, and returns the device of this one: of
-    CUDA, that of its number on its machine.
+    """Join the processes that torchrun started, if any, and return the device of this process.
 
-    `timeout_minutes`: how long one waits for the others before all of them give up.
+    Args:
+        device: 'cpu', 'cuda' and so on. With torchrun 'cuda' becomes the GPU of this process.
+        timeout_minutes: how long a process waits for the others before all of them stop.
+
+    Raises:
+        UserError: if the machine has fewer GPUs than processes.
     """
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized():
         return device
@@ -72,7 +75,7 @@ def start(device: str, timeout_minutes: float) -> str:
 
 
 def is_loss(error: Exception) -> bool:
-    """Whether an error says that another process has died, or has not answered in time."""
+    """Whether an error means that another process has died, or did not answer in time."""
     words = (
         'closed by peer|connection reset|timed out|timeout|broken pipe|connection refused|'
         'remote process'
@@ -82,16 +85,18 @@ def is_loss(error: Exception) -> bool:
     )
 
 
-def stop():
-    """Leaves the others, who need no longer wait."""
+def stop() -> None:
+    """Leave the process group, so that the others no longer wait for this process."""
     interruption.share(None)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rows(count: int) -> slice:
-    """Of a whole batch of `count` rows those of this process; UserError where they cannot be shared
-    out evenly.
+    """The rows of this process in a batch of `count` rows.
+
+    Raises:
+        UserError: if the processes cannot share the batch evenly.
     """
     if count % size():
         raise UserError(f'a batch of {count} cannot be shared evenly by {size()} processes')
@@ -100,7 +105,7 @@ def rows(count: int) -> slice:
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean over the processes of a tensor that each of them has."""
+    """The mean of a tensor over the processes."""
     if size() == 1:
         return value
     total = value.detach().clone()
@@ -109,8 +114,9 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 
 def any_of(value: int) -> int:
-    """The largest of the numbers of all processes; the hosts wait for each other, their devices do
-    not.
+    """The largest `value` of any process.
+
+    The hosts wait for each other, their devices do not.
     """
     if size() == 1:
         return value
@@ -119,8 +125,8 @@ def any_of(value: int) -> int:
     return int(box)
 
 
-def broadcast(value):
-    """What process 0 calls `value`, for every process."""
+def broadcast(value: Any) -> Any:
+    """The `value` of process 0, for every process."""
     if size() == 1:
         return value
     box = [value]
@@ -128,7 +134,7 @@ def broadcast(value):
     return box[0]
 
 
-def gather(value) -> list | None:
+def gather(value: Any) -> list | None:
     """The values of all processes, in their order, for process 0; None for the others."""
     if size() == 1:
         return [value]
@@ -138,9 +144,10 @@ def gather(value) -> list | None:
 
 
 @contextlib.contextmanager
-def main_first():
-    """Process 0 goes through the block, in which it may fetch or prepare what all of them need,
-    before the others do.
+def main_first() -> Iterator[None]:
+    """Let process 0 run the block before the others do.
+
+    In it process 0 can download or prepare what all of them need.
     """
     if not is_main():
         broadcast(None)
@@ -150,13 +157,13 @@ def main_first():
 
 
 def in_turns(items: Sequence, work: Callable) -> Iterator[tuple]:
-    """(item, work(item)) of all items, in order, for process 0; the others do their part of the
-    work and get nothing.
+    """Share items among the processes; yield (item, work(item)) in order in process 0.
 
-    Items are dealt out round by round, one to each process, and a round ends when all have done
-    theirs: no process waits within its work, so that it may take as long, and as many steps of a
-    solver, as it needs. A signal that interrupts the work of one process interrupts all of them, in
-    the same round.
+    The other processes do their part of the work and yield nothing.
+
+    In each round every process works on one item, and the round ends when all are done. Processes
+    do not wait for each other within an item, so items may differ in duration and in solver steps.
+    A signal that interrupts one process interrupts all of them in the same round.
     """
     for start in range(0, len(items), size()):
         dealt = items[start : start + size()]
@@ -182,22 +189,30 @@ def _key(device) -> str:
     return torch.device(device).type
 
 
-def common_generator(device) -> torch.Generator | None:
-    """The generator on the device from which all processes draw the same numbers; None, PyTorch's
-    own, for a single process.
+def common_generator(device: str | torch.device) -> torch.Generator | None:
+    """The generator on the device from which all processes draw the same numbers.
+
+    None, PyTorch's default generator, for a single process.
     """
     return _common.get(_key(device)) if size() > 1 else None
 
 
-def begin_randomness(device, seed: int, state: dict | None = None, step: int = 0):
-    """Separates what processes draw together from what each draws of its own rows within the
-    network.
+def begin_randomness(
+    device: str | torch.device, seed: int, state: dict | None = None, step: int = 0
+) -> None:
+    """Separate the random numbers that all processes share from those of each process.
 
-    `common_generator` begins where PyTorch's own generator of the device stands, which must be the
-    same in every process, and that begins a stream of the process, from `seed` and `step`. A single
-    process has one stream for both. `state`: of `random_state`, to go on from there; with another
-    number of processes than there were, what they draw together goes on, and their own streams are
-    new.
+    `common_generator` takes the state of PyTorch's default generator, which must be the same in
+    every process. The default generator, from which networks draw for the rows of a process, is
+    then seeded by `seed`, `step` and the number of the process. A single process has one stream for
+    both.
+
+    Args:
+        device: the device of the generators.
+        seed: seed of the job.
+        state: result of `random_state` to resume from. If the number of processes has changed, only
+            the shared stream is restored.
+        step: training step, so that a resumed process gets other numbers.
     """
     if size() > 1:
         _common[_key(device)] = torch.Generator(device)
@@ -222,8 +237,11 @@ def begin_randomness(device, seed: int, state: dict | None = None, step: int = 0
         torch.set_rng_state(own[rank()].cpu())
 
 
-def random_state(device) -> dict | None:
-    """What `begin_randomness` needs to go on, for process 0; the others help to gather it."""
+def random_state(device: str | torch.device) -> dict | None:
+    """The state from which `begin_randomness` resumes, in process 0; None in the others.
+
+    Every process must call it.
+    """
     own, common = gather(_own_state(device)), common_generator(device)
     return (
         dict(device=_key(device), common=common.get_state() if common else own[0], own=own)

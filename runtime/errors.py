@@ -1,26 +1,31 @@
-"""Errors that the command line shows without a traceback; and one that says when Python finds
-another package in place of ours.
+"""Errors that the command line shows without a traceback.
+
+Importing this module raises ImportError if Python finds another package under one of our names.
 """
 
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 class UserError(ValueError):
-    """A mistake in a config, a file or a call that its message alone explains: what was expected,
-    what arrived, what to do.
+    """A mistake in a config, a file or a call.
+
+    The message alone explains it: what was expected, what was given, what to do.
     """
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, corrupt, or of another network; `details` has a line for each
-    thing that does not fit.
+    """A checkpoint that is missing, corrupt, or of another network.
+
+    Attributes:
+        details: one line for each entry that does not fit.
     """
 
-    def __init__(self, message: str, details=()):
+    def __init__(self, message: str, details: Iterable[str] = ()):
         super().__init__(message)
         self.details = list(details)
 

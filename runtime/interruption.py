@@ -2,12 +2,12 @@
 
 A command is decorated with `interruptible()`. Within it a signal raises `Interrupted`, as Ctrl-C
 raises KeyboardInterrupt; the process then ends with status 143 or 130. Work that must not be cut,
-such as a training step, runs in a `held()` block: there a signal is only noted, and the loop asks
-for it by `signal_noted()`. What may be cut although it is called from there, such as the sampling
-of a snapshot after its checkpoint was saved, runs in a `released()` block.
+such as a training step, runs in a `held()` block: there a signal is only noted, and the loop checks
+`signal_noted()`. Work within it that may be cut, such as drawing the samples of a snapshot after
+its checkpoint was saved, runs in a `released()` block.
 
-Of several processes that share one job, each learns of a signal that another one received when it
-calls `look()`: see `share`.
+If several processes share one job, `look()` also notices signals that another process received: see
+`share`.
 """
 
 import contextlib
@@ -16,15 +16,23 @@ import signal
 import threading
 import time
 import types
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from absl import logging
 
 from runtime.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 
 class Interrupted(SystemExit):
-    """Ends the process with status 128 + signal number. `after`: what was done, for the log
-    line.
+    """Ends the process with status 128 + signal number.
+
+    Attributes:
+        signal: the number of the signal.
+        after: what was done last, for the log line.
     """
 
     def __init__(self, number: int, after: str = ''):
@@ -42,16 +50,19 @@ def signal_noted() -> int:
     return _noted.signal
 
 
-def share(store):
-    """Have the processes of a job learn of each other's signals. `store`: a
-    `torch.distributed.Store` that all of them see, or None.
+def share(store: 'torch.distributed.Store | None') -> None:
+    """Share signals among the processes of a job.
+
+    Args:
+        store: a store that all of them see; None to stop sharing.
     """
     _shared.store = store
 
 
-def look():
-    """Raise Interrupted if a signal was noted here, or within the last half second in another
-    process, unless the work is `held`.
+def look() -> None:
+    """Raise Interrupted if a signal was noted, unless the work is `held`.
+
+    Signals of other processes are noticed within half a second.
     """
     if not _noted.signal and _shared.store and time.monotonic() > _shared.asked + _SECONDS:
         _shared.asked = time.monotonic()
@@ -62,8 +73,9 @@ def look():
 
 
 def _note(number, _):
-    """The handler of a signal. A second one ends the process at once, unless it comes within two
-    seconds: launchers and process groups deliver one signal twice.
+    """Handle a signal; a second one ends the process at once.
+
+    Within two seconds it counts as the same signal: launchers and process groups deliver one twice.
     """
     if _noted.signal:
         if time.monotonic() > _noted.time + 2:
@@ -80,14 +92,15 @@ def _note(number, _):
 
 
 @contextlib.contextmanager
-def interruptible(advice: str = 'Run the same command to resume.'):
-    """Within the block, or the decorated function, SIGTERM and SIGINT raise Interrupted; one log
-    line says so, and gives the `advice`.
+def interruptible(advice: str = 'Run the same command to resume.') -> Iterator[None]:
+    """Make SIGTERM and SIGINT raise Interrupted within the block or the decorated function.
+
+    This is logged, with the `advice`.
 
     A signal to a whole process group also breaks what this process waits for, such as compilers or
-    other processes of the job: an error that follows a signal becomes Interrupted too. (Not so in
-    work that several processes hold: they agree on when to leave it.) Within another such block,
-    and outside the main thread, this one does nothing.
+    other processes of the job, so an error that follows a signal becomes Interrupted too. (Except
+    in `held` work of several processes, which agree on when to leave it.) Within another such
+    block, and outside the main thread, this one does nothing.
     """
     if _noted.active or threading.current_thread() is not threading.main_thread():
         yield
@@ -121,13 +134,13 @@ def _set_held(held: bool):
         _noted.held = before
 
 
-def held():
-    """A block in which a signal is only noted: the caller asks `signal_noted()`."""
+def held() -> contextlib.AbstractContextManager[None]:
+    """A block in which a signal is only noted: the caller checks `signal_noted()`."""
     return _set_held(True)
 
 
 @contextlib.contextmanager
-def released():
+def released() -> Iterator[None]:
     """A block that a signal may interrupt although a surrounding one is `held`."""
     with _set_held(False):
         look()

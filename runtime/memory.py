@@ -2,13 +2,17 @@
 
 import ctypes
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # parameters of mallopt, as numbered in <malloc.h>
 TRIM_THRESHOLD = -1
 MMAP_MAX = -4
 
 
-def keep_memory(device):
+def keep_memory(device: 'str | torch.device') -> None:
     """Keep freed memory in the process if it computes on a CPU, for the allocator of glibc.
 
     Otherwise the system clears the same pages again for every batch. Memory use does not grow with

@@ -1,14 +1,13 @@
-"""What a long loop does between two steps, or between two evaluations of a network: it shows how
-far it has come and looks for signals.
+"""Progress of long loops, which also check for signals between steps or network evaluations.
 
-Progress is a bar on a terminal; elsewhere it is a log line every 30 seconds, with what is done, the
-total and the time left.
+Progress is a bar on a terminal; elsewhere it is a log line every 30 seconds with the number of
+finished units, the total and the time left.
 """
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -84,8 +83,13 @@ class Shown:
         """Whether the next call of `show` would show anything."""
         return time.monotonic() >= self.shown + self.seconds
 
-    def show(self, done: int, total: int | None = None):
-        """Show that `done` units are done, of `total` if that is an estimate, if it is time to."""
+    def show(self, done: int, total: int | None = None) -> None:
+        """Show that `done` units are done, if the last display is long enough ago.
+
+        Args:
+            done: the number of finished units.
+            total: an estimate of their total, if it is not known.
+        """
         if not self.is_due():
             return
         self.shown = time.monotonic()
@@ -121,12 +125,17 @@ def progress(
 
 
 @contextlib.contextmanager
-def watched(model: torch.nn.Module, what: str, times, label_of: Callable, steps: bool):
-    """A block in which each evaluation of a network looks for signals, and progress is shown.
+def watched(
+    model: torch.nn.Module,
+    what: str,
+    times: torch.Tensor | np.ndarray | Sequence[float],
+    label_of: Callable,
+    steps: bool,
+) -> Iterator[None]:
+    """Show progress and check for signals at each network evaluation in the block.
 
-    How far a solver has come follows from the label of the time with which it last called the
-    network. The label is read only when progress is shown: reading it makes the host wait for the
-    device.
+    The progress of a solver follows from the time label of its last call of the network. The label
+    is read only when progress is shown, because the host then waits for the device.
 
     Args:
         model: the network, called as `model(x, labels)`.
@@ -134,8 +143,8 @@ def watched(model: torch.nn.Module, what: str, times, label_of: Callable, steps:
         times: (n + 1,) the times that the solver passes, in its order, at even distances in its
             work.
         label_of: from times (n,) to the labels that the network is given.
-        steps: whether `times` are the steps of the solver. Else network evaluations are counted,
-            whose total is estimated.
+        steps: whether `times` are the steps of the solver. If not, network evaluations are counted
+            and their total is estimated.
     """
     labels = label_of(torch.as_tensor(times)).double().cpu().numpy()
     sign, last, count, furthest = np.sign(labels[-1] - labels[0]), len(labels) - 1, 0, 0.0

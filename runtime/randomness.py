@@ -1,23 +1,27 @@
-"""Random numbers of their own: for a block of code, or for every image.
+"""Separate streams of random numbers for a block of code, or for every image.
 
-A block draws from a stream that follows from a seed and a place (`own_randomness`). With
-`per_image` every image draws from a stream of its own: it does not depend on the images beside it,
-on the size of the batch or on the number of devices. What draws noise for a batch of images
-therefore asks `normal_like`.
+`own_randomness` gives a block a stream that depends only on a seed and a place. With `per_image`
+every image has its own stream, so it does not depend on the rest of the batch, the batch size or
+the number of devices. Code that draws noise for a batch of images therefore calls `normal_like`.
 """
 
 import contextlib
 import contextvars
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-_seeds: contextvars.ContextVar[list | None] = contextvars.ContextVar('seeds', default=None)
+_seeds: contextvars.ContextVar['_Images | None'] = contextvars.ContextVar('seeds', default=None)
 
 
 def seed_of(seed: int, *place) -> int:
-    """A seed below 2^56 that follows from `seed` and the place, numbers and words; `seed` itself
-    without one.
+    """A seed below 2^56 that depends on `seed` and the place; `seed` itself without a place.
+
+    Args:
+        seed: the seed of the job.
+        *place: numbers and words that name what the seed is for.
     """
     return (
         int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], 'little')
@@ -27,9 +31,10 @@ def seed_of(seed: int, *place) -> int:
 
 
 @contextlib.contextmanager
-def own_randomness(seed: int, *place):
-    """Random numbers that follow from `seed` and `place` alone, leaving the stream outside the
-    block as it was.
+def own_randomness(seed: int, *place) -> Iterator[None]:
+    """Make the random numbers in the block depend on `seed` and `place` alone.
+
+    The stream outside the block is unchanged.
     """
     has_mps = torch.backends.mps.is_available()
     # fork_rng knows one type of device at a time
@@ -44,11 +49,10 @@ def own_randomness(seed: int, *place):
 
 
 class _Images:
-    """The streams of some images, each of which begins on a device when it is first asked for
-    there.
+    """The streams of a batch of images, created on a device when first used there.
 
-    An image has two seeds, one for its prior and one for its noise; those of consecutive images
-    differ in the lower 32 bits, all that the generator of the CPU heeds.
+    An image has two seeds, one for its prior and one for its noise. Those of consecutive images
+    differ in the lower 32 bits, the only ones that the CPU generator uses.
     """
 
     def __init__(self, seeds):
@@ -63,9 +67,11 @@ class _Images:
 
 
 @contextlib.contextmanager
-def per_image(seeds):
-    """Within the block, `normal_like` draws each row from the stream of its own seed, for batches
-    of as many rows as there are seeds: consecutive whole numbers below 2^62.
+def per_image(seeds: Iterable[int]) -> Iterator[None]:
+    """Make `normal_like` in the block draw each row of a batch from its own stream.
+
+    Args:
+        seeds: one for each row of a batch, consecutive whole numbers below 2^62.
     """
     token = _seeds.set(_Images(seeds))
     try:
@@ -75,7 +81,7 @@ def per_image(seeds):
 
 
 def is_per_image() -> bool:
-    """Whether images draw from streams of their own."""
+    """Whether each image draws from its own stream."""
     return _seeds.get() is not None
 
 
@@ -83,9 +89,7 @@ WITHOUT_FLOAT64 = {'mps'}  # types of devices
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Where float64 numbers that belong to tensors on `device` are kept: there, or on the CPU if
-    the device lacks float64.
-    """
+    """The device for float64 tensors: `device`, or the CPU if it lacks float64."""
     return torch.device('cpu') if device.type in WITHOUT_FLOAT64 else device
 
 
@@ -107,19 +111,20 @@ def normal_like(x: torch.Tensor) -> torch.Tensor:
 
 
 def batch_mean(values: torch.Tensor) -> torch.Tensor:
-    """The mean over the images of a batch, of `values` (B,); of images with streams of their own,
-    which must not depend on each other, the values themselves.
+    """The mean of `values` (B,) over the images of a batch; with `per_image` the values themselves.
+
+    Images with their own streams must not depend on each other.
     """
     return values if is_per_image() else values.mean()
 
 
-def prior_sampling(sde, shape) -> torch.Tensor:
+def prior_sampling(sde: Any, shape: Sequence[int]) -> torch.Tensor:
     """A draw from the prior of an SDE, of `shape` (B, ...), on the CPU."""
     images = _seeds.get()
     if images is None:
         return sde.prior_sampling(shape)
     parts, state = [], torch.get_rng_state()
-    for seed in images.seeds:  # `own_randomness` would set aside the streams of every GPU each time
+    for seed in images.seeds:  # `own_randomness` would save the states of all GPUs each time
         torch.default_generator.manual_seed(2 * seed)
         parts.append(sde.prior_sampling((1, *shape[1:])))
     torch.set_rng_state(state)

@@ -1,26 +1,33 @@
 """Names for classes, so that a config can choose them: networks, predictors, correctors."""
 
+from collections.abc import Callable
+from typing import Any
+
 from runtime.errors import UserError
 
 
 class Registry:
-    """A table from names to classes, in whatever case they are written, that answers an unknown
-    name with the known ones.
+    """A table of classes by name, in any case; errors on unknown names list the known ones.
 
-    Used as a decorator, plain (`@register`, the class's own name) or with a name
+    `register` is a decorator, plain (`@register`, by the name of the class) or with a name
     (`@register(name='ddpm')`).
+
+    Args:
+        kind: what is registered, for errors, such as 'predictor'.
     """
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._classes = {}
+        self._classes: dict[str, Any] = {}
 
-    def register(self, cls=None, *, name=None):
-        """Enters `cls` under `name` (its own name where none is given) and returns it; UserError if
-        another class has the name.
+    def register(self, cls: Callable | None = None, *, name: str | None = None) -> Any:
+        """Register `cls` under `name`, by default its own name, and return it.
 
-        The same class again, of a notebook's cell or a module that was executed once more, takes
-        the place of the earlier one.
+        A class that is defined again, by a notebook cell or a reloaded module, replaces the earlier
+        one.
+
+        Raises:
+            UserError: if another class has the name.
         """
         if cls is None:
             return lambda cls: self.register(cls, name=name)
@@ -39,8 +46,8 @@ class Registry:
         ] = cls
         return cls
 
-    def get(self, name: str):
-        """The class called `name`; UserError with the known names where there is none."""
+    def get(self, name: str) -> Any:
+        """The class called `name`; UserError with the known names if there is none."""
         found = self.find(name)
         if found is None:
             raise UserError(
@@ -48,7 +55,7 @@ class Registry:
             )
         return found
 
-    def find(self, name: str):
+    def find(self, name: str) -> Any:
         """The class called `name`, or None."""
         return next(
             (cls for known, cls in self._classes.items() if known.lower() == name.lower()), None

@@ -1,7 +1,7 @@
-"""TensorFlow beside PyTorch: how it is imported, and stand-ins for modules that imports ask for.
+"""TensorFlow in a process with PyTorch: how to import it, and stand-ins for imported modules.
 
-tf = tensorflow()                                     # never takes a GPU
-with stand_in('tensorboard.compat.notf'):             # TensorBoard then does without TensorFlow
+tf = tensorflow()                                 # never uses a GPU
+with stand_in('tensorboard.compat.notf'):         # TensorBoard then does not import TensorFlow
     from torch.utils.tensorboard import SummaryWriter
 """
 

@@ -93,11 +93,11 @@ def level(sde, t):
 
 
 class GaussianMixture(nn.Module):
-    """sum_k w_k N(mu_k, C_k) of weights (K,), means (K, D) and covariances (K, D, D), over points
-    of `shape` ((D,) unless given).
+    """A Gaussian mixture sum_k w_k N(mu_k, C_k) over points of `shape`.
 
-    `log_prob` and `score` answer at a level (m, std), by default that of the data themselves. A
-    module, so that it moves to a device.
+    The weights are (K,), the means (K, D), the covariances (K, D, D); `shape` is (D,) by default.
+    `log_prob` and `score` are at a noise level (m, std), by default that of the data. It is a
+    module, so it can move to a device.
     """
 
     def __init__(self, weights, means, covariances, shape=None):
@@ -149,8 +149,9 @@ class GaussianMixture(nn.Module):
         ).reshape(n, *self.shape)
 
     def _components(self, x, m, std):
-        """In the eigenbasis of each component: x - m mu and the variances, (B, K, D); and log(w_k
-        N_k(x)), (B, K).
+        """Offsets and variances in the eigenbasis of each component, and its log-density.
+
+        Returns x - m mu (B, K, D), the variances (B, K, D), and log(w_k N_k(x)) (B, K).
         """
         m, std = (
             torch.as_tensor(v, dtype=torch.float64, device=x.device).reshape(-1, 1, 1)
@@ -176,10 +177,10 @@ class GaussianMixture(nn.Module):
 
 
 class ExactNetwork(nn.Module):
-    """The perfectly trained network: `models.utils.get_score_fn(sde, network,
-    continuous=continuous)` is the score of `target`.
+    """A perfectly trained network, whose score is that of `target`.
 
-    Its label and output are those of the SDE's networks, written down here a second time. `calls`
+    `models.utils.get_score_fn(sde, network, continuous=continuous)` returns that score. Its label
+    and output follow the conventions of the SDE's networks, written here a second time. `calls`
     counts the forward passes.
     """
 
@@ -224,11 +225,11 @@ class ExactNetwork(nn.Module):
 
 
 class ExactClassifier(ExactNetwork):
-    """The perfectly trained classifier of noisy points, (x, labels) -> logits (B, K) in float64:
-    which component of `target` x is of.
+    """A perfectly trained classifier of noisy points into the components of `target`.
 
-    The logits are log(w_k p_t(x | k)), differentiable in x; labels are those of the networks at
-    continuous times. `shape`: of a point.
+    It maps (x, labels) to logits (B, K) in float64. The logits are log(w_k p_t(x | k)),
+    differentiable in x; labels are those of the networks at continuous times. `shape` is that of a
+    point.
     """
 
     def __init__(self, sde, target: GaussianMixture):
@@ -241,8 +242,9 @@ class ExactClassifier(ExactNetwork):
 
 
 class ExactConditionalNetwork(ExactNetwork):
-    """The perfectly trained network that knows classes, (x, labels, classes=None): None is the
-    whole mixture, otherwise the i-th point is of the component classes[i].
+    """A perfectly trained class-conditional network, called with (x, labels, classes=None).
+
+    None stands for the whole mixture; otherwise the i-th point belongs to component classes[i].
     """
 
     def __init__(self, sde, target: GaussianMixture, continuous: bool = True):
@@ -261,8 +263,9 @@ class ExactConditionalNetwork(ExactNetwork):
 
 
 def planar_mixture():
-    """Three correlated Gaussians of unequal weights in the plane: mean and covariance of the whole
-    are of order one.
+    """Three correlated Gaussians of unequal weights in the plane.
+
+    The mean and covariance of the mixture are of order one.
     """
     return GaussianMixture(
         [0.5, 0.3, 0.2],
@@ -282,14 +285,13 @@ def gaussian(mean, variances, shape=None):
 
 
 class SubspaceMixture(nn.Module):
-    """A mixture in R^D that is Gaussian noise but for a few dimensions, for which a score costs
-    next to nothing in thousands of dimensions.
+    """A mixture in R^D that is Gaussian noise except in a few dimensions.
 
-    x = (u, v): u (M of the D numbers) of a GaussianMixture, v independent of it with variance
-    `rest`. A mixture whose means and principal axes span M dimensions, and whose covariances are
-    `rest` in all others, is one in coordinates of that span: `fit`. What a solver does is the same
-    in any such coordinates, except where it looks at single numbers. `log_prob` and `score` as of
-    GaussianMixture.
+    Its score is cheap even in thousands of dimensions. x = (u, v): u (M of the D numbers) of a
+    GaussianMixture, v independent of it with variance `rest`. A mixture whose means and principal
+    axes span M dimensions, and whose covariances are `rest` in all others, is one in coordinates of
+    that span: `fit`. A solver behaves the same in any such coordinates, unless it looks at single
+    numbers. `log_prob` and `score` are as in GaussianMixture.
     """
 
     def __init__(self, inside: GaussianMixture, rest: float, shape):
@@ -301,9 +303,11 @@ class SubspaceMixture(nn.Module):
 
     @classmethod
     def fit(cls, images, labels, rank: int):
-        """To images (n, ...) with labels (n,): a component for each label, with its mean and its
-        first `rank` principal components (Tipping & Bishop 1999), and a variance of all other
-        directions that they share. `constant` (M,) is where the image of ones lies.
+        """Fit a mixture to images (n, ...) with labels (n,), one component for each label.
+
+        A component has the mean of its label and its first `rank` principal components (Tipping &
+        Bishop 1999). All share one variance in the other directions. `constant` (M,) is the
+        position of the image of ones.
         """
         x, parts, left = images.double().flatten(1), [], 0.0
         for label in labels.unique():

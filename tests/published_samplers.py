@@ -79,7 +79,7 @@ def measured_sampler(
 
 
 def walked(times, resample, jump):
-    """Each stretch of `jump` steps so many times, but for the last step."""
+    """Times in which each stretch of `jump` steps is repeated `resample` times."""
     stretches = [times[i : i + jump] for i in range(0, len(times) - 1, jump)]
     assert (len(times) - 1) % jump == 0
     return [t for stretch in stretches for _ in range(resample) for t in stretch] + times[-1:]

@@ -19,7 +19,7 @@ REPORT = json.loads((ROOT / 'docs' / 'architecture.json').read_text())
 def architecture():
     """benchmarks/architecture.py as a module."""
     with pytest.MonkeyPatch.context() as patch:
-        # behind the library, some of whose modules have the same names
+        # after the library, some of whose modules have the same names
         patch.setattr(sys, 'path', [*sys.path, str(ROOT / 'benchmarks')])
         yield importlib.import_module('architecture')
 

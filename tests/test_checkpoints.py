@@ -162,8 +162,9 @@ def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('layouts', [(False, True), (True, False)])
 def test_the_layout_of_a_file_does_not_matter(tmp_path, layouts):
-    """Optimizer and average take the layout of the network: the next steps are those of a training
-    that went on.
+    """Optimizer and average take the memory layout of the network.
+
+    The next steps are those of a training that was not interrupted.
     """
 
     def fresh(channels_last):

@@ -85,7 +85,7 @@ def final_state(workdir):
 def test_interrupted_training_with_classes_ends_where_an_uninterrupted_one_does(
     place, tmp_path, name
 ):
-    """Bit by bit: hidden labels, dropout and times of the batches behind the interruption too."""
+    """Bit-identical, including hidden labels, dropout and times after the interruption."""
     for folder, steps in (('whole', (7,)), ('parts', (3, 7))):
         for n in steps:
             config = CONFIGS[name](place)
@@ -143,7 +143,7 @@ def test_a_classifier_learns_digits(place, tmp_path, caplog):
     test = datasets.get_split(config, 'test')
     x = torch.from_numpy(2 * (test.images + 0.5) / 17 - 1).permute(0, 3, 1, 2).float()
     right = (network(x, torch.full((359,), 1.0)).argmax(1).numpy() == test.labels).mean()
-    assert abs(right - shares[0.001]) < 0.05  # other noise of dequantisation
+    assert abs(right - shares[0.001]) < 0.05  # other dequantization noise
 
 
 def test_samples_of_a_network_that_knows_classes_have_labels(place, tmp_path):

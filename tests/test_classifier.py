@@ -44,8 +44,9 @@ def test_a_classifier_answers_logits(embedding, channels, size, n):
 
 @pytest.mark.parametrize('embedding', EMBEDDINGS)
 def test_a_classifier_judges_each_image_by_itself_and_by_its_noise(embedding):
-    """The logits of an image depend on it and the label of its time, on nothing else in the batch;
-    in training there is dropout.
+    """The logits of an image depend only on the image and its label, not on the rest of the batch.
+
+    In training they also depend on dropout.
     """
     network, x = classifier(embedding, dict(num_channels=3)), torch.rand(3, 3, 8, 8)
     labels = torch.tensor([0.3, 5.0, 40.0])
@@ -61,9 +62,7 @@ def test_a_classifier_judges_each_image_by_itself_and_by_its_noise(embedding):
 
 
 def test_a_classifier_is_told_the_logarithm_of_sigma():
-    """With whole frequencies, the features are those of e times the noise; of another ratio they
-    are others.
-    """
+    """With integer frequencies, sigma and e sigma give the same logits; other ratios do not."""
     network, x, sigma = (
         classifier('fourier', dict(num_channels=1)),
         torch.rand(3, 1, 8, 8),
@@ -78,9 +77,7 @@ def test_a_classifier_is_told_the_logarithm_of_sigma():
 
 @pytest.mark.parametrize('embedding', EMBEDDINGS)
 def test_a_classifier_passes_its_gradient_on(embedding):
-    """To every parameter, for training, and to the image, for guidance: that of finite differences,
-    in float64.
-    """
+    """Every parameter gets a gradient; that of the image equals finite differences in float64."""
     network = classifier(embedding, dict(num_channels=1), dropout=0.0).double()
     x, labels = (
         torch.rand(2, 1, 8, 8, dtype=torch.float64).requires_grad_(),
@@ -132,8 +129,10 @@ def test_the_first_block_of_a_level_halves_the_size_but_at_the_first_level():
     'module', ['configs.vp.cifar10_wideresnet', 'configs.ve.cifar10_wideresnet']
 )
 def test_the_published_classifier_is_a_wide_resnet_28_10(module):
-    """28 convolutions and 36,479,194 parameters (Zagoruyko & Komodakis 2016, Table 4: 36.5M),
-    beside those that tell it the time and the biases of the convolutions, which the original lacks.
+    """It has 28 convolutions and 36,479,194 parameters, as in Zagoruyko & Komodakis 2016 (36.5M).
+
+    That number (their Table 4) excludes the time embedding and the biases of the convolutions,
+    which the original lacks.
     """
     with torch.device('meta'):
         network = mutils.get_model('wideresnet')(load_config(module))

@@ -36,9 +36,7 @@ def target():
 
 
 def test_the_loss_of_a_classifier_is_the_cross_entropy_by_hand(sde):
-    """-log of the share of the right class, averaged; times are drawn before noise, t uniform in
-    [1e-5, 1].
-    """
+    """The mean of -log p(right class); times, uniform in [1e-5, 1], are drawn before the noise."""
 
     def classify(x, labels):
         return torch.stack([x[:, 0] * labels.log(), x[:, 1] - x[:, 0], x.square().sum(1)], 1).tanh()
@@ -60,8 +58,9 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy_by_hand(sde):
 
 
 def test_the_loss_of_a_classifier_is_least_at_the_exact_one(sde):
-    """Bayes' rule beats it made surer, less sure, or partial to one class: over the same draws, by
-    more than four standard errors.
+    """Bayes' rule beats versions of it that are too sure, too unsure, or biased to one class.
+
+    The difference, over the same draws, exceeds four standard errors.
     """
     target = planar_mixture()
     exact = ExactClassifier(sde, target)
@@ -122,10 +121,11 @@ def test_times_of_a_classifier_reach_down_to_eps(sde):
 
 
 def test_a_classifier_learns():
-    """Two Gaussians of images, stripes lying and standing, their means 3 standard deviations s
-    apart: at time t the best possible share of right answers is Phi(1.5 m s / sqrt(m^2 s^2 +
-    std^2)). A small wide residual network comes to within 2 % of it, where 10000 images tell a
-    share to 0.5 %.
+    """A small wide residual network comes within 2 % of the best possible accuracy.
+
+    The data are two Gaussians of images, horizontal and vertical stripes, with means 3 standard
+    deviations s apart. At time t the best possible accuracy is Phi(1.5 m s / sqrt(m^2 s^2 +
+    std^2)). It is measured on 10000 images, to 0.5 %.
     """
     settings = load_config(
         'configs.vp.digits_wideresnet',

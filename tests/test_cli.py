@@ -126,8 +126,9 @@ def test_train_evaluate_sample(tmp_path, sde):
 
 
 def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path):
-    """Fewer files than before, of images and of likelihoods, which are averaged over repeats before
-    their error is taken.
+    """With fewer files than before, neither samples nor likelihoods of the first evaluation remain.
+
+    Likelihoods are averaged over repeats before their error is computed.
     """
     check(run(tmp_path, 'train', *TINY))
     check(run(tmp_path, 'eval', *TINY, *QUICK, stats(tmp_path), '--config.eval.bpd_repeats=2'))
@@ -191,9 +192,7 @@ def test_data_are_described_and_their_statistics_made_without_a_workdir(tmp_path
 
 
 def test_own_pictures_from_training_to_a_report(tmp_path):
-    """A folder of pictures, made of the digits, with two classes, 12 pixels wide and of any
-    height.
-    """
+    """A folder of random pictures with two classes, 12 pixels high and of various widths."""
     from PIL import Image
 
     digits = np.random.default_rng(0).integers(0, 256, (120, 12, 16), np.uint8)

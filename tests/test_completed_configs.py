@@ -206,8 +206,9 @@ def test_a_needed_key_is_never_assumed_when_a_checkpoint_is_loaded(tmp_path):
 
 
 class Own(torch.nn.Module):
-    """Reads a key that the config may lack; takes images of one size only, or values that a check
-    does not have.
+    """A network that reads a key of its own and may reject what the checks feed it.
+
+    It takes images of one size only, and with `my_way` 'values' raises an error for large values.
     """
 
     def __init__(self, config):

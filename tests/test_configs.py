@@ -77,9 +77,7 @@ MISSPELT = ('nff', 'sigma_mx', 'Name', 'dropOut', 'lr', 'x')
 
 @functools.cache
 def base(module: str) -> ConfigDict:
-    """The config of a module for images of 8 or 16 pixels, and so small that a step of it takes no
-    time.
-    """
+    """The config of a module for images of 8 or 16 pixels, so small that a step is fast."""
     config = load_config(f'configs.{module}')
     config.data.update(
         dataset='FOLDER',
@@ -106,8 +104,10 @@ def accepted(key: str) -> list:
 
 @st.composite
 def mutations(draw):
-    """(module, {key: value}): some keys, with values that each may have, so that it is their
-    combination that is tried; or with some of a wrong value or type, or gone, or with another name.
+    """Draw (module, {key: value}): changes to a config.
+
+    Either every value is accepted by its rule, so that only the combination is tested, or some keys
+    have a wrong value or type, are missing, or have another name.
     """
     module, tidy = draw(st.sampled_from(MODULES)), draw(st.booleans())
     found = flatten(base(module))

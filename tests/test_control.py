@@ -127,7 +127,7 @@ def test_the_seed_decides(place, tmp_path):
     for name, task, key, settings in (
         ('plain', 'inpaint', 'samples', dict(input=folder)),
         ('classes', 'classes', 'samples', {}),
-        # which dequantises at random
+        # which dequantizes at random
         ('plain', 'reconstruct', 'codes', dict(input=folder / '0.png')),
     ):
         found = []
@@ -224,7 +224,7 @@ def test_pictures_from_a_file_a_folder_and_a_zip_file(place, tmp_path):
     """Pictures are sorted by name, also those in sub-folders, and cropped to the central square."""
     images = pictures(3)
     folder = written(tmp_path / 'some', images[:2])
-    written(folder / 'deeper', [images[2]])  # some/deeper/0.png, behind 0.png and 1.png
+    written(folder / 'deeper', [images[2]])  # some/deeper/0.png, after 0.png and 1.png
     (folder / 'notes.txt').write_text('no picture')
     archive = shutil.make_archive(str(tmp_path / 'archive'), 'zip', folder)
     for path, expected in ((folder / '1.png', images[1:2]), (folder, images), (archive, images)):

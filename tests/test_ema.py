@@ -69,8 +69,9 @@ def test_moving_average_refuses_other_parameters(method, other):
 
 
 def test_moving_average_lends_itself():
-    """store, copy_to, restore: as evaluation does it in the middle of a training; the frozen
-    parameter is nobody's business.
+    """store, copy_to, restore, as in an evaluation during training.
+
+    The frozen parameter is unchanged.
     """
     network = two_layers()
     ema = ExponentialMovingAverage(network.parameters(), decay=0.5)

@@ -73,8 +73,9 @@ def test_samples_that_collapsed_are_measured_and_told(caplog):
 
 
 def content(folder):
-    """Every file below a folder: the arrays of npz files, but for the seconds that it took, the
-    bytes of others.
+    """The content of every file in a folder: the arrays of npz files, the bytes of others.
+
+    The array `seconds` is left out.
     """
 
     def of(path):
@@ -100,8 +101,9 @@ def short(config):
 
 
 def test_an_evaluation_killed_anywhere_ends_as_one_left_alone(config, tmp_path, monkeypatch):
-    """Killed right before each of its files is written, in turn, it goes on to the very same files,
-    and computes none of them twice.
+    """An evaluation that is killed and resumed several times writes the same files.
+
+    No file is computed twice.
     """
     short(config)
     trained(config, tmp_path / 'whole' / 'run', (1, 2))

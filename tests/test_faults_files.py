@@ -77,7 +77,7 @@ def test_flipped_bytes_of_data_in_files_of_others(tmp_path):
 
 
 class Limited(io.FileIO):
-    """A file on a disk that is full, or broken, after so many bytes."""
+    """A file on a disk that is full, or fails, after a number of bytes."""
 
     left, fault = 2000, errno.ENOSPC
 
@@ -114,8 +114,9 @@ def test_a_disk_that_fails(whole, tmp_path, monkeypatch, fault, bytes_left):
 
 @pytest.mark.parametrize('name', ['replace', 'fsync', 'link'])
 def test_a_call_that_fails(whole, tmp_path, monkeypatch, name):
-    """Renaming, flushing: what was there stays; linking: a file system that cannot, where the old
-    file is renamed instead.
+    """If renaming or flushing fails, the old file stays.
+
+    On a file system without links the old file is renamed instead.
     """
     path = tmp_path / 'a.pth'
     path.write_bytes(whole)
@@ -158,8 +159,9 @@ def test_without_links_one_of_the_two_is_always_there(whole, tmp_path, monkeypat
 
 
 def test_saving_takes_no_longer_than_the_copy(tmp_path, monkeypatch):
-    """The writer is slow; training goes on, what is written is the state as it was, and a failure
-    is told.
+    """A slow writer does not stop training.
+
+    The state is written as it was at the call, and a failure is reported.
     """
     state = dict(model={'w': torch.zeros(3)})
     write = files._write
@@ -293,8 +295,9 @@ def test_hostile_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize('kind', ['compressed', 'sealed', 'bytearray', 'old'])
 def test_memory_stays_bounded(tmp_path, kind):
-    """A file of a few bytes or a megabyte that would become gigabytes; in a process of its own,
-    whose memory is then its own.
+    """A file of a few bytes or a megabyte would need gigabytes when loaded.
+
+    It is loaded in a separate process, whose memory is measured.
     """
     path = tmp_path / 'bomb.pth'
     if kind == 'bytearray':

@@ -28,7 +28,7 @@ from small_runs import config_for, same_end, start, stopped_while, wait_for_step
 
 
 def test_samples_that_a_signal_kept_from_being_drawn_come_after_the_resume(tmp_path, monkeypatch):
-    """What takes long is not begun behind a signal; the state is saved before it."""
+    """After a signal no long work is started; the state is saved first."""
     drawn = []
 
     def drawing(config, state, step, workdir, writer):
@@ -93,9 +93,10 @@ SLOW = '--config.sampling.steps=20000'  # half a minute and more
 
 
 def test_a_signal_while_a_snapshot_is_sampled(tmp_path):
-    """It ends the process within five seconds, behind the save; training that is resumed draws
-    these samples and ends as if nothing had been. So it does where the next signal comes while the
-    missed samples are drawn.
+    """The signal ends the process within five seconds, after the checkpoint is saved.
+
+    The resumed training draws the missed samples and ends as an uninterrupted one, even if a second
+    signal comes while they are drawn.
     """
     config = config_for(7, snapshot_sampling=True, snapshot_freq=4)
     run_lib.train(config, tmp_path / 'whole')
@@ -182,8 +183,9 @@ def evaluation_config(folder):
 
 
 def test_a_signal_while_an_evaluation_samples(tmp_path):
-    """The first batch stays, the second one is drawn by the same command, and the files are those
-    of an evaluation in one go.
+    """The first batch is kept and the same command draws the second.
+
+    The files are those of an uninterrupted evaluation.
     """
     config = evaluation_config(tmp_path)
     run_lib.train(config, tmp_path)
@@ -307,8 +309,9 @@ def test_threads_stop_too(monkeypatch):
 
 
 def test_an_error_that_a_signal_brings_about_is_one_line(caplog):
-    """Compilers and other processes of the group get the same signal, and what they answer is an
-    error; a mistake stays one.
+    """Compilers and other processes of the group get the same signal, which causes errors here.
+
+    They are reported in one line; a UserError stays one.
     """
     with (
         caplog.at_level('INFO', logger='absl'),
@@ -335,8 +338,9 @@ def test_an_error_that_a_signal_brings_about_is_one_line(caplog):
     reason='compiling for a CPU needs a C++ compiler',
 )
 def test_a_signal_while_the_network_is_compiled(tmp_path):
-    """To the whole group, compilers and all: one line, and no waiting for the kernels that are
-    still to be compiled.
+    """A signal to the whole group, compilers included, is reported in one line.
+
+    The process does not wait for kernels that are still to be compiled.
     """
     process = start(
         tmp_path,

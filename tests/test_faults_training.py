@@ -125,9 +125,7 @@ def test_one_training_at_a_time(tmp_path):
 
 
 def test_bad_steps_in_a_row_stop_training(tmp_path, monkeypatch):
-    """Never a value in parameters or averages that is not finite; the error names step, learning
-    rate and checkpoint.
-    """
+    """Parameters and averages stay finite; the error names step, learning rate and checkpoint."""
 
     backward = torch.Tensor.backward
     calls = []

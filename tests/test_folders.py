@@ -128,8 +128,9 @@ def test_a_validation_set_is_not_mixed_into_the_test_set_and_strays_are_told(tmp
 
 
 def test_the_digest_tells_data_sets_apart(tmp_path):
-    """Folders by names and sizes of their pictures, wherever links lead, and of nothing else;
-    arrays by their content.
+    """The digest of a folder depends on names and sizes of its pictures only; of arrays on content.
+
+    It does not depend on links in the path.
     """
     path = folder(tmp_path / 'a', crops(2, 16))
     first = digest(path)
@@ -167,7 +168,7 @@ def test_a_broken_link_is_a_corrupt_picture(tmp_path):
 
 
 def test_all_formats_are_read_and_what_is_left_out_is_counted(tmp_path, caplog):
-    """The first frame of several, and no count of what operating systems leave behind."""
+    """The first of several frames is used; files of operating systems are not counted."""
     images = crops(6, 16)
     for image, ending in zip(images, ('bmp', 'tif', 'TIFF', 'png')):
         save(tmp_path / f'a.{ending}', image)
@@ -227,8 +228,9 @@ LAYOUT = (
 )
 @pytest.mark.parametrize('how', ['folder', 'zip', 'zip made on Windows'])
 def test_splits_and_classes_are_found_in_every_arrangement(tmp_path, names, stray, how, caplog):
-    """At any depth, inside or outside the folders of classes, with a picture beside them or
-    without.
+    """Splits may be at any depth, inside or outside the class folders.
+
+    A stray picture next to them is left out.
     """
     images = crops(5, 8)
     names = [*names, 'preview.png'] if stray else names
@@ -256,8 +258,9 @@ def test_splits_and_classes_are_found_in_every_arrangement(tmp_path, names, stra
 
 
 def test_links_do_not_multiply_pictures(tmp_path):
-    """To the folder itself, to one above it, to a class, to a picture; links that lead elsewhere
-    are followed.
+    """Links to the folder itself, a parent, a class or a picture are ignored.
+
+    Links that lead elsewhere are followed.
     """
     images = crops(24, 8)
     for place, some in (

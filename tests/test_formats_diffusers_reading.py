@@ -90,9 +90,7 @@ FOLDERS = {
 @pytest.mark.parametrize('form', ['pipeline', 'flat', 'old names', 'pickled'])
 @pytest.mark.parametrize('name', FOLDERS)
 def test_folders_of_diffusers(name, form, tmp_path):
-    """Built and saved by diffusers itself: the same outputs; laid out as today, and as older ones
-    on the hub are.
-    """
+    """Folders saved by diffusers give the same outputs, in the current layout and in older ones."""
     unet = saved(FOLDERS[name](), tmp_path)
     weights_file = tmp_path / 'unet' / 'diffusion_pytorch_model.safetensors'
     if form == 'old names':
@@ -127,9 +125,7 @@ def test_folders_of_diffusers(name, form, tmp_path):
 
 
 def test_a_network_without_its_scheduler(tmp_path):
-    """Does not tell the noise levels of its training: they are asked for, and with a config it is
-    read.
-    """
+    """Without a scheduler the noise levels are unknown: --config is required, and enough."""
     unet = saved(skip_unet(), tmp_path)
     config = formats.config_of(tmp_path)
     (tmp_path / 'scheduler' / 'scheduler_config.json').unlink()
@@ -143,8 +139,9 @@ def test_a_network_without_its_scheduler(tmp_path):
 
 
 def test_groups_of_the_middle_and_the_end(tmp_path):
-    """Skip networks with norm_num_groups take it there, where ours follow the channels: refused,
-    unless both are the same.
+    """Skip networks with norm_num_groups raise CheckpointError unless it equals ours.
+
+    They use it in the middle and at the end, where our number of groups follows the channels.
     """
     saved(skip_unet(norm_num_groups=32), tmp_path / 'a')
     with pytest.raises(CheckpointError, match='norm_num_groups=32'):
@@ -258,9 +255,7 @@ def test_a_config_that_is_not_of_the_folder(tmp_path):
 
 
 def test_training_goes_on_from_a_folder_of_diffusers(tmp_path):
-    """With the config that is written beside the training state, in which every key can be
-    changed.
-    """
+    """The config is written next to the training state, and every key of it can be changed."""
     saved(plain_unet(), tmp_path / 'folder')
     convert.convert(tmp_path / 'folder', tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.pth')
     config = stored.get_config(tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.json')

@@ -34,8 +34,9 @@ WRITTEN = {
 
 @pytest.mark.parametrize('name', WRITTEN)
 def test_diffusers_there_and_back(name, tmp_path):
-    """`from_pretrained` opens what is written, its outputs are ours, and what is read again is the
-    same bit for bit, by either config.
+    """`from_pretrained` opens what we write, with the same outputs.
+
+    What is read again is bit-identical, with either config.
     """
     module, model = WRITTEN[name]
     config = load_config(module, dict(image_size=16), **SMALL | model)
@@ -90,9 +91,10 @@ def test_images_of_the_ve_pipeline_are_ours(tmp_path):
 
 
 def test_images_of_the_ddpm_pipeline_are_ours(tmp_path):
-    """With times down to 0, which the pipeline has, where the published grid ends at 1e-3; and 33
-    steps, whose times are exact in binary: the published grid, kept here, finds the number of a
-    step by truncation.
+    """With times down to 0, as in the pipeline, the images are equal.
+
+    The published grid ends at 1e-3. There are 33 steps, whose times are exact in binary: the
+    published grid, which is kept here, finds the number of a step by truncation.
     """
     config = load_config(
         'configs.vp.ddpm.cifar10',
@@ -146,9 +148,7 @@ def test_networks_that_diffusers_cannot_express(module, model, message, tmp_path
     ],
 )
 def test_published_networks_that_diffusers_can_express(module):
-    """Every name of its network, and shape, is that of the network built by diffusers from the
-    config that we write.
-    """
+    """Names and shapes are those of the network that diffusers builds from our config."""
     config = load_config(module)
     assert diffusers_format.unfit(config) == []
     family = diffusers_format.family_of(config)

@@ -124,8 +124,9 @@ NETWORKS = {
 @pytest.mark.parametrize('chunk', [10**9, 100])
 @pytest.mark.parametrize('name', NETWORKS)
 def test_states_of_jax(name, chunk, tmp_path):
-    """Written by the table, every parameter of every kind of network comes back, with average,
-    moments and step.
+    """A state written by the table is read back: every parameter, its average, moments and step.
+
+    All kinds of networks are tested.
     """
     module, model = NETWORKS[name]
     config = load_config(module, dict(image_size=16), **SMALL | model)

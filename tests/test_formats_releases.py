@@ -34,8 +34,9 @@ def test_outputs_of_the_releases(file, reference):
 
 @pytest.mark.parametrize('file, reference', [OFFICIAL, JAX])
 def test_through_every_format_that_holds_it(file, reference, tmp_path):
-    """To safetensors and to a training state, and from there on, without a difference; from raw and
-    from averaged weights.
+    """Conversion to safetensors and to a training state, and from there on, loses nothing.
+
+    This holds for raw and for averaged weights.
     """
     reference, config = parity(reference), small_ve()
     x, labels = torch.tensor(reference['x']), torch.tensor(reference['labels'])
@@ -81,8 +82,9 @@ def test_training_goes_on_from_the_release(through, tmp_path):
 
 
 def test_a_training_state_has_what_the_release_reads(tmp_path):
-    """Its keys, names with 'module.', an Adam of PyTorch; a plain unpickler, which the release is,
-    can read it.
+    """It has the keys, names with 'module.' and the Adam state of the 2021 release.
+
+    A plain unpickler, as in that release, can read it.
     """
     convert.convert(DATA / JAX[0], tmp_path / 'a.pth', small_ve())
     content, published = (
@@ -114,8 +116,9 @@ def steps_of_adam(network, optimizer, losses_of, numbers):
 
 @pytest.mark.parametrize('writer', ['save', 'Saver', 'convert'])
 def test_others_train_on_from_our_files(writer, tmp_path):
-    """20 steps of a plain Adam over plain weights are those of our own training, in float64, where
-    rounding does not hide anything.
+    """20 steps of a plain Adam on plain weights equal those of our training.
+
+    They are taken in float64, so that rounding hides nothing.
     """
     config, losses_of = small_ve(), losses.get_sde_loss_fn(sde_lib.VESDE(), train=False)
     model = mutils.create_model(config).double()

@@ -22,9 +22,7 @@ LAYERS = {
 
 
 def imported_parts(path) -> set[str]:
-    """The parts of this library ('losses', 'models', ...) that a file imports, be it at its top or
-    within a function.
-    """
+    """The parts of this library that a file imports, also within functions, such as 'losses'."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -36,8 +36,9 @@ FORBIDDEN = (
     ],
 )
 def test_tensorflow_and_the_compiler_of_pytorch_live_in_one_process(code):
-    """TensorFlow first, by a data set or a notebook, then an optimizer, which imports the compiler
-    and with it Triton.
+    """TensorFlow may be imported before an optimizer is made.
+
+    The optimizer imports the compiler of PyTorch, and with it Triton.
     """
     code += (
         '; import torch; torch.optim.Adam([torch.zeros(1, requires_grad=True)])'
@@ -47,9 +48,7 @@ def test_tensorflow_and_the_compiler_of_pytorch_live_in_one_process(code):
 
 
 def test_imports_bring_no_tensorflow_and_no_compiler():
-    """In a notebook that wants a sampler; and nowhere until a data set or a metric of TensorFlow is
-    asked for.
-    """
+    """Nothing imports TensorFlow until one of its data sets or metrics is used."""
     modules = [path.stem for path in ROOT.glob('*.py')] + [
         'models.ncsnpp',
         'models.ddpm',
@@ -63,8 +62,9 @@ def test_imports_bring_no_tensorflow_and_no_compiler():
 
 
 def test_imports_are_as_fast_as_torch():
-    """After torch they take at most 0.3 s of the processor, without PyTorch's compiler; the least
-    of three, as a busy machine slows all.
+    """After torch they take at most 0.3 s of CPU time, without PyTorch's compiler.
+
+    The least of three measurements counts, because the machine may be busy.
     """
     code = (
         'import sys, time, torch; start = time.process_time(); import sampling, likelihood, '

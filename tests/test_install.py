@@ -1,5 +1,6 @@
-"""What an installation brings: the packages, the modules, and a clear word where another package
-has one of our names.
+"""What an installation contains: the packages and modules, and a clear error for foreign packages.
+
+Such a package has one of our names.
 """
 
 import re

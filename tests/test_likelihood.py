@@ -1,5 +1,6 @@
-"""Likelihoods by the probability flow against exact densities: of a mixture in the plane, of a
-grid's cells, in every unit.
+"""Likelihoods by the probability flow against exact densities.
+
+The targets are a mixture in the plane and the cells of a grid, in every unit.
 """
 
 import math
@@ -65,8 +66,9 @@ def test_log_likelihood_is_the_exact_density(name):
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_the_only_other_error_is_the_priors(name):
-    """With the published constants and a target off centre, log p differs by log prior(z) - log
-    p_T(z), and by nothing else.
+    """With the published constants and an uncentred target, the only error of log p is the prior's.
+
+    It is log prior(z) - log p_T(z).
     """
     sde, target = PUBLISHED[name](), planar_mixture()
     x = target.sample(16, seed=4)
@@ -81,8 +83,10 @@ def test_the_only_other_error_is_the_priors(name):
 
 @pytest.mark.parametrize('continuous', [True, False])
 def test_continuous_and_discrete_networks(continuous):
-    """`continuous=False` reads VE's discrete labels, which round times to levels: with 4000 of them
-    sigma is off by up to 0.15 %, now up, now down, and log p of order one by less than 0.01.
+    """`continuous=False` uses VE's discrete labels, which round times to noise levels.
+
+    With 4000 levels sigma is off by up to 0.15 % in either direction, and log p, of order one, by
+    less than 0.01.
     """
     sde, target = VESDE(0.01, 1000, N=4000), centred_mixture()
     x = target.sample(8, seed=3)
@@ -99,9 +103,7 @@ def test_continuous_and_discrete_networks(continuous):
 
 @pytest.mark.parametrize('probe', ['Rademacher', 'Gaussian'])
 def test_hutchinson_is_unbiased(probe):
-    """One point 2000 times, each with a probe of its own: the mean is the exact value to four
-    standard errors.
-    """
+    """The mean over 2000 probes of one point is the exact value, to four standard errors."""
     sde, target, n = VPSDE(), planar_mixture(), 2000
     x, model = (
         torch.tensor([[-1.2, 0.7]], dtype=torch.float64),
@@ -122,9 +124,10 @@ def test_hutchinson_is_unbiased(probe):
 
 
 def test_probes_are_averaged_and_know_their_error():
-    """nats_stderr of 8 probes, squared and averaged, is the variance of their mean over 250
-    repetitions; four standard errors of either are 4 sqrt(2 / 249) = 36 % of it, and it falls as 1
-    / K.
+    """The mean square of nats_stderr of 8 probes is the variance of their mean.
+
+    The variance is that of 250 repetitions. Four standard errors of either are 4 sqrt(2 / 249) = 36
+    % of it, and it falls as 1 / K.
     """
     sde, target, n, variances = VPSDE(), planar_mixture(), 250, {}
     x, network = (
@@ -188,8 +191,9 @@ def affine_image(target, slope, shift):
 @pytest.mark.parametrize('name', ['vp', 'subvp'])
 @pytest.mark.parametrize('levels', [256, 17])
 def test_the_scaler_does_not_matter(name, levels):
-    """One density of x in [0, 1], seen by networks as y = x, 2x - 1, 3x + 5 or 1 - x: log p(x) and
-    bits/dim are those of x.
+    """log p(x) and bits/dim of x in [0, 1] are the same for all scalings that networks see.
+
+    The scalings are y = x, 2x - 1, 3x + 5 and 1 - x.
     """
     sde, mixture = SDES[name](), planar_mixture()
     target = affine_image(mixture, 0.1, 0.5)
@@ -230,8 +234,9 @@ def inverse_scaler(y):
 
 
 def test_dequantizing_inside_is_dequantizing_outside():
-    """Of whole numbers k, with the same noise u by the same seed: (k + u) / levels; real numbers
-    are taken as they are.
+    """Whole numbers k become (k + u) / levels with noise u; real numbers stay unchanged.
+
+    The noise follows from the seed.
     """
     sde, levels = VPSDE(), 17
     model = ScoreModel(ExactNetwork(sde, planar_mixture()), sde, centered=True, levels=levels)
@@ -255,9 +260,10 @@ def test_dequantizing_inside_is_dequantizing_outside():
 
 
 def test_bits_per_dimension_are_those_of_the_grid():
-    """-log2 of the exact probability of a grey level, the integral of the density over its cell [k,
-    k + 1) / 256: what dequantised bits average to, from above (Jensen), and closely so as the
-    density changes by no more than 6 % over a cell.
+    """Dequantized bits average to -log2 of the exact probability of a grey level.
+
+    This is the integral of the density over its cell [k, k + 1) / 256. They exceed it (Jensen), but
+    only slightly, as the density changes by at most 6 % over a cell.
     """
     sde, levels, repeats = SDES['vp'](), 256, 200
     target = gaussian([0.0], [0.3**2])  # of y = 2x - 1

@@ -58,9 +58,10 @@ def weight(sde, t, likelihood_weighting):
 
 
 def smallest_residual(m, std):
-    """The mean square of std s + z, of each dimension, for the exact score of N(mu, c). With V =
-    m^2 c + std^2 and x_t - m mu = m sqrt(c) u + std z it is z (1 - std^2/V) - u m sqrt(c) std/V, of
-    variance m^2 c / V.
+    """The mean square of std s + z, for each dimension, at the exact score of N(mu, c).
+
+    With V = m^2 c + std^2 and x_t - m mu = m sqrt(c) u + std z it is the variance m^2 c / V of z (1
+    - std^2/V) - u m sqrt(c) std/V.
     """
     return m**2 * VARIANCES / (m**2 * VARIANCES + std**2)
 
@@ -92,8 +93,9 @@ def estimates(loss_fn, network, target, batches=20, size=5000):
 @pytest.mark.parametrize('likelihood_weighting', [False, True], ids=['variance', 'likelihood'])
 @pytest.mark.parametrize('reduce_mean', [False, True], ids=['sum', 'mean'])
 def test_the_minimum_is_at_the_exact_score(sde, target, reduce_mean, likelihood_weighting):
-    """The exact score has the loss computed by quadrature; other networks lie above it by the
-    weighted square of what they change: shift^2, or (factor - 1)^2 std^2 / V.
+    """The exact score has the loss computed by quadrature; other networks have a larger one.
+
+    The difference is the weighted square of the change: shift^2, or (factor - 1)^2 std^2 / V.
     """
     loss_fn = get_sde_loss_fn(
         sde,
@@ -131,8 +133,9 @@ def test_the_minimum_is_at_the_exact_score(sde, target, reduce_mean, likelihood_
 
 
 def test_times_reach_down_to_eps(sde, target):
-    """Uniform in [eps, T], by default from 1e-5: the labels that a network is told, whose ends miss
-    eps and T by some 1/n of the range.
+    """Times are uniform in [eps, T], by default from 1e-5, by the labels of the network.
+
+    The extremes of n draws miss eps and T by about 1/n of the range.
     """
     seen = []
 
@@ -159,8 +162,9 @@ def test_times_reach_down_to_eps(sde, target):
 
 
 def test_published_defaults(sde, target):
-    """get_loss_fn: half the sum over values, variance weights. get_sde_loss_fn: mean, likelihood
-    weights.
+    """get_loss_fn: half the sum over values, variance weights.
+
+    get_sde_loss_fn: mean, likelihood weights.
     """
     x, network = target.sample(8), ExactNetwork(sde, target)
 
@@ -187,8 +191,9 @@ def test_published_defaults(sde, target):
 
 @pytest.mark.parametrize('reduce_mean', [False, True])
 def test_smld_is_its_formula(reduce_mean):
-    """sigma^2 |s(x + sigma z, i) + z / sigma|^2 with sigma_0 the largest; labels are drawn before
-    noise.
+    """sigma^2 |s(x + sigma z, i) + z / sigma|^2 with sigma_0 the largest.
+
+    Labels are drawn before noise.
     """
     sde, network, x, n = (
         VESDE(0.01, 50, N=100),
@@ -228,8 +233,9 @@ def test_ddpm_is_its_formula(reduce_mean):
 
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 def test_discrete_minimum_is_at_the_exact_score(name, target):
-    """As in continuous time, the mean over levels of m^2 c / V; and get_loss_fn with
-    continuous=False is that loss.
+    """As in continuous time, the minimum is the mean over noise levels of m^2 c / V.
+
+    get_loss_fn with continuous=False is the same loss.
     """
     sde = SDES[name]()
     sde.N = 100
@@ -305,8 +311,9 @@ LOSSES = {
 
 @pytest.mark.parametrize('name', LOSSES)
 def test_classes_reach_the_network(name):
-    """As they are, in one call; without them the network is called as it always was. A gradient
-    reaches what the classes select.
+    """Classes reach the network unchanged, in one call; without them it is called as before.
+
+    The selected classes get a gradient.
     """
     network, loss_fn, classes = ToyOfClasses(), LOSSES[name](), torch.tensor([2, 0, 2, 2])
     loss_fn(network, torch.ones(4, 2), classes=classes).backward()

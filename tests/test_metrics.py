@@ -1,5 +1,6 @@
-"""Metrics from features: exact values where there are any, TF-GAN's and torch-fidelity's numbers
-elsewhere, and no NaN anywhere.
+"""Metrics from features: exact values where they exist, else those of TF-GAN and torch-fidelity.
+
+No metric is NaN.
 """
 
 import time
@@ -81,8 +82,9 @@ def test_frechet_distance_of_fewer_features_than_dimensions_is_exact(rng):
     'n, m', [(40, 50), (50, 40), (63, 63), (63, 900), (900, 20), (2, 3), (64, 64), (700, 900)]
 )
 def test_both_ways_to_the_frechet_distance_agree_on_digits(rng, monkeypatch, n, m):
-    """8x8 digits have 64 values, some of them always 0; the larger set is read in several
-    blocks.
+    """8x8 digits have 64 values, some of them always 0.
+
+    The larger set is read in several blocks.
     """
     from sklearn.datasets import load_digits
 

@@ -12,8 +12,9 @@ CLASSES = 5
 
 
 def told_and_untold(name):
-    """A U-Net that knows classes, and one that does not, with the same weights beside the table of
-    the classes.
+    """A class-conditional U-Net, and an unconditional one with the same weights.
+
+    The latter lacks the table of the classes.
     """
     told, untold = build(tiny_config(name, num_classes=CLASSES)), build(tiny_config(name))
     untold.load_state_dict(
@@ -24,8 +25,9 @@ def told_and_untold(name):
 
 @pytest.mark.parametrize('name', UNETS)
 def test_classes_add_a_table_behind_all_other_parameters(name):
-    """Names, order and, from the same seed, initial values of the others stay, so that checkpoints
-    and numbers do.
+    """Names, order and initial values (from the same seed) of the other parameters do not change.
+
+    Checkpoints and numbers therefore stay valid.
     """
     networks = []
     for classes in (0, CLASSES):
@@ -42,8 +44,9 @@ def test_classes_add_a_table_behind_all_other_parameters(name):
 
 @pytest.mark.parametrize('name', UNETS)
 def test_a_class_adds_its_row_to_the_embedding_of_the_time(name):
-    """A table of zeros makes the network that knows no classes, rows alike make all classes alike,
-    and the last row stands for None.
+    """A table of zeros gives the unconditional network; equal rows make all classes equal.
+
+    The last row stands for None.
     """
     told, untold = told_and_untold(name)
     table, x, labels = (
@@ -71,8 +74,9 @@ def test_a_class_adds_its_row_to_the_embedding_of_the_time(name):
 
 @pytest.mark.parametrize('name', UNETS)
 def test_the_class_of_an_image_is_its_own(name):
-    """A batch of classes answers as the images do one at a time; another class of one image changes
-    that one alone.
+    """A batch of classes gives the outputs of single images.
+
+    The class of an image affects only its own output.
     """
     network, x, labels = told_and_untold(name)[0], torch.rand(4, 3, 8, 8), labels_for(name, 4)
     classes = torch.tensor([2, 0, 4, 2])
@@ -91,8 +95,10 @@ def test_the_class_of_an_image_is_its_own(name):
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
 @pytest.mark.parametrize('name', UNETS)
 def test_label_dropout_hides_the_class_of_a_share_of_images_in_training(name, share):
-    """Each output is that of the class or that of None, the latter with the frequency `share`: 0.3
-    to within four standard deviations of a mean of n draws. Outside of training none is hidden.
+    """Each output is that of the class or that of None, the latter with frequency `share`.
+
+    It is 0.3 to within four standard deviations of a mean of n draws. Outside of training no class
+    is hidden.
     """
     n, network = 500, build(tiny_config(name, num_classes=CLASSES, label_dropout=share))
     x, labels, classes = (

@@ -48,8 +48,9 @@ def _combination_id(settings):
 
 @pytest.mark.parametrize('settings', COMBINATIONS, ids=_combination_id)
 def test_every_combination_trains(settings):
-    """Three widths, so that a block in the wrong place would not fit; a gradient reaches every
-    parameter.
+    """Every parameter gets a gradient.
+
+    There are three widths, so that a block in the wrong place would not fit.
     """
     network = build(tiny_config('ncsnpp', ch_mult=(1, 2, 3), **settings)).train()
     x = torch.rand(2, 3, 8, 8)
@@ -67,9 +68,7 @@ def test_every_combination_trains(settings):
 
 
 def test_settings_change_the_network():
-    """No setting is without effect, wherever it is defined: each gives other parameters or, with
-    the same ones, another output.
-    """
+    """Every setting changes the parameters or, with the same parameters, the output."""
     x, labels = torch.rand(2, 3, 8, 8), torch.tensor([0.3, 5.0])
     base = dict(
         resblock_type='biggan',
@@ -169,8 +168,9 @@ def test_ncsnv2_by_image_size(size, expected):
     ],
 )
 def test_refinements_join_the_stages_of_the_originals(name, pairs):
-    """Each refinement takes the output of one stage and that of the refinement before it, in the
-    order of the originals.
+    """Each refinement joins the output of one stage and that of the refinement before it.
+
+    The order is that of the original networks.
     """
     network, made, calls = build(tiny_config(name)), {}, []
     for stage in network.stages:

@@ -39,8 +39,9 @@ def tiny_config(name, data=(), module=None, **model):
 
 
 def build(config):
-    """The network in evaluation mode, its weights moved away from their start, where the last
-    layers of most networks are nearly zero.
+    """The network in evaluation mode, its weights moved away from their initial values.
+
+    Initially the last layers of most networks are nearly zero.
     """
     network = mutils.get_model(config.model.name)(config).eval()
     with torch.no_grad():
@@ -103,8 +104,9 @@ def test_labels_of_another_shape_are_refused(name):
 
 @pytest.mark.parametrize('name', UNETS)
 def test_unconditional(name):
-    """A network that is not told the time embeds no labels and answers the same at all times; told
-    the time, it does not.
+    """A network without time conditioning has no embedding and gives the same output at all times.
+
+    With time conditioning the output changes.
     """
     told, untold = (
         build(tiny_config(name, scale_by_sigma=False, conditional=conditional))
@@ -161,9 +163,7 @@ def test_networks_see_data_of_either_scaling_alike():
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_float64_throughout(name):
-    """Float64 in, float64 out, and nothing of float32 on the way: finite differences see
-    derivatives to eight digits.
-    """
+    """Float64 in, float64 out, and no float32 in between: derivatives are right to eight digits."""
     network = build(tiny_config(name, dict(num_channels=1))).double()
     size = 16 if name in REFINENETS else 8
     x = torch.rand(1, 1, size, size, dtype=torch.float64).requires_grad_()
@@ -191,8 +191,9 @@ def test_float64_throughout(name):
     + [('ncsnpp', 'configs.ve.cifar10_ncsnpp'), ('ddpm', 'configs.ve.cifar10_ddpm')],
 )
 def test_float32_throughout(name, module, labels):
-    """The output has the dtype of the image, whatever the labels are: tables and times of float64
-    do not spill over.
+    """The output has the dtype of the image for labels of any dtype.
+
+    Tables and times in float64 do not change it.
     """
     network = build(tiny_config(name, module=module))
     assert {buffer.dtype for buffer in network.buffers()} <= {torch.float32}
@@ -250,8 +251,9 @@ def recorded_labels(network):
     ],
 )
 def test_a_discrete_network_meets_its_own_noise_levels(name, module, levels, steps):
-    """With an SDE of more or fewer steps: at every time the network is told the level, of those it
-    was built with, nearest to sigma(t).
+    """At every time of an SDE with more or fewer steps, the label is the level nearest to sigma(t).
+
+    The levels are those that the network was built with.
     """
     config = tiny_config(name, module=module, num_scales=levels, sigma_min=0.01, sigma_max=50.0)
     model, sde = mutils.create_model(config), VESDE(0.01, 50.0, N=steps)
@@ -278,8 +280,9 @@ def test_a_discrete_network_meets_its_own_noise_levels(name, module, levels, ste
 
 @pytest.mark.parametrize('steps', [100, 2000])
 def test_a_discrete_vp_network_meets_its_own_noise_levels(steps):
-    """The label is a place in the chain of 1000 steps, and minus the output is divided by the std
-    of that chain there.
+    """The label is a position in the chain of 1000 steps.
+
+    Minus the output is divided by the std of that chain there.
     """
     config = tiny_config('ddpm', num_scales=1000)
     model, sde = mutils.create_model(config), VPSDE(N=steps)

@@ -65,9 +65,7 @@ def test_own_sde_has_no_ancestral_sampling():
 
 @pytest.mark.parametrize('eps', [1e-3, 0.5])
 def test_own_sde_with_the_ode_sampler(eps):
-    """Of Gaussian data, the flow keeps every value at its distance from the mean in units of the
-    standard deviation.
-    """
+    """For Gaussian data, the flow keeps the standardized distance of a value from the mean."""
     sde = OrnsteinUhlenbeck(N=100)
     z = torch.randn(*SHAPE)
     x, nfe = sampling.get_ode_sampler(sde, SHAPE, identity, eps=eps, device='cpu')(
@@ -86,8 +84,9 @@ def test_own_sde_with_the_ode_sampler(eps):
 
 @pytest.mark.parametrize('probe', ['Rademacher', 'Gaussian'])
 def test_own_sde_with_likelihood(probe):
-    """Of Gaussian data, the flow is linear, with one slope for all values: Rademacher probes are
-    exact, Gaussian ones right on average.
+    """For Gaussian data, the flow is linear with the same slope for all values.
+
+    Rademacher probes are exact, Gaussian ones right on average.
     """
     sde = OrnsteinUhlenbeck(N=100)
     data = MEAN + STD * torch.randn(200, 1, 4, 4)
@@ -108,8 +107,9 @@ def test_own_sde_with_likelihood(probe):
 @pytest.mark.parametrize('likelihood_weighting', [False, True])
 @pytest.mark.parametrize('reduce_mean', [False, True])
 def test_own_sde_with_the_loss(likelihood_weighting, reduce_mean):
-    """What is left of the loss at the exact score is the variance of the noise z given x_t, 1 -
-    std^2 / var(x_t), suitably weighted.
+    """At the exact score the loss is the weighted variance of the noise z given x_t.
+
+    This variance is 1 - std^2 / var(x_t).
     """
     sde, eps = OrnsteinUhlenbeck(N=100), 1e-2
     data = MEAN + STD * torch.randn(4000, 1, 4, 4)

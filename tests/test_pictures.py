@@ -136,9 +136,7 @@ def test_exif_pointers_of_tiff_files_are_not_followed():
 
 @pytest.mark.filterwarnings('ignore')
 def test_whatever_a_decoder_raises_is_a_corrupt_picture():
-    """2,000 files, of every format that this Pillow writes, with bytes changed at random or their
-    end missing.
-    """
+    """2,000 files of all formats that Pillow writes, with changed bytes or cut off."""
     Image.init()
     rng, files, decode = np.random.default_rng(0), {}, decoder()
     exif = exif_data()

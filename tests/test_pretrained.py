@@ -12,9 +12,7 @@ FOLDER = ROOT / 'assets' / 'pretrained'
 
 @pytest.mark.parametrize('name', sorted(path.stem for path in FOLDER.glob('*.json')))
 def test_samples_are_pictures_on_black(name, tmp_path):
-    """Digits and clothes on a black ground: noise, or a network of another SDE, has no such
-    corners.
-    """
+    """Digits and clothes have black corners; noise and samples with another SDE have not."""
     config = stored.get_config(FOLDER / f'{name}.json')
     config.device = 'cpu'
     sample(config, tmp_path, FOLDER / f'{name}.safetensors', 8)

@@ -146,7 +146,7 @@ def test_random_numbers_of_another_device_begin_anew(caplog):
 
 @pytest.mark.parametrize('dequantize', [False, True])
 def test_rows_of_a_batch_make_up_the_batch(dequantize):
-    """Each process reads only its images, flipped and dequantised as in the whole batch."""
+    """Each process reads only its images, flipped and dequantized as in the whole batch."""
     rng, read = np.random.default_rng(0), []
 
     class Counting(Images):

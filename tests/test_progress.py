@@ -110,8 +110,9 @@ METHODS = {'pc': 24, 'heun': 17, 'dpmpp_2m': None, 'ode': None, 'adaptive': None
 )
 @pytest.mark.parametrize('method', METHODS)
 def test_sampling_is_logged(monkeypatch, caplog, method, module):
-    """By its steps, up to the last one; solvers that choose their steps by network evaluations,
-    whose total comes out in the end.
+    """Progress counts steps up to the last one; adaptive solvers count network evaluations.
+
+    The estimate of their total is right at the end.
     """
     monkeypatch.setattr(progress, 'LOG_SECONDS', 0.0)
     config = config_for(module)
@@ -190,8 +191,9 @@ def test_likelihoods_and_codes_are_logged(monkeypatch, caplog, tmp_path):
 
 @pytest.mark.parametrize('reduce_mean', [False, True])
 def test_training_says_what_it_does(tmp_path, caplog, reduce_mean):
-    """One block of facts, then lines with the meaning of the loss, its mean per value, steps, total
-    and time left.
+    """One block of facts, then lines with the loss and its meaning, steps, total and time left.
+
+    The mean of the loss per value is among them.
     """
     config = config_for()
     config.training.reduce_mean = reduce_mean
@@ -240,9 +242,7 @@ def test_training_says_what_it_does(tmp_path, caplog, reduce_mean):
 
 
 def test_the_mean_per_value_is_drawn(tmp_path, monkeypatch):
-    """As a second axis beside the sum; where runs differ in the factor between them there is
-    none.
-    """
+    """It is drawn as a second axis, unless the factor to the sum differs between runs."""
     from matplotlib.axes import Axes
 
     axes = []

@@ -20,9 +20,7 @@ from sde_lib import VPSDE, get_sde
 
 @pytest.fixture(scope='module')
 def notebook(tmp_path_factory):
-    """A config, its SDE and a network with averaged weights from a checkpoint, set up as notebooks
-    do it.
-    """
+    """A config, its SDE and a network with EMA weights from a checkpoint, as in notebooks."""
     torch.manual_seed(0)
     config = load_config('configs.vp.digits_ddpmpp_continuous', nf=8, num_res_blocks=1)
     config.training.batch_size = config.eval.batch_size = 4
@@ -153,9 +151,7 @@ def test_notebook_draws_samples_by_the_ode(notebook, denoise):
 
 
 def test_notebook_likelihood_and_latent_code(notebook):
-    """Bits/dim of a batch of the data set; and the latent code of an image, decoded, is that
-    image.
-    """
+    """Bits/dim of a batch of the data set; decoding the latent code of an image gives the image."""
     config, score_model = notebook['config'], notebook['score_model']
     # An untrained network does not hold against the decay of an SDE that reaches its prior: data
     # would shrink to the solver's tolerance.
@@ -188,8 +184,9 @@ def test_notebook_likelihood_and_latent_code(notebook):
 
 
 def test_notebook_trains(notebook):
-    """A step of training and a loss of the averaged weights, from the data set's own batches; the
-    loss is reproducible from a seed.
+    """A training step and a loss of the EMA weights, on batches of the data set.
+
+    The loss is reproducible from a seed.
     """
     config, sde = notebook['config'], notebook['sde']
     score_model = mutils.create_model(config)

@@ -44,8 +44,9 @@ def test_seeds():
 
 
 def test_streams_of_images():
-    """A row depends on its seed and on how often it was asked, on nothing else; the stream outside
-    is left alone.
+    """A row depends only on its seed and on the number of earlier draws.
+
+    The stream outside the block is unchanged.
     """
     x = torch.zeros(3, 2, 4, dtype=torch.float64)
     state = torch.get_rng_state()
@@ -113,8 +114,9 @@ def test_an_image_does_not_depend_on_those_beside_it(sde, predictor, corrector):
 
 
 def test_without_streams_langevin_steps_are_shared():
-    """As published: the step follows from the batch's mean norms, so that an image does depend on
-    the others.
+    """As in the 2021 release, the step size follows from mean norms of the batch.
+
+    An image therefore depends on the others.
     """
     sde = SDES['vp']
     corrector = sampling.LangevinCorrector(sde, lambda x, t: -x, 0.16, 1)

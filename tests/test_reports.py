@@ -1,6 +1,4 @@
-"""Reports on evaluation folders written by hand: every number is that of its file, and says what it
-rests on.
-"""
+"""Reports on evaluation folders written by hand: the numbers of the files, and their basis."""
 
 import csv
 import json

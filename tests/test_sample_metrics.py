@@ -1,5 +1,6 @@
-"""`--mode metrics`: samples from files of every kind get the numbers of `--mode eval`; errors say
-what kind of file is expected.
+"""`--mode metrics`: samples from files of every kind get the numbers of `--mode eval`.
+
+Errors name the expected kind of file.
 """
 
 import os
@@ -153,8 +154,9 @@ def test_a_reference_with_splits_gives_the_split_that_is_asked_for_and_a_floor(
 
 
 def test_samples_sorted_by_class_do_not_change_the_kernel_distance(config, tmp_path, digits):
-    """The kernel distance is averaged over blocks: in the order of classes it would be many errors
-    away from 0 between equal sets.
+    """The kernel distance is averaged over blocks, for which the samples are shuffled.
+
+    In the order of classes, the distance between equal sets would be many errors away from 0.
     """
     images, labels = digits
     np.savez(tmp_path / 'sorted.npz', arr_0=images[np.argsort(labels)])

@@ -213,7 +213,7 @@ def test_recomputation_is_for_u_nets(tmp_path):
 
 
 def steps(config, count=3, **settings):
-    """Losses of some steps of training and the parameters behind them."""
+    """Losses of some training steps and the parameters after them."""
     torch.manual_seed(0)
     state = run_lib.create_state(config)
     step = losses.get_step_fn(

@@ -1,5 +1,6 @@
-"""CIFAR-10, SVHN, MNIST, Fashion-MNIST and CelebA through torchvision, in small files of its
-formats; any set of TFDS by name.
+"""CIFAR-10, SVHN, MNIST, Fashion-MNIST and CelebA of torchvision, and any set of TFDS by name.
+
+The files are small, in the formats of torchvision.
 """
 
 import functools

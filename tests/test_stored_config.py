@@ -1,6 +1,4 @@
-"""A work directory knows its config: it serves without `--config`, and another model than the
-trained one is refused by name.
-"""
+"""The config in a work directory replaces `--config`; a config of another model is rejected."""
 
 import json
 import pathlib

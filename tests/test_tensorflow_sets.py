@@ -56,7 +56,8 @@ def test_svhn_in_both_formats_that_are_read_by_index(tmp_path, file_format):
 
 
 def halved(images):
-    """Reduced by two with an antialiased linear filter: weights 1, 3, 3, 1 over 8 along both sides.
+    """Reduce images by two with an antialiased linear filter: 1, 3, 3, 1 over 8 on both sides.
+
     The outermost pixels are left out.
     """
     for axis in (1, 2):
@@ -140,8 +141,9 @@ def test_tensorflow_sees_no_gpu_and_its_decoder_names_corrupt_pictures(monkeypat
 
 
 def test_unprepared_tfds_data_set_is_told_in_one_sentence(tmp_path, monkeypatch):
-    """TFDS itself is stood in for: what matters is that whatever it raises names the key and the
-    folder.
+    """Any error of TFDS becomes one sentence that names the key and the folder.
+
+    TFDS is replaced by a stub.
     """
 
     def builder(name, data_dir):

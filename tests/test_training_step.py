@@ -77,8 +77,9 @@ def train(settings, state, steps=1, batch=None, metrics=None):
 
 
 def test_a_step_follows_the_gradient():
-    """theta - lr grad, the gradient that of the same loss taken by hand; the norm of it is
-    reported.
+    """A step is theta - lr grad, with the gradient of the loss computed by hand.
+
+    The norm of the gradient is reported.
     """
     settings, metrics = config(lr=0.5), {}
     state = new_state(settings, plain())
@@ -95,9 +96,7 @@ def test_a_step_follows_the_gradient():
 
 
 def test_gradients_do_not_accumulate():
-    """Two steps are two updates with a gradient each: with a learning rate of 0 the norm of the
-    same draws stays.
-    """
+    """With a learning rate of 0, two steps with the same draws have the same gradient norm."""
     settings, norms = config(lr=0.0), []
     state = new_state(settings, plain())
     for _ in range(2):
@@ -149,8 +148,9 @@ def test_warm_up():
 
 @pytest.mark.parametrize('grad_clip', [-1.0, 0.01, 1e6])
 def test_clipping(grad_clip):
-    """An update along the gradient, no longer than grad_clip; negative means no clipping; the norm
-    reported is that before.
+    """An update has at most the length grad_clip; negative means no clipping.
+
+    The reported norm is that before clipping.
     """
     settings, metrics = config(lr=1.0, grad_clip=grad_clip), {}
     state = new_state(settings, plain())
@@ -165,9 +165,7 @@ def test_clipping(grad_clip):
 
 
 def test_the_average_follows_the_parameters():
-    """After k steps: shadow <- d shadow + (1 - d) theta, with d the smaller of the decay and (1 +
-    n) / (10 + n) at the n-th.
-    """
+    """shadow <- d shadow + (1 - d) theta at step n, with d = min(decay, (1 + n) / (10 + n))."""
     settings = config(lr=0.1)
     state = new_state(settings, decay=0.3)
     shadow = parameters(state).double()
@@ -182,8 +180,9 @@ def test_the_average_follows_the_parameters():
 @pytest.mark.parametrize('value', [math.nan, math.inf, 1e30], ids=str)
 @pytest.mark.parametrize('grad_clip', [-1.0, 1.0])
 def test_a_gradient_that_is_not_finite_changes_nothing(value, grad_clip):
-    """Parameters and Adam's moments stay bit by bit, the average moves towards these parameters;
-    the next good step is taken.
+    """Parameters and Adam's moments are bit-identical; the average moves towards the parameters.
+
+    The next good step is taken.
     """
     settings, metrics = config(grad_clip=grad_clip), {}
     state = new_state(settings)
@@ -276,8 +275,9 @@ def test_the_optimizer_takes_its_settings():
 
 
 def test_a_step_takes_classes():
-    """In training and in evaluation: to the loss that the same seed gives. Training then tells data
-    of different classes apart.
+    """In training and in evaluation, a step with classes has the loss of the same seed.
+
+    Training then separates data of different classes.
     """
     settings, batch, classes = (
         config(lr=0.1),

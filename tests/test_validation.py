@@ -1,6 +1,4 @@
-"""The validation of checkpoints: its report says what was measured, what was not, and what
-failed.
-"""
+"""Validation of checkpoints: the report lists what was measured, what was not, and what failed."""
 
 import csv
 import os
@@ -41,8 +39,9 @@ TINY = {
 
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory):
-    """Two tiny networks, hardly trained: a training state, and safetensors; with their data's
-    statistics.
+    """Two tiny untrained networks, with the statistics of their data.
+
+    One is a training state, the other safetensors.
     """
     folder = tmp_path_factory.mktemp('pair')
     paths = []
@@ -126,9 +125,7 @@ def test_a_report_of_two(pair, tmp_path, capsys):
 
 
 def test_what_fails_is_told(pair, tmp_path, capsys):
-    """A weight that is no number; a file that does not fit beside one that does; the same config
-    twice.
-    """
+    """A weight that is NaN, a file that does not fit the config, and the same config twice."""
     folder, models = pair
     content = torch.load(folder / 've.pth', weights_only=True)
     content['ema']['shadow_params'][3][0] = float('nan')
@@ -155,8 +152,9 @@ def test_what_fails_is_told(pair, tmp_path, capsys):
 
 
 def test_what_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
-    """Of a published config, without its data set and without a network: the paper's numbers stand
-    beside the reason.
+    """A published config without data set and network connection.
+
+    The report has the paper's numbers, and the reason why ours are missing.
     """
 
     def offline():
@@ -209,8 +207,9 @@ def test_what_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
 
 
 def test_the_papers_number_beside_ours():
-    """Not comparable for its n, or so far apart; by the sampler that gave it; none where the paper
-    has none.
+    """The paper's number for the same sampler, with the difference or why it is not comparable.
+
+    It is not comparable if n is too small, and missing if the paper has none.
     """
     from reports import Number
     from validation.published import published
@@ -256,8 +255,9 @@ def test_the_papers_number_beside_ours():
     ],
 )
 def test_the_best_linear_estimate(module):
-    """Of the denoising check: no gain but the one it takes has a smaller error on Gaussian data,
-    and the exact network meets it.
+    """The gain of the denoising check has the least error on Gaussian data.
+
+    The exact network has the same error.
     """
     config = load_config(module)
     config.data.update(

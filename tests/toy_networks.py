@@ -5,7 +5,7 @@ from torch import nn
 
 
 class Toy(nn.Module):
-    """A small network that uses everything it is told."""
+    """A small network that uses all its inputs."""
 
     def __init__(self):
         super().__init__()

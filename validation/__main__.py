@@ -16,7 +16,7 @@
 
 A MODEL is the name of a published one, or CONFIG=CHECKPOINT in any format that convert.py reads.
 Without models, and if the published ones cannot be downloaded, --digits is used. The report is
-OUTPUT/REPORT.md, with summary.csv, RUN_ENV.txt and pictures beside it. Parts that cannot be
+OUTPUT/REPORT.md, with summary.csv, RUN_ENV.txt and pictures next to it. Parts that cannot be
 measured are left out, with the reason. Exit status 1: a check has failed; 2: nothing could be
 checked.
 """
@@ -28,6 +28,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
@@ -92,7 +93,7 @@ def setting(text: str) -> tuple[str, object]:
         return key, value
 
 
-def parse(arguments=None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; `arguments` replace those of the process."""
     parser = argparse.ArgumentParser(
         'python -m validation',
@@ -153,7 +154,7 @@ def _models(given: argparse.Namespace) -> list:
         return []
 
 
-def main(arguments=None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Validate the models of the command line and return the exit status."""
     given = parse(arguments)
     log_to(None)

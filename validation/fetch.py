@@ -23,7 +23,9 @@ from .published import CIFAR10_STATISTICS, DRIVE_PAGE, DriveFile, Published, pub
 SECONDS_WITHOUT_DATA, RETRIES = 30, 4
 
 
-def fetch_published(name: str, folder, number: int | None = None) -> pathlib.Path:
+def fetch_published(
+    name: str, folder: str | os.PathLike, number: int | None = None
+) -> pathlib.Path:
     """Return the path of a published checkpoint, downloaded if it is not there.
 
     Args:
@@ -48,13 +50,13 @@ def fetch_published(name: str, folder, number: int | None = None) -> pathlib.Pat
     return fetch(file, place / file.name, model.address)
 
 
-def fetch_statistics(folder='assets/stats') -> pathlib.Path:
+def fetch_statistics(folder: str | os.PathLike = 'assets/stats') -> pathlib.Path:
     """Return the path of the published statistics of CIFAR-10, downloaded if it is not there."""
     file = CIFAR10_STATISTICS
     return fetch(file, pathlib.Path(folder) / file.name, DRIVE_PAGE.format(file.file_id))
 
 
-def fetch(file: DriveFile, path, page: str) -> pathlib.Path:
+def fetch(file: DriveFile, path: str | os.PathLike, page: str) -> pathlib.Path:
     """Return `path`, where the file is downloaded to if it is not there.
 
     Args:

@@ -1,4 +1,4 @@
-"""What holds for every working checkpoint, whatever its quality.
+"""Checks that every working checkpoint passes, even one of low quality.
 
 Its weights are finite, it denoises better than a linear estimate, its samples vary, and its metrics
 are in the range of possible values.
@@ -13,7 +13,7 @@ import torch
 
 import datasets
 from data.batches import Batches
-from data.images import at_most
+from data.images import Images, Streamed, Subset, at_most
 from data.tensors import to_tensor
 from reports import Number
 from runtime.randomness import own_randomness
@@ -91,7 +91,9 @@ def _norm(tensors: Iterable[torch.Tensor]) -> float:
     return math.sqrt(sum(p.square().sum().item() for p in tensors))
 
 
-def denoising(model: ScoreModel, split, seed: int, most: int = 256) -> Denoising:
+def denoising(
+    model: ScoreModel, split: Images | Streamed | Subset, seed: int, most: int = 256
+) -> Denoising:
     """Return the errors of denoising on at most `most` images of a split.
 
     Args:

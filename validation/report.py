@@ -1,6 +1,7 @@
 """The report of a validation: REPORT.md, summary.csv and pictures, from its results."""
 
 import csv
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ SUMMARY = (
 OF_PAPER = {'FID': 'metrics of samples', 'IS': 'metrics of samples', 'bits/dim': 'bits/dim'}
 
 
-def write(results: Sequence[Result], output) -> pathlib.Path:
+def write(results: Sequence[Result], output: str | os.PathLike) -> pathlib.Path:
     """Write the report to a folder, which has RUN_ENV.txt already.
 
     Args:

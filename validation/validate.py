@@ -6,6 +6,7 @@ internet connection, no weights of Inception) are left out, and the report state
 """
 
 import math
+import os
 import pathlib
 import re
 import time
@@ -77,7 +78,7 @@ def load_config(path: str, settings: dict) -> ConfigDict:
     return complete(config)
 
 
-def find(text: str, folder) -> Model:
+def find(text: str, folder: str | os.PathLike) -> Model:
     """Return the model that an argument of the command line names.
 
     Args:
@@ -99,7 +100,9 @@ def find(text: str, folder) -> Model:
     return Model(name, config, pathlib.Path(source), paper)
 
 
-def validate(models: Sequence[Model], output, settings: dict) -> tuple[pathlib.Path, bool]:
+def validate(
+    models: Sequence[Model], output: str | os.PathLike, settings: dict
+) -> tuple[pathlib.Path, bool]:
     """Validate models and write REPORT.md, summary.csv, RUN_ENV.txt and pictures.
 
     Args:

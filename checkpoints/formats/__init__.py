@@ -5,16 +5,18 @@
 | `pytorch` | `.pth` of this library, the 2021 PyTorch release, or NCSN (a list) | yes | ours |
 | `flax` | a training state of the 2021 JAX release: `checkpoint_N`, msgpack | U-Nets | no |
 | `diffusers` | its pipeline folder, or the `unet` in it | U-Nets | if its blocks can |
-| `safetensors` | weights alone, the config in a JSON file beside them | yes | yes |
+| `safetensors` | weights alone, the config in a JSON file next to them | yes | yes |
 
 Loading never executes code from a file. Names are translated by tables that are derived from the
 network.
 """
 
+import os
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from ml_collections import ConfigDict
 
 from runtime.errors import CheckpointError
@@ -48,7 +50,7 @@ FORMATS = {
 }
 
 
-def guess(path) -> str:
+def guess(path: str | os.PathLike) -> str:
     """Return the format of a file by its first bytes, of a folder by its files.
 
     Raises:
@@ -69,7 +71,9 @@ def guess(path) -> str:
     return found
 
 
-def read(path, network, device='cpu') -> dict:
+def read(
+    path: str | os.PathLike, network: torch.nn.Module, device: str | torch.device = 'cpu'
+) -> dict:
     """Return the training state in a file or folder, for one of our networks.
 
     Args:
@@ -88,6 +92,6 @@ def read(path, network, device='cpu') -> dict:
     return FORMATS[guess(path)].read(path, network, device)
 
 
-def config_of(path) -> ConfigDict | None:
+def config_of(path: str | os.PathLike) -> ConfigDict | None:
     """Return the config that a file or folder has, or None."""
     return FORMATS[guess(path)].config_of(path)

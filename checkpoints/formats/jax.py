@@ -6,6 +6,7 @@ and 'step'. Flax numbers modules by class in the order of their creation, `Resne
 """
 
 import collections
+import os
 import pathlib
 
 import msgpack
@@ -91,7 +92,7 @@ def load_bytes(content: bytes) -> dict:
     return _joined(msgpack.unpackb(content, ext_hook=_array, strict_map_key=False))
 
 
-def load(path) -> dict:
+def load(path: str | os.PathLike) -> dict:
     """Return the tree in a file.
 
     Raises:
@@ -152,7 +153,7 @@ def _resampling_before(network: UNet) -> dict[int, str]:
     return found
 
 
-def read(path, network, device='cpu') -> dict:
+def read(path: str | os.PathLike, network: nn.Module, device: str | torch.device = 'cpu') -> dict:
     """Return the training state: weights, average, step, and Adam's moments if there are any.
 
     Raises:

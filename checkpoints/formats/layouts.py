@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     layout: Layout = SAME
 
 
-def to_ours(table: dict[str, Entry], theirs: dict, network) -> dict:
+def to_ours(table: dict[str, Entry], theirs: dict, network: torch.nn.Module) -> dict:
     """Return the tensors of another program under our names, contiguous and in float32.
 
     Tensors that the table lacks keep their names. Buffers of `network`, such as its noise levels,

@@ -1,14 +1,16 @@
-"""Safetensors: weights under the names of the network, the config in a JSON file beside them.
+"""Safetensors: weights under the names of the network, the config in a JSON file next to them.
 
-The header tells the step, and whether the weights are averaged or raw.
+The header contains the step, and whether the weights are averaged or raw.
 """
 
+import os
 import pathlib
 import types
 from collections.abc import Mapping
 
 import safetensors
 import safetensors.torch
+import torch
 from ml_collections import ConfigDict
 
 from configs import stored
@@ -25,7 +27,7 @@ def matches(path: pathlib.Path) -> bool:
         return file.read(9)[8:] == b'{'
 
 
-def load(path, device='cpu') -> tuple[dict, dict]:
+def load(path: str | os.PathLike, device: str | torch.device = 'cpu') -> tuple[dict, dict]:
     """Return the tensors by name, and the notes in the header."""
     try:
         with safetensors.safe_open(str(path), 'pt', device=str(device)) as file:
@@ -35,20 +37,22 @@ def load(path, device='cpu') -> tuple[dict, dict]:
         raise CheckpointError(f'{path} cannot be read as safetensors: {error}') from error
 
 
-def config_of(path) -> ConfigDict | None:
-    """Return the config in the JSON file beside the file, or None."""
+def config_of(path: str | os.PathLike) -> ConfigDict | None:
+    """Return the config in the JSON file next to the file, or None."""
     beside = pathlib.Path(path).with_suffix('.json')
     return stored.get_config(beside) if beside.is_file() else None
 
 
-def read(path, network, device='cpu') -> dict:
+def read(
+    path: str | os.PathLike, network: torch.nn.Module, device: str | torch.device = 'cpu'
+) -> dict:
     """Return the weights as a training state, where they are the average too."""
     weights, notes = load(path, device)
     weights = bare(weights)
     return dict(model=weights, ema=dict(named=weights), step=int(notes.get('step', 0)))
 
 
-def save(path: pathlib.Path, weights: dict, notes: Mapping = types.MappingProxyType({})):
+def save(path: pathlib.Path, weights: dict, notes: Mapping = types.MappingProxyType({})) -> None:
     """Write tensors by name, with notes in the header."""
     path.write_bytes(
         safetensors.torch.save(
@@ -58,8 +62,14 @@ def save(path: pathlib.Path, weights: dict, notes: Mapping = types.MappingProxyT
     )
 
 
-def write(path, network, weights: dict, config: ConfigDict, notes: dict):
-    """Write `weights` with `notes` in the header, and the config beside them."""
+def write(
+    path: str | os.PathLike,
+    network: torch.nn.Module,
+    weights: dict,
+    config: ConfigDict,
+    notes: dict,
+) -> None:
+    """Write `weights` with `notes` in the header, and the config next to them."""
     path = pathlib.Path(path)
     save(path, weights, notes)
     path.with_suffix('.json').write_text(config.to_json_best_effort(indent=1) + '\n')

@@ -12,12 +12,13 @@ the CRCs of the archive.
 
 import hashlib
 import mmap
+import os
 import pathlib
 import pickle
 import re
 import struct
 import zipfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def matches(path: pathlib.Path) -> bool:
         return file.read(2) in (b'PK', b'\x80\x02', b'\x80\x03', b'\x80\x04')
 
 
-def load(path, device='cpu'):
+def load(path: str | os.PathLike, device: str | torch.device = 'cpu') -> Any:
     """Return the content of a file of `torch.save`.
 
     Raises:
@@ -113,7 +114,7 @@ def _check_no_bytearray(path):
 # Integrity ----------------------------------------------------------------------------------------
 
 
-def seal(file: BinaryIO):
+def seal(file: BinaryIO) -> None:
     """Append the SHA-256 of a zip archive as its comment.
 
     Args:
@@ -127,7 +128,7 @@ def seal(file: BinaryIO):
     file.write(struct.pack('<H', SEAL_LENGTH) + b'sha256:' + digest.encode())
 
 
-def verify(path):
+def verify(path: str | os.PathLike) -> None:
     """Raise CheckpointError for an archive that is corrupt or that `torch.save` has not written."""
     with open(path, 'rb') as file:
         if file.read(2) != b'PK':
@@ -168,7 +169,9 @@ def _digest(file: BinaryIO, count: int) -> str:
 # Training states ----------------------------------------------------------------------------------
 
 
-def read(path, network, device='cpu') -> dict:
+def read(
+    path: str | os.PathLike, network: torch.nn.Module, device: str | torch.device = 'cpu'
+) -> dict:
     """Return the training state in a file, also from a list of NCSN or NCSNv2."""
     content = load(path, device)
     if isinstance(content, (list, tuple)) and content and isinstance(content[0], dict):
@@ -177,7 +180,7 @@ def read(path, network, device='cpu') -> dict:
     return content
 
 
-def check_state(path, content):
+def check_state(path: str | os.PathLike, content: Any) -> None:
     """Raise CheckpointError if the content of a file is not a training state."""
     if not isinstance(content, dict) or 'model' not in content:
         raise CheckpointError(f"{path} is not a training state: it has no 'model'")

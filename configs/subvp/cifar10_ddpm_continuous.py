@@ -1,5 +1,4 @@
-r"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with the sub-VP SDE ("DDPM cont. (sub-VP)" in
-Song et al. 2021).
+r"""The U-Net of Ho et al. 2020 on CIFAR-10, sub-VP SDE ("DDPM cont. (sub-VP)", Song et al. 2021).
 
     python main.py --config configs/subvp/cifar10_ddpm_continuous.py \
         --workdir runs/subvp/cifar10_ddpm_continuous --mode train
@@ -8,10 +7,12 @@ Expect: FID 3.56 and 3.05 bits/dim with the ODE sampler (Song et al. 2021, Table
 checkpoint.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpm, subvp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     subvp(config)
     ddpm(config)

@@ -7,10 +7,12 @@ Expect: FID 2.61, IS 9.56 (Song et al. 2021, Table 3), best of the numbered chec
 and 3.02 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpmpp, subvp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     subvp(config)
     ddpmpp(config)

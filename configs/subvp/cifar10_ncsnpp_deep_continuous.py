@@ -6,10 +6,12 @@ r"""NCSN++ with twice the depth on CIFAR-10, trained with the sub-VP SDE.
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsnpp, subvp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     subvp(config)
     ncsnpp(config, embedding_type='positional', num_res_blocks=8)

@@ -10,10 +10,12 @@ on a quarter of an H200): 2.998 +- 0.075 bits/dim (100 test images), a Frechet d
 docs/models/README.md for the weights that come with the library and samples of them.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import ddpmpp, mnist, mnist_sized, subvp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = mnist('FashionMNIST')
     subvp(config)
     ddpmpp(config)

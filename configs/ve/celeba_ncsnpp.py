@@ -5,10 +5,12 @@
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import celeba, ncsnpp, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = celeba()
     ve(config, continuous=False)
     ncsnpp(config, embedding_type='positional')

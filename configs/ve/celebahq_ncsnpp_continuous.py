@@ -1,8 +1,8 @@
 r"""NCSN++ on CelebA-HQ at 1024 pixels, trained with the continuous VE SDE.
 
 The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`.
-Evaluation draws 1024 images at a time, as published: lower `--config.eval.batch_size` to what
-memory holds.
+Evaluation draws 1024 images at a time, as in the 2021 release: lower `--config.eval.batch_size` if
+they do not fit into memory.
 
     python main.py --config configs/ve/celebahq_ncsnpp_continuous.py \
         --workdir runs/ve/celebahq_ncsnpp_continuous --mode train
@@ -10,10 +10,12 @@ memory holds.
 Expect: samples only in the paper, no number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import celebahq, ncsnpp_1024, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = celebahq(1024, '/atlas/u/yangsong/celeba_hq/-r10.tfrecords')
     ve(config, continuous=True)
     ncsnpp_1024(config)

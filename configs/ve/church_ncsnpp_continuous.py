@@ -6,10 +6,12 @@ r"""NCSN++ on LSUN outdoor churches at 256 pixels, trained with the continuous V
 Expect: samples only in the paper, no number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import lsun, ncsnpp_256, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = lsun('church_outdoor')
     ve(config, continuous=True)
     ncsnpp_256(config)

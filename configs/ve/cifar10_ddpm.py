@@ -5,10 +5,12 @@
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpm, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     ve(config, continuous=False)
     ddpm(config)

@@ -1,5 +1,4 @@
-r"""NCSN++ on CIFAR-10, trained with the 1000 discrete noise levels of SMLD ("NCSN++" in Song et al.
-2021).
+r"""NCSN++ on CIFAR-10, with the 1000 discrete noise levels of SMLD ("NCSN++", Song et al. 2021).
 
     python main.py --config configs/ve/cifar10_ncsnpp.py \
         --workdir runs/ve/cifar10_ncsnpp --mode train
@@ -7,10 +6,12 @@ r"""NCSN++ on CIFAR-10, trained with the 1000 discrete noise levels of SMLD ("NC
 Expect: FID 2.45, IS 9.73 (Song et al. 2021, Table 3), best of the numbered checkpoints.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsnpp, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     ve(config, continuous=False)
     ncsnpp(config, embedding_type='positional')

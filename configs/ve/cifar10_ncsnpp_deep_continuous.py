@@ -1,5 +1,4 @@
-r"""NCSN++ with twice the depth on CIFAR-10, with the continuous VE SDE ("NCSN++ cont. (deep,
-VE)" in Song et al. 2021).
+r"""Deep NCSN++ on CIFAR-10, with the VE SDE ("NCSN++ cont. (deep, VE)", Song et al. 2021).
 
     python main.py --config configs/ve/cifar10_ncsnpp_deep_continuous.py \
         --workdir runs/ve/cifar10_ncsnpp_deep_continuous --mode train
@@ -7,10 +6,12 @@ VE)" in Song et al. 2021).
 Expect: FID 2.20, IS 9.89 (Song et al. 2021, Table 3), best of the numbered checkpoints.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsnpp, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     ve(config, continuous=True)
     ncsnpp(config, num_res_blocks=8)

@@ -8,10 +8,12 @@ The published path to the data is kept: give your own with `--config.data.tfreco
 Expect: samples only in the paper, no number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import ffhq, ncsnpp_256, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = ffhq(256, '/home/yangsong/ncsc/ffhq/ffhq-r08.tfrecords')
     ve(config, continuous=True)
     ncsnpp_256(config)

@@ -10,10 +10,12 @@ between 500 samples and 10,000 training images (3.45 between 500 test images and
 docs/models/README.md for the weights that come with the library and samples of them.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import mnist, mnist_sized, ncsnpp, ve
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = mnist()
     ve(config, continuous=True)
     ncsnpp(config)

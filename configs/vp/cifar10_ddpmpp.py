@@ -6,10 +6,12 @@ r"""DDPM++ on CIFAR-10, trained with the 1000 discrete steps of DDPM ("DDPM++", 
 Expect: FID 2.78, IS 9.64 (Song et al. 2021, Table 3), best of the numbered checkpoints.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpmpp, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=False)
     ddpmpp(config)

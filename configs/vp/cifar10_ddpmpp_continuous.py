@@ -7,10 +7,12 @@ Expect: FID 2.55, IS 9.58 (Song et al. 2021, Table 3), best of the numbered chec
 and 3.16 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpmpp, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=True)
     ddpmpp(config)

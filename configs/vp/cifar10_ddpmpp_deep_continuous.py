@@ -1,5 +1,4 @@
-r"""DDPM++ with twice the depth on CIFAR-10, with the continuous VP SDE ("DDPM++ cont. (deep,
-VP)" in Song et al. 2021).
+r"""Deep DDPM++ on CIFAR-10, with the VP SDE ("DDPM++ cont. (deep, VP)", Song et al. 2021).
 
     python main.py --config configs/vp/cifar10_ddpmpp_deep_continuous.py \
         --workdir runs/vp/cifar10_ddpmpp_deep_continuous --mode train
@@ -8,10 +7,12 @@ Expect: FID 2.41, IS 9.68 (Song et al. 2021, Table 3), best of the numbered chec
 and 3.13 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpmpp, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=True)
     ddpmpp(config, num_res_blocks=8)

@@ -6,10 +6,12 @@ r"""NCSN++ on CIFAR-10, trained with the 1000 discrete steps of DDPM.
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsnpp, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=False)
     ncsnpp(config, embedding_type='positional')

@@ -6,10 +6,12 @@ r"""NCSN++ with twice the depth on CIFAR-10, with the continuous VP SDE.
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsnpp, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=True)
     ncsnpp(config, embedding_type='positional', num_res_blocks=8)

@@ -1,5 +1,6 @@
-r"""A wide residual network 28-10 that tells noisy images of CIFAR-10 apart, for guidance of the
-networks with the VP SDE.
+r"""A wide residual network 28-10 that classifies noisy images of CIFAR-10.
+
+It guides the networks of the VP SDE.
 
     python main.py --config configs/vp/cifar10_wideresnet.py \
         --workdir runs/vp/classifier --mode classifier
@@ -8,10 +9,12 @@ Size: 36.8 million parameters. Expect the log to show how the accuracy on test i
 not yet measured at this size.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, vp, wideresnet
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=True)
     wideresnet(config, num_classes=10)

@@ -1,19 +1,22 @@
-r"""A small wide residual network that tells noisy digits apart, for guidance of the networks with
-the VP SDE.
+r"""A small wide residual network that classifies noisy digits.
+
+It guides the networks of the VP SDE.
 
     python main.py --config configs/vp/digits_wideresnet.py \
         --workdir runs/classifier --mode classifier
 
-Expect, with the seed 42 of the config, of 359 held-out images: 0.992 classified rightly at t =
-0.001, 0.989 at 0.1, 0.891 at 0.2, 0.674 at 0.3, 0.265 at 0.5. At sampling.guidance=4.0, 98 to 100
-of 100 samples of digits_ddpmpp_continuous are recognised as the class asked for. Time: 1 min 15 s
-on one core of an AMD EPYC, PyTorch 2.15, beside other jobs.
+Expect, with the seed 42 of the config, an accuracy on 359 held-out images of 0.992 at t = 0.001,
+0.989 at 0.1, 0.891 at 0.2, 0.674 at 0.3 and 0.265 at 0.5. At sampling.guidance=4.0, 98 to 100 of
+100 samples of digits_ddpmpp_continuous are classified as the requested class. Time: 1 min 15 s on
+one core of an AMD EPYC, PyTorch 2.15, while other jobs were running.
 """
+
+from ml_collections import ConfigDict
 
 from configs.defaults import digits, vp, wideresnet
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = digits()
     vp(config, continuous=True)
     wideresnet(config, num_classes=10)

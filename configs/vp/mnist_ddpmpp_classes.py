@@ -9,10 +9,12 @@ quarter of an H200), digits of the class that is asked for. See docs/models/READ
 weights that come with the library and samples of them.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import ddpmpp, mnist, mnist_sized, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = mnist()
     vp(config, continuous=True)
     ddpmpp(config)

@@ -9,8 +9,10 @@ and output skips (`ncsnpp.SkipUNets`); plain blocks make up DDPM (`ddpm.PlainUNe
 """
 
 import json
+import os
 import pathlib
 
+import torch
 from ml_collections import ConfigDict
 
 from configs import stored
@@ -25,7 +27,7 @@ from .family import Family, network_of
 from .folder import WEIGHTS, load, read_json, read_scheduler, unet_folder
 from .ncsnpp import SkipUNets
 
-# Beside model_index.json: the whole config, and what the weights are.
+# Next to model_index.json: the whole config, and what the weights are.
 OUR_CONFIG = 'score_sde_config.json'
 SKIP, PLAIN = SkipUNets(), PlainUNets()
 
@@ -48,7 +50,7 @@ def family_of(network_or_config: UNet | ConfigDict) -> Family | None:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def config_of(path, with_scheduler: bool = True) -> ConfigDict:
+def config_of(path: str | os.PathLike, with_scheduler: bool = True) -> ConfigDict:
     """Return the config of a folder: the one that we wrote, else the one its settings define.
 
     Args:
@@ -101,7 +103,9 @@ def _read_noise_levels(path: pathlib.Path, family: Family, config: ConfigDict):
         raise CheckpointError(f'{file} has unsupported settings: {error}') from error
 
 
-def read(path, network, device='cpu') -> dict:
+def read(
+    path: str | os.PathLike, network: torch.nn.Module, device: str | torch.device = 'cpu'
+) -> dict:
     """Return the weights as a training state, where they are the average too.
 
     Raises:
@@ -133,7 +137,7 @@ def read(path, network, device='cpu') -> dict:
 
 
 def _check_same_network(path: pathlib.Path, network: UNet):
-    """Raise CheckpointError if the network differs from that of the folder beside its weights."""
+    """Raise CheckpointError if the network differs from the one that the folder describes."""
     reference = network_of(config_of(path, with_scheduler=False))
     same_names = network.state_dict().keys() == reference.state_dict().keys()
     pairs = zip(_settings_of(network, same_names), _settings_of(reference, same_names))
@@ -181,7 +185,9 @@ def unfit(config: ConfigDict) -> list[str]:
     return family.unfit(config)
 
 
-def write(path, network: UNet, weights: dict, config: ConfigDict, notes: dict):
+def write(
+    path: str | os.PathLike, network: UNet, weights: dict, config: ConfigDict, notes: dict
+) -> None:
     """Write a pipeline folder.
 
     Raises:

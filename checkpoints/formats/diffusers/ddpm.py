@@ -9,6 +9,7 @@ import pathlib
 
 import torch
 from ml_collections import ConfigDict
+from torch import nn
 
 from configs import defaults
 from models.unet import UNet
@@ -61,10 +62,10 @@ class PlainUNets(Family):
         'UniPCMultistepScheduler',
     )
 
-    def set_defaults(self, config: ConfigDict):
+    def set_defaults(self, config: ConfigDict) -> None:
         defaults.ddpm(defaults.vp(config, continuous=False))
 
-    def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict):
+    def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict) -> None:
         channels, outputs = config.data.num_channels, unet.get('out_channels', 3)
         if outputs != channels:
             raise ValueError(f'out_channels must be in_channels, got {outputs} and {channels}')
@@ -79,7 +80,7 @@ class PlainUNets(Family):
         if inner and all(adds_nothing(weights, attention) for attention in inner):
             config.model.up_attention = 'level'
 
-    def read_scheduler(self, config: ConfigDict, scheduler: dict):
+    def read_scheduler(self, config: ConfigDict, scheduler: dict) -> None:
         if faults := rejected(scheduler, NOISE_LEVELS):
             raise ValueError('; '.join(faults))
         steps = scheduler.get('num_train_timesteps', 1000)
@@ -124,7 +125,9 @@ class PlainUNets(Family):
                         found[f'{way}_blocks.{i}.attentions.{j}'] = channels
         return found
 
-    def resampling(self, modules, position: int, way: str, there: str) -> dict[str, Entry]:
+    def resampling(
+        self, modules: nn.ModuleList, position: int, way: str, there: str
+    ) -> dict[str, Entry]:
         return layer(f'{place(position)}.Conv_0', f'{there}.{way}samplers.0.conv')
 
     def outputs(self, network: UNet) -> dict[str, Entry]:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 from ml_collections import ConfigDict
+from torch import nn
 
 from configs import defaults
 from configs.defaults import complete
-from models.unet import UNet
+from models.unet import DownLevel, UNet, UpLevel
 from models.utils import get_model
 
 from ..layouts import PIXEL, SAME, TRANSPOSED, Entry, Layout
@@ -114,15 +115,15 @@ class Family:
         self.read_settings(config, path, unet)
         return config
 
-    def set_defaults(self, config: ConfigDict):
+    def set_defaults(self, config: ConfigDict) -> None:
         """Set what all networks of the family have in common."""
         raise NotImplementedError
 
-    def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict):
+    def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict) -> None:
         """Set what only this family has; ValueError if no network of ours has these settings."""
         raise NotImplementedError
 
-    def read_scheduler(self, config: ConfigDict, scheduler: dict):
+    def read_scheduler(self, config: ConfigDict, scheduler: dict) -> None:
         """Set the noise levels by the settings of a scheduler; ValueError for other schedules."""
         raise NotImplementedError
 
@@ -194,7 +195,9 @@ class Family:
         """Return the attentions that only the `UNet2DModel` has, with their channels."""
         return {}
 
-    def level(self, modules, level, way: str, there: str) -> dict[str, Entry]:
+    def level(
+        self, modules: nn.ModuleList, level: DownLevel | UpLevel, way: str, there: str
+    ) -> dict[str, Entry]:
         """Return the names of a level of blocks.
 
         Args:
@@ -216,7 +219,9 @@ class Family:
         """Return the number in diffusers of the attention after a block."""
         return number
 
-    def resampling(self, modules, position: int, way: str, there: str) -> dict[str, Entry]:
+    def resampling(
+        self, modules: nn.ModuleList, position: int, way: str, there: str
+    ) -> dict[str, Entry]:
         """Return the names of the layer that resamples a level's output."""
         raise NotImplementedError
 
@@ -246,7 +251,7 @@ def matrix(own: str, there: str, layout: Layout) -> dict[str, Entry]:
     return {f'{own}.W': Entry(f'{there}.weight', layout), f'{own}.b': Entry(f'{there}.bias')}
 
 
-def block(modules, position: int, there: str) -> dict[str, Entry]:
+def block(modules: nn.ModuleList, position: int, there: str) -> dict[str, Entry]:
     """Return the names of a residual block."""
     own, shortcut = place(position), modules[position].projection
     pairs = dict(

@@ -4,9 +4,10 @@ import math
 import pathlib
 
 from ml_collections import ConfigDict
+from torch import nn
 
 from configs import defaults
-from models.unet import UNet
+from models.unet import DownLevel, UNet, UpLevel
 
 from ..layouts import Entry
 from .family import COMMON_SETTINGS, Family, Setting, block, layer, network_of, place
@@ -43,10 +44,10 @@ class SkipUNets(Family):
     pipeline = 'ScoreSdeVePipeline'
     schedulers = ('ScoreSdeVeScheduler',)
 
-    def set_defaults(self, config: ConfigDict):
+    def set_defaults(self, config: ConfigDict) -> None:
         defaults.ncsnpp_256(defaults.ve(config, continuous=True))
 
-    def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict):
+    def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict) -> None:
         widths = list(unet['block_out_channels'])
         groups = unet.get('norm_num_groups', 32)
         # Diffusers then has these groups in the middle and at the end, where ours depend on widths.
@@ -64,7 +65,7 @@ class SkipUNets(Family):
             attn_groups=32 if any(width < 128 for width in around_attention) else 0,
         )
 
-    def read_scheduler(self, config: ConfigDict, scheduler: dict):
+    def read_scheduler(self, config: ConfigDict, scheduler: dict) -> None:
         config.model.update(
             sigma_min=float(scheduler.get('sigma_min', 0.01)),
             sigma_max=float(scheduler.get('sigma_max', 1348.0)),
@@ -108,7 +109,9 @@ class SkipUNets(Family):
             correct_steps=sampling.n_steps_each if sampling.corrector != 'none' else 0,
         )
 
-    def level(self, modules, level, way: str, there: str) -> dict[str, Entry]:
+    def level(
+        self, modules: nn.ModuleList, level: DownLevel | UpLevel, way: str, there: str
+    ) -> dict[str, Entry]:
         names = super().level(modules, level, way, there)
         if way == 'down' and level.pyramid is not None:
             names |= layer(f'{place(level.pyramid)}.Conv_0', f'{there}.skip_conv')
@@ -117,7 +120,9 @@ class SkipUNets(Family):
     def attention_number(self, way: str, number: int) -> int:
         return 0 if way == 'up' else number  # on the way up a level has one
 
-    def resampling(self, modules, position: int, way: str, there: str) -> dict[str, Entry]:
+    def resampling(
+        self, modules: nn.ModuleList, position: int, way: str, there: str
+    ) -> dict[str, Entry]:
         return block(modules, position, f'{there}.resnet_{way}')
 
     def outputs(self, network: UNet) -> dict[str, Entry]:

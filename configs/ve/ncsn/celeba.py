@@ -5,10 +5,12 @@
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import celeba, ncsn
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = celeba()
     ncsn(config)
     config.training.loss = 'vesde'  # an old name of training.sde, without effect; forks read it

@@ -10,10 +10,12 @@ network, output divided by sigma).
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import celeba, ncsn
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = celeba()
     ncsn(config)
     config.model.sigma_max = 90.0  # Technique 1

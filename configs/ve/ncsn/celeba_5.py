@@ -7,10 +7,12 @@ An ablation between NCSN and NCSNv2. Technique 5 (averaged weights) alone.
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import celeba, ncsn
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = celeba()
     ncsn(config)
     config.model.ema_rate = 0.999  # Technique 5

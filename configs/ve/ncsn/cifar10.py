@@ -6,10 +6,12 @@ Expect: no number was measured with this code; Song & Ermon 2019 report FID and 
 model.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsn
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     ncsn(config)
     return config

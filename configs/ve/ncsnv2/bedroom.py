@@ -1,7 +1,7 @@
 r"""NCSNv2 of Song & Ermon 2020 on LSUN bedrooms at 128 pixels, with all five of their techniques.
 
-As published, training is continuous: sigma itself is the label that the network gets. The discrete
-SMLD training of Song & Ermon 2020 is `--config.training.continuous=False`.
+As in the 2021 release, training is continuous: sigma itself is the label of the network. The
+discrete SMLD training of Song & Ermon 2020 is `--config.training.continuous=False`.
 
     python main.py --config configs/ve/ncsnv2/bedroom.py \
         --workdir runs/ve/ncsnv2/bedroom --mode train
@@ -9,10 +9,12 @@ SMLD training of Song & Ermon 2020 is `--config.training.continuous=False`.
 Expect: samples only in the paper, no number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import lsun, ncsnv2
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = lsun('bedroom', size=128)
     ncsnv2(config, name='ncsnv2_128')
     config.model.sigma_max = 190.0  # Technique 1
@@ -21,5 +23,5 @@ def get_config():
     config.sampling.update(n_steps_each=3, snr=0.095)  # Technique 4
     config.training.batch_size = 128
     config.training.continuous = True
-    config.training.continuouse = False  # as published, misspelt and without effect; forks read it
+    config.training.continuouse = False  # misspelt in the 2021 release, no effect; forks read it
     return config

@@ -5,10 +5,12 @@
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import celeba, ncsnv2
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = celeba()
     ncsnv2(config)
     config.model.sigma_max = 90.0  # Technique 1

@@ -7,10 +7,12 @@ Expect: no number was measured with this code; Song & Ermon 2020 report FID and 
 model.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ncsnv2
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     ncsnv2(config)
     config.model.sigma_max = 50.0  # Technique 1

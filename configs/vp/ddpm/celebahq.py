@@ -8,10 +8,12 @@ names a file of 1024 pixels (r10), while image_size is 256: train on the 256-pix
 Expect: no published number; samples only in Ho et al. 2020.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import celebahq, ddpm, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = celebahq(256, '/atlas/u/yangsong/celeba_hq/-r10.tfrecords')
     vp(config, continuous=False)
     ddpm(config)

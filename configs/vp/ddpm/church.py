@@ -1,15 +1,16 @@
-"""The U-Net of Ho et al. 2020 on LSUN outdoor churches at 256 pixels, trained with their 1000
-discrete steps.
+"""The U-Net of Ho et al. 2020 on LSUN churches at 256 pixels, with their 1000 discrete steps.
 
     python main.py --config configs/vp/ddpm/church.py --workdir runs/vp/ddpm/church --mode train
 
 Expect: no published number for this code and schedule; Ho et al. 2020 report the FID of their own.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import ddpm, lsun, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = lsun('church_outdoor')
     vp(config, continuous=False)
     ddpm(config)

@@ -1,5 +1,4 @@
-"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with their 1000 discrete steps ("DDPM" in Song
-et al. 2021).
+"""The U-Net and the 1000 steps of Ho et al. 2020 on CIFAR-10 ("DDPM", Song et al. 2021).
 
     python main.py --config configs/vp/ddpm/cifar10.py --workdir runs/vp/ddpm/cifar10 --mode train
 
@@ -8,10 +7,12 @@ checkpoints. FID 3.37 and 3.28 bits/dim with the ODE sampler (Song et al. 2021, 
 checkpoint.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpm, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=False)
     ddpm(config)

@@ -1,5 +1,4 @@
-r"""The U-Net of Ho et al. 2020 on CIFAR-10, with the continuous VP SDE ("DDPM cont. (VP)" in
-Song et al. 2021).
+r"""The U-Net of Ho et al. 2020 on CIFAR-10, VP SDE ("DDPM cont. (VP)", Song et al. 2021).
 
     python main.py --config configs/vp/ddpm/cifar10_continuous.py \
         --workdir runs/vp/ddpm/cifar10_continuous --mode train
@@ -8,10 +7,12 @@ Expect: FID 3.69 and 3.21 bits/dim with the ODE sampler (Song et al. 2021, Table
 checkpoint.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpm, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=True)
     ddpm(config)

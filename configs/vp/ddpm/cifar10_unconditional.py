@@ -1,5 +1,6 @@
-r"""The U-Net of Ho et al. 2020 on CIFAR-10, trained with their 1000 discrete steps, and not told
-which step it is at.
+r"""The U-Net of Ho et al. 2020 on CIFAR-10, without the time step as an input.
+
+It is trained with their 1000 discrete steps.
 
     python main.py --config configs/vp/ddpm/cifar10_unconditional.py \
         --workdir runs/vp/ddpm/cifar10_unconditional --mode train
@@ -7,10 +8,12 @@ which step it is at.
 Expect: no published number.
 """
 
+from ml_collections import ConfigDict
+
 from configs.defaults import cifar10, ddpm, vp
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cifar10()
     vp(config, continuous=False)
     ddpm(config)
