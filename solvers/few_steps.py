@@ -23,30 +23,12 @@ from models.utils import times_like
 from runtime.errors import UserError
 from runtime.randomness import normal_like
 from runtime.registry import Registry
-from sde_lib import expand
 from solvers.grids import half_log_snr, levels, time_of
 
 SOLVERS = Registry('solver')
 register_solver, get_solver = SOLVERS.register, SOLVERS.get
 
 SHORT = 15  # grids of fewer steps end with steps of lower order, which are more stable
-
-
-def threshold(x0, centered: bool = True, share: float = 0.995) -> torch.Tensor:
-    """Clip estimates of images (B, ...) to [-s, s] and divide by s, for each image by its own s.
-
-    s >= 1 is the quantile `share` of the absolute values (Saharia et al. 2022, "dynamic
-    thresholding").
-
-    Args:
-        centered: whether images lie in [-1, 1] rather than in [0, 1].
-    """
-    x0 = x0 if centered else 2 * x0 - 1
-    # image by image, as torch.quantile limits the size of its input
-    s = torch.stack([image.abs().float().quantile(share) for image in x0.flatten(1)])
-    s = expand(s.clamp(min=1).to(x0), x0)
-    x0 = x0.clamp(-s, s) / s
-    return x0 if centered else (x0 + 1) / 2
 
 
 class Solver:

@@ -7,10 +7,28 @@ from collections.abc import Callable, Mapping
 import torch
 
 from runtime.errors import UserError
-from solvers.few_steps import SOLVERS, threshold
+from sde_lib import expand
+from solvers.few_steps import SOLVERS
 from solvers.grids import time_grid
 
 DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol, atol
+
+
+def threshold(x0, centered: bool = True, share: float = 0.995) -> torch.Tensor:
+    """Clip estimates of images (B, ...) to [-s, s] and divide by s, for each image by its own s.
+
+    s >= 1 is the quantile `share` of the absolute values (Saharia et al. 2022, "dynamic
+    thresholding").
+
+    Args:
+        centered: whether images lie in [-1, 1] rather than in [0, 1].
+    """
+    x0 = x0 if centered else 2 * x0 - 1
+    # image by image, as torch.quantile limits the size of its input
+    s = torch.stack([image.abs().float().quantile(share) for image in x0.flatten(1)])
+    s = expand(s.clamp(min=1).to(x0), x0)
+    x0 = x0.clamp(-s, s) / s
+    return x0 if centered else (x0 + 1) / 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

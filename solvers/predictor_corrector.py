@@ -1,7 +1,7 @@
 """Predictor-corrector sampling (Song et al. 2021, Algorithm 1) for any predictor and corrector.
 
 A predictor is a step of the reverse-time SDE, a corrector steps of Langevin dynamics at a fixed
-time. Those of the paper are in `sampling`, which also has the decorators that register new ones.
+time. Those of the paper are in `predictors`; `sampling` has the decorators that register new ones.
 """
 
 import abc
