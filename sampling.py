@@ -17,15 +17,19 @@ Draw noise with `runtime.randomness.normal_like`, so that each image can have it
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from ml_collections import ConfigDict
+from torch import Tensor
 
 from configs.defaults import complete
 from models.score import Score
 from models.utils import get_score_fn, times_like
 from runtime.errors import UserError
 from runtime.randomness import prior_sampling
+from sde_lib import SDE
 from solvers import SOLVERS, adaptive, few_steps, ode, predictor_corrector
 from solvers.loop import Loop
 from solvers.ode import follow_flow
@@ -50,33 +54,12 @@ register_predictor, get_predictor = PREDICTORS.register, PREDICTORS.get
 register_corrector, get_corrector = CORRECTORS.register, CORRECTORS.get
 
 
-def shared_predictor_update_fn(x, t, sde, model, predictor, probability_flow, continuous):
-    """One step of a predictor class (None: no step) with a network: (x, x_mean).
-
-    A loop builds its predictor once instead.
-    """
-    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
-    return (predictor or NonePredictor)(sde, score_fn, probability_flow).update_fn(x, t)
-
-
-def shared_corrector_update_fn(x, t, sde, model, corrector, continuous, snr, n_steps):
-    """The steps of a corrector class (None: no step) with a network: (x, x_mean).
-
-    A loop builds its corrector once instead.
-    """
-    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
-    return (corrector or NoneCorrector)(sde, score_fn, snr, n_steps).update_fn(x, t)
-
-
-# Sampling -----------------------------------------------------------------------------------------
-
-
 def methods() -> list[str]:
     """The values of `Options.method`."""
     return ['pc', 'ode', 'adaptive', *SOLVERS.names()]
 
 
-def check(model: Score, options: Options, loop: Loop = Loop()):
+def check(model: Score, options: Options, loop: Loop = Loop()) -> None:
     """Raise an error that names the option if `sample` is not defined for these.
 
     The network of `model` may be None.
@@ -109,10 +92,11 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
     elif method == 'pc':
         predictor_corrector.check(sde, options, loop)
     elif solver:
-        options.build_solver(sde, None)
+        unused: Any = None  # there is no score function yet
+        options.build_solver(sde, unused)
 
 
-def times_of(sde, options: Options) -> torch.Tensor | None:
+def times_of(sde: SDE, options: Options) -> Tensor | None:
     """The times (n + 1,) of a sampler's steps, or None if it chooses them itself."""
     if options.solver():
         return options.solver_times(sde)
@@ -121,8 +105,14 @@ def times_of(sde, options: Options) -> torch.Tensor | None:
 
 @torch.no_grad()
 def sample(
-    model: Score, shape, options: Options = Options(), *, z=None, loop: Loop = Loop(), device=None
-) -> tuple[torch.Tensor, int]:
+    model: Score,
+    shape: Sequence[int],
+    options: Options = Options(),
+    *,
+    z: Tensor | None = None,
+    loop: Loop = Loop(),
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, int]:
     """Draw samples of a model.
 
     Args:
@@ -168,7 +158,7 @@ def _follow_flow(sde, score_fn, x, options, loop):
     return x
 
 
-def round_to_8_bits(x) -> torch.Tensor:
+def round_to_8_bits(x: Tensor) -> Tensor:
     """Images in [0, 1] (B, ...), rounded to the values k / 255."""
     return (x.clamp(0, 1) * 255).round() / 255
 
@@ -176,21 +166,56 @@ def round_to_8_bits(x) -> torch.Tensor:
 # The functions of the 2021 release ----------------------------------------------------------------
 
 
+def shared_predictor_update_fn(
+    x: Tensor,
+    t: Tensor,
+    sde: SDE,
+    model: Callable,
+    predictor: type[Predictor] | None,
+    probability_flow: bool,
+    continuous: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return (x, x_mean) after one step of a predictor class (None: no step) with a network.
+
+    In a loop, build the predictor once instead.
+    """
+    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+    return (predictor or NonePredictor)(sde, score_fn, probability_flow).update_fn(x, t)
+
+
+def shared_corrector_update_fn(
+    x: Tensor,
+    t: Tensor,
+    sde: SDE,
+    model: Callable,
+    corrector: type[Corrector] | None,
+    continuous: bool,
+    snr: float,
+    n_steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Return (x, x_mean) after the steps of a corrector class (None: no step) with a network.
+
+    In a loop, build the corrector once instead.
+    """
+    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+    return (corrector or NoneCorrector)(sde, score_fn, snr, n_steps).update_fn(x, t)
+
+
 def get_pc_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
-    sde,
-    shape,
-    predictor,
-    corrector,
-    inverse_scaler,
-    snr,
-    n_steps=1,
-    probability_flow=False,
-    continuous=False,
-    denoise=True,
-    eps=1e-3,
-    device=None,
+    sde: SDE,
+    shape: Sequence[int],
+    predictor: type[Predictor] | None,
+    corrector: type[Corrector] | None,
+    inverse_scaler: Callable,
+    snr: float,
+    n_steps: int = 1,
+    probability_flow: bool = False,
+    continuous: bool = False,
+    denoise: bool = True,
+    eps: float = 1e-3,
+    device: torch.device | str | None = None,
     *,
-    guidance=None,
+    guidance: Callable | None = None,
 ) -> Callable:
     """Return `pc_sampler(model) -> (samples, nfe)`: predictor-corrector sampling (Algorithm 1).
 
@@ -221,18 +246,18 @@ def get_pc_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
 
 
 def get_ode_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
-    sde,
-    shape,
-    inverse_scaler,
-    denoise=False,
-    rtol=1e-5,
-    atol=1e-5,
-    method='RK45',
-    eps=1e-3,
-    device=None,
+    sde: SDE,
+    shape: Sequence[int],
+    inverse_scaler: Callable,
+    denoise: bool = False,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = 'RK45',
+    eps: float = 1e-3,
+    device: torch.device | str | None = None,
     *,
-    continuous=True,
-    guidance=None,
+    continuous: bool = True,
+    guidance: Callable | None = None,
 ) -> Callable:
     """Return `ode_sampler(model, z=None) -> (samples, nfe)`: the probability flow (Eq. 13).
 
@@ -251,7 +276,13 @@ def get_ode_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
 
 
 def get_sampling_fn(
-    config, sde, shape, inverse_scaler, eps, guidance=None, loop: Loop = Loop()
+    config: ConfigDict,
+    sde: SDE,
+    shape: Sequence[int],
+    inverse_scaler: Callable,
+    eps: float,
+    guidance: Callable | None = None,
+    loop: Loop = Loop(),
 ) -> Callable:
     """Return `fn(model) -> (samples, nfe)`, the sampler that `config.sampling` describes.
 

@@ -1,10 +1,13 @@
 """The predictors and correctors of Song et al. 2021 (Sec. 4, Appendices E to G)."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from models.utils import times_like
 from runtime.randomness import batch_mean, normal_like
-from sde_lib import expand
+from sde_lib import SDE, expand
 from solvers.grids import transition
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS, Corrector, Predictor
 
@@ -15,10 +18,10 @@ from solvers.predictor_corrector import CORRECTORS, PREDICTORS, Corrector, Predi
 class EulerMaruyamaPredictor(Predictor):
     """x - f dt + g sqrt(dt) z with f and g of the reverse-time SDE and dt = T/N (Eq. 6)."""
 
-    def update_fn(self, x, t):
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self._step(x, t, self.sde.T / self.sde.N)
 
-    def step(self, x, t, s):
+    def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         return self._step(x, times_like(x, t), t - s)
 
     def _step(self, x, t, dt):
@@ -36,13 +39,13 @@ class ReverseDiffusionPredictor(Predictor):
     """
 
     @classmethod
-    def check(cls, sde):
+    def check(cls, sde: SDE) -> None:
         sde.discretize(torch.zeros(1, 1, 1, 1), torch.full((1,), float(sde.T)))
 
-    def update_fn(self, x, t):
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self._noised(x, *self.rsde.discretize(x, t))
 
-    def step(self, x, t, s):
+    def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         r, std, _, _ = transition(self.sde, s, t)
         t = times_like(x, t)
         return self._noised(x, *self.rsde.reverse(x, t, (r - 1) * x, torch.full_like(t, std)))
@@ -60,7 +63,7 @@ class AncestralSamplingPredictor(Predictor):
     p(x_s | x_t, x_0) with the denoised x_0, for any SDE.
     """
 
-    def __init__(self, sde, score_fn, probability_flow=False):
+    def __init__(self, sde: SDE, score_fn: Callable, probability_flow: bool = False):
         if probability_flow:
             raise NotImplementedError(
                 'probability_flow=True is not defined for ancestral_sampling: '
@@ -69,14 +72,14 @@ class AncestralSamplingPredictor(Predictor):
         super().__init__(sde, score_fn)
 
     @classmethod
-    def check(cls, sde):
+    def check(cls, sde: SDE) -> None:
         sde.ancestral_step(torch.zeros(1), torch.full((1,), float(sde.T)), torch.zeros(1))
 
-    def update_fn(self, x, t):
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         x_mean, std = self.sde.ancestral_step(x, t, self.score_fn(x, t))
         return x_mean + expand(std, x) * normal_like(x), x_mean
 
-    def step(self, x, t, s):
+    def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         r, std, std_s, std_t = transition(self.sde, s, t)
         x_mean = (x + std**2 * self.score_fn(x, times_like(x, t))) / r
         return x_mean + std_s * std / std_t * normal_like(x), x_mean
@@ -94,13 +97,13 @@ class LangevinCorrector(Corrector):
     """
 
     @classmethod
-    def check(cls, sde):
+    def check(cls, sde: SDE) -> None:
         sde.langevin_alpha(torch.full((1,), float(sde.T)))
 
-    def update_fn(self, x, t):
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self._steps(x, t, self.sde.langevin_alpha(t))
 
-    def step(self, x, t, s):
+    def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         alpha, t = transition(self.sde, s, t).r ** 2, times_like(x, t)
         return self._steps(x, t, torch.full_like(t, alpha))
 
