@@ -190,7 +190,9 @@ class UNet(nn.Module):
             self.down_levels.append(DownLevel(blocks, resample, joint))
         return kept
 
-    def _add_joint(self, design: Design, width: int, pyramid_width: int):
+    def _add_joint(
+        self, design: Design, width: int, pyramid_width: int
+    ) -> tuple[int | None, int, int]:
         """Add what joins the input pyramid to the features of a level, if there is a pyramid.
 
         Returns:
