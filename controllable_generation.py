@@ -9,7 +9,7 @@ projection onto it (Song et al. 2021, Appendix I), or the guidance of a classifi
 trained models.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -18,7 +18,8 @@ from control.measurements import Grey, Mask
 from control.projection import sample_measured
 from models.score import Score
 from runtime.errors import UserError
-from sampling import Loop, Options, check, sample
+from sampling import Corrector, Loop, Options, Predictor, check, sample
+from sde_lib import SDE
 
 
 def _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps) -> Options:
@@ -51,22 +52,22 @@ def _measured_sampler(score_of: Callable, options, inverse_scaler, loop, consist
 
 
 def get_pc_inpainter(  # noqa: PLR0913  (a signature of the 2021 release)
-    sde,
-    predictor,
-    corrector,
-    inverse_scaler,
-    snr,
-    n_steps=1,
-    probability_flow=False,
-    continuous=False,
-    denoise=True,
-    eps=1e-5,
+    sde: SDE,
+    predictor: type[Predictor] | None,
+    corrector: type[Corrector] | None,
+    inverse_scaler: Callable,
+    snr: float,
+    n_steps: int = 1,
+    probability_flow: bool = False,
+    continuous: bool = False,
+    denoise: bool = True,
+    eps: float = 1e-5,
     *,
-    resample=1,
-    jump=1,
-    consistency=0.0,
-    guidance=None,
-):
+    resample: int = 1,
+    jump: int = 1,
+    consistency: float = 0.0,
+    guidance: Callable | None = None,
+) -> Callable:
     """Return a function `inpainter(model, data, mask)` that fills in the missing pixels of images.
 
     `data` (B, C, H, W) are images as the network sees them; their values at missing pixels are not
@@ -79,7 +80,7 @@ def get_pc_inpainter(  # noqa: PLR0913  (a signature of the 2021 release)
         consistency: the weight of `control.measurement_guidance`; 0 for none.
         guidance: further guidance, see `control.guidance`.
 
-        The other arguments are those of `sampling.get_pc_sampler`.
+    The other arguments are those of `sampling.get_pc_sampler`.
 
     References:
         Song et al. 2021, Appendix I.2.
@@ -100,22 +101,22 @@ def get_pc_inpainter(  # noqa: PLR0913  (a signature of the 2021 release)
 
 
 def get_pc_colorizer(  # noqa: PLR0913  (a signature of the 2021 release)
-    sde,
-    predictor,
-    corrector,
-    inverse_scaler,
-    snr,
-    n_steps=1,
-    probability_flow=False,
-    continuous=False,
-    denoise=True,
-    eps=1e-5,
+    sde: SDE,
+    predictor: type[Predictor] | None,
+    corrector: type[Corrector] | None,
+    inverse_scaler: Callable,
+    snr: float,
+    n_steps: int = 1,
+    probability_flow: bool = False,
+    continuous: bool = False,
+    denoise: bool = True,
+    eps: float = 1e-5,
     *,
-    resample=1,
-    jump=1,
-    consistency=0.0,
-    guidance=None,
-):
+    resample: int = 1,
+    jump: int = 1,
+    consistency: float = 0.0,
+    guidance: Callable | None = None,
+) -> Callable:
     """Return a function `colorizer(model, gray_scale_img)` that draws colour images of grey images.
 
     `gray_scale_img` (B, C, H, W) are images as the network sees them; only the mean over their
@@ -126,7 +127,7 @@ def get_pc_colorizer(  # noqa: PLR0913  (a signature of the 2021 release)
     Args:
         resample, jump, consistency, guidance: as for `get_pc_inpainter`.
 
-        The other arguments are those of `sampling.get_pc_sampler`.
+    The other arguments are those of `sampling.get_pc_sampler`.
 
     References:
         Song et al. 2021, Appendix I.3.
@@ -147,22 +148,22 @@ def get_pc_colorizer(  # noqa: PLR0913  (a signature of the 2021 release)
 
 
 def get_pc_conditional_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
-    sde,
-    classifier,
-    predictor,
-    corrector,
-    inverse_scaler,
-    snr,
-    n_steps=1,
-    probability_flow=False,
-    continuous=False,
-    denoise=True,
-    eps=1e-5,
+    sde: SDE,
+    classifier: Callable,
+    predictor: type[Predictor] | None,
+    corrector: type[Corrector] | None,
+    inverse_scaler: Callable,
+    snr: float,
+    n_steps: int = 1,
+    probability_flow: bool = False,
+    continuous: bool = False,
+    denoise: bool = True,
+    eps: float = 1e-5,
     *,
-    shape=None,
-    weight=1.0,
-    device=None,
-):
+    shape: Sequence[int] | None = None,
+    weight: float = 1.0,
+    device: torch.device | str | None = None,
+) -> Callable:
     """Return a function `conditional_sampler(model, labels)` that draws one sample per label.
 
     It takes labels (B,) and returns `(samples, nfe)`: the samples (B, C, H, W) after
@@ -174,7 +175,7 @@ def get_pc_conditional_sampler(  # noqa: PLR0913  (a signature of the 2021 relea
         weight: the guidance scale.
         device: where to sample; None: the device of the network.
 
-        The other arguments are those of `sampling.get_pc_sampler`.
+    The other arguments are those of `sampling.get_pc_sampler`.
 
     Raises:
         UserError: if the shape is unknown.

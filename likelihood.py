@@ -16,16 +16,19 @@ bound on average if the data are uniformly dequantized (Theis et al. 2016).
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from models.score import Score
 from models.utils import gradients, times_like
 from runtime.errors import UserError
+from sde_lib import SDE
 from solvers import ode
 
-PROBES = {
+PROBES: dict[str, Callable[[Tensor], Tensor]] = {
     'Rademacher': lambda x: torch.randint_like(x, low=0, high=2) * 2 - 1,
     'Gaussian': torch.randn_like,
 }
@@ -39,11 +42,11 @@ class Likelihood(NamedTuple):
     `nfe` is the number of network evaluations.
     """
 
-    nats: torch.Tensor
-    nats_stderr: torch.Tensor
-    bpd: torch.Tensor
-    bpd_stderr: torch.Tensor
-    z: torch.Tensor
+    nats: Tensor
+    nats_stderr: Tensor
+    bpd: Tensor
+    bpd_stderr: Tensor
+    z: Tensor
     nfe: int
 
 
@@ -64,7 +67,7 @@ def _value_and_products(fn, x, t, probes):
     )
 
 
-def get_div_fn(fn):
+def get_div_fn(fn: Callable) -> Callable:
     """Return `div_fn(x, t, eps)`: Hutchinson's estimate (B,) of the divergence of fn(x, t).
 
     The function takes x (B, ...), t (B,) and the probe `eps` (shape of x).
@@ -153,7 +156,11 @@ class _Flow:
 
 @torch.no_grad()
 def log_likelihood(
-    model: Score, y, inverse_scaler=lambda y: y, levels: int = 256, options: Options = Options()
+    model: Score,
+    y: Tensor,
+    inverse_scaler: Callable = lambda y: y,
+    levels: int = 256,
+    options: Options = Options(),
 ) -> Likelihood:
     """Compute log-likelihoods by the probability flow.
 
@@ -177,16 +184,16 @@ def log_likelihood(
 
 
 def get_likelihood_fn(
-    sde,
-    inverse_scaler,
-    hutchinson_type='Rademacher',
-    rtol=1e-5,
-    atol=1e-5,
-    method='RK45',
-    eps=1e-5,
+    sde: SDE,
+    inverse_scaler: Callable,
+    hutchinson_type: str = 'Rademacher',
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = 'RK45',
+    eps: float = 1e-5,
     *,
-    continuous=True,
-):
+    continuous: bool = True,
+) -> Callable:
     """Return `likelihood_fn(model, data) -> (bits/dim (B,), latent codes, nfe)`.
 
     The interface is that of the 2021 release; see `log_likelihood`.

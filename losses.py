@@ -16,9 +16,13 @@ state is a dict: `model`, `optimizer`, `ema`, `step`.
 import abc
 import contextlib
 import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ml_collections import ConfigDict
+from torch import Tensor
 
 from configs.defaults import complete
 from models.utils import get_model_fn, get_score_fn
@@ -27,7 +31,9 @@ from runtime.errors import UserError
 from sde_lib import SDE, VESDE, VPSDE, expand
 
 
-def get_optimizer(config, params) -> torch.optim.Optimizer:
+def get_optimizer(
+    config: ConfigDict, params: Iterable[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
     """Adam over `params` with the settings of `config.optim`."""
     optim = complete(config).optim
     if optim.optimizer.lower() != 'adam':
@@ -43,7 +49,7 @@ def get_optimizer(config, params) -> torch.optim.Optimizer:
     )
 
 
-def optimization_manager(config):
+def optimization_manager(config: ConfigDict) -> Callable:
     """Return `optimize_fn(optimizer, params, step, lr, warmup, grad_clip)`: one update.
 
     The learning rate grows linearly for `warmup` steps, and the gradient is clipped by its norm.
@@ -88,19 +94,36 @@ class Loss(abc.ABC):
         self.sde, self.train = sde, train
 
     @abc.abstractmethod
-    def draw_levels(self, number: int, device, dtype, generator) -> torch.Tensor:
+    def draw_levels(
+        self,
+        number: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         """Draw `number` times, or indices of discrete noise levels."""
 
     @abc.abstractmethod
-    def value(self, model, batch, level, z, **condition) -> torch.Tensor:
+    def value(
+        self, model: Callable, batch: Tensor, level: Tensor, z: Tensor, /, *known, **condition
+    ) -> Tensor:
         """The loss for the noise `z` (B, ...) at the levels `level` (B,)."""
 
-    def draw(self, shape, batch, generator=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(
+        self, shape: Sequence[int], batch: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw levels (B,) and noise of `shape` (B, ...), with the device and dtype of `batch`."""
-        kind = dict(device=batch.device, dtype=batch.dtype, generator=generator)
+        kind: dict[str, Any] = dict(device=batch.device, dtype=batch.dtype, generator=generator)
         return self.draw_levels(shape[0], **kind), torch.randn(shape, **kind)
 
-    def __call__(self, model, batch, *known, drawn=None, **condition) -> torch.Tensor:
+    def __call__(
+        self,
+        model: Callable,
+        batch: Tensor,
+        *known,
+        drawn: tuple[Tensor, Tensor] | None = None,
+        **condition,
+    ) -> Tensor:
         level, z = drawn or self.draw(batch.shape, batch)
         return self.value(model, batch, level, z, *known, **condition)
 
@@ -129,10 +152,16 @@ class ScoreMatching(Loss):
         self.reduce_mean, self.likelihood_weighting = reduce_mean, likelihood_weighting
         self.continuous, self.eps = continuous, eps
 
-    def draw_levels(self, number, **kind):
-        return _uniform_times(self.sde, self.eps, number, **kind)
+    def draw_levels(
+        self,
+        number: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        return _uniform_times(self.sde, self.eps, number, device, dtype, generator)
 
-    def value(self, model, batch, t, z, **condition):
+    def value(self, model: Callable, batch: Tensor, t: Tensor, z: Tensor, **condition) -> Tensor:
         score_fn = get_score_fn(self.sde, model, train=self.train, continuous=self.continuous)
         score = score_fn(self.sde.perturb(batch, t, z), t, **condition)
         std = expand(self.sde.mean_and_std(t)[1], batch)
@@ -158,10 +187,18 @@ class DiscreteScoreMatching(Loss):
         self.reduce_mean = reduce_mean
         sde.discrete_level(torch.zeros(1, dtype=torch.long))  # raises here rather than in training
 
-    def draw_levels(self, number, device, dtype, generator):
+    def draw_levels(
+        self,
+        number: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         return torch.randint(0, self.sde.N, (number,), device=device, generator=generator)
 
-    def value(self, model, batch, label, z, **condition):
+    def value(
+        self, model: Callable, batch: Tensor, label: Tensor, z: Tensor, **condition
+    ) -> Tensor:
         m, std = self.sde.discrete_level(label)
         x = expand(m, batch) * batch + expand(std, batch) * z
         output = get_model_fn(model, self.train)(x, label, **condition)
@@ -178,17 +215,26 @@ class NoisyCrossEntropy(Loss):
         super().__init__(sde, train)
         self.eps = eps
 
-    def draw_levels(self, number, **kind):
-        return _uniform_times(self.sde, self.eps, number, **kind)
+    def draw_levels(
+        self,
+        number: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        return _uniform_times(self.sde, self.eps, number, device, dtype, generator)
 
-    def value(self, model, batch, t, z, classes):
+    def value(
+        self, model: Callable, batch: Tensor, t: Tensor, z: Tensor, classes: Tensor
+    ) -> Tensor:
         x = self.sde.perturb(batch, t, z)
         logits = get_model_fn(model, self.train)(x, self.sde.network_label(t))
         return F.cross_entropy(logits, classes)
 
 
-def _uniform_times(sde, eps, number, **kind):
-    return torch.rand(number, **kind) * (sde.T - eps) + eps
+def _uniform_times(sde, eps, number, device, dtype, generator):
+    shares = torch.rand(number, device=device, dtype=dtype, generator=generator)
+    return shares * (sde.T - eps) + eps
 
 
 def _mean_loss(losses, reduce_mean: bool):
@@ -201,13 +247,18 @@ def _mean_loss(losses, reduce_mean: bool):
 
 
 def get_sde_loss_fn(
-    sde, train, reduce_mean=True, continuous=True, likelihood_weighting=True, eps=1e-5
+    sde: SDE,
+    train: bool,
+    reduce_mean: bool = True,
+    continuous: bool = True,
+    likelihood_weighting: bool = True,
+    eps: float = 1e-5,
 ) -> Loss:
     """Return `loss_fn(model, batch)`, see `ScoreMatching`."""
     return ScoreMatching(sde, train, reduce_mean, continuous, likelihood_weighting, eps)
 
 
-def get_smld_loss_fn(vesde, train, reduce_mean=False) -> Loss:
+def get_smld_loss_fn(vesde: VESDE, train: bool, reduce_mean: bool = False) -> Loss:
     """Return `loss_fn(model, batch)`: the loss of SMLD (Song & Ermon 2019, Eq. 6)."""
     if not isinstance(vesde, VESDE):
         raise UserError(
@@ -216,7 +267,7 @@ def get_smld_loss_fn(vesde, train, reduce_mean=False) -> Loss:
     return DiscreteScoreMatching(vesde, train, reduce_mean)
 
 
-def get_ddpm_loss_fn(vpsde, train, reduce_mean=True) -> Loss:
+def get_ddpm_loss_fn(vpsde: VPSDE, train: bool, reduce_mean: bool = True) -> Loss:
     """Return `loss_fn(model, batch)`: the simple loss of DDPM (Ho et al. 2020, Eq. 14)."""
     if not isinstance(vpsde, VPSDE):
         raise UserError(
@@ -225,7 +276,13 @@ def get_ddpm_loss_fn(vpsde, train, reduce_mean=True) -> Loss:
     return DiscreteScoreMatching(vpsde, train, reduce_mean)
 
 
-def get_loss_fn(sde, train, reduce_mean=False, continuous=True, likelihood_weighting=False) -> Loss:
+def get_loss_fn(
+    sde: SDE,
+    train: bool,
+    reduce_mean: bool = False,
+    continuous: bool = True,
+    likelihood_weighting: bool = False,
+) -> Loss:
     """Return the loss that a network is trained with, in continuous time or on discrete levels."""
     if continuous:
         return ScoreMatching(sde, train, reduce_mean, True, likelihood_weighting)
@@ -235,15 +292,15 @@ def get_loss_fn(sde, train, reduce_mean=False, continuous=True, likelihood_weigh
 
 
 def get_step_fn(
-    sde,
-    train,
-    optimize_fn=None,
-    reduce_mean=False,
-    continuous=True,
-    likelihood_weighting=False,
+    sde: SDE,
+    train: bool,
+    optimize_fn: Callable | None = None,
+    reduce_mean: bool = False,
+    continuous: bool = True,
+    likelihood_weighting: bool = False,
     *,
-    accumulation=1,
-):
+    accumulation: int = 1,
+) -> Callable:
     """Return `step_fn(state, batch, metrics=None, **condition) -> loss`.
 
     With `train=True` it is one step of training, which changes `state` in place: optimizer,
@@ -263,12 +320,14 @@ def get_step_fn(
     return make_step(loss, optimize_fn, accumulation)
 
 
-def get_classifier_step_fn(sde, train, optimize_fn=None, *, accumulation=1):
+def get_classifier_step_fn(
+    sde: SDE, train: bool, optimize_fn: Callable | None = None, *, accumulation: int = 1
+) -> Callable:
     """Return `step_fn(state, batch, metrics=None, *, classes) -> loss`, as `get_step_fn` does."""
     return make_step(NoisyCrossEntropy(sde, train), optimize_fn, accumulation)
 
 
-def make_step(loss: Loss, optimize_fn=None, accumulation: int = 1):
+def make_step(loss: Loss, optimize_fn: Callable | None = None, accumulation: int = 1) -> Callable:
     """Return the step function of any loss, see `get_step_fn`."""
     if loss.train:
         return functools.partial(_train_step, loss, optimize_fn, accumulation)

@@ -10,29 +10,31 @@ of the reverse-time SDE
 
 and a corrector, steps of Langevin dynamics at a fixed time (Algorithm 1). 'ode' follows the
 probability flow (Eq. 13), 'adaptive' the reverse-time SDE with error control; all other methods are
-those of `solvers`. This file has the predictors and correctors of the paper (Sec. 4, Appendices E
-to G) and `sample`; the functions of the 2021 release (`get_pc_sampler`, `get_ode_sampler`,
+those of `solvers`. The functions of the 2021 release (`get_pc_sampler`, `get_ode_sampler`,
 `get_sampling_fn`) are adapters of `sample`.
 
 Draw noise with `runtime.randomness.normal_like`, so that each image can have its own random stream.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from ml_collections import ConfigDict
+from torch import Tensor
 
 from configs.defaults import complete
 from models.score import Score
 from models.utils import get_score_fn, times_like
 from runtime.errors import UserError
-from runtime.randomness import batch_mean, normal_like, prior_sampling
-from sde_lib import expand
-from solvers import SOLVERS, adaptive, few_steps, ode, predictor_corrector, transition
+from runtime.randomness import prior_sampling
+from sde_lib import SDE
+from solvers import SOLVERS, adaptive, few_steps, ode, predictor_corrector
 from solvers.loop import Loop
 from solvers.ode import follow_flow
 from solvers.options import Options
-from solvers.predictor_corrector import (
+from solvers.predictor_corrector import (  # noqa: F401  (published names)
     CORRECTORS,
     PREDICTORS,
     Corrector,
@@ -40,150 +42,16 @@ from solvers.predictor_corrector import (
     NonePredictor,
     Predictor,
 )
+from solvers.predictors import (  # noqa: F401  (published names)
+    AncestralSamplingPredictor,
+    AnnealedLangevinDynamics,
+    EulerMaruyamaPredictor,
+    LangevinCorrector,
+    ReverseDiffusionPredictor,
+)
 
 register_predictor, get_predictor = PREDICTORS.register, PREDICTORS.get
 register_corrector, get_corrector = CORRECTORS.register, CORRECTORS.get
-
-# Predictors ---------------------------------------------------------------------------------------
-
-
-@register_predictor(name='euler_maruyama')
-class EulerMaruyamaPredictor(Predictor):
-    """x - f dt + g sqrt(dt) z with f and g of the reverse-time SDE and dt = T/N (Eq. 6)."""
-
-    def update_fn(self, x, t):
-        return self._step(x, t, self.sde.T / self.sde.N)
-
-    def step(self, x, t, s):
-        return self._step(x, times_like(x, t), t - s)
-
-    def _step(self, x, t, dt):
-        z = normal_like(x)
-        f, g = self.rsde.sde(x, t)
-        x_mean = x - f * dt
-        return x_mean + expand(g, x) * dt**0.5 * z, x_mean
-
-
-@register_predictor(name='reverse_diffusion')
-class ReverseDiffusionPredictor(Predictor):
-    """x - f + G z with f and G of the forward chain, reversed (Appendix E, Eq. 46).
-
-    On any grid the chain is the process at its times.
-    """
-
-    @classmethod
-    def check(cls, sde):
-        sde.discretize(torch.zeros(1, 1, 1, 1), torch.full((1,), float(sde.T)))
-
-    def update_fn(self, x, t):
-        return self._noised(x, *self.rsde.discretize(x, t))
-
-    def step(self, x, t, s):
-        r, std, _, _ = transition(self.sde, s, t)
-        t = times_like(x, t)
-        return self._noised(x, *self.rsde.reverse(x, t, (r - 1) * x, torch.full_like(t, std)))
-
-    def _noised(self, x, f, G):
-        x_mean = x - f
-        return x_mean + expand(G, x) * normal_like(x), x_mean
-
-
-@register_predictor(name='ancestral_sampling')
-class AncestralSamplingPredictor(Predictor):
-    """The reverse step of the SDE's Markov chain: VP (x + beta s)/sqrt(1 - beta) + sqrt(beta) z.
-
-    See Eq. 4 for VP, Appendix F for VE, and their `ancestral_step`. On any grid it is a draw from
-    p(x_s | x_t, x_0) with the denoised x_0, for any SDE.
-    """
-
-    def __init__(self, sde, score_fn, probability_flow=False):
-        if probability_flow:
-            raise NotImplementedError(
-                'probability_flow=True is not defined for ancestral_sampling: '
-                'use reverse_diffusion or euler_maruyama'
-            )
-        super().__init__(sde, score_fn)
-
-    @classmethod
-    def check(cls, sde):
-        sde.ancestral_step(torch.zeros(1), torch.full((1,), float(sde.T)), torch.zeros(1))
-
-    def update_fn(self, x, t):
-        x_mean, std = self.sde.ancestral_step(x, t, self.score_fn(x, t))
-        return x_mean + expand(std, x) * normal_like(x), x_mean
-
-    def step(self, x, t, s):
-        r, std, std_s, std_t = transition(self.sde, s, t)
-        x_mean = (x + std**2 * self.score_fn(x, times_like(x, t))) / r
-        return x_mean + std_s * std / std_t * normal_like(x), x_mean
-
-
-# Correctors ---------------------------------------------------------------------------------------
-
-
-@register_corrector(name='langevin')
-class LangevinCorrector(Corrector):
-    """x + e s + sqrt(2 e) z with e = 2 alpha (snr |z| / |s|)^2 (Algorithms 4 and 5).
-
-    s is the score; |z| and |s| are averaged over the batch. Images with their own random streams
-    (runtime/randomness.py) have their own e. On any grid alpha is r^2 of `transition`.
-    """
-
-    @classmethod
-    def check(cls, sde):
-        sde.langevin_alpha(torch.full((1,), float(sde.T)))
-
-    def update_fn(self, x, t):
-        return self._steps(x, t, self.sde.langevin_alpha(t))
-
-    def step(self, x, t, s):
-        alpha, t = transition(self.sde, s, t).r ** 2, times_like(x, t)
-        return self._steps(x, t, torch.full_like(t, alpha))
-
-    def _steps(self, x, t, alpha):
-        x_mean = x
-        for _ in range(self.n_steps):
-            score, z = self.score_fn(x, t), normal_like(x)
-            score_norm = batch_mean(score.flatten(1).norm(dim=1))
-            z_norm = batch_mean(z.flatten(1).norm(dim=1))
-            e = expand((self.snr * z_norm / score_norm) ** 2 * 2 * alpha, x)
-            x_mean = x + e * score
-            x = x_mean + (2 * e).sqrt() * z
-        return x, x_mean
-
-
-@register_corrector(name='ald')
-class AnnealedLangevinDynamics(LangevinCorrector):
-    """x + e s + sqrt(2 e) z with e = 2 alpha (snr std(t))^2 (Song & Ermon 2019, Algorithm 1)."""
-
-    def _steps(self, x, t, alpha):
-        x_mean, std = x, self.sde.mean_and_std(t)[1]
-        e = expand((self.snr * std) ** 2 * 2 * alpha, x)
-        for _ in range(self.n_steps):
-            x_mean = x + e * self.score_fn(x, t)
-            x = x_mean + (2 * e).sqrt() * normal_like(x)
-        return x, x_mean
-
-
-def shared_predictor_update_fn(x, t, sde, model, predictor, probability_flow, continuous):
-    """One step of a predictor class (None: no step) with a network: (x, x_mean).
-
-    A loop builds its predictor once instead.
-    """
-    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
-    return (predictor or NonePredictor)(sde, score_fn, probability_flow).update_fn(x, t)
-
-
-def shared_corrector_update_fn(x, t, sde, model, corrector, continuous, snr, n_steps):
-    """The steps of a corrector class (None: no step) with a network: (x, x_mean).
-
-    A loop builds its corrector once instead.
-    """
-    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
-    return (corrector or NoneCorrector)(sde, score_fn, snr, n_steps).update_fn(x, t)
-
-
-# Sampling -----------------------------------------------------------------------------------------
 
 
 def methods() -> list[str]:
@@ -191,7 +59,7 @@ def methods() -> list[str]:
     return ['pc', 'ode', 'adaptive', *SOLVERS.names()]
 
 
-def check(model: Score, options: Options, loop: Loop = Loop()):
+def check(model: Score, options: Options, loop: Loop = Loop()) -> None:
     """Raise an error that names the option if `sample` is not defined for these.
 
     The network of `model` may be None.
@@ -224,10 +92,11 @@ def check(model: Score, options: Options, loop: Loop = Loop()):
     elif method == 'pc':
         predictor_corrector.check(sde, options, loop)
     elif solver:
-        options.build_solver(sde, None)
+        unused: Any = None  # there is no score function yet
+        options.build_solver(sde, unused)
 
 
-def times_of(sde, options: Options) -> torch.Tensor | None:
+def times_of(sde: SDE, options: Options) -> Tensor | None:
     """The times (n + 1,) of a sampler's steps, or None if it chooses them itself."""
     if options.solver():
         return options.solver_times(sde)
@@ -236,8 +105,14 @@ def times_of(sde, options: Options) -> torch.Tensor | None:
 
 @torch.no_grad()
 def sample(
-    model: Score, shape, options: Options = Options(), *, z=None, loop: Loop = Loop(), device=None
-) -> tuple[torch.Tensor, int]:
+    model: Score,
+    shape: Sequence[int],
+    options: Options = Options(),
+    *,
+    z: Tensor | None = None,
+    loop: Loop = Loop(),
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, int]:
     """Draw samples of a model.
 
     Args:
@@ -283,7 +158,7 @@ def _follow_flow(sde, score_fn, x, options, loop):
     return x
 
 
-def round_to_8_bits(x) -> torch.Tensor:
+def round_to_8_bits(x: Tensor) -> Tensor:
     """Images in [0, 1] (B, ...), rounded to the values k / 255."""
     return (x.clamp(0, 1) * 255).round() / 255
 
@@ -291,21 +166,56 @@ def round_to_8_bits(x) -> torch.Tensor:
 # The functions of the 2021 release ----------------------------------------------------------------
 
 
+def shared_predictor_update_fn(
+    x: Tensor,
+    t: Tensor,
+    sde: SDE,
+    model: Callable,
+    predictor: type[Predictor] | None,
+    probability_flow: bool,
+    continuous: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return (x, x_mean) after one step of a predictor class (None: no step) with a network.
+
+    In a loop, build the predictor once instead.
+    """
+    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+    return (predictor or NonePredictor)(sde, score_fn, probability_flow).update_fn(x, t)
+
+
+def shared_corrector_update_fn(
+    x: Tensor,
+    t: Tensor,
+    sde: SDE,
+    model: Callable,
+    corrector: type[Corrector] | None,
+    continuous: bool,
+    snr: float,
+    n_steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Return (x, x_mean) after the steps of a corrector class (None: no step) with a network.
+
+    In a loop, build the corrector once instead.
+    """
+    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+    return (corrector or NoneCorrector)(sde, score_fn, snr, n_steps).update_fn(x, t)
+
+
 def get_pc_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
-    sde,
-    shape,
-    predictor,
-    corrector,
-    inverse_scaler,
-    snr,
-    n_steps=1,
-    probability_flow=False,
-    continuous=False,
-    denoise=True,
-    eps=1e-3,
-    device=None,
+    sde: SDE,
+    shape: Sequence[int],
+    predictor: type[Predictor] | None,
+    corrector: type[Corrector] | None,
+    inverse_scaler: Callable,
+    snr: float,
+    n_steps: int = 1,
+    probability_flow: bool = False,
+    continuous: bool = False,
+    denoise: bool = True,
+    eps: float = 1e-3,
+    device: torch.device | str | None = None,
     *,
-    guidance=None,
+    guidance: Callable | None = None,
 ) -> Callable:
     """Return `pc_sampler(model) -> (samples, nfe)`: predictor-corrector sampling (Algorithm 1).
 
@@ -336,18 +246,18 @@ def get_pc_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
 
 
 def get_ode_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
-    sde,
-    shape,
-    inverse_scaler,
-    denoise=False,
-    rtol=1e-5,
-    atol=1e-5,
-    method='RK45',
-    eps=1e-3,
-    device=None,
+    sde: SDE,
+    shape: Sequence[int],
+    inverse_scaler: Callable,
+    denoise: bool = False,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = 'RK45',
+    eps: float = 1e-3,
+    device: torch.device | str | None = None,
     *,
-    continuous=True,
-    guidance=None,
+    continuous: bool = True,
+    guidance: Callable | None = None,
 ) -> Callable:
     """Return `ode_sampler(model, z=None) -> (samples, nfe)`: the probability flow (Eq. 13).
 
@@ -366,7 +276,13 @@ def get_ode_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
 
 
 def get_sampling_fn(
-    config, sde, shape, inverse_scaler, eps, guidance=None, loop: Loop = Loop()
+    config: ConfigDict,
+    sde: SDE,
+    shape: Sequence[int],
+    inverse_scaler: Callable,
+    eps: float,
+    guidance: Callable | None = None,
+    loop: Loop = Loop(),
 ) -> Callable:
     """Return `fn(model) -> (samples, nfe)`, the sampler that `config.sampling` describes.
 

@@ -5,8 +5,7 @@
     images = model.sample(16, method='heun', steps=18, seed=0)  # with another sampler
     result = model.log_likelihood(images)                       # .bpd, .nats, .bpd_stderr, .z
     filled = model.inpaint(images, mask='right')
-    z = model.encode(images)
-    back = model.decode(z)
+    back = model.decode(model.encode(images))
 
 Images are (B, C, H, W) in [0, 1]. The methods `score`, `denoise`, `noise` and `perturb`
 (models/score.py) take x as the network sees it; `model.scale` and `model.unscale` convert. Your own
@@ -16,11 +15,14 @@ samples, computes likelihoods and trains (`loss`).
 
 import contextlib
 import dataclasses
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 import checkpoints
 import datasets
@@ -59,17 +61,19 @@ class ScoreModel(Score):
         config: its sections `sampling`, `control` and `eval` are the defaults of the methods.
     """
 
+    network: Callable
+
     def __init__(
         self,
-        network,
-        sde,
-        continuous=True,
-        guides=(),
+        network: Callable,
+        sde: sde_lib.SDE,
+        continuous: bool = True,
+        guides: Sequence[Callable] = (),
         *,
-        shape=None,
-        centered=False,
-        levels=1,
-        config=None,
+        shape: Sequence[int] | None = None,
+        centered: bool = False,
+        levels: int | None = 1,
+        config: ConfigDict | None = None,
     ):
         super().__init__(network, sde, continuous, guides)
         self.shape = shape and tuple(shape)
@@ -89,22 +93,21 @@ class ScoreModel(Score):
     # Where models come from -----------------------------------------------------------------------
 
     @classmethod
-    def from_config(cls, config: ConfigDict, network=None) -> 'ScoreModel':
+    def from_config(cls, config: ConfigDict, network: Callable | None = None) -> 'ScoreModel':
         """Return the model that `config` describes, with a new network unless one is given."""
         network, config = network or create_model(config), defaults.complete(config)
         data = config.data
-        return cls(
-            network,
-            sde_lib.get_sde(config),
-            config.training.continuous,
-            shape=(data.num_channels, data.image_size, data.image_size),
-            centered=data.centered,
-            levels=None,
-            config=config,
-        )
+        shape = (data.num_channels, data.image_size, data.image_size)
+        score = (network, sde_lib.get_sde(config), config.training.continuous)
+        return cls(*score, shape=shape, centered=data.centered, levels=None, config=config)
 
     @classmethod
-    def load(cls, path, config: ConfigDict | None = None, device=None) -> 'ScoreModel':
+    def load(
+        cls,
+        path: str | os.PathLike,
+        config: ConfigDict | None = None,
+        device: torch.device | str | None = None,
+    ) -> 'ScoreModel':
         """Load a trained model with its EMA weights.
 
         Args:
@@ -132,11 +135,12 @@ class ScoreModel(Score):
         datasets.check_record(config, path)
         return cls.from_config(config, network)
 
-    def save(self, folder):
+    def save(self, folder: str | os.PathLike) -> None:
         """Write `model.safetensors` and `config.json` to a folder, from which `load` reads them."""
         if self.config is None:
             raise UserError('only a model with a config can be saved: pass config= to ScoreModel')
-        folder, network = pathlib.Path(folder), getattr(self.network, 'module', self.network)
+        network: Any = getattr(self.network, 'module', self.network)
+        folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         formats.safetensors.save(folder / 'model.safetensors', network.state_dict())
         stored.write(self.config, folder)
@@ -153,11 +157,11 @@ class ScoreModel(Score):
         """The number of classes of a class-conditional network, 0 for other networks."""
         return getattr(getattr(self.network, 'module', self.network), 'num_classes', 0)
 
-    def scale(self, x):
+    def scale(self, x: Tensor) -> Tensor:
         """Convert data to what the network sees."""
         return 2 * x - 1 if self.centered else x
 
-    def unscale(self, y):
+    def unscale(self, y: Tensor) -> Tensor:
         """Convert what the network sees to data, such as images in [0, 1]: inverse of `scale`."""
         return (y + 1) / 2 if self.centered else y
 
@@ -173,7 +177,12 @@ class ScoreModel(Score):
 
     # Guidance and training ------------------------------------------------------------------------
 
-    def guided(self, classes, weight: float | None = None, classifier=None) -> 'ScoreModel':
+    def guided(
+        self,
+        classes: Sequence[int] | Tensor,
+        weight: float | None = None,
+        classifier: Callable | str | pathlib.Path | None = None,
+    ) -> 'ScoreModel':
         """Return the model with guidance towards classes. For other guidance, see `guided_by`.
 
         Args:
@@ -200,15 +209,15 @@ class ScoreModel(Score):
             )
         return self.guided_by(classifier_free_guidance(classes, weight))
 
-    def loss(self, x, likelihood_weighting: bool = False, reduce_mean: bool = True, **condition):
+    def loss(
+        self, x: Tensor, likelihood_weighting: bool = False, reduce_mean: bool = True, **condition
+    ) -> Tensor:
         """Return the denoising score matching loss (Eq. 7) of a batch of data x (B, ...).
 
         The options are those of `losses.get_loss_fn`. `condition` is passed to the network.
         """
-        loss_fn = losses.get_loss_fn(
-            self.sde, True, reduce_mean, self.continuous, likelihood_weighting
-        )
-        return loss_fn(self.network, self._input(x), **condition)
+        fn = losses.get_loss_fn(self.sde, True, reduce_mean, self.continuous, likelihood_weighting)
+        return fn(self.network, self._input(x), **condition)
 
     # Samples --------------------------------------------------------------------------------------
 
@@ -226,10 +235,10 @@ class ScoreModel(Score):
         self,
         n: int,
         seed: int | None = None,
-        classes=None,
+        classes: Sequence[int] | Tensor | None = None,
         batch_size: int | None = None,
         **settings,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Draw `n` samples.
 
         The samples of a seed depend on `batch_size`, unless `seed_per_image=True`.
@@ -250,23 +259,20 @@ class ScoreModel(Score):
                 classes = torch.randint(self.num_classes, (n,))
         chosen, batch_size = self._settings('sampling') | settings, batch_size or n
         alone, parts = chosen['seed_per_image'], []
-        begin = seed
-        if alone and seed is None:
-            begin = int(torch.randint(2**56, ()))
+        begin = int(torch.randint(2**56, ())) if alone and seed is None else seed or 0
         for first in range(0, n, batch_size):
             count, model = min(batch_size, n - first), self
             if classes is not None:
                 model = self.guided(classes[first : first + count], chosen['guidance'])
-            streams = contextlib.nullcontext()
-            if alone:
-                streams = per_image(range(begin + first, begin + first + count))
+            seeds = range(begin + first, begin + first + count)
+            streams = per_image(seeds) if alone else contextlib.nullcontext()
             with _seeded(seed, first), streams:
                 parts.append(model.draw(count, **settings)[0])
         return torch.cat(parts)
 
     def draw(
         self, n: int, loop: sampling.Loop | None = None, seed: int | None = None, **settings
-    ) -> tuple[torch.Tensor, int]:
+    ) -> tuple[Tensor, int]:
         """Draw one batch of samples and count the network evaluations.
 
         Arguments are those of `sample`, and `loop` (see `sampling.Loop`). Samples of the same seed
@@ -290,7 +296,9 @@ class ScoreModel(Score):
 
     # Likelihoods and latent codes -----------------------------------------------------------------
 
-    def log_likelihood(self, x, seed: int | None = None, **settings) -> likelihood.Likelihood:
+    def log_likelihood(
+        self, x: Tensor, seed: int | None = None, **settings
+    ) -> likelihood.Likelihood:
         """Compute log p(x) of data (B, ...), in nats and in bits/dim.
 
         Args:
@@ -299,22 +307,19 @@ class ScoreModel(Score):
             seed: the seed; None: continue with the current state of PyTorch's generator.
             **settings: fields of `likelihood.Options`; their defaults are `config.eval.bpd_*`.
         """
-        section, x = self._settings('eval'), torch.as_tensor(x)
+        section, levels, x = self._settings('eval'), self.levels, torch.as_tensor(x)
         chosen = {key: section[f'bpd_{key}'] for key in ('probes', 'method', 'rtol', 'atol')}
         options = likelihood.Options(**chosen | settings)
         with _seeded(seed, 'likelihood'):
             if not x.is_floating_point():
-                if int(x.min()) < 0 or int(x.max()) >= self.levels:
+                if int(x.min()) < 0 or int(x.max()) >= levels:
                     raise UserError(
-                        f'expected grey levels from 0 to {self.levels - 1}, got '
-                        f'{x.min()} to {x.max()}'
+                        f'expected grey levels from 0 to {levels - 1}, got {x.min()} to {x.max()}'
                     )
-                x = (x + torch.rand(x.shape)) / self.levels
-            return likelihood.log_likelihood(
-                self, self._input(x), self.unscale, self.levels, options
-            )
+                x = (x + torch.rand(x.shape)) / levels
+            return likelihood.log_likelihood(self, self._input(x), self.unscale, levels, options)
 
-    def encode(self, x, **settings) -> torch.Tensor:
+    def encode(self, x: Tensor, **settings) -> Tensor:
         """Map data (B, ...) to their latent codes, shape of x, by the probability-flow ODE.
 
         `settings` are those of `sample`. By default the method is 'ode' with the tolerances of
@@ -322,23 +327,21 @@ class ScoreModel(Score):
         """
         return latents.encode(self, self._input(x), self._flow(settings))[0]
 
-    def decode(self, z, **settings) -> torch.Tensor:
+    def decode(self, z: Tensor, **settings) -> Tensor:
         """Map latent codes z (B, ...) to data: the inverse of `encode` with the same settings."""
-        return self._images(
-            latents.decode(self, torch.as_tensor(z), self._flow(settings))[0], settings
-        )
+        x, _ = latents.decode(self, torch.as_tensor(z), self._flow(settings))
+        return self._images(x, settings)
 
     def _flow(self, settings):
         control = self._settings('control')
-        return self.options(
-            **dict(method='ode', rtol=control['rtol'], atol=control['atol']) | settings
-        )
+        flow = dict(method='ode', rtol=control['rtol'], atol=control['atol'])
+        return self.options(**flow | settings)
 
     # Measurements ---------------------------------------------------------------------------------
 
     def restore(
-        self, measurement: Measurement, y, seed: int | None = None, **settings
-    ) -> torch.Tensor:
+        self, measurement: Measurement, y: Tensor, seed: int | None = None, **settings
+    ) -> Tensor:
         """Draw images that agree with y = A x.
 
         Args:
@@ -358,12 +361,13 @@ class ScoreModel(Score):
         if options.method.lower() == 'adaptive' and 'resample' not in settings:
             loop = sampling.Loop()  # adaptive steps cannot be repeated
         with _seeded(seed, 'restore'):
-            x, _ = sample_measured(
-                self, measurement, self._input(y), options, loop, chosen['consistency']
-            )
+            y, weight = self._input(y), chosen['consistency']
+            x, _ = sample_measured(self, measurement, y, options, loop, weight)
         return self._images(x, settings)
 
-    def inpaint(self, images, mask, seed: int | None = None, **settings) -> torch.Tensor:
+    def inpaint(
+        self, images: Tensor, mask: str | Tensor, seed: int | None = None, **settings
+    ) -> Tensor:
         """Fill in the missing pixels of images (B, C, H, W). Known pixels do not change.
 
         Args:
@@ -380,7 +384,7 @@ class ScoreModel(Score):
         filled = self.restore(measurement, measurement(images), seed, **settings)
         return torch.where(measurement.mask.to(filled.device), images.to(filled), filled)
 
-    def _settings(self, section: str) -> Mapping:
+    def _settings(self, section: str) -> dict:
         """Return a section of the config, or its defaults if there is no config.
 
         The defaults of samplers are those of `sampling.Options`.
@@ -391,8 +395,5 @@ class ScoreModel(Score):
 
 
 def _seeded(seed, *place):
-    """Return a context whose random numbers follow from a seed and a place in the program.
-
-    Without a seed, random numbers continue from the current state.
-    """
+    """Return a context with the random numbers of a seed and a place; None: the current state."""
     return contextlib.nullcontext() if seed is None else own_randomness(seed, *place)

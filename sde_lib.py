@@ -14,8 +14,11 @@ Shapes: x (B, ...) of any rank, t (B,) in [0, T]; coefficients that do not depen
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+from ml_collections import ConfigDict
+from torch import Tensor
 
 from runtime.errors import UserError
 from runtime.registry import Registry
@@ -40,7 +43,7 @@ register_sde = SDES.register
 CPU = torch.device('cpu')
 
 
-def _normal_logp(z: torch.Tensor, std: float = 1.0) -> torch.Tensor:
+def _normal_logp(z: Tensor, std: float = 1.0) -> Tensor:
     """log N(z; 0, std^2 I) in nats, shape (B,)."""
     flat = z.flatten(1)
     return -flat.square().sum(1) / (2 * std**2) - flat.shape[1] / 2 * math.log(2 * math.pi * std**2)
@@ -66,17 +69,17 @@ class _LinearBetaSDE(SDE):
         """log m(t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2."""
         return -0.25 * t**2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
 
-    def marginal_prob(self, x, t):
+    def marginal_prob(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         m, std = self.mean_and_std(t)
         return expand(m, x) * x, std
 
-    def prior_sampling(self, shape):
+    def prior_sampling(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(*shape)
 
-    def prior_logp(self, z):
+    def prior_logp(self, z: Tensor) -> Tensor:
         return _normal_logp(z)
 
-    def langevin_alpha(self, t):
+    def langevin_alpha(self, t: Tensor) -> Tensor:
         """1 - beta_i of the chain, as in the 2021 release (not the running product)."""
         return 1 - self._beta_i(t)
 
@@ -96,27 +99,27 @@ class _LinearBetaSDE(SDE):
         return self._table(linear_betas, None, table_dtype(t), t.device)[self.step_index(t)]
 
     @property
-    def discrete_betas(self):
+    def discrete_betas(self) -> Tensor:
         """beta_i, (N,)."""
         return self._table(linear_betas).clone()
 
     @property
-    def alphas(self):
+    def alphas(self) -> Tensor:
         """alpha_i = 1 - beta_i, (N,)."""
         return 1 - self.discrete_betas
 
     @property
-    def alphas_cumprod(self):
+    def alphas_cumprod(self) -> Tensor:
         """alphabar_i, the product of alpha_1 .. alpha_i, (N,)."""
         return self._table(log_alphabars).exp()
 
     @property
-    def sqrt_alphas_cumprod(self):
+    def sqrt_alphas_cumprod(self) -> Tensor:
         """sqrt(alphabar_i), (N,)."""
         return (self._table(log_alphabars) / 2).exp()
 
     @property
-    def sqrt_1m_alphas_cumprod(self):
+    def sqrt_1m_alphas_cumprod(self) -> Tensor:
         """sqrt(1 - alphabar_i), (N,)."""
         return (-torch.expm1(self._table(log_alphabars))).sqrt()
 
@@ -138,29 +141,33 @@ class VPSDE(_LinearBetaSDE):
         super().__init__(beta_min, beta_max, N)
         self._table(linear_betas)  # raises the error now
 
-    def sde(self, x, t):
+    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         beta = self._beta(t)
         return -0.5 * expand(beta, x) * x, beta.sqrt()
 
-    def mean_and_std(self, t):
+    def mean_and_std(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_m = self._log_mean_coeff(t)
         return log_m.exp(), (-torch.expm1(2 * log_m)).sqrt()
 
-    def discretize(self, x, t):
+    def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The DDPM chain x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z (Eq. 10)."""
         beta = self._beta_i(t)
         return expand((1 - beta).sqrt(), x) * x - x, beta.sqrt()
 
-    def ancestral_step(self, x, t, score):
+    def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """x_{i-1} ~ N((x_i + beta_i s) / sqrt(1 - beta_i), beta_i I) (Eq. 4)."""
         beta = self._beta_i(t)
         return (x + expand(beta, x) * score) / expand((1 - beta).sqrt(), x), beta.sqrt()
 
-    def network_label(self, t, continuous=True, scales=None):
+    def network_label(
+        self, t: Tensor, continuous: bool = True, scales: int | None = None
+    ) -> Tensor:
         """999 t, or (N - 1) t for a discrete network."""
         return 999 * t if continuous else ((scales or self.N) - 1) * t
 
-    def score_from_output(self, output, t, continuous=True, scales=None):
+    def score_from_output(
+        self, output: Tensor, t: Tensor, continuous: bool = True, scales: int | None = None
+    ) -> Tensor:
         """-output / std(t), or -output / sqrt(1 - alphabar_i) for a discrete network."""
         if continuous:
             return super().score_from_output(output, t)
@@ -171,7 +178,7 @@ class VPSDE(_LinearBetaSDE):
     def _log_alphabar(self, label, scales=None):
         return self._table(log_alphabars, scales, device=label.device)[label]
 
-    def discrete_level(self, label):
+    def discrete_level(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alphabar_i) and sqrt(1 - alphabar_i)."""
         log_alphabar = self._log_alphabar(label)
         return (log_alphabar / 2).exp(), (-torch.expm1(log_alphabar)).sqrt()
@@ -184,11 +191,11 @@ class subVPSDE(_LinearBetaSDE):
     std = 1 - m^2, below that of VPSDE at all times.
     """
 
-    def sde(self, x, t):
+    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         beta = self._beta(t)
         return -0.5 * expand(beta, x) * x, (beta * -torch.expm1(4 * self._log_mean_coeff(t))).sqrt()
 
-    def mean_and_std(self, t):
+    def mean_and_std(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_m = self._log_mean_coeff(t)
         return log_m.exp(), -torch.expm1(2 * log_m)
 
@@ -222,20 +229,20 @@ class VESDE(SDE):
     def _sigma(self, t):
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
-    def sde(self, x, t):
+    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         rate = math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
         return torch.zeros_like(x), self._sigma(t) * rate
 
-    def mean_and_std(self, t):
+    def mean_and_std(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), self._sigma(t)
 
-    def marginal_prob(self, x, t):
+    def marginal_prob(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, self._sigma(t)
 
-    def prior_sampling(self, shape):
+    def prior_sampling(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(*shape) * self.sigma_max
 
-    def prior_logp(self, z):
+    def prior_logp(self, z: Tensor) -> Tensor:
         return _normal_logp(z, self.sigma_max)
 
     def _sigmas(self, dtype=torch.float32, device=CPU):
@@ -250,16 +257,16 @@ class VESDE(SDE):
         return sigmas[index], torch.where(index == 0, 0, sigmas[index - 1])
 
     @property
-    def discrete_sigmas(self):
+    def discrete_sigmas(self) -> Tensor:
         """sigma_i, (N,)."""
         return self._sigmas().clone()
 
-    def discretize(self, x, t):
+    def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The SMLD chain x_{i+1} = x_i + sqrt(sigma_i^2 - sigma_{i-1}^2) z (Eq. 8)."""
         sigma, below = self._neighbours(t)
         return torch.zeros_like(x), (sigma**2 - below**2).sqrt()
 
-    def ancestral_step(self, x, t, score):
+    def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """x_{i-1} ~ N(x_i + d s, sigma_{i-1}^2 d / sigma_i^2 I), d = sigma_i^2 - sigma_{i-1}^2.
 
         See Appendix F.
@@ -268,24 +275,28 @@ class VESDE(SDE):
         d = sigma**2 - below**2
         return x + expand(d, x) * score, (below**2 * d / sigma**2).sqrt()
 
-    def network_label(self, t, continuous=True, scales=None):
+    def network_label(
+        self, t: Tensor, continuous: bool = True, scales: int | None = None
+    ) -> Tensor:
         """sigma(t), or for a discrete network the index of a level, from the largest sigma down."""
         if continuous:
             return self._sigma(t)
         return ((self.T - t) * ((scales or self.N) - 1)).round().long()
 
-    def score_from_output(self, output, t, continuous=True, scales=None):
+    def score_from_output(
+        self, output: Tensor, t: Tensor, continuous: bool = True, scales: int | None = None
+    ) -> Tensor:
         return output
 
-    def discrete_level(self, label):
+    def discrete_level(self, label: Tensor) -> tuple[Tensor, Tensor]:
         sigmas = self._sigmas(device=label.device)
         return torch.ones_like(label, dtype=torch.float32), sigmas[self.N - 1 - label]
 
-    def discrete_residual(self, output, noise, std):
+    def discrete_residual(self, output: Tensor, noise: Tensor, std: Tensor) -> Tensor:
         return expand(std, output) * output + noise
 
 
-def get_sde(config) -> SDE:
+def get_sde(config: ConfigDict) -> SDE:
     """Build the SDE that `config.training.sde` names.
 
     Raises:

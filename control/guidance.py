@@ -11,9 +11,10 @@ where the last term comes from a classifier of noisy images (`classifier_guidanc
 side from a class-conditional network (`classifier_free_guidance`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from control.measurements import Measurement
 from models.utils import get_model_fn, gradients
@@ -22,7 +23,7 @@ from sde_lib import SDE, expand
 
 
 def measurement_guidance(
-    sde: SDE, measurement: Measurement, y: torch.Tensor, weight: float = 1.0
+    sde: SDE, measurement: Measurement, y: Tensor, weight: float = 1.0
 ) -> Callable:
     """Return the guidance towards images x_0 with A x_0 = y.
 
@@ -62,7 +63,7 @@ def measurement_guidance(
 
 
 def classifier_guidance(
-    sde: SDE, classifier: torch.nn.Module, labels, weight: float = 1.0
+    sde: SDE, classifier: Callable, labels: Sequence[int] | Tensor, weight: float = 1.0
 ) -> Callable:
     """Return the guidance towards classes by a classifier of noisy images.
 
@@ -89,7 +90,7 @@ def classifier_guidance(
     return lambda score_fn: lambda x, t: score_fn(x, t) + weight * gradient(x, t)
 
 
-def classifier_free_guidance(labels, weight: float = 1.0) -> Callable:
+def classifier_free_guidance(labels: Sequence[int] | Tensor, weight: float = 1.0) -> Callable:
     """Return the guidance towards classes by a class-conditional network.
 
     The guided score is (1 - weight) s(x, t) + weight s(x, t, label): the unconditional score for
@@ -118,7 +119,7 @@ def classifier_free_guidance(labels, weight: float = 1.0) -> Callable:
     return guide
 
 
-def check_labels(labels) -> torch.Tensor:
+def check_labels(labels: Sequence[int] | Tensor) -> Tensor:
     """Return class labels as a tensor (B,) of integers.
 
     Raises:

@@ -7,8 +7,10 @@ keep the norm, which a plain average would reduce.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from models.score import Score
 from runtime.errors import UserError
@@ -17,7 +19,7 @@ from sde_lib import SDE
 
 
 @torch.no_grad()
-def encode(model: Score, x: torch.Tensor, options: Options = Options()) -> tuple[torch.Tensor, int]:
+def encode(model: Score, x: Tensor, options: Options = Options()) -> tuple[Tensor, int]:
     """Map images to their latent codes.
 
     Args:
@@ -34,7 +36,8 @@ def encode(model: Score, x: torch.Tensor, options: Options = Options()) -> tuple
     """
     options = _without_noise(model, options)
     score_fn, counter = model.counted()
-    if not options.solver():
+    times = encoding_times(model.sde, options)
+    if times is None:
         x = follow_flow(
             model.sde,
             score_fn,
@@ -45,21 +48,20 @@ def encode(model: Score, x: torch.Tensor, options: Options = Options()) -> tuple
             options.ode_method,
         )
         return x, counter.calls
-    times = encoding_times(model.sde, options)
-    solver = options.solver()(model.sde, score_fn, times, **options.solver_settings())
+    solver = options.build_solver(model.sde, score_fn, times)
     for i in range(len(times) - 1):
         x = solver.step(x, i)
     return x, counter.calls
 
 
-def encoding_times(sde: SDE, options: Options) -> torch.Tensor | None:
+def encoding_times(sde: SDE, options: Options) -> Tensor | None:
     """Return the times (n + 1,) of the steps of `encode`, or None if the solver chooses them."""
     return options.solver_times(sde, denoise=False).flip(0) if options.solver() else None
 
 
 def decode(
-    model: Score, z: torch.Tensor, options: Options = Options(), device=None
-) -> tuple[torch.Tensor, int]:
+    model: Score, z: Tensor, options: Options = Options(), device: torch.device | str | None = None
+) -> tuple[Tensor, int]:
     """Map latent codes z (B, ...) to images: the inverse of `encode` with the same options.
 
     Returns:
@@ -91,7 +93,7 @@ def _without_noise(model, options: Options) -> Options:
     return options
 
 
-def interpolate(z0: torch.Tensor, z1: torch.Tensor, fractions) -> torch.Tensor:
+def interpolate(z0: Tensor, z1: Tensor, fractions: Sequence[float] | Tensor) -> Tensor:
     """Interpolate between codes along great circles (spherical linear interpolation).
 
     Args:
@@ -125,12 +127,12 @@ def interpolate(z0: torch.Tensor, z1: torch.Tensor, fractions) -> torch.Tensor:
     )
 
 
-def temper(z: torch.Tensor, temperature: float) -> torch.Tensor:
+def temper(z: Tensor, temperature: float) -> Tensor:
     """Scale codes by `temperature`: typical images below 1, unusual images above 1."""
     return temperature * z
 
 
-def mix(codes: torch.Tensor, weights) -> torch.Tensor:
+def mix(codes: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     """Mix independent codes so that the result has their distribution.
 
     Returns sum_k w_k z_k / sqrt(sum_k w_k^2), shape (B, ...).
@@ -151,9 +153,7 @@ def mix(codes: torch.Tensor, weights) -> torch.Tensor:
     return (weights * codes).sum(0) / scale
 
 
-def reconstruction_error(
-    x: torch.Tensor, y: torch.Tensor, levels: int = 256
-) -> tuple[torch.Tensor, torch.Tensor]:
+def reconstruction_error(x: Tensor, y: Tensor, levels: int = 256) -> tuple[Tensor, Tensor]:
     """Return the mean and the largest absolute difference (B,) of images x and y in [0, 1].
 
     Both are in grey levels, of which `levels` lie between black and white.

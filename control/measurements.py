@@ -21,6 +21,7 @@ import abc
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from runtime.errors import UserError
 from runtime.registry import Registry
@@ -30,14 +31,14 @@ class Measurement(abc.ABC):
     """A linear map A of images: one for the whole batch, or, for masks, one for each image."""
 
     @abc.abstractmethod
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Return A x."""
 
     @abc.abstractmethod
-    def pinv(self, y: torch.Tensor) -> torch.Tensor:
+    def pinv(self, y: Tensor) -> Tensor:
         """Return A^+ y, the image of least norm among those that agree with y."""
 
-    def project(self, x: torch.Tensor) -> torch.Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """Return P x = A^+ A x, shape of x."""
         return self.pinv(self(x))
 
@@ -52,15 +53,21 @@ class Mask(Measurement):
         UserError: if the mask has other values than 0 and 1.
     """
 
-    def __init__(self, mask: torch.Tensor):
+    def __init__(self, mask: Tensor):
         if not ((mask == 0) | (mask == 1)).all():
             raise UserError('the mask must contain only 1 (known) and 0 (unknown)')
         self.mask = mask.bool()
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         return torch.where(self.mask.to(x.device), x, 0)
 
-    pinv = project = __call__  # a projection is its own inverse
+    # a projection is its own inverse
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def project(self, x: Tensor) -> Tensor:
+        return self(x)
 
 
 class Grey(Measurement):
@@ -69,10 +76,10 @@ class Grey(Measurement):
     def __init__(self, channels: int):
         self.channels = channels
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         return x.mean(1, keepdim=True)
 
-    def pinv(self, y):
+    def pinv(self, y: Tensor) -> Tensor:
         return y.expand(-1, self.channels, -1, -1)
 
 
@@ -88,7 +95,7 @@ class Separable(Measurement):
         tolerance: gains of at most this fraction of the largest gain count as 0.
     """
 
-    def __init__(self, R: torch.Tensor, C: torch.Tensor, tolerance: float = 0.03):
+    def __init__(self, R: Tensor, C: Tensor, tolerance: float = 0.03):
         (self.U_R, s_R, self.Vt_R), (self.U_C, s_C, self.Vt_C) = (
             torch.linalg.svd(m.cpu().double(), full_matrices=False) for m in (R, C)
         )
@@ -96,17 +103,17 @@ class Separable(Measurement):
         self.R, self.C, self.kept = R, C, gains > tolerance * gains.max()
         self.inverse_gains = torch.where(self.kept, 1 / gains, 0)
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         return self.R.to(x) @ x @ self.C.to(x).T
 
-    def pinv(self, y):
+    def pinv(self, y: Tensor) -> Tensor:
         return (
             self.Vt_R.to(y).T
             @ (self.inverse_gains.to(y) * (self.U_R.to(y).T @ y @ self.U_C.to(y)))
             @ self.Vt_C.to(y)
         )
 
-    def project(self, x):
+    def project(self, x: Tensor) -> Tensor:
         return (
             self.Vt_R.to(x).T
             @ (self.kept.to(x) * (self.Vt_R.to(x) @ x @ self.Vt_C.to(x).T))
@@ -124,12 +131,11 @@ def downsampling(height: int, width: int, factor: int) -> Separable:
         raise UserError(
             f'images of {height}x{width} pixels cannot be divided into blocks of {factor}x{factor}'
         )
-    return Separable(
-        *(
-            torch.eye(n // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor
-            for n in (height, width)
-        )
-    )
+
+    def matrix(n):
+        return torch.eye(n // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor
+
+    return Separable(matrix(height), matrix(width))
 
 
 def blur(height: int, width: int, sigma: float) -> Separable:
@@ -169,7 +175,7 @@ MASKS = {
 }
 
 
-def named_mask(name: str, height: int, width: int) -> torch.Tensor:
+def named_mask(name: str, height: int, width: int) -> Tensor:
     """Return the mask (H, W) of a named missing region: 1 where pixels are known, 0 elsewhere.
 
     Args:

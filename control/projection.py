@@ -17,6 +17,7 @@ many repetitions, and `consistency` adds `measurement_guidance`.
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from control.guidance import measurement_guidance
 from control.measurements import Measurement
@@ -27,12 +28,12 @@ from sampling import Loop, Options, sample
 def sample_measured(
     model: Score,
     measurement: Measurement,
-    y: torch.Tensor,
+    y: Tensor,
     options: Options,
     loop: Loop = Loop(),
     consistency: float = 0.0,
-    device=None,
-) -> tuple[torch.Tensor, int]:
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, int]:
     """Draw images that agree with y = A x.
 
     Args:

@@ -4,6 +4,7 @@ Run `python examples/demo.py`; it writes runs/demo.png.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 
@@ -25,13 +26,13 @@ MODELS = {
 }
 
 
-def tiled(rows):
+def tiled(rows: torch.Tensor) -> torch.Tensor:
     """Join images (rows, columns, 1, H, W) in [0, 1], with white lines between them."""
     rows = torch.nn.functional.pad(1 - rows.clamp(0, 1), (1, 1, 1, 1), value=1)[:, :, 0]
     return torch.cat([torch.cat([*row], 1) for row in rows])
 
 
-def draw(path, seed: int = 0):
+def draw(path: str | os.PathLike, seed: int = 0) -> None:
     """Draw the picture to `path`."""
     figure, axes = plt.subplots(
         1,

@@ -13,10 +13,12 @@ docs/extending.md lists everything that can be added.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from ml_collections import ConfigDict
+from torch import Tensor, nn
 
 from configs import defaults
 from datasets import register_dataset
@@ -50,11 +52,11 @@ class CosineVPSDE(SDE):
         self._speed = math.pi / 2 / (1 + cosine_s)  # theta(t) = _start + _speed t
         self._start = self._speed * cosine_s
 
-    def sde(self, x, t):
+    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         beta = 2 * self._speed * torch.tan(self._start + self._speed * t)
         return -0.5 * expand(beta, x) * x, beta.sqrt()
 
-    def marginal_prob(self, x, t):
+    def marginal_prob(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         angle = self._speed * t
         # 1 - alphabar, exact for small t
         variance = (
@@ -64,10 +66,10 @@ class CosineVPSDE(SDE):
             torch.cos(self._start + angle) / math.cos(self._start), x
         ) * x, variance.sqrt()
 
-    def prior_sampling(self, shape):
+    def prior_sampling(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(*shape)
 
-    def prior_logp(self, z):
+    def prior_logp(self, z: Tensor) -> Tensor:
         return torch.distributions.Normal(0.0, 1.0).log_prob(z).flatten(1).sum(1)
 
 
@@ -79,11 +81,12 @@ class PosteriorPredictor(Predictor):
         Ho et al. 2020, Eqs. 6 and 7.
     """
 
-    def update_fn(self, x, t):  # a step of T/N from times t (B,)
+    # a step of T/N from times t (B,)
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self._step(x, t, (t - self.sde.T / self.sde.N).clamp(min=0))
 
     # a step of any time grid (config.sampling.skip_type), between two floats
-    def step(self, x, t, s):
+    def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         return self._step(x, times_like(x, t), times_like(x, s))
 
     def _step(self, x, t, s):
@@ -102,7 +105,7 @@ class SmallCNN(nn.Module):
     They predict the noise in x (B, C, H, W), given the label 999 t / T (B,).
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         super().__init__()
         channels, self.width = config.data.num_channels, config.model.cnn_width
         self.first = nn.Conv2d(channels, self.width, 3, padding=1)
@@ -117,7 +120,7 @@ class SmallCNN(nn.Module):
         self.times = nn.ModuleList(nn.Linear(self.width, self.width) for _ in self.blocks)
         self.last = nn.Conv2d(self.width, channels, 3, padding=1)
 
-    def forward(self, x, labels):
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         h, embedding = self.first(x), get_timestep_embedding(labels, self.width)
         for block, time in zip(self.blocks, self.times):
             h = h + block(h + expand(time(embedding), h))
@@ -125,7 +128,7 @@ class SmallCNN(nn.Module):
 
 
 @register_dataset(name='shapes')
-def shapes(config, split):
+def shapes(config: ConfigDict, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Discs (label 0) and crosses (label 1) of random positions and sizes.
 
     Returns:
@@ -143,7 +146,7 @@ def shapes(config, split):
     return np.uint8(255 * np.clip(inside + 0.5, 0, 1))[..., None], labels
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = defaults.base('shapes', image_size=8)
     config.data.update(
         num_channels=1, centered=True, random_flip=False, uniform_dequantization=True

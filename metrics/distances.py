@@ -44,6 +44,7 @@ class Statistics:
 
     @functools.cached_property
     def covariance(self) -> np.ndarray:
+        assert self.features is not None, 'without a covariance there are features'
         scatter = np.zeros((len(self.mean), len(self.mean)))
         for start in range(0, self.n, 4096):
             block = self.features[start : start + 4096] - self.mean
@@ -88,6 +89,7 @@ def _cross_of_features(a: Statistics, b: Statistics) -> tuple[float, tuple[float
     The larger set is read in blocks, whose products are reduced to a triangle by QR.
     """
     few, many = sorted((a, b), key=lambda x: x.n)
+    assert few.features is not None and many.features is not None
     rows = few.features - few.mean
     block_size = max(few.n, BLOCK_VALUES // len(few.mean))
     triangle, squares = np.empty((0, few.n)), 0.0
@@ -194,7 +196,7 @@ def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
 
 
 def precision_recall(
-    real: np.ndarray, samples: np.ndarray, neighbours: int = 3, device='cpu'
+    real: np.ndarray, samples: np.ndarray, neighbours: int = 3, device: torch.device | str = 'cpu'
 ) -> tuple[float, float]:
     """Return precision and recall (Kynkaanniemi et al. 2019).
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 
 from reports import results
 from runtime.errors import UserError
@@ -53,7 +54,7 @@ def reason_of(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def pixels(config) -> Extractor:
+def pixels(config: ConfigDict) -> Extractor:
     """The pixels themselves, divided by 255."""
     return Extractor(
         dict(backend='pixels', extractor='none', feature='pixels', input='pixels divided by 255'),
@@ -61,7 +62,7 @@ def pixels(config) -> Extractor:
     )
 
 
-def torch_fidelity(config) -> Extractor:
+def torch_fidelity(config: ConfigDict) -> Extractor:
     """The network `eval.extractor` of torch-fidelity at its layer `eval.features`.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 import datasets
 from configs.defaults import complete
@@ -34,7 +35,7 @@ class Reference(NamedTuple):
     statistics: Statistics
 
 
-def statistics_protocol(config, extractor: Extractor, split: str) -> dict:
+def statistics_protocol(config: ConfigDict, extractor: Extractor, split: str) -> dict:
     """What the features of a split depend on."""
     config = complete(config)
     return results.normal(
@@ -46,7 +47,7 @@ def statistics_protocol(config, extractor: Extractor, split: str) -> dict:
     )
 
 
-def statistics_path(config, extractor: Extractor, split: str) -> pathlib.Path:
+def statistics_path(config: ConfigDict, extractor: Extractor, split: str) -> pathlib.Path:
     """The file of the features of a split, in `eval.stats_dir` (default: assets/stats).
 
     For TF-GAN and the training set it is named as in the 2021 release, 'cifar10_stats.npz'.
@@ -62,7 +63,7 @@ def statistics_path(config, extractor: Extractor, split: str) -> pathlib.Path:
     return folder.expanduser() / ('_'.join([*parts, 'stats']) + '.npz')
 
 
-def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path:
+def compute_statistics(config: ConfigDict, extractor: Extractor, split: str) -> pathlib.Path:
     """Write the features of at most `eval.stats_samples` images of a split, in random order.
 
     All processes share the work. One batch of images is in memory at a time and, in process 0, the
@@ -108,7 +109,7 @@ def compute_statistics(config, extractor: Extractor, split: str) -> pathlib.Path
     return path
 
 
-def get_reference(config, extractor: Extractor, split: str) -> Reference | None:
+def get_reference(config: ConfigDict, extractor: Extractor, split: str) -> Reference | None:
     """Read the features of a split from `eval.stats_dir`; all processes compute missing ones.
 
     Returns:

@@ -2,6 +2,8 @@
 
 import functools
 
+from ml_collections import ConfigDict
+
 from . import layers
 from .unet import Parts, UNet
 from .utils import accept, completed, register_model
@@ -14,7 +16,7 @@ class DDPM(UNet):
     which is 32 in the 2021 release.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         config = completed(config)
         model, act, groups = config.model, layers.get_act(config), config.model.groups
         accept(config, 'model.normalization', 'GroupNorm')

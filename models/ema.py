@@ -1,26 +1,32 @@
 """An exponential moving average of parameters (Polyak & Juditsky 1992), used for sampling."""
 
 import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
 
 class ExponentialMovingAverage:
     """shadow <- d shadow + (1 - d) parameter at each `update`.
 
-    d is `decay`, or with `use_num_updates` the smaller of it and (1 + n) / (10 + n) at the n-th
-    update, so that the average forgets its start. `shadow_params` has the order of `parameters`, of
-    those that require a gradient. `untrained`, of the others, is there only in an average that JAX
-    made, which averages every parameter.
+    d is `decay`, or with `use_num_updates` the smaller of `decay` and (1 + n) / (10 + n) at the
+    n-th update, so that the average forgets its start. `shadow_params` are the averages of the
+    parameters that require a gradient, in their order. `untrained` are those of the others; only
+    checkpoints of JAX have them, where every parameter is averaged.
     """
 
-    def __init__(self, parameters, decay: float, use_num_updates: bool = True):
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], decay: float, use_num_updates: bool = True
+    ):
         if not 0 <= decay <= 1:
             raise ValueError(f'decay must lie in [0, 1], got {decay}')
         self.decay = decay
         self.num_updates = 0 if use_num_updates else None
         self.shadow_params = [p.detach().clone() for p in parameters if p.requires_grad]
-        self.untrained, self.collected_params, self.collected_untrained = [], [], []
+        self.untrained: list[Tensor] = []
+        self.collected_params: list[Tensor] = []
+        self.collected_untrained: list[Tensor] = []
 
     def _paired(self, parameters, own, trained=True):
         theirs = [p for p in parameters if p.requires_grad == trained]
@@ -33,8 +39,8 @@ class ExponentialMovingAverage:
         return theirs
 
     @torch.no_grad()
-    def update(self, parameters):
-        """One step of the average towards `parameters`."""
+    def update(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Take one step of the average towards `parameters`."""
         kept = self.decay
         if self.num_updates is not None:
             n = self.num_updates = self.num_updates + 1
@@ -44,8 +50,8 @@ class ExponentialMovingAverage:
         )
 
     @torch.no_grad()
-    def copy_to(self, parameters):
-        """Overwrites `parameters` with the average."""
+    def copy_to(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Overwrite `parameters` with the average."""
         parameters = list(parameters)
         torch._foreach_copy_(self._paired(parameters, self.shadow_params), self.shadow_params)
         if self.untrained:
@@ -53,8 +59,8 @@ class ExponentialMovingAverage:
                 self._paired(parameters, self.untrained, trained=False), self.untrained
             )
 
-    def store(self, parameters):
-        """Keeps a copy of `parameters`, to come back with `restore`."""
+    def store(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Keep a copy of `parameters` for `restore`."""
         parameters = list(parameters)
         self.collected_params = [p.detach().clone() for p in parameters if p.requires_grad]
         self.collected_untrained = (
@@ -64,8 +70,8 @@ class ExponentialMovingAverage:
         )
 
     @torch.no_grad()
-    def restore(self, parameters):
-        """Brings back what `store` kept."""
+    def restore(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Copy the values that `store` kept back to `parameters`."""
         parameters = list(parameters)
         torch._foreach_copy_(self._paired(parameters, self.collected_params), self.collected_params)
         if self.collected_untrained:
@@ -76,8 +82,8 @@ class ExponentialMovingAverage:
         self.collected_params, self.collected_untrained = [], []
 
     @contextlib.contextmanager
-    def applied_to(self, parameters):
-        """The average in place of `parameters`, for as long as the block lasts."""
+    def applied_to(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+        """Replace `parameters` by the average within the block."""
         parameters = list(parameters)
         self.store(parameters)
         self.copy_to(parameters)
@@ -91,11 +97,11 @@ class ExponentialMovingAverage:
             decay=self.decay, num_updates=self.num_updates, shadow_params=self.shadow_params
         ) | (dict(untrained=self.untrained) if self.untrained else {})
 
-    def load_state_dict(self, state_dict: dict):
+    def load_state_dict(self, state_dict: dict) -> None:
         """Load an average of the same parameters.
 
         Raises:
-            ValueError: numbers or shapes differ; nothing has changed then.
+            ValueError: if the number of tensors or a shape differs; then nothing is changed.
         """
         loaded = [torch.as_tensor(p) for p in state_dict['shadow_params']]
         for i, (own, new) in enumerate(zip(self.shadow_params, loaded)):

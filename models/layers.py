@@ -1,18 +1,20 @@
-"""Blocks of DDPM's U-Net (Ho et al. 2020), on which NCSN++ and DDPM++ build too.
+"""Blocks of DDPM's U-Net (Ho et al. 2020), which NCSN++ and DDPM++ also use.
 
 Feature maps are (B, C, H, W), embeddings (B, D). Attributes such as `GroupNorm_0` are the names of
 the published checkpoints.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from ml_collections import ConfigDict
+from torch import Tensor, nn
 
 from runtime.errors import UserError
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     'elu': F.elu,
     'relu': F.relu,
     'lrelu': lambda x: F.leaky_relu(x, 0.2),
@@ -20,7 +22,7 @@ ACTIVATIONS = {
 }
 
 
-def get_act(config):
+def get_act(config: ConfigDict) -> Callable[[Tensor], Tensor]:
     """The activation function that `config.model.nonlinearity` names."""
     name = config.model.nonlinearity.lower()
     if name not in ACTIVATIONS:
@@ -31,12 +33,14 @@ def get_act(config):
     return ACTIVATIONS[name]
 
 
-def default_init(scale: float = 1.0):
-    """shape -> a tensor, uniform with variance scale / fan_avg (Glorot & Bengio 2010); scale 0
-    stands for 1e-10.
+def default_init(scale: float = 1.0) -> Callable[[Sequence[int]], Tensor]:
+    """Return a function from a shape to uniform weights of variance scale / fan_avg.
 
-    Shapes are (out, in, ...) or, for matrices, either way round: the average of the fans is
-    symmetric.
+    Shapes are (out, in, ...); matrices may also be (in, out), as the average of the fans is
+    symmetric. A scale of 0 stands for 1e-10.
+
+    References:
+        Glorot & Bengio 2010.
     """
 
     def init(shape):
@@ -56,14 +60,30 @@ def _initialized(layer, init_scale: float):
 
 
 def dense(in_dim: int, out_dim: int) -> nn.Linear:
+    """A linear layer with the initialization of DDPM."""
     return _initialized(nn.Linear(in_dim, out_dim), 1.0)
 
 
-def conv1x1(in_planes, out_planes, stride=1, bias=True, init_scale=1.0, padding=0):
+def conv1x1(
+    in_planes: int,
+    out_planes: int,
+    stride: int = 1,
+    bias: bool = True,
+    init_scale: float = 1.0,
+    padding: int = 0,
+) -> nn.Conv2d:
     return _initialized(nn.Conv2d(in_planes, out_planes, 1, stride, padding, bias=bias), init_scale)
 
 
-def conv3x3(in_planes, out_planes, stride=1, bias=True, dilation=1, init_scale=1.0, padding=1):
+def conv3x3(
+    in_planes: int,
+    out_planes: int,
+    stride: int = 1,
+    bias: bool = True,
+    dilation: int = 1,
+    init_scale: float = 1.0,
+    padding: int = 1,
+) -> nn.Conv2d:
     return _initialized(
         nn.Conv2d(in_planes, out_planes, 3, stride, padding, dilation, bias=bias), init_scale
     )
@@ -82,17 +102,21 @@ def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-def merge(x, h, rescale: bool):
-    """The sum of two branches, scaled to keep its variance where `rescale`."""
+def merge(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
+    """The sum of two branches, divided by sqrt(2) if `rescale`, to keep the variance."""
     return (x + h) / math.sqrt(2) if rescale else x + h
 
 
-def get_timestep_embedding(timesteps, embedding_dim: int, max_positions: int = 10000):
-    """Sines and cosines of `timesteps` (B,) at `embedding_dim` / 2 geometric frequencies from 1 to
-    1/max_positions: (B, embedding_dim).
+def get_timestep_embedding(
+    timesteps: Tensor, embedding_dim: int, max_positions: int = 10000
+) -> Tensor:
+    """Sines and cosines of `timesteps` (B,) at geometric frequencies: (B, embedding_dim).
 
-    Vaswani et al. 2017, Sec. 3.5, with all sines before all cosines; an odd dimension ends with a
-    zero.
+    The embedding_dim / 2 frequencies go from 1 to 1/max_positions. All sines come before all
+    cosines, and an odd dimension ends with a zero.
+
+    References:
+        Vaswani et al. 2017, Sec. 3.5.
     """
     if timesteps.ndim != 1:
         raise ValueError(f'timesteps must have shape (batch,), got {tuple(timesteps.shape)}')
@@ -106,22 +130,30 @@ def get_timestep_embedding(timesteps, embedding_dim: int, max_positions: int = 1
 class NIN(nn.Module):
     """A 1x1 convolution with a matrix W (in, out) and a bias b ("network in network").
 
-    References: Lin et al. 2013.
+    References:
+        Lin et al. 2013.
     """
 
-    def __init__(self, in_dim, num_units, init_scale=0.1):
+    def __init__(self, in_dim: int, num_units: int, init_scale: float = 0.1):
         super().__init__()
         self.W = nn.Parameter(default_init(init_scale)((in_dim, num_units)))
         self.b = nn.Parameter(torch.zeros(num_units))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.W.t()[..., None, None], self.b)
 
 
 class AttnBlock(nn.Module):
-    """Self-attention over all pixels, added to its input; one head, or heads of `head_dim`."""
+    """Self-attention over all pixels, added to the input; one head, or heads of `head_dim`."""
 
-    def __init__(self, channels, skip_rescale=False, init_scale=0.0, groups=32, head_dim=0):
+    def __init__(
+        self,
+        channels: int,
+        skip_rescale: bool = False,
+        init_scale: float = 0.0,
+        groups: int | None = 32,
+        head_dim: int = 0,
+    ):
         super().__init__()
         if head_dim and channels % head_dim:
             raise UserError(f'channels must be divisible by head_dim={head_dim}, got {channels}')
@@ -132,7 +164,7 @@ class AttnBlock(nn.Module):
         self.NIN_3 = NIN(channels, channels, init_scale)
         self.skip_rescale = skip_rescale
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         h = self.GroupNorm_0(x)
         q, k, v = (
             project(h).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
@@ -143,43 +175,51 @@ class AttnBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size by repeating pixels, then a 3x3 convolution if `with_conv`."""
+    """Double the size by repeating pixels, then apply a 3x3 convolution if `with_conv`."""
 
-    def __init__(self, channels, with_conv=False):
+    def __init__(self, channels: int, with_conv: bool = False):
         super().__init__()
         if with_conv:
             self.Conv_0 = conv3x3(channels, channels)
         self.with_conv = with_conv
 
-    def forward(self, x, temb=None):
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         x = F.interpolate(x, scale_factor=2, mode='nearest')
         return self.Conv_0(x) if self.with_conv else x
 
 
 class Downsample(nn.Module):
-    """Half the size by a 3x3 convolution of stride 2 if `with_conv`, else by averaging."""
+    """Halve the size by a 3x3 convolution of stride 2 if `with_conv`, else by averaging."""
 
-    def __init__(self, channels, with_conv=False):
+    def __init__(self, channels: int, with_conv: bool = False):
         super().__init__()
         if with_conv:
             self.Conv_0 = conv3x3(channels, channels, stride=2, padding=0)
         self.with_conv = with_conv
 
-    def forward(self, x, temb=None):
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         return self.Conv_0(F.pad(x, (0, 1, 0, 1))) if self.with_conv else F.avg_pool2d(x, 2)
 
 
 class ResnetBlock(nn.Module):
-    """norm, act, conv, + time, norm, act, dropout, conv; added to its input.
+    """norm, act, conv, + time, norm, act, dropout, conv; added to the input.
 
-    Subclasses define how the input gets its new shape.
+    Subclasses define how the input gets the shape of the output.
     """
 
-    # the name of the layer that brings the input to the output's shape, where they differ
-    projection = None
+    # name of the layer that gives the input the output's shape, if they differ
+    projection: str | None = None
 
     def __init__(
-        self, act, in_ch, out_ch, temb_dim, dropout, skip_rescale=False, init_scale=0.0, groups=None
+        self,
+        act: Callable,
+        in_ch: int,
+        out_ch: int,
+        temb_dim: int | None,
+        dropout: float,
+        skip_rescale: bool = False,
+        init_scale: float = 0.0,
+        groups: int | None = None,
     ):
         super().__init__()
         self.GroupNorm_0 = group_norm(in_ch, groups)
@@ -190,10 +230,10 @@ class ResnetBlock(nn.Module):
         self.Conv_1 = conv3x3(out_ch, out_ch, init_scale=init_scale)
         self.act, self.skip_rescale = act, skip_rescale
 
-    def resample(self, x):
+    def resample(self, x: Tensor) -> Tensor:
         return x
 
-    def forward(self, x, temb=None):
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         h = self.act(self.GroupNorm_0(x))
         x, h = self.resample(x), self.Conv_0(self.resample(h))
         if temb is not None:
@@ -211,7 +251,14 @@ class ResnetBlockDDPM(ResnetBlock):
     """
 
     def __init__(
-        self, act, in_ch, out_ch=None, temb_dim=None, conv_shortcut=False, dropout=0.1, **design
+        self,
+        act: Callable,
+        in_ch: int,
+        out_ch: int | None = None,
+        temb_dim: int | None = None,
+        conv_shortcut: bool = False,
+        dropout: float = 0.1,
+        **design,
     ):
         out_ch = out_ch or in_ch
         super().__init__(act, in_ch, out_ch, temb_dim, dropout, **{'groups': 32} | design)

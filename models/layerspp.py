@@ -1,13 +1,15 @@
 """Blocks of NCSN++ and DDPM++: FIR resampling, BigGAN blocks, rescaled skips.
 
-References: Song et al. 2021, Sec. 4.4 and Appendix H.
+References:
+    Song et al. 2021, Sec. 4.4 and Appendix H.
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .layers import NIN, AttnBlock, ResnetBlock, ResnetBlockDDPM, conv1x1, conv3x3  # noqa: F401 (NIN: notebooks)
 from .up_or_down_sampling import (
@@ -31,50 +33,53 @@ class GaussianFourierProjection(nn.Module):
     The frequencies are normal with standard deviation `scale`.
     """
 
-    def __init__(self, embedding_size=256, scale=1.0):
+    def __init__(self, embedding_size: int = 256, scale: float = 1.0):
         super().__init__()
         frequencies = scale * torch.randn(embedding_size)
         self.W = nn.Parameter(frequencies, requires_grad=False)
 
     def _apply(self, fn, recurse=True):
-        """Moves and casts W, but not to a dtype of less digits than float32: angles are hundreds of
-        radians.
-        """
+        """Move and cast W, but keep at least float32: angles are hundreds of radians."""
         precise = self.W.detach()
         super()._apply(fn, recurse)
         if torch.finfo(self.W.dtype).bits < 32:
             self.W = nn.Parameter(precise.to(self.W.device), requires_grad=False)
         return self
 
-    def forward(self, x):
-        # in this order: large angles round as published
+    def forward(self, x: Tensor) -> Tensor:
+        # in this order, large angles round as in the 2021 release
         angles = x[:, None] * self.W * (2 * math.pi)
         return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class Combine(nn.Module):
-    """Join y with x, which a 1x1 convolution brings to the channels of y.
+    """Combine y with x, which a 1x1 convolution brings to the channels of y.
 
-    The method is their sum ('sum') or concatenation ('cat').
+    The method is the sum ('sum') or the concatenation ('cat').
     """
 
-    def __init__(self, dim1, dim2, method='cat'):
+    def __init__(self, dim1: int, dim2: int, method: str = 'cat'):
         super().__init__()
         if method not in ('cat', 'sum'):
             raise ValueError(f"method must be 'cat' or 'sum', got {method!r}")
         self.Conv_0 = conv1x1(dim1, dim2)
         self.method = method
 
-    def forward(self, x, y):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
         h = self.Conv_0(x)
         return torch.cat([h, y], 1) if self.method == 'cat' else h + y
 
 
 class Upsample(nn.Module):
-    """Twice the size, by FIR filtering or by repetition, with a 3x3 convolution if `with_conv`."""
+    """Double the size, by an FIR filter or repetition; with `with_conv` also a 3x3 convolution."""
 
     def __init__(
-        self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)
+        self,
+        in_ch: int | None = None,
+        out_ch: int | None = None,
+        with_conv: bool = False,
+        fir: bool = False,
+        fir_kernel: Sequence[float] = (1, 3, 3, 1),
     ):
         super().__init__()
         self.fir, self.with_conv = fir, with_conv
@@ -85,7 +90,7 @@ class Upsample(nn.Module):
         elif with_conv:
             self.Conv_0 = conv3x3(in_ch, out_ch or in_ch)
 
-    def forward(self, x, temb=None):
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         if self.fir:
             return self.Conv2d_0(x) if self.with_conv else enlarge(x, self.filter)
         x = naive_upsample_2d(x)
@@ -96,7 +101,12 @@ class Downsample(nn.Module):
     """Halve the size: FIR filter or mean; with `with_conv` a strided 3x3 convolution."""
 
     def __init__(
-        self, in_ch=None, out_ch=None, with_conv=False, fir=False, fir_kernel=(1, 3, 3, 1)
+        self,
+        in_ch: int | None = None,
+        out_ch: int | None = None,
+        with_conv: bool = False,
+        fir: bool = False,
+        fir_kernel: Sequence[float] = (1, 3, 3, 1),
     ):
         super().__init__()
         self.fir, self.with_conv = fir, with_conv
@@ -107,7 +117,7 @@ class Downsample(nn.Module):
         elif with_conv:
             self.Conv_0 = conv3x3(in_ch, out_ch or in_ch, stride=2, padding=0)
 
-    def forward(self, x, temb=None):
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         if self.fir:
             return self.Conv2d_0(x) if self.with_conv else shrink(x, self.filter)
         return (
@@ -122,17 +132,17 @@ class ResnetBlockBigGANpp(ResnetBlock):
 
     def __init__(  # noqa: PLR0913, the signature of the 2021 release
         self,
-        act,
-        in_ch,
-        out_ch=None,
-        temb_dim=None,
-        up=False,
-        down=False,
-        dropout=0.1,
-        fir=False,
-        fir_kernel=(1, 3, 3, 1),
-        skip_rescale=True,
-        init_scale=0.0,
+        act: Callable,
+        in_ch: int,
+        out_ch: int | None = None,
+        temb_dim: int | None = None,
+        up: bool = False,
+        down: bool = False,
+        dropout: float = 0.1,
+        fir: bool = False,
+        fir_kernel: Sequence[float] = (1, 3, 3, 1),
+        skip_rescale: bool = True,
+        init_scale: float = 0.0,
     ):
         out_ch = out_ch or in_ch
         super().__init__(
@@ -145,5 +155,5 @@ class ResnetBlockBigGANpp(ResnetBlock):
             (Upsample if up else Downsample)(fir=fir, fir_kernel=fir_kernel) if up or down else None
         )
 
-    def resample(self, x):
+    def resample(self, x: Tensor) -> Tensor:
         return x if self.resampler is None else self.resampler(x)

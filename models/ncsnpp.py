@@ -7,6 +7,8 @@ positions.
 
 import functools
 
+from ml_collections import ConfigDict
+
 from . import layerspp
 from .layers import get_act, group_norm
 from .unet import Design, Parts, UNet
@@ -82,7 +84,7 @@ class NCSNpp(UNet):
     Labels are sigma if `model.embedding_type` is 'fourier', otherwise times or indices.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         config = completed(config)
         model, act = config.model, get_act(config)
         _check(config)

@@ -1,16 +1,17 @@
-"""NCSN (Song & Ermon 2019) and NCSNv2 (Song & Ermon 2020) for images of about 64, 128 and 256
-pixels: RefineNets of the score.
+"""NCSN (Song & Ermon 2019) and NCSNv2 (Song & Ermon 2020): RefineNets that output the score.
 
-The encoder's stages and the decoder's refinements are tables; channels are multiples of `model.nf`.
-NCSN is told the noise level by its normalization, its output is the score; NCSNv2 is not told, and
-divides its output by sigma (Technique 3).
+NCSNv2 has variants for images of up to 95, 128 and 256 pixels. The encoder's stages and the
+decoder's refinements are tables; channels are multiples of `model.nf`. NCSN is conditioned on the
+noise level by its normalization. NCSNv2 is not: its output is divided by sigma (Technique 3).
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from ml_collections import ConfigDict
+from torch import Tensor, nn
 
 from runtime.errors import UserError
 
@@ -21,8 +22,9 @@ from .utils import accept, completed, get_sigmas, register_model
 
 
 class Stage(NamedTuple):
-    """Two residual blocks that make `width` x nf channels, the first of which goes down (in size,
-    or in dilation).
+    """Two residual blocks with `width` x nf channels; if `down`, the first halves the size.
+
+    With a `dilation` above 1 it dilates its convolutions instead.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Stage(NamedTuple):
 
 
 class RefineNet(nn.Module):
-    """(x (B, C, H, W), labels (B,)) -> (B, C, H, W)."""
+    """Map (x (B, C, H, W), labels (B,)) to an output (B, C, H, W)."""
 
     stages: list[Stage]  # from fine to coarse
     refinements: list[tuple[str, int]]  # name and width, in the order in which they are created
@@ -40,7 +42,7 @@ class RefineNet(nn.Module):
     applied: list[str] | None = None
     conditional = False
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         super().__init__()
         config = completed(config)
         accept(config, 'model.num_classes', 0, why='the U-Nets can be told classes')
@@ -90,7 +92,8 @@ class RefineNet(nn.Module):
             )
             coarser = [width]
 
-    def features(self, x, labels):
+    def features(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """The output before any scaling; `labels` are for conditional normalizations."""
         h = self.begin_conv(x if self.centered else 2 * x - 1)
         kept = []
         for stage in self.stages:
@@ -102,13 +105,13 @@ class RefineNet(nn.Module):
             coarser = [getattr(self, name)([kept.pop(), *coarser], labels)]
         return self.end_conv(self.act(self.normalizer(coarser[0], labels)))
 
-    def forward(self, x, labels):
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return self.features(x, labels)
 
 
 @register_model(name='ncsn')
 class NCSN(RefineNet):
-    """The score at the noise level `labels`, integers counting from the largest sigma down."""
+    """The score at the noise level `labels`: integers that count from the largest sigma down."""
 
     stages = [
         Stage('res1', 1, down=False),
@@ -119,7 +122,7 @@ class NCSN(RefineNet):
     refinements = [('refine1', 2), ('refine2', 2), ('refine3', 1), ('refine4', 1)]
     conditional = True
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         accept(config, 'model.scale_by_sigma', False)
         accept(
             config,
@@ -132,25 +135,26 @@ class NCSN(RefineNet):
             'sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32), persistent=False
         )
 
-    def forward(self, x, labels):
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return self.features(x, labels.long())
 
 
 @register_model(name='ncsnv2_64')
 class NCSNv2(RefineNet):
-    """The score at the noise level `labels`: integers count from the largest sigma down, real
-    numbers are sigma itself.
+    """The score at the noise level `labels`.
+
+    Integer labels count from the largest sigma down; floating-point labels are sigma itself.
     """
 
     stages = NCSN.stages
     refinements = NCSN.refinements
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.register_buffer('sigmas', torch.tensor(get_sigmas(config), dtype=torch.float32))
         self.scale_by_sigma = config.model.scale_by_sigma
 
-    def forward(self, x, labels):
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         h = self.features(x, None)
         if not self.scale_by_sigma:
             return h
@@ -193,8 +197,8 @@ class NCSNv2_256(NCSNv2):
     applied = ['refine1', 'refine2', 'refine31', 'refine3', 'refine4', 'refine5']
 
 
-def get_network(config):
-    """() -> the NCSNv2 network that fits `data.image_size`, up to 256."""
+def get_network(config: ConfigDict) -> Callable[[], nn.Module]:
+    """Return a function that builds the NCSNv2 network for `data.image_size`, up to 256."""
     size = config.data.image_size
     for cls, largest in ((NCSNv2, 95), (NCSNv2_128, 128), (NCSNv2_256, 256)):
         if size <= largest:

@@ -1,16 +1,20 @@
-"""Normalizations of NCSN and NCSNv2: instance normalization that keeps what it removes, the
-channels' means, as a second signal.
+"""Normalizations of NCSN and NCSNv2, among them InstanceNorm++.
 
-InstanceNorm++ (Song & Ermon 2019, Appendix A):  z_c = gamma_c (x_c - mu_c)/sigma_c + beta_c +
-alpha_c (mu_c - m)/v, where m and v are the mean and standard deviation of the channels' means mu_c.
-Every normalization is called with (x, labels) and may ignore the labels; x is (B, C, H, W), labels
-(B,).
+Instance normalization removes the mean mu_c of each channel. InstanceNorm++ adds it again as a
+second signal (Song & Ermon 2019, Appendix A):
+
+    z_c = gamma_c (x_c - mu_c)/sigma_c + beta_c + alpha_c (mu_c - m)/v,
+
+where m and v are the mean and standard deviation of the mu_c. Every normalization is called with
+(x, labels) and may ignore the labels; x is (B, C, H, W), labels (B,).
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from ml_collections import ConfigDict
+from torch import Tensor, nn
 
 from runtime.errors import UserError
 
@@ -26,48 +30,48 @@ def _instance_norm_plus(x, gamma, alpha, beta):
 class InstanceNorm2dPlus(nn.Module):
     """InstanceNorm++ with one gamma, alpha and beta for all noise levels."""
 
-    def __init__(self, num_features):
+    def __init__(self, num_features: int):
         super().__init__()
         self.alpha = nn.Parameter(1 + 0.02 * torch.randn(num_features))
         self.gamma = nn.Parameter(1 + 0.02 * torch.randn(num_features))
         self.beta = nn.Parameter(torch.zeros(num_features))
 
-    def forward(self, x, labels=None):
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         return _instance_norm_plus(x, self.gamma, self.alpha, self.beta)
 
 
 class ConditionalInstanceNorm2dPlus(nn.Module):
     """InstanceNorm++ with a gamma, alpha and beta for each noise level."""
 
-    def __init__(self, num_features, num_classes):
+    def __init__(self, num_features: int, num_classes: int):
         super().__init__()
         self.embed = nn.Embedding(num_classes, 3 * num_features)
         with torch.no_grad():
             self.embed.weight[:, : 2 * num_features].normal_(1, 0.02)
             self.embed.weight[:, 2 * num_features :].zero_()
 
-    def forward(self, x, labels):
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return _instance_norm_plus(x, *self.embed(labels).chunk(3, 1))
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
     """Instance normalization with learned scale and offset."""
 
-    def __init__(self, num_features):
+    def __init__(self, num_features: int):
         super().__init__(num_features, affine=True)
 
-    def forward(self, x, labels=None):
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         return super().forward(x)
 
 
 class VarianceNorm2d(nn.Module):
-    """Division by each channel's standard deviation, means kept, with a learned scale."""
+    """Division by each channel's standard deviation with a learned scale; means are kept."""
 
-    def __init__(self, num_features):
+    def __init__(self, num_features: int):
         super().__init__()
         self.alpha = nn.Parameter(1 + 0.02 * torch.randn(num_features))
 
-    def forward(self, x, labels=None):
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.alpha[:, None, None] * x / torch.sqrt(x.var((2, 3), keepdim=True) + 1e-5)
 
 
@@ -78,9 +82,12 @@ NORMALIZATIONS = {
 }
 
 
-def get_normalization(config, conditional: bool = False):
-    """channels -> the normalization that `config.model.normalization` names, per noise level where
-    `conditional`.
+def get_normalization(config: ConfigDict, conditional: bool = False) -> Callable[..., nn.Module]:
+    """Return a function from a number of channels to a normalization.
+
+    Args:
+        config: `config.model.normalization` names the normalization.
+        conditional: whether it has parameters for each noise level.
     """
     name = config.model.normalization
     known = ['InstanceNorm++'] if conditional else NORMALIZATIONS

@@ -1,12 +1,14 @@
 """Blocks of RefineNet (Lin et al. 2017) as NCSN (Song & Ermon 2019) and NCSNv2 (2020) use them.
 
-`norm` makes a normalization for a number of channels, called with (x, labels). NCSN normalizes in
-front of every convolution of the refinement; NCSNv2 does not: there `norm` is None. Attribute names
-are those of the authors' checkpoints.
+`norm` builds a normalization for a number of channels, which is called with (x, labels). NCSN
+normalizes before every convolution of the refinement. NCSNv2 does not: there `norm` is None.
+Attribute names are those of the authors' checkpoints.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
 def _conv(in_planes, out_planes, kernel=3, bias=True, dilation=1):
@@ -23,20 +25,29 @@ def _conv(in_planes, out_planes, kernel=3, bias=True, dilation=1):
 class ConvMeanPool(nn.Module):
     """A convolution, then the mean over 2x2 tiles."""
 
-    def __init__(self, in_planes, out_planes, kernel):
+    def __init__(self, in_planes: int, out_planes: int, kernel: int):
         super().__init__()
         self.conv = _conv(in_planes, out_planes, kernel)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(self.conv(x), 2)
 
 
 class ResidualBlock(nn.Module):
-    """norm, act, conv, norm, act, conv; added to its input. `down` halves the size, or with a
-    `dilation` above 1 widens the view.
+    """norm, act, conv, norm, act, conv; added to the input.
+
+    With `down` it halves the size, or, if `dilation` is above 1, dilates the convolutions.
     """
 
-    def __init__(self, in_planes, out_planes, down, act, norm, dilation=1):
+    def __init__(
+        self,
+        in_planes: int,
+        out_planes: int,
+        down: bool,
+        act: Callable,
+        norm: Callable,
+        dilation: int = 1,
+    ):
         super().__init__()
         pool = down and dilation == 1
         middle = in_planes if down else out_planes
@@ -57,7 +68,7 @@ class ResidualBlock(nn.Module):
         self.normalize1 = norm(in_planes)
         self.act = act
 
-    def forward(self, x, labels):
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         h = self.conv1(self.act(self.normalize1(x, labels)))
         h = self.conv2(self.act(self.normalize2(h, labels)))
         return h + (x if self.shortcut is None else self.shortcut(x))
@@ -66,7 +77,9 @@ class ResidualBlock(nn.Module):
 class RCUBlock(nn.Module):
     """Residual convolution units: `n_blocks` sums of x and `n_stages` convolutions of it."""
 
-    def __init__(self, planes, n_blocks, n_stages, act, norm=None):
+    def __init__(
+        self, planes: int, n_blocks: int, n_stages: int, act: Callable, norm: Callable | None = None
+    ):
         super().__init__()
         self.names = [[f'{i}_{j}' for j in range(1, n_stages + 1)] for i in range(1, n_blocks + 1)]
         for name in sum(self.names, []):
@@ -75,7 +88,7 @@ class RCUBlock(nn.Module):
             self.add_module(f'{name}_conv', _conv(planes, planes, bias=False))
         self.act, self.normalized = act, norm is not None
 
-    def forward(self, x, labels):
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         for stages in self.names:
             h = x
             for name in stages:
@@ -89,7 +102,13 @@ class RCUBlock(nn.Module):
 class MSFBlock(nn.Module):
     """Multi-resolution fusion: the sum of all inputs, convolved and brought to one size."""
 
-    def __init__(self, in_planes, features, interpolation, norm=None):
+    def __init__(
+        self,
+        in_planes: Sequence[int],
+        features: int,
+        interpolation: str,
+        norm: Callable | None = None,
+    ):
         super().__init__()
         self.convs = nn.ModuleList(_conv(planes, features) for planes in in_planes)
         self.norms = nn.ModuleList(norm(planes) for planes in in_planes) if norm else None
@@ -98,7 +117,7 @@ class MSFBlock(nn.Module):
             align_corners=True if interpolation in ('bilinear', 'bicubic') else None,
         )
 
-    def forward(self, inputs, labels, size):
+    def forward(self, inputs: list[Tensor], labels: Tensor | None, size: Sequence[int]) -> Tensor:
         if self.norms:
             inputs = [norm(x, labels) for norm, x in zip(self.norms, inputs)]
         return sum(
@@ -107,17 +126,18 @@ class MSFBlock(nn.Module):
 
 
 class CRPBlock(nn.Module):
-    """Chained residual pooling: x plus a chain of poolings and convolutions of it. Pools by means
-    with `norm`, by maxima without.
+    """Chained residual pooling: x plus a chain of poolings and convolutions of it.
+
+    Pooling takes means with `norm`, and maxima without.
     """
 
-    def __init__(self, features, n_stages, act, norm=None):
+    def __init__(self, features: int, n_stages: int, act: Callable, norm: Callable | None = None):
         super().__init__()
         self.convs = nn.ModuleList(_conv(features, features, bias=False) for _ in range(n_stages))
         self.norms = nn.ModuleList(norm(features) for _ in range(n_stages)) if norm else None
         self.act = act
 
-    def forward(self, x, labels):
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         x = path = self.act(x)
         for i, conv in enumerate(self.convs):
             path = (
@@ -131,11 +151,20 @@ class CRPBlock(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Joins a level of the encoder with the coarser refinement before it, of sizes `in_planes`,
-    into `features` channels.
+    """Join a level of the encoder with the coarser refinement before it.
+
+    Their channels are `in_planes`; the output has `features` channels.
     """
 
-    def __init__(self, in_planes, features, act, interpolation, norm=None, end=False):
+    def __init__(
+        self,
+        in_planes: Sequence[int],
+        features: int,
+        act: Callable,
+        interpolation: str,
+        norm: Callable | None = None,
+        end: bool = False,
+    ):
         super().__init__()
         self.adapt_convs = nn.ModuleList(RCUBlock(planes, 2, 2, act, norm) for planes in in_planes)
         self.output_convs = RCUBlock(features, 3 if end else 1, 2, act, norm)
@@ -144,9 +173,12 @@ class RefineBlock(nn.Module):
         )
         self.crp = CRPBlock(features, 2, act, norm)
 
-    def forward(self, inputs, labels):
-        """`inputs`: the encoder's level, whose size the result has, then the coarser refinement
-        where there is one.
+    def forward(self, inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+        """Join the inputs; the result has the size of the first.
+
+        Args:
+            inputs: the encoder's level and, except at the coarsest, the refinement before.
+            labels: for the normalizations.
         """
         adapted = [adapt(x, labels) for adapt, x in zip(self.adapt_convs, inputs)]
         h = adapted[0] if self.msf is None else self.msf(adapted, labels, inputs[0].shape[2:])

@@ -1,4 +1,4 @@
-"""A network as the score of an SDE: what samplers, likelihoods and guidance compute with.
+"""A network as the score of an SDE, for samplers, likelihoods and guidance.
 
 For x_t = m(t) x_0 + std(t) z a network learns s(x, t) = grad_x log p_t(x) (Song et al. 2021, Eq.
 7). The estimates of the noise and of the image in x follow from it (Tweedie's formula):
@@ -7,19 +7,24 @@ For x_t = m(t) x_0 + std(t) z a network learns s(x, t) = grad_x log p_t(x) (Song
 """
 
 import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from models.utils import get_score_fn, number_of_scales, times_like
+
+AnyScore = TypeVar('AnyScore', bound='Score')
 
 
 class Counted:
     """A function that counts its calls."""
 
-    def __init__(self, fn):
+    def __init__(self, fn: Callable):
         self.fn, self.calls = fn, 0
 
-    def __call__(self, *args, **settings):
+    def __call__(self, *args, **settings) -> Any:
         self.calls += 1
         return self.fn(*args, **settings)
 
@@ -37,21 +42,26 @@ class Score:
         sde: the SDE it was trained for.
         continuous: whether it was trained on continuous times, or on the noise levels of `sde.N`
             steps.
-        guides: guidance, each a function from a score function `(x, t) -> score` to another,
-        applied in this order.
+        guides: guidance, each a function from a score function `(x, t) -> score` to another. They
+            are applied in this order.
     """
 
-    def __init__(self, network, sde, continuous: bool = True, guides: tuple = ()):
-        self.network, self.sde, self.continuous, self.guides = (
-            network,
-            sde,
-            continuous,
-            tuple(guides),
-        )
+    def __init__(
+        self,
+        network: Callable | None,
+        sde: Any,
+        continuous: bool = True,
+        guides: Sequence[Callable] = (),
+    ):
+        self.network = network
+        self.sde = sde
+        self.continuous = continuous
+        self.guides = tuple(guides)
 
-    def counted(self):
-        """A score function `(x, t (B,), **condition) -> score`, and the counter of the network
-        evaluations that its calls make.
+    def counted(self) -> tuple[Callable, Counted]:
+        """Return a score function, and a counter of the network evaluations that it makes.
+
+        The function is called as `score_fn(x, t, **condition)` with t of shape (B,).
         """
         counter = score_fn = Counted(
             get_score_fn(self.sde, self.network, continuous=self.continuous)
@@ -60,40 +70,42 @@ class Score:
             score_fn = guide(score_fn)
         return score_fn, counter
 
-    def label(self, t):
-        """What the network is given for the times t (B,)."""
+    def label(self, t: Tensor) -> Tensor:
+        """The network's label for the times t (B,)."""
         return self.sde.network_label(t, self.continuous, number_of_scales(self.network))
 
-    def guided_by(self, *guides):
+    def guided_by(self: AnyScore, *guides: Callable | None) -> AnyScore:
         """The same model with further guidance."""
         other = copy.copy(self)
         other.guides = (*self.guides, *filter(None, guides))
         return other
 
-    def score(self, x, t, **condition):
-        """grad_x log p_t(x), shape of x; `condition` is passed to the network, such as `classes=`
-        (B,).
+    def score(self, x: Tensor, t: float | Tensor, **condition) -> Tensor:
+        """grad_x log p_t(x), shape of x.
+
+        `condition` is passed to the network, such as `classes=` (B,).
         """
         return self.counted()[0](x, times_like(x, t), **condition)
 
-    def noise(self, x, t, **condition):
+    def noise(self, x: Tensor, t: float | Tensor, **condition) -> Tensor:
         """The estimate of the noise z in x, shape of x."""
         t = times_like(x, t)
         return self.sde.noise(x, t, self.score(x, t, **condition))
 
-    def denoise(self, x, t, **condition):
+    def denoise(self, x: Tensor, t: float | Tensor, **condition) -> Tensor:
         """The estimate E[x_0 | x_t = x], shape of x; t > 0."""
         t = times_like(x, t)
         return self.sde.denoise(x, t, self.score(x, t, **condition))
 
-    def perturb(self, x0, t, noise=None):
-        """A draw of x_t given x_0 (shape of x_0), with standard normal noise unless `noise` (shape
-        of x_0) is given.
+    def perturb(self, x0: Tensor, t: float | Tensor, noise: Tensor | None = None) -> Tensor:
+        """A draw of x_t given x_0, shape of x_0.
+
+        The noise is standard normal unless `noise` (shape of x_0) is given.
         """
         return self.sde.perturb(x0, times_like(x0, t), noise)
 
-    def parameter(self) -> torch.Tensor | None:
-        """A parameter of the network, which tells its device and dtype; None if it has none."""
+    def parameter(self) -> Tensor | None:
+        """A parameter of the network, for its device and dtype; None if it has no parameters."""
         return (
             next(self.network.parameters(), None)
             if isinstance(self.network, torch.nn.Module)

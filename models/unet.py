@@ -14,7 +14,8 @@ Every block is appended to `all_modules`, and its position is recorded when the 
 `all_modules` is the only owner of the blocks, so parameters have the names and the order of the
 published checkpoints.
 
-References: Ho et al. 2020, Appendix B; Song et al. 2021, Appendix H and Fig. 9.
+References:
+    Ho et al. 2020, Appendix B; Song et al. 2021, Appendix H and Fig. 9.
 """
 
 import types
@@ -22,7 +23,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from ml_collections import ConfigDict
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from runtime.errors import UserError
@@ -102,7 +104,7 @@ class UNet(nn.Module):
     fraction `model.label_dropout` of the images (Ho & Salimans 2022).
     """
 
-    def __init__(self, config, act, parts: Parts, design: Design = Design()):
+    def __init__(self, config: ConfigDict, act: Callable, parts: Parts, design: Design = Design()):
         super().__init__()
         model, data = config.model, config.data
         accept(config, 'model.up_attention', 'level', 'block')
@@ -188,7 +190,9 @@ class UNet(nn.Module):
             self.down_levels.append(DownLevel(blocks, resample, joint))
         return kept
 
-    def _add_joint(self, design: Design, width: int, pyramid_width: int):
+    def _add_joint(
+        self, design: Design, width: int, pyramid_width: int
+    ) -> tuple[int | None, int, int]:
         """Add what joins the input pyramid to the features of a level, if there is a pyramid.
 
         Returns:
@@ -338,7 +342,7 @@ class UNet(nn.Module):
                 f'{tuple(classes.shape)} {classes.dtype}'
             )
 
-    def forward(self, x, labels, classes=None):
+    def forward(self, x: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
         self._check(x, labels, classes)
         temb = self._embed(labels, classes)
         kept = self._go_down(2 * x - 1 if self.centers else x, temb)

@@ -2,10 +2,13 @@
 
 import contextlib
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from ml_collections import ConfigDict
+from torch import Tensor, nn
 
 from configs import rules
 from configs.defaults import complete
@@ -17,12 +20,12 @@ MODELS = Registry('network')
 register_model = MODELS.register
 
 
-def get_model(name: str):
+def get_model(name: str) -> type[nn.Module]:
     """The network class registered under `name`."""
     return MODELS.get(name)
 
 
-def completed(config):
+def completed(config: ConfigDict) -> ConfigDict:
     """Return a copy of the config of one of our networks, with the defaults of missing keys.
 
     Raises:
@@ -33,7 +36,7 @@ def completed(config):
     return complete(config)
 
 
-def accept(config, key: str, *values, why: str = ''):
+def accept(config: ConfigDict, key: str, *values, why: str = '') -> None:
     """Raise UserError if a key ('section.name') of a config is there but has none of the values.
 
     The case of strings is ignored.
@@ -50,13 +53,13 @@ def accept(config, key: str, *values, why: str = ''):
         )
 
 
-def get_sigmas(config) -> np.ndarray:
+def get_sigmas(config: ConfigDict) -> np.ndarray:
     """The `model.num_scales` noise levels of SMLD, geometric, the largest first; float64."""
     model = config.model
     return np.exp(np.linspace(np.log(model.sigma_max), np.log(model.sigma_min), model.num_scales))
 
 
-def get_ddpm_params(config) -> dict:
+def get_ddpm_params(config: ConfigDict) -> dict:
     """Return the constants of DDPM's chain as float64 arrays (N,) (Ho et al. 2020, Sec. 2)."""
     n = config.model.num_scales
     betas = np.linspace(config.model.beta_min / n, config.model.beta_max / n, n)
@@ -107,7 +110,7 @@ class Undivided(nn.Module):
         if compile:
             module.compile(fullgraph=True)
 
-    def share(self):
+    def share(self) -> None:
         """Average gradients over all processes in every backward pass of training from now on.
 
         The parameters must be the same in all processes.
@@ -121,7 +124,7 @@ class Undivided(nn.Module):
                 ]
 
     @contextlib.contextmanager
-    def alone(self, alone: bool = True):
+    def alone(self, alone: bool = True) -> Iterator[None]:
         """Accumulate gradients in each process within the block, if `alone`.
 
         The next backward pass outside the block averages them.
@@ -129,7 +132,7 @@ class Undivided(nn.Module):
         with self._shared[0].no_sync() if alone and self._shared else contextlib.nullcontext():
             yield
 
-    def forward(self, x, *args, **kwargs):
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         network = (
             self._shared[0]
             if self._shared and self.training and torch.is_grad_enabled()
@@ -144,7 +147,7 @@ class Undivided(nn.Module):
 
 # parameters made under inference mode could never have gradients, nor could their inputs
 @torch.inference_mode(False)
-def create_model(config) -> nn.Module:
+def create_model(config: ConfigDict) -> nn.Module:
     """Build the network of a config on `config.device`, with the parameter names of 2021.
 
     `config.training.precision`, `channels_last` and `compile` set how it is run. Missing optional
@@ -158,7 +161,7 @@ def create_model(config) -> nn.Module:
 
 
 @contextlib.contextmanager
-def gradients(*tensors):
+def gradients(*tensors) -> Iterator[list[Tensor]]:
     """Compute gradients within the block, even inside `torch.no_grad()` or inference mode.
 
     Yields:
@@ -169,7 +172,7 @@ def gradients(*tensors):
 
 
 def _dtype(model) -> torch.dtype | None:
-    """The dtype of a network's matrices and convolutions; None where it has none."""
+    """The dtype of a network's matrices and convolutions, or None if it has none."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return next(
         (
@@ -181,7 +184,7 @@ def _dtype(model) -> torch.dtype | None:
     )
 
 
-def get_model_fn(model, train: bool = False):
+def get_model_fn(model: Callable, train: bool = False) -> Callable:
     """Return a function (x, labels, **condition) -> output of the network.
 
     Dropout is on if `train`. A network cast to another dtype, as by `.bfloat16()`, gets x in that
@@ -203,13 +206,15 @@ def get_model_fn(model, train: bool = False):
     return model_fn
 
 
-def number_of_scales(model):
+def number_of_scales(model: Callable) -> int | None:
     """Return the number of noise levels of a discrete network, or None if it has no `sigmas`."""
     sigmas = getattr(getattr(model, 'module', model), 'sigmas', None)
     return None if sigmas is None else len(sigmas)
 
 
-def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
+def get_score_fn(
+    sde: Any, model: Callable, train: bool = False, continuous: bool = False
+) -> Callable:
     """Return a function (x (B, ...), t (B,), **condition) -> grad_x log p_t(x), shape of x.
 
     Args:
@@ -229,16 +234,16 @@ def get_score_fn(sde, model, train: bool = False, continuous: bool = False):
     return score_fn
 
 
-def times_like(x, t):
+def times_like(x: Tensor, t: float | Tensor) -> Tensor:
     """Return the time t, a number or a tensor () or (B,), as a tensor (B,) like x (B, ...)."""
     return torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
 
 
-def to_flattened_numpy(x: torch.Tensor) -> np.ndarray:
+def to_flattened_numpy(x: Tensor) -> np.ndarray:
     """All values of `x` as a vector on the host."""
     return x.detach().cpu().numpy().reshape(-1)
 
 
-def from_flattened_numpy(x: np.ndarray, shape) -> torch.Tensor:
+def from_flattened_numpy(x: np.ndarray, shape: Sequence[int]) -> Tensor:
     """The tensor of the given shape that `to_flattened_numpy` flattened."""
     return torch.from_numpy(x.reshape(shape))

@@ -1,16 +1,19 @@
-"""A classifier of noisy images: a wide residual network that is told the noise level (Zagoruyko &
-Komodakis 2016; Song et al. 2021, Appendix I.1), whose gradient guides samplers towards a class.
+"""A classifier of noisy images: a wide residual network conditioned on the noise level.
+
+Its gradient guides samplers towards a class (Zagoruyko & Komodakis 2016; Song et al. 2021,
+Appendix I.1).
 
     x -> stem
       -> for each width: residual blocks, the first halving the size but at the first width
       -> norm, act, mean -> logits
 
-Its blocks are those of NCSN++. Group normalization stands where the original has batch
-normalization, the averages of which would be of all noise levels together.
+Its blocks are those of NCSN++. Group normalization replaces the batch normalization of the
+original, whose averages would mix all noise levels.
 """
 
 import torch
-from torch import nn
+from ml_collections import ConfigDict
+from torch import Tensor, nn
 
 from runtime.errors import UserError
 
@@ -21,16 +24,16 @@ from .utils import accept, completed, register_model
 
 @register_model(name='wideresnet')
 class WideResNet(nn.Module):
-    """(x (B, C, H, W), labels (B,)) -> logits (B, `model.num_classes`); labels: sigma if
-    `model.embedding_type` is 'fourier', else times.
+    """Map (x (B, C, H, W), labels (B,)) to logits (B, `model.num_classes`).
 
-    The levels have nf * widen * ch_mult[i] channels; 28 layers and ten times the width are
-    num_res_blocks=4, widen=10. `shape` is that of an image.
+    Labels are sigma if `model.embedding_type` is 'fourier', else times. The levels have
+    nf * widen * ch_mult[i] channels; num_res_blocks=4 and widen=10 give the WRN-28-10 of the paper.
+    `shape` is the shape of an image.
     """
 
     is_classifier = True
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         super().__init__()
         config = completed(config)
         accept(config, 'model.normalization', 'GroupNorm')
@@ -73,7 +76,7 @@ class WideResNet(nn.Module):
                 width = out
         self.norm, self.head = group_norm(width), dense(width, model.num_classes)
 
-    def forward(self, x, labels):
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         labels = labels.to(torch.promote_types(x.dtype, torch.float32))
         features = (
             self.fourier(labels.log()) if self.fourier else get_timestep_embedding(labels, self.nf)

@@ -1,6 +1,4 @@
-"""Leaky ReLU of a biased input, scaled to keep the variance of a standard normal (Karras et al.
-2020).
-"""
+"""Leaky ReLU of a biased input, scaled to keep the variance (Karras et al. 2020)."""
 
 import torch
 import torch.nn.functional as F
@@ -22,5 +20,5 @@ class FusedLeakyReLU(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channel))
         self.negative_slope, self.scale = negative_slope, scale
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         return fused_leaky_relu(input, self.bias, self.negative_slope, self.scale)

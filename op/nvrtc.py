@@ -1,9 +1,8 @@
-"""CUDA C++ compiled where it is used: source -> machine code of one GPU -> kernels, launched on
-PyTorch's current stream.
+"""Compile CUDA C++ at run time and launch its kernels on PyTorch's current stream.
 
-NVRTC, NVIDIA's compiler as a library, and cuda-bindings, which reach it and the driver from Python,
-come with PyTorch's CUDA packages: nothing else has to be installed, and nothing is imported before
-the first use. Compiling needs no GPU.
+NVRTC is NVIDIA's compiler as a library; cuda-bindings call it and the driver from Python. Both come
+with PyTorch's CUDA packages, so nothing else has to be installed. They are imported at the first
+use. Compiling needs no GPU.
 """
 
 import ctypes
@@ -13,10 +12,12 @@ import torch
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """The target for a GPU of this compute capability: its machine code, or where NVRTC knows none
-    of it, the newest older PTX.
+    """The compilation target for a GPU of this compute capability.
 
-    RuntimeError for a GPU older than all that NVRTC knows.
+    It is the machine code of the GPU or, if NVRTC does not know the GPU, the newest older PTX.
+
+    Raises:
+        RuntimeError: if the GPU is older than all that NVRTC supports.
     """
     from cuda.bindings import nvrtc
 
@@ -32,11 +33,19 @@ def architecture(capability: tuple[int, int]) -> str:
 
 
 def compile(source: str, target: str, **macros) -> tuple[bytes, str]:
-    """(image, log) of CUDA C++ for a target such as 'sm_90' (machine code) or 'compute_90' (PTX),
-    with `macros` defined.
+    """Compile CUDA C++ and return the image and the compiler's log.
 
-    The log tells the registers and spills of each kernel of machine code: `resources` reads it.
-    RuntimeError with the compiler's words if it refuses.
+    Args:
+        source: the source code.
+        target: 'sm_90' (machine code), 'compute_90' (PTX) or the like.
+        **macros: macros to define.
+
+    Returns:
+        The image, and the log. For machine code the log has the registers and spills of each
+        kernel, see `resources`.
+
+    Raises:
+        RuntimeError: with the compiler's message if the source does not compile.
     """
     from cuda.bindings import nvrtc
 
@@ -67,8 +76,10 @@ def compile(source: str, target: str, **macros) -> tuple[bytes, str]:
 
 
 def resources(log: str) -> dict[str, dict]:
-    """What each kernel takes, by its name: registers per thread; bytes of shared memory per block,
-    of stack and spills per thread.
+    """The resources of each kernel, by name, from the log of `compile`.
+
+    They are registers per thread, and bytes of shared memory per block, and of stack and spills per
+    thread.
     """
     found = {}
     for part in re.split(r"Compiling entry function '", log)[1:]:
@@ -87,14 +98,15 @@ def resources(log: str) -> dict[str, dict]:
 
 
 class Module:
-    """The kernels of an image, on one device; `device` is the index by which PyTorch knows it."""
+    """The kernels of an image on one device; `device` is its index in PyTorch."""
 
     def __init__(self, image: bytes, device: int):
         from cuda.bindings import driver
 
         torch.cuda.init()
-        self.driver, self.device, self.functions = driver, device, {}
-        # the one that PyTorch works in
+        self.driver, self.device = driver, device
+        self.functions: dict = {}  # by name
+        # the one that PyTorch uses
         self.context = _checked(
             driver.cuDevicePrimaryCtxRetain(_checked(driver.cuDeviceGet(device)))
         )
@@ -102,8 +114,8 @@ class Module:
 
     def launch(
         self, name: str, blocks: int, threads: int, arguments: bytes, offsets: tuple[int, ...]
-    ):
-        """Starts kernel `name`; its arguments lie in `arguments`, packed as in C, at `offsets`."""
+    ) -> None:
+        """Launch the kernel `name`; `arguments` are packed as in C, each at one of `offsets`."""
         if name not in self.functions:
             self.functions[name] = self._in_context(
                 self.driver.cuModuleGetFunction, self.module, name.encode()
@@ -128,8 +140,9 @@ class Module:
         del buffer  # held until here: the driver has copied it
 
     def _in_context(self, call, *arguments):
-        """call(*arguments) in the context of the device: a thread may be in that of another one, or
-        in none yet.
+        """Return call(*arguments) in the context of the device.
+
+        A thread may be in the context of another device, or in none.
         """
         _checked(self.driver.cuCtxPushCurrent(self.context))
         try:
@@ -139,7 +152,7 @@ class Module:
 
 
 def _checked(result: tuple):
-    """The value or values behind the status of a call, or a RuntimeError that names the status."""
+    """The value or values after the status of a call; raise RuntimeError if the call failed."""
     status, *values = result
     if status:
         raise RuntimeError(status.name)

@@ -1,22 +1,26 @@
-"""Upsample, FIR-filter, downsample:  y[n] = sum_k h[k] x_up[n down + K - 1 - k]  on both axes
-(Karras et al. 2019, 2020).
+"""Upsample, FIR-filter and downsample images (Karras et al. 2019, 2020).
 
-`x_up` is x with up - 1 zeros behind every pixel, then padded; K is the length of the filter h.
+On both axes,
 
-Underneath is one operation, registered with PyTorch as `score_sde::resample`. With h flipped (for a
+    y[n] = sum_k h[k] x_up[n down + K - 1 - k],
+
+where `x_up` is x with up - 1 zeros after every pixel, then padded, and K is the length of the
+filter h.
+
+The underlying operation is registered with PyTorch as `score_sde::resample`. With h flipped (for a
 convolution) or not, and an output of any size,
 
     out[n] = sum_k h[k] x_up[n down + k - before],
-    x_up[m] = x[m / up] where up divides m, zero elsewhere and outside of x,
+    x_up[m] = x[m / up] if up divides m, and 0 otherwise and outside of x,
 
-and the transposed map, which takes the gradient of `out` to that of x, is another of these:
+and the transposed map, from the gradient of `out` to that of x, has the same form:
 
     grad_x[i] = sum_k h[K - 1 - k] grad_up[i up + k - (K - 1 - before)],
     grad_up[m] = grad_out[m / down].
 
 Derivatives of any order are thus the operation itself. On a CUDA device it is a kernel of
-upfirdn2d.cu, compiled on first use. Everywhere else, where that cannot be compiled, and for
-gradients in the filter, it is a composition of PyTorch's convolutions.
+upfirdn2d.cu, which is compiled on first use. On other devices, if the kernel does not compile, and
+for gradients with respect to the filter, it is composed of PyTorch's convolutions.
 """
 
 import functools
@@ -40,18 +44,21 @@ SCALARS = {
     torch.float16: 'half',
     torch.bfloat16: 'bfloat16',
 }
-THREADS, ROWS = 256, 4  # of a block; of a thread's strip: both as in the source
+THREADS, ROWS = 256, 4  # per block; of a thread's strip: both as in the source
 
 
 def upfirdn2d(
     input: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)
 ) -> Tensor:
-    """Resamples `input` (B, C, H, W) with the filter `kernel` (kh, kw).
+    """Resample `input` (B, C, H, W) with the filter `kernel` (kh, kw).
 
-    Both axes grow by `up`, get pad[0] zeros in front and pad[1] behind (negative: are cropped), are
-    filtered, and every `down`-th value is kept: H becomes (H up + pad[0] + pad[1] - kh) // down +
-    1. ValueError where nothing would be left. The result has the dtype of `input`, also under
-       autocast, and its memory format.
+    Both axes grow by the factor `up`, are padded with pad[0] zeros before and pad[1] after
+    (negative: cropped) and filtered, and every `down`-th value is kept. H becomes
+    (H up + pad[0] + pad[1] - kh) // down + 1. The result has the dtype of `input`, also under
+    autocast, and its memory format.
+
+    Raises:
+        ValueError: if the result would be empty.
     """
     before, behind = pad
     height, width = input.shape[2:]
@@ -76,8 +83,9 @@ def upfirdn2d(
 def _composed(
     x: Tensor, kernel: Tensor, up: int, down: int, before: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    """`resample` with a flipped filter, from PyTorch's own operations: any device, any floating
-    dtype, derivatives also in `kernel`.
+    """`resample` with a flipped filter, composed of PyTorch's operations.
+
+    It works on any device, in any floating-point dtype, and has derivatives in `kernel`.
     """
     # would convolve in another dtype than the kernels
     if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):
@@ -120,8 +128,9 @@ def _composed(
 
 
 def _in_transform() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, with which registered
-    operations do not go together.
+    """Whether torch.func or forward-mode differentiation is active.
+
+    Registered operations do not support them.
     """
     return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
@@ -143,8 +152,8 @@ def resample(
 ) -> Tensor:
     """out[n] = sum_k h[k] x_up[n down + k - before] as above, (B, C, *size), of `x` (B, C, H, W).
 
-    h is `taps` (kh, kw), reversed if `flip`; on a CUDA device of the type in which its kernels add
-    up: float64 for float64, else float32.
+    h is `taps` (kh, kw), reversed if `flip`. On a CUDA device it has the type in which the kernels
+    accumulate: float64 for float64, else float32.
     """
     out = _composed(x, taps if flip else taps.flip(0, 1), up, down, before, size)
     return out.contiguous(memory_format=_memory_format(x))
@@ -174,8 +183,9 @@ resample.register_autograd(functools.partial(_transposed, call=resample), setup_
 
 
 class _Eager(torch.autograd.Function):
-    """`resample` outside of torch.compile, where the registered derivative would take the CPU
-    longer than the kernel takes a GPU.
+    """`resample` outside of torch.compile.
+
+    There the registered derivative would take the CPU longer than the kernel takes the GPU.
     """
 
     @staticmethod
@@ -194,7 +204,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """Of the output: channels last where those of a pixel of `x` are neighbours in memory."""
+    """That of the output: channels last if `x` has the channels of a pixel next to each other."""
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) > 1 else torch.contiguous_format
 
 
@@ -244,17 +254,23 @@ class Layout(NamedTuple):
 
 
 @functools.lru_cache(4096)
-def plan(x: Layout, out: Layout, itemsize: int, taps_shape, setting: tuple, dense: bool) -> Launch:
+def plan(
+    x: Layout, out: Layout, itemsize: int, taps_shape: tuple[int, ...], setting: tuple, dense: bool
+) -> Launch:
     """Choose the kernel that makes an output, and its arguments.
 
-    `setting`: up, down, the padding above and to the left, and whether the filter is flipped.
-    `dense`: x lies in memory as the output does, without gaps, and both start at a multiple of 16
-    bytes.
+    Args:
+        x, out: the layouts of input and output.
+        itemsize: bytes of a value.
+        taps_shape: (kh, kw).
+        setting: up, down, the padding above and to the left, and whether the filter is flipped.
+        dense: whether x has the memory format of the output, without gaps, and both start at a
+            multiple of 16 bytes.
     """
     _, channels, height, width = x.shape
     batch, _, *size = out.shape
     up, down, *before, flip = setting
-    # channels last: of a pixel, else of a plane, all lies together
+    # channels last: the values of a pixel are contiguous, else those of a plane
     pixels = out.strides[1] == 1 and out.strides[3] > 1
     # values that a thread moves at once: channels, or columns of the larger image
     vector = 16 // itemsize
@@ -301,17 +317,18 @@ def plan(x: Layout, out: Layout, itemsize: int, taps_shape, setting: tuple, dens
 
 @functools.cache
 def _kernels(scalar: str, device: int) -> nvrtc.Module:
-    """The compiled kernels for a type and a GPU; raises whatever stands in their way."""
+    """The compiled kernels for a type and a GPU; raise the error if they cannot be compiled."""
     target = nvrtc.architecture(torch.cuda.get_device_capability(device))
     return nvrtc.Module(nvrtc.compile(SOURCE.read_text(), target, SCALAR=scalar)[0], device)
 
 
-_reasons = []  # why there are no kernels: the first is told to the user
+_reasons: list[str] = []  # why there are no kernels; the first is in the warning
 
 
 def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether tensors of this kind have kernels, which are compiled now if need be; one warning per
-    process if that fails.
+    """Whether tensors of this kind have kernels, which are compiled at the first call.
+
+    If that fails, there is one warning per process.
     """
     return device.type == 'cuda' and dtype in SCALARS and _loads(SCALARS[dtype], device.index)
 
@@ -324,7 +341,7 @@ _has_kernels._dynamo_marked_constant = True
 def _loads(scalar: str, device: int) -> bool:
     try:
         _kernels(scalar, device)
-    except Exception as error:  # whatever it is, PyTorch's operations do the work as well
+    except Exception as error:  # PyTorch's operations give the same result
         _reasons.append(f'{type(error).__name__}: {error}')
         if len(_reasons) == 1:
             warnings.warn(

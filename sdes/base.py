@@ -14,19 +14,22 @@ import abc
 import copy
 import inspect
 import math
+from collections.abc import Callable, Sequence
 
 import torch
+from ml_collections import ConfigDict
+from torch import Tensor
 
 from runtime.errors import UserError
 from runtime.randomness import normal_like
 
 
-def expand(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def expand(v: Tensor, x: Tensor) -> Tensor:
     """`v` of shape (B,) as (B, 1, ...), to be multiplied with `x` of shape (B, ...)."""
     return v.reshape(v.shape + (1,) * (x.ndim - v.ndim))
 
 
-def table_dtype(t: torch.Tensor) -> torch.dtype:
+def table_dtype(t: Tensor) -> torch.dtype:
     """The dtype in which tables of a chain are looked up at times t: at least float32."""
     return torch.promote_types(t.dtype, torch.float32)
 
@@ -40,7 +43,7 @@ class SDE(abc.ABC):
 
     sampling_eps = 1e-3  # where sampling stops: below it the score is too steep for the solver
     labels_are_sigmas = False  # whether a network's label in continuous time is std(t)
-    shown_as = {}  # names of attributes in `repr`, where they differ
+    shown_as: dict[str, str] = {}  # names of attributes in `repr`, where they differ
 
     def __init__(self, N: int):
         if N < 1:
@@ -57,7 +60,7 @@ class SDE(abc.ABC):
         ]
 
     @classmethod
-    def from_config(cls, config) -> 'SDE':
+    def from_config(cls, config: ConfigDict) -> 'SDE':
         """Build the SDE with N = `model.num_scales` and the `config_keys` in `config.model`."""
         model = config.model
         return cls(**{k: model[k] for k in cls.config_keys() if k in model}, N=model.num_scales)
@@ -79,24 +82,24 @@ class SDE(abc.ABC):
         """The end time of the process."""
 
     @abc.abstractmethod
-    def sde(self, x, t):
+    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The drift f(x, t), shape of x, and the diffusion g(t), shape (B,)."""
 
     @abc.abstractmethod
-    def marginal_prob(self, x, t):
+    def marginal_prob(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The mean m(t) x (shape of x) and standard deviation std(t) (B,) of p(x_t | x_0 = x)."""
 
     @abc.abstractmethod
-    def prior_sampling(self, shape):
+    def prior_sampling(self, shape: Sequence[int]) -> Tensor:
         """Draws from p_T, of the given shape, on the CPU."""
 
     @abc.abstractmethod
-    def prior_logp(self, z):
+    def prior_logp(self, z: Tensor) -> Tensor:
         """log p_T(z) in nats, shape (B,)."""
 
     # Marginals and transitions
 
-    def mean_and_std(self, t):
+    def mean_and_std(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """m(t) and std(t), both (B,), of p(x_t | x_0) = N(m(t) x_0, std(t)^2 I)."""
         # a `marginal_prob` may be written for images only, or for vectors only
         for shape in ((-1, 1, 1, 1), (-1, 1)):
@@ -109,21 +112,21 @@ class SDE(abc.ABC):
             f'got {tuple(mean.shape)} for {tuple(ones.shape)}'
         )
 
-    def perturb(self, x, t, noise=None):
+    def perturb(self, x: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """A draw m x + std z of x_t given x_0 = x; z is standard normal unless `noise` is given."""
         mean, std = self.marginal_prob(x, t)
         return mean + expand(std, x) * (normal_like(x) if noise is None else noise)
 
-    def denoise(self, x, t, score):
+    def denoise(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
         """E[x_0 | x_t = x] = (x + std^2 score) / m for t > 0 (Tweedie's formula), shape of x."""
         m, std = self.mean_and_std(t)
         return (x + expand(std, x) ** 2 * score) / expand(m, x)
 
-    def noise(self, x, t, score):
+    def noise(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
         """E[z | x_t = x] = -std score for x_t = m x_0 + std z, shape of x."""
         return -expand(self.mean_and_std(t)[1], x) * score
 
-    def transition_prob(self, x, s, t):
+    def transition_prob(self, x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean r x (shape of x) and standard deviation (B,) of p(x_t | x_s = x), times s <= t (B,).
 
         r = m(t) / m(s), and the variance is std(t)^2 - r^2 std(s)^2.
@@ -132,13 +135,18 @@ class SDE(abc.ABC):
         r = m_t / m_s
         return expand(r, x) * x, (std_t**2 - (r * std_s) ** 2).clamp(min=0).sqrt()
 
-    def reverse(self, score_fn, probability_flow: bool = False) -> 'ReverseSDE':
+    def reverse(self, score_fn: Callable, probability_flow: bool = False) -> 'ReverseSDE':
         """The reversal, or the probability-flow ODE, for a score function (x, t) -> shape of x."""
         return ReverseSDE(self, score_fn, probability_flow)
 
     # The chain of N steps
 
-    def timesteps(self, eps, device=None, dtype=torch.float32):
+    def timesteps(
+        self,
+        eps: float,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """The N times, from T down to `eps`, from which samplers take their steps."""
         return torch.linspace(self.T, eps, self.N, device=device, dtype=dtype)
 
@@ -148,45 +156,49 @@ class SDE(abc.ABC):
         other.N = N
         return other
 
-    def step_index(self, t, scales: int | None = None):
+    def step_index(self, t: Tensor, scales: int | None = None) -> Tensor:
         """The index t (N - 1) / T, truncated, of time t in tables of N (or `scales`) steps."""
         return (t.to(table_dtype(t)) * ((scales or self.N) - 1) / self.T).long()
 
-    def discretize(self, x, t):
+    def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """f dt (shape of x) and g sqrt(dt) (B,) of a step of the chain, with dt = T/N."""
         drift, diffusion = self.sde(x, t)
         dt = self.T / self.N
         return drift * dt, diffusion * math.sqrt(dt)
 
-    def ancestral_step(self, x, t, score):
+    def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (shape of x) and standard deviation (B,) of x_{i-1} given x_i = x at time t."""
         raise NotImplementedError(
             f'ancestral sampling is not defined for {type(self).__name__}: it needs the Markov '
             'chain of VPSDE or VESDE; use reverse_diffusion or euler_maruyama'
         )
 
-    def langevin_alpha(self, t):
+    def langevin_alpha(self, t: Tensor) -> Tensor:
         """The factor alpha (B,) in the step size of Langevin correctors (Algorithms 4 and 5)."""
         return torch.ones_like(t)
 
     # What a network is given and returns; `scales` is the number of a discrete network's levels
 
-    def network_label(self, t, continuous: bool = True, scales: int | None = None):
+    def network_label(
+        self, t: Tensor, continuous: bool = True, scales: int | None = None
+    ) -> Tensor:
         """The network's label (B,) for time t."""
         return 999 * t / self.T
 
-    def score_from_output(self, output, t, continuous: bool = True, scales: int | None = None):
+    def score_from_output(
+        self, output: Tensor, t: Tensor, continuous: bool = True, scales: int | None = None
+    ) -> Tensor:
         """The score from the network's output for x_t and `network_label(t)`: -output / std."""
         return -output / expand(self.mean_and_std(t)[1], output)
 
-    def discrete_level(self, label):
+    def discrete_level(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """m and std, both (B,), of x_t at a discrete network's integer label in 0 .. N - 1."""
         raise NotImplementedError(
             f'{type(self).__name__} has no discrete-time training objective: '
             'set training.continuous=True'
         )
 
-    def discrete_residual(self, output, noise, std):
+    def discrete_residual(self, output: Tensor, noise: Tensor, std: Tensor) -> Tensor:
         """The error of a discrete network in units of the noise, which training brings to zero."""
         return output - noise
 
@@ -197,7 +209,7 @@ class ReverseSDE:
     It runs from T down to 0: one step is x - f + G z with f and G of `discretize`.
     """
 
-    def __init__(self, forward: SDE, score_fn, probability_flow: bool = False):
+    def __init__(self, forward: SDE, score_fn: Callable, probability_flow: bool = False):
         self.forward, self.score_fn, self.probability_flow = forward, score_fn, probability_flow
 
     def __repr__(self):
@@ -206,16 +218,18 @@ class ReverseSDE:
     N = property(lambda self: self.forward.N)
     T = property(lambda self: self.forward.T)
 
-    def reverse(self, x, t, drift, diffusion):
+    def reverse(
+        self, x: Tensor, t: Tensor, drift: Tensor, diffusion: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Drift (shape of x) and diffusion (B,) of the reversal, from those of a forward step."""
         weight = 0.5 if self.probability_flow else 1.0
         drift = drift - weight * expand(diffusion, x) ** 2 * self.score_fn(x, t)
         return drift, torch.zeros_like(diffusion) if self.probability_flow else diffusion
 
-    def sde(self, x, t):
+    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Drift (shape of x) and diffusion (B,) of the reversal."""
         return self.reverse(x, t, *self.forward.sde(x, t))
 
-    def discretize(self, x, t):
+    def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """f (shape of x) and G (B,) of x_{i-1} = x_i - f + G z, the reversed chain (Eq. 46)."""
         return self.reverse(x, t, *self.forward.discretize(x, t))

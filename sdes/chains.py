@@ -11,6 +11,7 @@ import functools
 import math
 
 import torch
+from torch import Tensor
 
 
 def _cached(make):
@@ -19,20 +20,26 @@ def _cached(make):
 
 
 @_cached
-def linear_betas(beta_min, beta_max, n, dtype, device) -> torch.Tensor:
+def linear_betas(
+    beta_min: float, beta_max: float, n: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """beta_i, (n,): from beta_min/n to beta_max/n (Appendix C); beta_max < n."""
     return torch.linspace(beta_min / n, beta_max / n, n, dtype=dtype, device='cpu').to(device)
 
 
 @_cached
-def log_alphabars(beta_min, beta_max, n, dtype, device) -> torch.Tensor:
+def log_alphabars(
+    beta_min: float, beta_max: float, n: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """log alphabar_i, (n,): the running sum of log(1 - beta_i), computed in float64."""
     betas = linear_betas(beta_min, beta_max, n, torch.float64, torch.device('cpu'))
     return torch.log1p(-betas).cumsum(0).to(dtype).to(device)
 
 
 @_cached
-def geometric_sigmas(sigma_min, sigma_max, n, dtype, device) -> torch.Tensor:
+def geometric_sigmas(
+    sigma_min: float, sigma_max: float, n: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """sigma_i, (n,): from sigma_min to sigma_max, evenly spaced in the logarithm; n > 1."""
     first, last = math.log(sigma_min), math.log(sigma_max)
     return torch.linspace(first, last, n, dtype=dtype, device='cpu').exp().to(device)

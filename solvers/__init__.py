@@ -5,6 +5,7 @@ few_steps            DDIM, Heun, DPM-Solver, DPM-Solver++, UniPC
 adaptive             the reverse SDE with a step size for each image
 ode                  general ODE solvers, the probability flow
 predictor_corrector  Algorithm 1 for any predictor and corrector
+predictors           the predictors and correctors of the paper
 loop                 what all of them do between two steps: projection, resampling, callbacks
 options              the settings of all of them
 """
@@ -20,11 +21,10 @@ from solvers.few_steps import (
     UniPC,
     get_solver,
     register_solver,
-    threshold,
 )
 from solvers.grids import SKIP_TYPES, half_log_snr, levels, time_grid, time_of, transition
 from solvers.loop import Loop
-from solvers.options import Options
+from solvers.options import Options, threshold
 
 __all__ = [
     'DDIM',

@@ -7,13 +7,17 @@ of the Brownian motion. Their difference is the error that the step size h is ad
     x'' = (x' + x - h f(x', t - h) + g(t - h) dw) / 2          reverse SDE
 """
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from models.utils import times_like
 from runtime.errors import UserError
 from runtime.randomness import float64_device, normal_like
-from sde_lib import expand
+from sde_lib import SDE, expand
 from solvers.loop import Loop
+from solvers.options import Options
 
 FIRST_STEP = 0.01  # in units of T
 SAFETY, EXPONENT = 0.9, 0.9  # of the next step: SAFETY h E^-EXPONENT
@@ -21,8 +25,14 @@ TINY = 1e-9  # of times and lengths, relative
 
 
 def solve(
-    sde, score_fn, x, eps: float, rtol: float = 0.05, atol: float = 1 / 256, loop: Loop = Loop()
-) -> torch.Tensor:
+    sde: SDE,
+    score_fn: Callable,
+    x: Tensor,
+    eps: float,
+    rtol: float = 0.05,
+    atol: float = 1 / 256,
+    loop: Loop = Loop(),
+) -> Tensor:
     """Carry x (B, ...) from time T to `eps` along the reverse-time SDE (Algorithm 1).
 
     A step is accepted, to x'', if the root mean square of (x' - x'') / delta over the image, E, is
@@ -79,7 +89,7 @@ def _steps(reverse, x, t, h, dw):
     return first, (first + x - h * f + expand(g, x) * dw) / 2
 
 
-def draw(sde, score_fn, x, options, loop: Loop) -> torch.Tensor:
+def draw(sde: SDE, score_fn: Callable, x: Tensor, options: Options, loop: Loop) -> Tensor:
     """Carry x (B, ...) from the prior to the data; noise is removed by Tweedie's formula."""
     eps = options.stop(sde)
     x = solve(sde, score_fn, x, eps, *options.tolerances(), loop)
@@ -91,18 +101,18 @@ class BrownianPath:
     """Brownian paths, one for each image, as far ahead as they are known.
 
     Each is a stack of pieces, the nearest on top: a length (float64) and the increment over it.
-    Lengths and what is computed from them lie where float64 is available, increments where the
-    images are.
+    Lengths, and values computed from them, are on a device with float64; increments are on the
+    device of the images.
     """
 
-    def __init__(self, x):
+    def __init__(self, x: Tensor):
         clock = float64_device(x.device)
         self.lengths = torch.zeros(1, len(x), dtype=torch.float64, device=clock)
         self.increments = torch.zeros(1, *x.shape, dtype=x.dtype, device=x.device)
         self.known = torch.zeros(len(x), dtype=torch.long, device=clock)  # the number of pieces
         self.images = torch.arange(len(x), device=clock)
 
-    def ahead(self, h) -> tuple[torch.Tensor, torch.Tensor]:
+    def ahead(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The next step, at most h (B,), and the path's increment over it, of the images' shape.
 
         It is an even part of the piece on top, drawn from the Brownian bridge, or a new piece.
@@ -120,7 +130,7 @@ class BrownianPath:
         self.noise = expand(share.to(z), z) * self.piece + expand(bridge.to(z), z) * z
         return self.h, self.noise
 
-    def leave(self, active, accepted):
+    def leave(self, active: Tensor, accepted: Tensor) -> None:
         """Take the step off the path where it was `accepted` (B,).
 
         Where it was rejected, but `active` (B,), the piece on top is split at the step's end.

@@ -16,37 +16,26 @@ in `config.sampling.method`.
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from models.utils import times_like
 from runtime.errors import UserError
 from runtime.randomness import normal_like
 from runtime.registry import Registry
-from sde_lib import expand
+from sde_lib import SDE
 from solvers.grids import half_log_snr, levels, time_of
+from solvers.loop import Loop
+
+if TYPE_CHECKING:
+    from solvers.options import Options
 
 SOLVERS = Registry('solver')
 register_solver, get_solver = SOLVERS.register, SOLVERS.get
 
 SHORT = 15  # grids of fewer steps end with steps of lower order, which are more stable
-
-
-def threshold(x0, centered: bool = True, share: float = 0.995) -> torch.Tensor:
-    """Clip estimates of images (B, ...) to [-s, s] and divide by s, for each image by its own s.
-
-    s >= 1 is the quantile `share` of the absolute values (Saharia et al. 2022, "dynamic
-    thresholding").
-
-    Args:
-        centered: whether images lie in [-1, 1] rather than in [0, 1].
-    """
-    x0 = x0 if centered else 2 * x0 - 1
-    # image by image, as torch.quantile limits the size of its input
-    s = torch.stack([image.abs().float().quantile(share) for image in x0.flatten(1)])
-    s = expand(s.clamp(min=1).to(x0), x0)
-    x0 = x0.clamp(-s, s) / s
-    return x0 if centered else (x0 + 1) / 2
 
 
 class Solver:
@@ -62,16 +51,18 @@ class Solver:
     """
 
     skip_type = 'logSNR'  # the default grid
-    settings = ()  # keys of `config.sampling` that the constructor takes
+    settings: tuple[str, ...] = ()  # keys of `config.sampling` that the constructor takes
     default_steps = 36
     follows_flow = True  # adds no noise unless its settings ask for it
 
-    def __init__(self, sde, score_fn: Callable, times, *, correct: Callable | None = None):
+    def __init__(
+        self, sde: SDE, score_fn: Callable, times: Tensor, *, correct: Callable | None = None
+    ):
         self.sde = sde
         self.score_fn = score_fn
         self.times = times
         self.correct = correct
-        self.last = None
+        self.last: Any = None
         self.alpha, self.sigma = (values.tolist() for values in levels(sde, times))
         self.lam = half_log_snr(sde, times).tolist()
 
@@ -80,7 +71,7 @@ class Solver:
         """The number of steps along the grid for `config.sampling.steps`."""
         return steps
 
-    def forget(self):
+    def forget(self) -> None:
         """Clear what is kept of earlier steps."""
         self.last = None
 
@@ -88,22 +79,22 @@ class Solver:
         """t, alpha and sigma at the i-th time."""
         return float(self.times[i]), self.alpha[i], self.sigma[i]
 
-    def image(self, x, t: float, alpha: float, sigma: float) -> torch.Tensor:
+    def image(self, x: Tensor, t: float, alpha: float, sigma: float) -> Tensor:
         """x0 = (x + sigma^2 score) / alpha, the estimate of x_0 at time t (Tweedie's formula)."""
         x0 = (x + sigma**2 * self.score_fn(x, times_like(x, t))) / alpha
         return self.correct(x0) if self.correct else x0
 
-    def noise(self, x, t: float, alpha: float, sigma: float) -> torch.Tensor:
+    def noise(self, x: Tensor, t: float, alpha: float, sigma: float) -> Tensor:
         """eps = -sigma score = (x - alpha x0) / sigma, the estimate of the noise at time t."""
         if self.correct:
             return (x - alpha * self.image(x, t, alpha, sigma)) / sigma
         return -sigma * self.score_fn(x, times_like(x, t))
 
-    def step(self, x, i: int) -> torch.Tensor:
+    def step(self, x: Tensor, i: int) -> Tensor:
         """x (B, ...) at times[i] -> x at times[i + 1]."""
         raise NotImplementedError
 
-    def denoised(self, x) -> torch.Tensor:
+    def denoised(self, x: Tensor) -> Tensor:
         """The estimate of x_0 given x at the last time: a step to sigma = 0."""
         return self.image(x, *self.at(-1))
 
@@ -118,11 +109,19 @@ class DDIM(Solver):
 
     settings = ('eta',)
 
-    def __init__(self, sde, score_fn, times, *, correct=None, eta: float = 0.0):
+    def __init__(
+        self,
+        sde: SDE,
+        score_fn: Callable,
+        times: Tensor,
+        *,
+        correct: Callable | None = None,
+        eta: float = 0.0,
+    ):
         super().__init__(sde, score_fn, times, correct=correct)
         self.eta = eta
 
-    def step(self, x, i):
+    def step(self, x: Tensor, i: int) -> Tensor:
         t, alpha, sigma = self.at(i)
         _, alpha_s, sigma_s = self.at(i + 1)
         x0 = self.image(x, t, alpha, sigma)
@@ -151,7 +150,14 @@ class Heun(Solver):
     settings = ('churn', 'steps')
 
     def __init__(
-        self, sde, score_fn, times, *, correct=None, churn: float = 0.0, steps: int | None = None
+        self,
+        sde: SDE,
+        score_fn: Callable,
+        times: Tensor,
+        *,
+        correct: Callable | None = None,
+        churn: float = 0.0,
+        steps: int | None = None,
     ):
         super().__init__(sde, score_fn, times, correct=correct)
         gamma = min(churn / (steps or len(times)), math.sqrt(2) - 1)
@@ -160,15 +166,15 @@ class Heun(Solver):
         self.t_hat = time_of(sde, [-math.log(v) for v in self.v_hat]).tolist()
 
     @classmethod
-    def intervals(cls, steps, denoise=True, **settings):
+    def intervals(cls, steps: int, denoise: bool = True, **settings) -> int:
         return steps - 1 if denoise else steps
 
-    def slope(self, y, t: float, v: float) -> torch.Tensor:
+    def slope(self, y: Tensor, t: float, v: float) -> Tensor:
         """d = (y - x0) / v at time t."""
         alpha = float(levels(self.sde, t)[0])
         return (y - self.image(alpha * y, t, alpha, alpha * v)) / v
 
-    def step(self, x, i):
+    def step(self, x: Tensor, i: int) -> Tensor:
         t, t_s = float(self.times[i]), float(self.times[i + 1])
         v, v_s = self.v[i], self.v[i + 1]
         y = x / self.alpha[i]
@@ -199,11 +205,11 @@ class DPMSolver(Solver):
 
     def __init__(
         self,
-        sde,
-        score_fn,
-        times,
+        sde: SDE,
+        score_fn: Callable,
+        times: Tensor,
         *,
-        correct=None,
+        correct: Callable | None = None,
         dpm_solver_order: int = 2,
         steps: int | None = None,
     ):
@@ -226,10 +232,10 @@ class DPMSolver(Solver):
         return [order] * full + ([rest] if rest else [])
 
     @classmethod
-    def intervals(cls, steps, dpm_solver_order=2, **settings):
+    def intervals(cls, steps: int, dpm_solver_order: int = 2, **settings) -> int:
         return len(cls.orders(steps, dpm_solver_order))
 
-    def step(self, x, i):
+    def step(self, x: Tensor, i: int) -> Tensor:
         t, alpha, sigma = self.at(i)
         _, alpha_s, sigma_s = self.at(i + 1)
         h, order = self.lam[i + 1] - self.lam[i], self.step_orders[i]
@@ -262,7 +268,7 @@ class DPMSolverPP2M(Solver):
     grid, have D = x0.
     """
 
-    def extrapolated(self, x, i: int) -> torch.Tensor:
+    def extrapolated(self, x: Tensor, i: int) -> Tensor:
         """D, the estimate of x_0 in the middle of the i-th step."""
         x0, h = self.image(x, *self.at(i)), self.lam[i + 1] - self.lam[i]
         before, self.last = self.last, (x0, h)
@@ -272,7 +278,7 @@ class DPMSolverPP2M(Solver):
         x0_before, h_before = before
         return x0 + h / (2 * h_before) * (x0 - x0_before)
 
-    def step(self, x, i):
+    def step(self, x: Tensor, i: int) -> Tensor:
         h = self.lam[i + 1] - self.lam[i]
         _, alpha_s, sigma_s = self.at(i + 1)
         D = self.extrapolated(x, i)
@@ -288,7 +294,7 @@ class SDEDPMSolverPP2M(DPMSolverPP2M):
 
     follows_flow = False
 
-    def step(self, x, i):
+    def step(self, x: Tensor, i: int) -> Tensor:
         h = self.lam[i + 1] - self.lam[i]
         _, alpha_s, sigma_s = self.at(i + 1)
         D = self.extrapolated(x, i)
@@ -311,7 +317,15 @@ class UniPC(Solver):
 
     settings = ('dpm_solver_order',)
 
-    def __init__(self, sde, score_fn, times, *, correct=None, dpm_solver_order: int = 2):
+    def __init__(
+        self,
+        sde: SDE,
+        score_fn: Callable,
+        times: Tensor,
+        *,
+        correct: Callable | None = None,
+        dpm_solver_order: int = 2,
+    ):
         super().__init__(sde, score_fn, times, correct=correct)
         if not 1 <= dpm_solver_order <= 6:
             raise UserError(
@@ -335,7 +349,7 @@ class UniPC(Solver):
         powers = r ** torch.arange(len(ratios), dtype=torch.float64)[:, None]
         return torch.linalg.solve(powers, torch.tensor(wanted, dtype=torch.float64)).tolist()
 
-    def moved(self, x, i: int, known: list, new=None) -> torch.Tensor:
+    def moved(self, x: Tensor, i: int, known: list, new: Tensor | None = None) -> Tensor:
         """x carried from the i-th time to the next.
 
         Args:
@@ -355,7 +369,7 @@ class UniPC(Solver):
             x = x - alpha_s * math.expm1(-h) * rho / r * (other - x0)
         return x
 
-    def step(self, x, i):
+    def step(self, x: Tensor, i: int) -> Tensor:
         x0 = self.image(x, *self.at(i))
         known = [x0]
         if self.last is not None:
@@ -369,7 +383,7 @@ class UniPC(Solver):
         return self.moved(x, i, known)
 
 
-def draw(sde, score_fn, x, options, loop) -> torch.Tensor:
+def draw(sde: SDE, score_fn: Callable, x: Tensor, options: 'Options', loop: Loop) -> Tensor:
     """Carry x (B, ...) from the prior to the data with the solver of `options`, along its grid."""
     solver = options.build_solver(sde, score_fn)
 

@@ -9,34 +9,37 @@ where lambda, half the logarithm of the signal-to-noise ratio, falls with t (Lu 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from runtime.errors import UserError
+from sde_lib import SDE
 
 SKIP_TYPES = ('time_uniform', 'time_quadratic', 'logSNR', 'karras')
 HALVINGS = 60  # of [0, T], down to the resolution of float64
 
 
-def table(values) -> torch.Tensor:
+def table(values: float | Sequence[float] | Tensor) -> Tensor:
     """A number, numbers or a tensor as (n,) in float64 on the CPU: not every device has float64."""
     values = values.cpu() if torch.is_tensor(values) else values
     return torch.as_tensor(values, dtype=torch.float64).reshape(-1)
 
 
-def levels(sde, t) -> tuple[torch.Tensor, torch.Tensor]:
+def levels(sde: SDE, t: float | Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
     """alpha and sigma at times t (n,), each (n,)."""
     return sde.mean_and_std(table(t))
 
 
-def half_log_snr(sde, t) -> torch.Tensor:
+def half_log_snr(sde: SDE, t: float | Sequence[float] | Tensor) -> Tensor:
     """lambda = log(alpha / sigma) at times t (n,)."""
     alpha, sigma = levels(sde, t)
     return alpha.log() - sigma.log()
 
 
-def time_of(sde, lam) -> torch.Tensor:
+def time_of(sde: SDE, lam: float | Sequence[float] | Tensor) -> Tensor:
     """The times (n,) in [0, T] at which lambda has the values `lam` (n,), by bisection."""
     lam = table(lam)
     low, high = torch.zeros_like(lam), torch.full_like(lam, sde.T)
@@ -47,7 +50,7 @@ def time_of(sde, lam) -> torch.Tensor:
     return (low + high) / 2
 
 
-def time_grid(sde, n: int, eps: float, skip_type: str = 'logSNR', rho: float = 7.0) -> torch.Tensor:
+def time_grid(sde: SDE, n: int, eps: float, skip_type: str = 'logSNR', rho: float = 7.0) -> Tensor:
     """The n + 1 times from T down to `eps` that are evenly spaced on a scale, (n + 1,).
 
     Args:
@@ -87,7 +90,7 @@ class Transition(NamedTuple):
     std_t: float
 
 
-def transition(sde, s: float, t: float) -> Transition:
+def transition(sde: SDE, s: float, t: float) -> Transition:
     """The process between two times s < t; s = 0 stands for the data, which have no noise.
 
     r = alpha_t / alpha_s, and std^2 = sigma_t^2 - r^2 sigma_s^2 (Kingma et al. 2021, Appendix A).

@@ -8,11 +8,11 @@ of steps the forward process carries x back to its beginning, and the stretch is
 import dataclasses
 from collections.abc import Callable
 
-import torch
+from torch import Tensor
 
 from runtime.errors import UserError
 from runtime.randomness import normal_like
-from sde_lib import expand
+from sde_lib import SDE, expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Loop:
             if getattr(self, name) < 1:
                 raise UserError(f'{name} must be at least 1, got {getattr(self, name)}')
 
-    def projected(self, x, t) -> torch.Tensor:
+    def projected(self, x: Tensor, t: Tensor) -> Tensor:
         """x with what is known of it at times t (B,)."""
         return self.project(x, t) if self.project else x
 
-    def walk(self, step: Callable, sde, x, times, begin: Callable = lambda: None):
+    def walk(
+        self, step: Callable, sde: SDE, x: Tensor, times: Tensor, begin: Callable = lambda: None
+    ) -> tuple[Tensor, Tensor]:
         """Carry x (B, ...) from times[0] to times[-1].
 
         Args:

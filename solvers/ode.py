@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.utils import times_like
 from runtime.errors import UserError
 from runtime.randomness import float64_device
+from sde_lib import SDE
 
 SCIPY_METHODS = ('RK45', 'RK23', 'DOP853', 'Radau', 'BDF', 'LSODA')
 TORCH_METHODS = ('dopri5', 'bosh3', 'dopri8')
@@ -20,13 +22,13 @@ METHODS = (*TORCH_METHODS, *SCIPY_METHODS)
 
 def solve(
     f: Callable,
-    state: tuple[torch.Tensor, ...],
+    state: tuple[Tensor, ...],
     t0: float,
     t1: float,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     method: str = 'RK45',
-) -> tuple[tuple[torch.Tensor, ...], int]:
+) -> tuple[tuple[Tensor, ...], int]:
     """Solve the problem that starts with `state` at time t0, up to time t1.
 
     The solver works in float64 and chooses its steps for all values together.
@@ -72,7 +74,7 @@ def solve(
     return unpack(end), nfe
 
 
-def check_method(method: str):
+def check_method(method: str) -> None:
     """Raise UserError if `method` is not one of METHODS."""
     if method not in METHODS:
         raise UserError(f'unknown ODE method {method!r}: known are {", ".join(METHODS)}')
@@ -115,8 +117,15 @@ def _on_host(f, y, t0, t1, rtol, atol, method):
 
 
 def follow_flow(
-    sde, score_fn, x, t0: float, t1: float, rtol=1e-5, atol=1e-5, method='RK45'
-) -> torch.Tensor:
+    sde: SDE,
+    score_fn: Callable,
+    x: Tensor,
+    t0: float,
+    t1: float,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = 'RK45',
+) -> Tensor:
     """Carry x (B, ...) from time t0 to t1 by dx/dt = f - g^2 score / 2 (Song et al. 2021, Eq. 13).
 
     Either time may be the later one.

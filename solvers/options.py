@@ -5,19 +5,38 @@ import functools
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from runtime.errors import UserError
-from solvers.few_steps import SOLVERS, threshold
+from sde_lib import SDE, expand
+from solvers.few_steps import SOLVERS, Solver
 from solvers.grids import time_grid
 
 DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol, atol
+
+
+def threshold(x0: Tensor, centered: bool = True, share: float = 0.995) -> Tensor:
+    """Clip estimates of images (B, ...) to [-s, s] and divide by s, for each image by its own s.
+
+    s >= 1 is the quantile `share` of the absolute values (Saharia et al. 2022, "dynamic
+    thresholding").
+
+    Args:
+        centered: whether images lie in [-1, 1] rather than in [0, 1].
+    """
+    x0 = x0 if centered else 2 * x0 - 1
+    # image by image, as torch.quantile limits the size of its input
+    s = torch.stack([image.abs().float().quantile(share) for image in x0.flatten(1)])
+    s = expand(s.clamp(min=1).to(x0), x0)
+    x0 = x0.clamp(-s, s) / s
+    return x0 if centered else (x0 + 1) / 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """How samples are drawn: the keys of a config's `sampling` section, and three more.
 
-    explained in configs/keys.py the keys. `predictor` and `corrector` may be classes or names.
+    configs/keys.py explains the keys. `predictor` and `corrector` may be classes or names.
 
     Args:
         eps: the time at which sampling stops. None: `sde.sampling_eps`.
@@ -43,7 +62,7 @@ class Options:
     ode_method: str = 'dopri5'
     rtol: float = 0.0
     atol: float = 0.0
-    prior_mean: float | torch.Tensor = 0.0
+    prior_mean: float | Tensor = 0.0
     eps: float | None = None
     thresholding: bool = False
     centered: bool = True
@@ -60,25 +79,30 @@ class Options:
         own = {key: value for key, value in settings.items() if key not in names}
         return cls(**fields | {'own': own} | more)
 
-    def solver(self) -> type | None:
+    def solver(self) -> type[Solver] | None:
         """The few-step solver that `method` names; None for 'pc', 'ode' and 'adaptive'."""
         return SOLVERS.find(self.method)
 
+    def _solver(self) -> type[Solver]:
+        solver = self.solver()
+        assert solver is not None, f'method={self.method!r} is not a few-step solver'
+        return solver
+
     def solver_settings(self) -> dict:
         """The settings that the solver's constructor takes."""
-        solver, given = self.solver(), vars(self) | dict(self.own)
+        solver, given = self._solver(), vars(self) | dict(self.own)
         settings = {key: given[key] for key in solver.settings if key in given}
         if 'steps' in solver.settings:
             settings['steps'] = self.steps or solver.default_steps
         return settings
 
-    def solver_times(self, sde, denoise: bool | None = None) -> torch.Tensor:
+    def solver_times(self, sde: SDE, denoise: bool | None = None) -> Tensor:
         """The times (n + 1,) of the solver's grid, from T down, in float64.
 
         Args:
             denoise: whether a step from the last time to the data follows. None: `noise_removal`.
         """
-        solver = self.solver()
+        solver = self._solver()
         steps = self.steps or solver.default_steps
         settings = self.solver_settings()
         settings['denoise'] = self.noise_removal if denoise is None else denoise
@@ -89,10 +113,15 @@ class Options:
         skip_type = self.skip_type or solver.skip_type
         return time_grid(sde, intervals, self.stop(sde), skip_type, self.rho)
 
-    def build_solver(self, sde, score_fn):
-        """The solver on its grid, for a score function `(x, t (B,)) -> shape of x`."""
-        times, settings = self.solver_times(sde), self.solver_settings()
-        return self.solver()(sde, score_fn, times, correct=self.correct(), **settings)
+    def build_solver(self, sde: SDE, score_fn: Callable, times: Tensor | None = None) -> Solver:
+        """The solver for a score function `(x, t (B,)) -> shape of x`.
+
+        Args:
+            times: the times of its steps. None: `solver_times`.
+        """
+        times = self.solver_times(sde) if times is None else times
+        settings = self.solver_settings()
+        return self._solver()(sde, score_fn, times, correct=self.correct(), **settings)
 
     def correct(self) -> Callable | None:
         """The function that is applied to every estimate of an image, if any."""
@@ -103,6 +132,6 @@ class Options:
         rtol, atol = DEFAULT_TOLERANCES[self.method.lower()]
         return self.rtol or rtol, self.atol or atol
 
-    def stop(self, sde) -> float:
+    def stop(self, sde: SDE) -> float:
         """The time at which sampling stops."""
         return sde.sampling_eps if self.eps is None else self.eps

@@ -1,16 +1,20 @@
 """Predictor-corrector sampling (Song et al. 2021, Algorithm 1) for any predictor and corrector.
 
 A predictor is a step of the reverse-time SDE, a corrector steps of Langevin dynamics at a fixed
-time. Those of the paper are in `sampling`, which also has the decorators that register new ones.
+time. Those of the paper are in `predictors`; `sampling` has the decorators that register new ones.
 """
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.utils import times_like
 from runtime.errors import UserError
 from runtime.registry import Registry
+from sde_lib import SDE
 from solvers.grids import time_grid
 from solvers.loop import Loop
 from solvers.options import Options
@@ -30,12 +34,12 @@ class Predictor(abc.ABC):
         probability_flow: whether to follow the ODE, without noise.
     """
 
-    def __init__(self, sde, score_fn, probability_flow: bool = False):
+    def __init__(self, sde: SDE, score_fn: Callable, probability_flow: bool = False):
         self.sde, self.score_fn = sde, score_fn
         self.rsde = sde.reverse(score_fn, probability_flow)
 
     @classmethod  # noqa: B027  (by default steps are defined for every SDE)
-    def check(cls, sde):
+    def check(cls, sde: SDE) -> None:
         """Raise an error if `update_fn` is not defined for this SDE and its N.
 
         Raises:
@@ -43,10 +47,10 @@ class Predictor(abc.ABC):
         """
 
     @abc.abstractmethod
-    def update_fn(self, x, t) -> tuple[torch.Tensor, torch.Tensor]:
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, ...) at times t (B,) -> (x, x_mean) at t - T/N; x_mean lacks the step's noise."""
 
-    def step(self, x, t: float, s: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         """x (B, ...) at time t -> (x, x_mean) at time s < t; s = 0 leads to the data."""
         raise NotImplementedError
 
@@ -55,10 +59,10 @@ class Predictor(abc.ABC):
 class NonePredictor(Predictor):
     """x_s = x: no step."""
 
-    def update_fn(self, x, t):
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 
-    def step(self, x, t, s):
+    def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         return x, x
 
 
@@ -71,11 +75,11 @@ class Corrector(abc.ABC):
         n_steps: the number of steps at each time.
     """
 
-    def __init__(self, sde, score_fn, snr: float, n_steps: int):
+    def __init__(self, sde: SDE, score_fn: Callable, snr: float, n_steps: int):
         self.sde, self.score_fn, self.snr, self.n_steps = sde, score_fn, snr, n_steps
 
     @classmethod  # noqa: B027  (by default steps are defined for every SDE)
-    def check(cls, sde):
+    def check(cls, sde: SDE) -> None:
         """Raise an error if `update_fn` is not defined for this SDE and its N.
 
         Raises:
@@ -83,10 +87,10 @@ class Corrector(abc.ABC):
         """
 
     @abc.abstractmethod
-    def update_fn(self, x, t) -> tuple[torch.Tensor, torch.Tensor]:
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, ...) at times t (B,) -> (x, x_mean) at the same times."""
 
-    def step(self, x, t: float, s: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         """x (B, ...) at time t -> (x, x_mean) at the same time, on a grid whose next time is s."""
         return self.update_fn(x, times_like(x, t))
 
@@ -95,7 +99,7 @@ class Corrector(abc.ABC):
 class NoneCorrector(Corrector):
     """x = x: no step."""
 
-    def update_fn(self, x, t):
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 
 
@@ -109,7 +113,7 @@ def classes(options: Options) -> tuple[type[Predictor], type[Corrector]]:
     return predictor or NonePredictor, corrector or NoneCorrector
 
 
-def times(sde, options: Options) -> torch.Tensor:
+def times(sde: SDE, options: Options) -> Tensor:
     """The times of the steps (n + 1,): the SDE's N times or a grid, and 0, which is the data."""
     steps, eps = options.steps or sde.N, options.stop(sde)
     if options.skip_type:
@@ -151,7 +155,7 @@ class _Steps:
         return self.corrector.update_fn(x, self.t[i])
 
 
-def draw(sde, score_fn, x, options: Options, loop: Loop) -> torch.Tensor:
+def draw(sde: SDE, score_fn: Callable, x: Tensor, options: Options, loop: Loop) -> Tensor:
     """Carry x (B, ...) from the prior to the data along the SDE's N times or the grid `skip_type`.
 
     Order 'corrector_predictor' corrects at each time before the step from it, as the 2021 release
@@ -178,7 +182,7 @@ def draw(sde, score_fn, x, options: Options, loop: Loop) -> torch.Tensor:
     return x_mean if options.noise_removal else x
 
 
-def check(sde, options: Options, loop: Loop):
+def check(sde: SDE, options: Options, loop: Loop) -> None:
     """Raise an error that names the option if `draw` is not defined for these.
 
     Raises:
@@ -206,8 +210,9 @@ def check(sde, options: Options, loop: Loop):
         )
     chain = sde.with_steps(options.steps or sde.N)
     times(sde, options)
-    predictor(chain, None, options.probability_flow)
-    corrector(chain, None, options.snr, options.n_steps_each)
+    unused: Any = None  # there is no score function yet
+    predictor(chain, unused, options.probability_flow)
+    corrector(chain, unused, options.snr, options.n_steps_each)
     if not options.skip_type:
         predictor.check(chain)
         if corrector is not NoneCorrector:
