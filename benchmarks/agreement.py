@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from timing import ncsnpp
 
 import likelihood
 import losses
@@ -10,7 +11,6 @@ import sampling
 import sde_lib
 from models.score import Score
 from models.utils import create_model
-from timing import ncsnpp
 
 
 def small_config(device: str, precision: str = 'float32'):

@@ -22,13 +22,13 @@ import json
 import pathlib
 
 import torch
+from architecture_tables import MEASURES, with_tables
+from timing import arguments, inputs, interleaved, parse_args, show
 from torch.utils.flop_counter import FlopCounterMode
 
 import losses
 import sde_lib
-from architecture_tables import MEASURES, with_tables
 from models.utils import create_model, get_model_fn
-from timing import arguments, inputs, interleaved, parse_args, show
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASELINE, NF = 've.cifar10_ncsnpp_continuous', 64

@@ -20,8 +20,10 @@ import time
 
 import numpy as np
 import torch
+from machine import machine
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
+from timing import parse_args, print_table, shrink
 
 import control
 import datasets
@@ -30,9 +32,7 @@ import sampling
 from checkpoints.loading import load_classifier
 from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
 from control import latents, measurements
-from machine import machine
 from score_model import ScoreModel
-from timing import parse_args, print_table, shrink
 
 # resample, consistency
 INPAINTING = ((1, 0.0), (5, 0.0), (20, 0.0), (1, 2.0), (3, 2.0), (5, 2.0), (3, 4.0))

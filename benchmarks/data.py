@@ -19,15 +19,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from machine import machine
+from timing import parse_args, print_table
 
 import datasets
 from configs.vp import cifar10_ddpmpp_continuous as cifar10
 from data.batches import Batches
 from data.images import Images, Streamed, cores
 from data.tfrecords import checksum
-from machine import machine
 from runtime.tensorflow import tensorflow
-from timing import parse_args, print_table
 
 
 def clocked(work) -> tuple[float, float]:

@@ -31,6 +31,7 @@ import time
 import numpy as np
 import sklearn.datasets  # noqa: F401 (once, before the first fork)
 import torch
+from timing import parse_args, show
 
 import checkpoints
 import run_lib
@@ -39,7 +40,6 @@ from configs.vp import digits_ddpmpp_continuous
 from reports import plots, results
 from runtime import distributed
 from runtime.errors import CheckpointError
-from timing import parse_args, show
 
 KINDS = ('whole', 'parts')  # undisturbed and killed
 

@@ -11,9 +11,9 @@ same precision, measured in the same rounds.
 from typing import NamedTuple
 
 import torch
+from timing import Products, arguments, dtypes, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 from models.utils import create_model
-from timing import Products, arguments, dtypes, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 
 class Setting(NamedTuple):

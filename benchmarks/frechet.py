@@ -14,10 +14,10 @@ import time
 
 import numpy as np
 import scipy.linalg
-
-import metrics
 from machine import machine
 from timing import parse_args, print_table
+
+import metrics
 
 
 def by_sqrtm(a: metrics.Statistics, b: metrics.Statistics) -> float:

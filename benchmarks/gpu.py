@@ -25,14 +25,14 @@ import time
 import traceback
 
 import torch
-
-from configs.vp import digits_ddpmpp_continuous
 from gpu_checks import agreement, kernels
 from gpu_networks import networks, samplers
 from gpu_resampling import resampling
 from gpu_training import training
 from machine import machine
 from sections import Failed, Run, Table
+
+from configs.vp import digits_ddpmpp_continuous
 
 ROOT = pathlib.Path(__file__).parents[1]
 PUBLISHED = 'configs/ve/cifar10_ncsnpp_continuous.py'

@@ -6,10 +6,10 @@ import sys
 import time
 
 import torch
-
 from agreement import gaussian_samples, quantities, tensor_cores
-from op import nvrtc
 from sections import Failed, Run, Table
+
+from op import nvrtc
 
 ROOT = pathlib.Path(__file__).parents[1]
 

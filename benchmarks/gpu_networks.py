@@ -5,16 +5,16 @@ import functools
 import time
 
 import torch
+from agreement import small_config, tensor_cores
+from formulation_2021 import formulation_2021
+from sections import Run, Table
+from timing import Products, divergence_ways, flops, inputs, interleaved, ncsnpp
 
 import losses
 import run_lib
 import sampling
 import sde_lib
-from agreement import small_config, tensor_cores
-from formulation_2021 import formulation_2021
 from models.utils import create_model
-from sections import Run, Table
-from timing import Products, divergence_ways, flops, inputs, interleaved, ncsnpp
 
 PRECISIONS = {'float32': torch.float32, 'TF32': torch.float32, 'bfloat16': torch.bfloat16}
 MODES = {  # name: settings of config.training, TF32, 2021 formulation

@@ -4,12 +4,12 @@ import functools
 import importlib
 
 import torch
-
 from formulation_2021 import plain_upfirdn2d
 from gpu_networks import bandwidth
-from op import upfirdn2d
 from sections import Run, Table
 from timing import interleaved
+
+from op import upfirdn2d
 
 TAPS = torch.outer(*2 * [torch.tensor([1.0, 3, 3, 1]) / 8])
 FORMATS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}

@@ -9,7 +9,6 @@ import sys
 import time
 
 import numpy as np
-
 from sections import Run, Table
 
 ROOT = pathlib.Path(__file__).parents[1]

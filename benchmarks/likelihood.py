@@ -11,10 +11,10 @@ rounds, and median ratios in a round.
 import statistics
 
 import torch
+from timing import arguments, divergence_ways, inputs, interleaved, ncsnpp, parse_args, show
 
 import sde_lib
 from models.utils import create_model
-from timing import arguments, divergence_ways, inputs, interleaved, ncsnpp, parse_args, show
 
 
 def main():

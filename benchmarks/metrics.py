@@ -19,15 +19,15 @@ import sys
 import numpy as np
 import scipy.ndimage
 import torch
+from machine import machine
+from timing import parse_args, print_table
 
 import datasets
 import evaluation
 import metrics
 import reports
 from configs.vp import cifar10_ddpmpp_continuous, digits_ddpmpp_continuous
-from machine import machine
 from reports import results
-from timing import parse_args, print_table
 
 
 def blurred(images, rng):

@@ -21,11 +21,11 @@ import json
 import pathlib
 
 import torch
-
 from machine import machine
-from op import nvrtc, upfirdn2d
 from resampling_ways import LINE, SETTINGS, taps, ways
 from timing import parse_args, print_table, seconds
+
+from op import nvrtc, upfirdn2d
 
 library = importlib.import_module('op.upfirdn2d')
 FORMATS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}

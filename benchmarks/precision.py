@@ -13,6 +13,7 @@ import itertools
 import statistics
 
 import torch
+from timing import arguments, ncsnpp, parse_args, show, shrink
 
 import datasets
 import losses
@@ -20,7 +21,6 @@ import run_lib
 import sde_lib
 from configs.vp import digits_ddpmpp_continuous
 from data.tensors import to_tensor
-from timing import arguments, ncsnpp, parse_args, show, shrink
 
 
 def final_loss(config, seed: int, precision: str, steps: int) -> float:

@@ -27,17 +27,17 @@ import time
 
 import numpy as np
 import torch
-
 from timing import parse_args, print_table, shrink
 
 sys.path.insert(1, str(pathlib.Path(__file__).parents[1] / 'tests'))
+from machine import machine
+
 import datasets
 import metrics
 import run_lib
 import sampling
 import sde_lib
 from checkpoints.loading import load_averaged_model
-from machine import machine
 from oracles import ExactNetwork, SubspaceMixture, planar_mixture
 from reports import plots
 

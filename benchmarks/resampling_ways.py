@@ -5,10 +5,10 @@ Ways up take x (B, C, H, W) to (B, C, 2 H, 2 W), ways down the other way.
 
 import importlib
 
+import timing  # noqa: F401 (puts the library on the path)
 import torch
 import torch.nn.functional as F
 
-import timing  # noqa: F401 (puts the library on the path)
 from op import upfirdn2d
 
 library = importlib.import_module('op.upfirdn2d')

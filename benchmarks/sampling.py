@@ -12,12 +12,12 @@ the sampler's own formulas.
 import statistics
 
 import torch
+from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 import sampling
 import sde_lib
 from models.utils import create_model
 from runtime.randomness import per_image
-from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 
 def main():

@@ -4,8 +4,9 @@ import dataclasses
 import pathlib
 import time
 
-import reports
 import timing  # noqa: F401 (puts the library on the path)
+
+import reports
 
 
 @dataclasses.dataclass

@@ -14,9 +14,10 @@ import torch
 from torch.utils import flop_counter
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from machine import machine
+
 import reports
 from configs.ve import cifar10_ncsnpp_continuous
-from machine import machine
 from runtime.memory import keep_memory
 
 QUICK = '(quick run: tiny sizes, untrained networks and few repeats; do not quote these figures)'

@@ -8,18 +8,18 @@ A row is a step with its settings: least time of the rounds; its time over that 
 (without gradients) with the same settings, of which up to three are timed together, about as long
 as a step, for the least of short times is too good on a busy machine; the share of the rate of
 matrix products in the same precision that the operations of convolutions and products make,
-forwards and backwards, without what is computed twice; the share of the step that clipping, optimizer and moving average
-take; on a GPU the memory that PyTorch had allocated at most.
+forwards and backwards, without what is computed twice; the share of the step that clipping,
+optimizer and moving average take; on a GPU the memory that PyTorch had allocated at most.
 """
 
 import functools
 
 import torch
+from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 import losses
 import run_lib
 import sde_lib
-from timing import Products, arguments, flops, inputs, interleaved, ncsnpp, parse_args, show
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 CPU = ['', 'batch_size=64']

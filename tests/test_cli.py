@@ -133,7 +133,7 @@ def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path):
     check(run(tmp_path, 'train', *TINY))
     check(run(tmp_path, 'eval', *TINY, *QUICK, stats(tmp_path), '--config.eval.bpd_repeats=2'))
     rows = dict((row[0], row) for row in reports.evaluation_rows(tmp_path / 'eval', 1))
-    assert '359 images' in rows['bits/dim'][2] and '2 times' in rows['bits/dim'][2]
+    assert '359 images' in rows['bits/dim'][2] and '2 passes' in rows['bits/dim'][2]
     check(
         run(
             tmp_path,

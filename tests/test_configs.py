@@ -26,6 +26,7 @@ from conftest import load_config
 from models import utils as mutils
 from models.score import Score
 from runtime.errors import UserError
+from solvers import predictor_corrector
 
 MODULES = (
     've.digits_ncsnpp_continuous',
@@ -194,21 +195,17 @@ def take_a_step(config, classifies: bool):
 @torch.no_grad()
 def begin_sampling(config, model, x):
     """A step of the sampler from the prior."""
-    score, options = (
-        Score(model, sde_lib.get_sde(config), config.training.continuous),
-        sampling.Options.of(config.sampling),
-    )
+    score = Score(model, sde_lib.get_sde(config), config.training.continuous)
+    options = sampling.Options.of(config.sampling)
     sampling.check(score, options)
-    sde, times, x = (
-        score.sde,
-        sampling.times_of(score.sde, options),
-        score.sde.prior_sampling(x.shape),
-    )
+    sde, times = score.sde, sampling.times_of(score.sde, options)
+    x = sde.prior_sampling(x.shape)
     if options.solver():
-        return options.solver()(sde, score.score, times, **options.solver_settings()).step(x, 0)
+        return options.build_solver(sde, score.score, times).step(x, 0)
     if options.method.lower() in ('ode', 'adaptive'):
         return sde.reverse(score.score, probability_flow=True).sde(x, torch.ones(len(x)))[0]
-    (predictor, corrector), chain = options.pair(), sde.with_steps(len(times) - 1)
+    predictor, corrector = predictor_corrector.classes(options)
+    chain = sde.with_steps(len(times) - 1)
     predictor = predictor(chain, score.score, options.probability_flow)
     corrector = corrector(chain, score.score, options.snr, min(options.n_steps_each, 2))
     if options.skip_type:

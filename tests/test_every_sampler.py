@@ -92,7 +92,7 @@ def test_codes(name, method):
 
 
 def test_codes_of_solvers_with_noise_are_refused():
-    with pytest.raises(UserError, match='adds noise'):
+    with pytest.raises(UserError, match='need a method without noise'):
         latents.encode(Score(None, VPSDE()), torch.zeros(1, 2), Options(method='dpmpp_2m_sde'))
 
 
