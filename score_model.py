@@ -31,7 +31,7 @@ import losses
 import sampling
 import sde_lib
 from checkpoints import formats
-from checkpoints.loading import load_averaged_model, load_classifier, locate
+from checkpoints.trained import load_averaged_model, load_classifier, locate
 from configs import defaults, stored
 from control import latents
 from control.guidance import classifier_free_guidance, classifier_guidance

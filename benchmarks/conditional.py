@@ -29,7 +29,7 @@ import control
 import datasets
 import run_lib
 import sampling
-from checkpoints.loading import load_classifier
+from checkpoints.trained import load_classifier
 from configs.vp import digits_ddpmpp_classes, digits_ddpmpp_continuous, digits_wideresnet
 from control import latents, measurements
 from score_model import ScoreModel

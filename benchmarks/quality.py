@@ -37,7 +37,7 @@ import metrics
 import run_lib
 import sampling
 import sde_lib
-from checkpoints.loading import load_averaged_model
+from checkpoints.trained import load_averaged_model
 from oracles import ExactNetwork, SubspaceMixture, planar_mixture
 from reports import plots
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import checkpoints
 import datasets
-from checkpoints.loading import load_classifier
+from checkpoints.trained import load_classifier
 from commands import drawing
 from control import Measurement
 from data.folders import read_pictures

@@ -1,1 +1,1 @@
-"""One file for each published model, and their shared settings in `configs.defaults`."""
+"""One file for each published model, and their shared settings in `configs.families`."""

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from configs import defaults
+from configs import families
 from conftest import ROOT
 
 TEXT = (ROOT / 'docs' / 'architecture.md').read_text()
@@ -114,7 +114,7 @@ def test_pictures_and_files_exist():
 def resolves(name: str) -> bool:
     """Whether a dotted name is a key of the configs, or something in a module of the library."""
     section, _, key = name.partition('.')
-    config = defaults.small(defaults.ncsnpp(defaults.ve(defaults.cifar10(), True)))
+    config = families.small(families.ncsnpp(families.ve(families.cifar10(), True)))
     if section in config and key.partition('=')[0] in config[section]:
         return True
     try:

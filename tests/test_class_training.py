@@ -10,7 +10,7 @@ import torch
 import checkpoints
 import datasets
 import run_lib
-from checkpoints import loading
+from checkpoints import trained
 from commands.sample import sample
 from control_runs import CONFIGS, SIZE, command
 from runtime.errors import UserError
@@ -110,7 +110,7 @@ def test_a_classifier_loads_by_its_folder_and_its_file(place):
         checkpoints.resume_path(place / 'classifier'),
     ):
         for config in (CONFIGS['plain'](place), CONFIGS['classes'](place)):
-            network = loading.load_classifier(path, config)
+            network = trained.load_classifier(path, config)
             weights = [p for p in network.parameters() if p.requires_grad]
             assert (
                 all(map(torch.equal, weights, content['ema']['shadow_params']))
@@ -139,7 +139,7 @@ def test_a_classifier_learns_digits(place, tmp_path, caplog):
     assert [*shares] == [0.001, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]
     # of 359, four standard errors
     assert shares[0.001] > 0.7 and shares[0.001] > shares[0.5] and shares[1.0] < 0.1 + 4 * 0.016
-    network = loading.load_classifier(tmp_path, CONFIGS['plain'](place))
+    network = trained.load_classifier(tmp_path, CONFIGS['plain'](place))
     test = datasets.get_split(config, 'test')
     x = torch.from_numpy(2 * (test.images + 0.5) / 17 - 1).permute(0, 3, 1, 2).float()
     right = (network(x, torch.full((359,), 1.0)).argmax(1).numpy() == test.labels).mean()

@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from commands import command_line, preflight
-from configs import defaults, rules
+from configs import defaults, families, rules
 from runtime import memory
 from runtime.errors import UserError
 
@@ -146,7 +146,7 @@ def get_config():
             "get_config() missing 1 required positional argument: 'which'",
         ),
         (
-            'from configs.defaults import digits\ndef get_config():\n    config = digits()\n    '
+            'from configs.families import digits\ndef get_config():\n    config = digits()\n    '
             'config.modle.nf = 3\n    return config',
             'mine.py, line 4: ',
         ),
@@ -161,7 +161,7 @@ def test_a_config_file_that_fails_is_told_in_one_line(tmp_path, content, sentenc
 def test_the_home_is_expanded_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'mine.py').write_text(
-        'from configs.defaults import digits\ndef get_config():\n    config = digits()\n    '
+        'from configs.families import digits\ndef get_config():\n    config = digits()\n    '
         'config.data.path = "~/p"\n    return config'
     )
     for name in ('f', 'g'):
@@ -212,10 +212,10 @@ def test_the_home_is_expanded_in_every_path(tmp_path, monkeypatch):
 
 def test_wrong_types_are_accepted_only_while_a_file_is_read():
     with defaults.any_type():
-        config = defaults.digits()
+        config = families.digits()
         config.model.nf, config.seed = 'wide', 1.5
     assert config.model.nf == 'wide' and config.seed == 1.5
-    for known in (config, defaults.digits()):
+    for known in (config, families.digits()):
         with pytest.raises(TypeError):
             known.training.batch_size = 'large'
 
@@ -245,7 +245,7 @@ def test_the_main_program_keeps_memory_where_it_computes_on_a_cpu(monkeypatch, m
     monkeypatch.setattr(memory.sys, 'platform', 'linux')
     monkeypatch.setattr(memory.ctypes, 'CDLL', lambda name: Allocator())
     monkeypatch.setattr(main, 'log_to', lambda path, in_full: None)
-    config = defaults.digits()
+    config = families.digits()
     config.device = device
     given = types.SimpleNamespace(config=config, workdir='', mode=mode)
     monkeypatch.setattr(main, 'FLAGS', given)

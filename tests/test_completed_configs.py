@@ -15,7 +15,7 @@ import checkpoints
 import main
 import run_lib
 import sampling
-from checkpoints.loading import load_averaged_model
+from checkpoints.trained import load_averaged_model
 from commands import command_line, control, preflight, sample_metrics
 from commands.data import describe_data
 from commands.sample import sample

@@ -13,7 +13,7 @@ import checkpoints
 import run_lib
 import sampling
 import sde_lib
-from checkpoints import loading
+from checkpoints import trained
 from commands import command_line, preflight
 from configs import stored
 from conftest import ROOT, load_config
@@ -189,7 +189,7 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
         match=r'^config.model.cosine_s=0.02 differs from 0.008, with '
         r'which .*checkpoint_1.pth was trained',
     ):
-        loading.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
+        trained.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
 
 
 def test_a_config_file_may_be_loaded_again(unregistered):
@@ -294,7 +294,7 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
     )
     if key is None:
         assert (
-            loading.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes == 10
+            trained.load_classifier(tmp_path / 'classifier.pth', example).module.num_classes == 10
         )
         return
     example.model[key] = value
@@ -302,7 +302,7 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
         UserError,
         match='was trained with model.cosine_s=0.008, but the config has 0.02: they must be equal',
     ):
-        loading.load_classifier(tmp_path / 'classifier.pth', example)
+        trained.load_classifier(tmp_path / 'classifier.pth', example)
 
 
 def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):

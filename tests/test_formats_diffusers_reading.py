@@ -13,7 +13,7 @@ import convert
 import run_lib
 import sde_lib
 from checkpoints import formats
-from checkpoints.loading import load_averaged_model
+from checkpoints.trained import load_averaged_model
 from configs import stored
 from conftest import relative_error
 from example_states import outputs

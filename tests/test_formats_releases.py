@@ -10,7 +10,7 @@ import run_lib
 import sde_lib
 from checkpoints import formats
 from checkpoints.formats import torch_zip
-from checkpoints.loading import load_averaged_model
+from checkpoints.trained import load_averaged_model
 from conftest import DATA, parity, reference_config, relative_error
 from example_states import JAX, OFFICIAL, outputs, small_ve
 from models import utils as mutils

@@ -11,7 +11,7 @@ from torch import nn
 import convert
 import run_lib
 import sampling
-from checkpoints.loading import load_averaged_model
+from checkpoints.trained import load_averaged_model
 from commands import drawing
 from commands.sample import sample
 from configs import stored

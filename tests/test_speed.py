@@ -11,7 +11,7 @@ import losses
 import run_lib
 import sde_lib
 from commands import preflight
-from configs import defaults
+from configs import families
 from configs.ve import (
     cifar10_ncsnpp_continuous,
     digits_ncsnpp_continuous,
@@ -37,8 +37,8 @@ def tiny(config, **model):
 
 
 def ncsn(name):
-    config = defaults.cifar10()
-    (defaults.ncsn if name == 'ncsn' else defaults.ncsnv2)(config)
+    config = families.cifar10()
+    (families.ncsn if name == 'ncsn' else families.ncsnv2)(config)
     config.device, config.data.image_size = 'cpu', 16
     config.model.update(name=name, nf=8)
     return config
@@ -52,7 +52,7 @@ NETWORKS = {
     ),
     'ddpmpp': lambda: tiny(cifar10_ddpmpp_continuous.get_config(), name='ddpmpp'),
     'ddpmpp, classes': lambda: tiny(digits_ddpmpp_classes.get_config()),
-    'ddpm': lambda: tiny(defaults.ddpm(defaults.vp(defaults.cifar10(), continuous=False)), nf=32),
+    'ddpm': lambda: tiny(families.ddpm(families.vp(families.cifar10(), continuous=False)), nf=32),
     'wideresnet': lambda: tiny(digits_wideresnet.get_config(), widen=1),
     **{
         name: lambda name=name: ncsn(name)

@@ -12,7 +12,7 @@ import torch
 
 import checkpoints
 import run_lib
-from checkpoints.loading import load_averaged_model
+from checkpoints.trained import load_averaged_model
 from commands import control
 from commands.sample import sample
 from configs import stored

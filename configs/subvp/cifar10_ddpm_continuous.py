@@ -9,7 +9,7 @@ checkpoint.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ddpm, subvp
+from configs.families import cifar10, ddpm, subvp
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ and 2.99 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpo
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ddpmpp, subvp
+from configs.families import cifar10, ddpmpp, subvp
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Expect: no published number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ncsnpp, subvp
+from configs.families import cifar10, ncsnpp, subvp
 
 
 def get_config() -> ConfigDict:

@@ -15,7 +15,7 @@ on one core of an AMD EPYC, PyTorch 2.14.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import ddpmpp, digits, small, subvp
+from configs.families import ddpmpp, digits, small, subvp
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Expect: no published number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import celeba, ncsnpp, ve
+from configs.families import celeba, ncsnpp, ve
 
 
 def get_config() -> ConfigDict:

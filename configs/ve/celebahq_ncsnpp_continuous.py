@@ -12,7 +12,7 @@ Expect: samples only in the paper, no number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import celebahq, ncsnpp_1024, ve
+from configs.families import celebahq, ncsnpp_1024, ve
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Expect: samples only in the paper, no number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import lsun, ncsnpp_256, ve
+from configs.families import lsun, ncsnpp_256, ve
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Expect: no published number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ddpm, ve
+from configs.families import cifar10, ddpm, ve
 
 
 def get_config() -> ConfigDict:

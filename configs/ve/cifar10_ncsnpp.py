@@ -8,7 +8,7 @@ Expect: FID 2.45, IS 9.73 (Song et al. 2021, Table 3), best of the numbered chec
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ncsnpp, ve
+from configs.families import cifar10, ncsnpp, ve
 
 
 def get_config() -> ConfigDict:

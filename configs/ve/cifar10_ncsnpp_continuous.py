@@ -9,7 +9,7 @@ Expect: FID 2.38, IS 9.83 (Song et al. 2021, Table 3), best of the numbered chec
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ncsnpp, ve
+from configs.families import cifar10, ncsnpp, ve
 
 
 def get_config() -> ConfigDict:

@@ -13,7 +13,7 @@ on one core of an AMD EPYC, PyTorch 2.14.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import digits, ncsnpp, small, ve
+from configs.families import digits, ncsnpp, small, ve
 
 
 def get_config() -> ConfigDict:

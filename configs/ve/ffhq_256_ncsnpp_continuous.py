@@ -10,7 +10,7 @@ Expect: samples only in the paper, no number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import ffhq, ncsnpp_256, ve
+from configs.families import ffhq, ncsnpp_256, ve
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ docs/models/README.md for the weights that come with the library and samples of 
 
 from ml_collections import ConfigDict
 
-from configs.defaults import mnist, mnist_sized, ncsnpp, ve
+from configs.families import mnist, mnist_sized, ncsnpp, ve
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Expect: FID 2.78, IS 9.64 (Song et al. 2021, Table 3), best of the numbered chec
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ddpmpp, vp
+from configs.families import cifar10, ddpmpp, vp
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Expect: no published number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ncsnpp, vp
+from configs.families import cifar10, ncsnpp, vp
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ not yet measured at this size.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, vp, wideresnet
+from configs.families import cifar10, vp, wideresnet
 
 
 def get_config() -> ConfigDict:

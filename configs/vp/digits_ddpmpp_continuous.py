@@ -15,7 +15,7 @@ between the 359 held-out images and these). Time: 4 min 27 s for both with one t
 
 from ml_collections import ConfigDict
 
-from configs.defaults import ddpmpp, digits, small, vp
+from configs.families import ddpmpp, digits, small, vp
 
 
 def get_config() -> ConfigDict:

@@ -13,7 +13,7 @@ one core of an AMD EPYC, PyTorch 2.15, while other jobs were running.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import digits, vp, wideresnet
+from configs.families import digits, vp, wideresnet
 
 
 def get_config() -> ConfigDict:

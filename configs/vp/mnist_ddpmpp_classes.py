@@ -11,7 +11,7 @@ weights that come with the library and samples of them.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import ddpmpp, mnist, mnist_sized, vp
+from configs.families import ddpmpp, mnist, mnist_sized, vp
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ docs/models/README.md for the weights that come with the library and samples of 
 
 from ml_collections import ConfigDict
 
-from configs.defaults import ddpmpp, mnist, mnist_sized, vp
+from configs.families import ddpmpp, mnist, mnist_sized, vp
 
 
 def get_config() -> ConfigDict:

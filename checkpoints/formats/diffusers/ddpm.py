@@ -11,7 +11,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from configs import defaults
+from configs import families
 from models.unet import UNet
 
 from ..layouts import Entry
@@ -63,7 +63,7 @@ class PlainUNets(Family):
     )
 
     def set_defaults(self, config: ConfigDict) -> None:
-        defaults.ddpm(defaults.vp(config, continuous=False))
+        families.ddpm(families.vp(config, continuous=False))
 
     def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict) -> None:
         channels, outputs = config.data.num_channels, unet.get('out_channels', 3)

@@ -6,7 +6,7 @@ import pathlib
 from ml_collections import ConfigDict
 from torch import nn
 
-from configs import defaults
+from configs import families
 from models.unet import DownLevel, UNet, UpLevel
 
 from ..layouts import Entry
@@ -45,7 +45,7 @@ class SkipUNets(Family):
     schedulers = ('ScoreSdeVeScheduler',)
 
     def set_defaults(self, config: ConfigDict) -> None:
-        defaults.ncsnpp_256(defaults.ve(config, continuous=True))
+        families.ncsnpp_256(families.ve(config, continuous=True))
 
     def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict) -> None:
         widths = list(unet['block_out_channels'])

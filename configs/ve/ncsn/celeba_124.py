@@ -12,7 +12,7 @@ Expect: no published number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import celeba, ncsn
+from configs.families import celeba, ncsn
 
 
 def get_config() -> ConfigDict:

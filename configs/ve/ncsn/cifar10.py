@@ -8,7 +8,7 @@ model.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ncsn
+from configs.families import cifar10, ncsn
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ Expect: no published number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ncsn
+from configs.families import cifar10, ncsn
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ Expect: samples only in the paper, no number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import lsun, ncsnv2
+from configs.families import lsun, ncsnv2
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Expect: no published number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import celeba, ncsnv2
+from configs.families import celeba, ncsnv2
 
 
 def get_config() -> ConfigDict:

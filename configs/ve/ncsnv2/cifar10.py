@@ -9,7 +9,7 @@ model.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ncsnv2
+from configs.families import cifar10, ncsnv2
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Expect: no published number for this code and schedule; Ho et al. 2020 report th
 
 from ml_collections import ConfigDict
 
-from configs.defaults import ddpm, lsun, vp
+from configs.families import ddpm, lsun, vp
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ Expect: no published number; samples only in Ho et al. 2020.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import celebahq, ddpm, vp
+from configs.families import celebahq, ddpm, vp
 
 
 def get_config() -> ConfigDict:

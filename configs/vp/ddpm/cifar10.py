@@ -9,7 +9,7 @@ checkpoint.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ddpm, vp
+from configs.families import cifar10, ddpm, vp
 
 
 def get_config() -> ConfigDict:

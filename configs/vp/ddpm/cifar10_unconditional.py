@@ -10,7 +10,7 @@ Expect: no published number.
 
 from ml_collections import ConfigDict
 
-from configs.defaults import cifar10, ddpm, vp
+from configs.families import cifar10, ddpm, vp
 
 
 def get_config() -> ConfigDict:
