@@ -107,7 +107,7 @@ class Streamed:
         try:
             return self.decode(i)
         except UnreadableImage as fault:
-            if self.on_error == 'raise':
+            if self.on_error.lower() == 'raise':
                 raise UnreadableImage(
                     f'{self.name(i)} {fault}; --config.data.on_error=skip leaves such images out'
                 ) from fault

@@ -31,7 +31,7 @@ class PictureDecoder:
     def __init__(self, data: ConfigDict, levels: int = 0):
         self.size = data.image_size
         self.channels = data.num_channels
-        self.exact = data.fit == 'exact'
+        self.exact = data.fit.lower() == 'exact'
         self.mode = {1: 'L', 3: 'RGB'}[data.num_channels]
         self.levels = levels
         self.white = min(levels or 256, 256) - 1

@@ -6,7 +6,7 @@ from data.images import image_shape
 from runtime.errors import UserError
 
 PLACES = ('path', 'tfrecords_path', 'category')  # the keys that say where the images are
-CHOICES = dict(on_error=('raise', 'skip'), fit=('crop', 'exact'), layout=('NHWC', 'NCHW'))
+CHOICES = dict(on_error=('raise', 'skip'), fit=('crop', 'exact'), layout=('nhwc', 'nchw'))
 NEUTRAL = dict(levels=0, layout='NHWC')  # keys that only some data sets use, and their defaults
 
 
@@ -36,12 +36,12 @@ def check_values(data: ConfigDict, keys: tuple[str, ...]) -> None:
                 what = f'a category of {data.dataset}, such as bedroom or church_outdoor'
             raise UserError(f'config.data.{key} is empty: set it to {what}')
     for key, known in CHOICES.items():
-        if data[key] not in known:
+        if data[key].lower() not in known:
             raise UserError(
                 f'config.data.{key} must be {" or ".join(map(repr, known))}, got {data[key]!r}'
             )
     for key, default in NEUTRAL.items():
-        if data[key] != default and key not in keys:
+        if key not in keys and str(data[key]).upper() != str(default):
             raise UserError(
                 f'config.data.{key} must be {default!r} for {data.dataset}, which does '
                 f'not use it, got {data[key]!r}'

@@ -172,12 +172,12 @@ def test_labels_that_do_not_serve_are_told(tmp_path, labels, classes, words):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('channels', [1, 3])
-def test_channels_first_are_read_where_the_config_says_so(tmp_path, channels):
+@pytest.mark.parametrize('channels, layout', [(1, 'NCHW'), (3, 'nchw')])
+def test_channels_first_are_read_where_the_config_says_so(tmp_path, channels, layout):
     images = crops(9, 8)[..., :channels]
     np.savez(tmp_path / 'a.npz', images=images.transpose(0, 3, 1, 2))
     config = config_of(
-        'NPZ', 8, channels, path=str(tmp_path / 'a.npz'), test_fraction=0.0, layout='NCHW'
+        'NPZ', 8, channels, path=str(tmp_path / 'a.npz'), test_fraction=0.0, layout=layout
     )
     assert contents(everything(config)[0]) == contents(images)
     np.savez(tmp_path / 'a.npz', images=images)

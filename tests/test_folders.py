@@ -111,6 +111,18 @@ def test_errors_of_folders(tmp_path):
             datasets.get_dataset(config_of('FOLDER', 8, **data))
 
 
+def test_names_of_choices_may_have_any_case(tmp_path):
+    path = folder(tmp_path / 'all', crops(9, 8))
+    (tmp_path / 'all' / 'broken.png').write_bytes(b'no picture')
+    config = config_of(
+        'FOLDER', 8, path=path, test_fraction=0.0, on_error='Skip', fit='Exact', layout='nhwc'
+    )
+    assert len(everything(config)[0]) == 9
+    config.data.image_size = 4
+    with pytest.raises(UserError, match='8x8'):
+        everything(config)
+
+
 def test_a_validation_set_is_not_mixed_into_the_test_set_and_strays_are_told(tmp_path, caplog):
     images = crops(6, 16)
     for name, part in (
