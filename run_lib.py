@@ -281,14 +281,14 @@ class Training:
                 if self.config.training.compile:
                     with own_randomness(self.config.seed):
                         self.eval_step(self.state, images, **known)
-                loss = self._train_step(images, known)
+                loss = self._optimize(images, known)
             self.log.first_step_done()
         else:
-            loss = self._train_step(images, known)
+            loss = self._optimize(images, known)
         self.skips.count(self.gradient_norm)
         return loss
 
-    def _train_step(self, images, known):
+    def _optimize(self, images, known):
         metrics = {}
         loss = self.train_step(self.state, images, metrics, **known)
         self.gradient_norm = metrics['grad_norm']

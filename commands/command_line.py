@@ -56,35 +56,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     known = flags.FLAGS
     given, overrides = _without_overrides(known.read_flags_from_files(argv, force_gnu=False))
     given, faults = _without_faults(given)
-    given += _stored_config(given)
-    try:
-        rest = known(given)
-    except SystemExit:  # absl exits with 1 after --help
-        sys.exit(0)
-    except flags.Error as error:
-        rest, named = [], {fault.partition('=')[0] for fault in faults}
-        faults += [
-            fault
-            for fault in map(_in_short, str(error).splitlines())
-            if fault.partition(' ')[0] not in named
-        ]
-    for name in (name for name in PATHS if name in known and known[name].value):
-        known[name].value = rules.expanded(known[name].value)
-        if name in INPUTS and not os.path.exists(known[name].value):
-            faults.append(f'--{name}={known[name].value}: not found')
-    workdir = _values(given).get('workdir')
-    faults = [
-        f'{fault}: {workdir} has no config.json'
-        if workdir and fault == '--config is missing'
-        else fault
-        for fault in faults
-    ]
+    rest, more = _parse(given + _stored_config(given), faults)
+    faults += [*more, *_expand_paths()]
     config = None
     try:
         config = load_config(known['config'].value) if known['config'].value else None
-        faults += [
-            fault for key, text in overrides if config for fault in _override(config, key, text)
-        ]
+        for key, text in overrides if config else ():
+            faults += _override(config, key, text)
     except UserError as error:
         faults += str(error).splitlines()
     if faults:
@@ -100,6 +78,36 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 # Flags --------------------------------------------------------------------------------------------
+
+
+def _parse(given: list[str], faults: list[str]) -> tuple[list[str], list[str]]:
+    """Let absl parse the arguments.
+
+    Returns:
+        The arguments that are not flags, and the faults of flags that are not among `faults` yet.
+    """
+    try:
+        return flags.FLAGS(given), []
+    except SystemExit:  # absl exits with 1 after --help
+        sys.exit(0)
+    except flags.Error as error:
+        named = {fault.partition('=')[0] for fault in faults}
+        workdir = _values(given).get('workdir')
+        found = [_in_short(line, workdir) for line in str(error).splitlines()]
+        return [], [fault for fault in found if fault.partition(' ')[0] not in named]
+
+
+def _expand_paths() -> list[str]:
+    """Expand `~` in flags that are paths; return a line for each input that does not exist."""
+    from configs import rules
+
+    faults, known = [], flags.FLAGS
+    for name in PATHS:
+        if name in known and known[name].value:
+            known[name].value = rules.expanded(known[name].value)
+            if name in INPUTS and not os.path.exists(known[name].value):
+                faults.append(f'--{name}={known[name].value}: not found')
+    return faults
 
 
 def _without_overrides(argv) -> tuple[list[str], list[tuple[str, str | None]]]:
@@ -194,14 +202,14 @@ def _without_faults(argv) -> tuple[list[str], list[str]]:
     return kept, faults
 
 
-def _in_short(message: str) -> str:
-    """Return a line of absl's in our words."""
+def _in_short(message: str, workdir: str | None) -> str:
+    """Return a line of absl's in our words; `workdir` explains a config that is missing."""
     about, _, reason = message.partition(': ')
-    return (
-        f'{about.removeprefix("flag ").partition("=")[0]} is missing'
-        if 'value other than None' in reason
-        else reason or message
-    )
+    if 'value other than None' not in reason:
+        return reason or message
+    flag = about.removeprefix('flag ').partition('=')[0]
+    why = f': {workdir} has no config.json' if flag == '--config' and workdir else ''
+    return f'{flag} is missing{why}'
 
 
 def _suggestion(name: str, known) -> str:

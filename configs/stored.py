@@ -87,21 +87,24 @@ def differences(config: ConfigDict, stored: ConfigDict) -> Iterator[tuple[str, o
 
     Keys of both configs are compared, except PASSING.
     """
-    for section, content in stored.items():
-        whole = isinstance(content, ConfigDict)
-        for name, value in content.items() if whole else [('', content)]:
-            place, name, key = (
-                (config.get(section, {}), name, f'{section}.{name}')
-                if whole
-                else (config, section, section)
-            )
-            any_case = name in ('sde', 'name')  # of registered classes
-            if (
-                name in place
-                and key not in PASSING
-                and _plain(place[name], any_case) != _plain(value, any_case)
-            ):
-                yield key, value, place[name]
+    ours = _flat(config)
+    for key, value in _flat(stored).items():
+        any_case = key.rpartition('.')[2] in ('sde', 'name')  # of registered classes
+        if key not in ours or key in PASSING:
+            continue
+        if _plain(ours[key], any_case) != _plain(value, any_case):
+            yield key, value, ours[key]
+
+
+def _flat(config: ConfigDict) -> dict[str, object]:
+    """{'section.key': value}, and {'key': value} of the keys outside sections."""
+    found = {}
+    for name, content in config.items():
+        if isinstance(content, ConfigDict):
+            found |= {f'{name}.{key}': value for key, value in content.items()}
+        else:
+            found[name] = content
+    return found
 
 
 def _plain(value, any_case: bool = False):

@@ -101,8 +101,13 @@ class BrownianPath:
     """Brownian paths, one for each image, as far ahead as they are known.
 
     Each is a stack of pieces, the nearest on top: a length (float64) and the increment over it.
-    Lengths, and values computed from them, are on a device with float64; increments are on the
-    device of the images.
+
+        time ->   |-- h --|------ rest of the top piece ------|---- next piece ----|
+                  the step that `ahead` proposes
+
+    If the step is accepted, the top piece becomes its rest; if it is rejected, the step becomes a
+    piece on top of the rest. Lengths, and values computed from them, are on a device with float64;
+    increments are on the device of the images.
     """
 
     def __init__(self, x: Tensor):
