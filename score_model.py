@@ -245,7 +245,8 @@ class ScoreModel(Score):
 
         Args:
             n: the number of samples.
-            seed: the seed; None: continue with the current state of PyTorch's generator.
+            seed: the seed; None: continue with the current state of PyTorch's generator. The
+                samples are not those of `--mode sample`, which derives its seeds from this one.
             classes: (n,), for a class-conditional network; None: drawn uniformly.
             batch_size: the number of samples drawn together; None: all.
             **settings: keys of `config.sampling`, such as method='heun', steps=18, guidance=2.0,

@@ -49,7 +49,8 @@ def control(config: ConfigDict, workdir: str | os.PathLike, task: str, **request
         arrays = arrays | dict(labels=job.labels.numpy())
     folder = pathlib.Path(request.output or pathlib.Path(workdir, f'control_{task}'))
     folder.mkdir(parents=True, exist_ok=True)
-    reports.save_grid(folder / 'gallery.png', rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
+    images = rows.reshape(-1, *rows.shape[2:])
+    reports.save_grid(folder / 'gallery.png', images, rows.shape[1], list(titles))
     np.savez_compressed(folder / 'results.npz', **arrays)
     logging.info(
         'Wrote gallery.png (columns: %s) and results.npz to %s.', ', '.join(titles), folder

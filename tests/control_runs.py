@@ -118,8 +118,9 @@ def run(place, tmp_path, task, name='plain', config=None, **settings):
 def tiles(gallery, rows, columns):
     """Return the pictures (rows, columns, 8, 8, 3) in a gallery.
 
-    Each pixel is a square of 8 pixels, and margins are 2 pixels wide.
+    Each pixel is a square of 8 pixels, and margins are 2 pixels wide; titles are above.
     """
+    gallery = gallery[-(66 * rows + 2) :]
     assert gallery.shape == (66 * rows + 2, 66 * columns + 2, 3)
     parts = (
         gallery[2:, 2:].reshape(rows, 66, columns, 66, 3).transpose(0, 2, 1, 3, 4)[:, :, :64, :64]

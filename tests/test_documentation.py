@@ -3,6 +3,8 @@
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -110,3 +112,13 @@ def test_plain_words(path):
         r'\bis refused\b',
     ):
         assert not re.search(phrase, path.read_text()), phrase
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    """Every link leads somewhere, and every docstring of the reference parses."""
+    pytest.importorskip('mkdocs')
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'api' / 'sampling' / 'index.html').is_file()
