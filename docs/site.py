@@ -13,14 +13,27 @@ from mkdocs.structure.files import File
 ROOT = pathlib.Path(__file__).parents[1]
 LINK = re.compile(r'(\]\()((?:\.\./)+)([\w./-]+)')
 REFERENCE = {
-    'models': ('Score models', 'score_model models.score sde_lib models.ema models.utils'),
+    'models': (
+        'Score models',
+        'score_model models.score sde_lib sdes.base models.ema models.utils',
+    ),
     'training': ('Training', 'losses run_lib'),
-    'sampling': ('Sampling', 'sampling solvers'),
+    'sampling': (
+        'Sampling',
+        'sampling solvers.options solvers.loop solvers.predictor_corrector solvers.predictors '
+        'solvers.few_steps solvers.grids solvers.adaptive solvers.ode',
+    ),
     'likelihood': ('Likelihood', 'likelihood control.latents'),
-    'control': ('Control', 'controllable_generation control.measurements'),
-    'data': ('Data', 'datasets'),
-    'evaluation': ('Evaluation', 'evaluation metrics'),
-    'files': ('Files', 'checkpoints utils'),
+    'control': (
+        'Control',
+        'controllable_generation control.measurements control.guidance control.projection',
+    ),
+    'data': ('Data', 'datasets data.images data.batches'),
+    'evaluation': (
+        'Evaluation',
+        'evaluation metrics.distances metrics.extractors metrics.reference',
+    ),
+    'files': ('Files', 'checkpoints.files checkpoints.states checkpoints.trained utils'),
 }
 
 
