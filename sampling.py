@@ -30,7 +30,7 @@ from models.utils import get_score_fn, times_like
 from runtime.errors import UserError
 from runtime.randomness import prior_sampling
 from sde_lib import SDE
-from solvers import SOLVERS, adaptive, few_steps, ode, predictor_corrector
+from solvers import SOLVERS, adaptive, ode, predictor_corrector
 from solvers.loop import Loop
 from solvers.ode import follow_flow
 from solvers.options import Options
@@ -133,8 +133,12 @@ def sample(
     x = _prior(model, shape, device, options.prior_mean) if z is None else z
     score_fn, counter = model.counted()
     draws = {'pc': predictor_corrector.draw, 'ode': _follow_flow, 'adaptive': adaptive.draw}
-    draw = draws.get(options.method.lower(), few_steps.draw)
+    draw = draws.get(options.method.lower(), _take_few_steps)
     return draw(model.sde, score_fn, x, options, loop), counter.calls
+
+
+def _take_few_steps(sde, score_fn, x, options, loop):
+    return options.build_solver(sde, score_fn).draw(x, loop, options.noise_removal)
 
 
 def _prior(model, shape, device, mean):

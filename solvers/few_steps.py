@@ -16,7 +16,7 @@ in `config.sampling.method`.
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +28,6 @@ from runtime.registry import Registry
 from sde_lib import SDE
 from solvers.grids import half_log_snr, levels, time_of
 from solvers.loop import Loop
-
-if TYPE_CHECKING:
-    from solvers.options import Options
 
 SOLVERS = Registry('solver')
 register_solver, get_solver = SOLVERS.register, SOLVERS.get
@@ -97,6 +94,16 @@ class Solver:
     def denoised(self, x: Tensor) -> Tensor:
         """The estimate of x_0 given x at the last time: a step to sigma = 0."""
         return self.image(x, *self.at(-1))
+
+    def draw(self, x: Tensor, loop: Loop, noise_removal: bool) -> Tensor:
+        """Carry x (B, ...) at the first time to the data, along the grid."""
+
+        def step(x, i):
+            x = self.step(x, i)
+            return x, x
+
+        x, _ = loop.walk(step, self.sde, x, self.times.to(x.device, x.dtype), self.forget)
+        return self.denoised(x) if noise_removal else x
 
 
 @register_solver(name='ddim')
@@ -381,15 +388,3 @@ class UniPC(Solver):
         known = known[-order:]
         self.last = x, known
         return self.moved(x, i, known)
-
-
-def draw(sde: SDE, score_fn: Callable, x: Tensor, options: 'Options', loop: Loop) -> Tensor:
-    """Carry x (B, ...) from the prior to the data with the solver of `options`, along its grid."""
-    solver = options.build_solver(sde, score_fn)
-
-    def step(x, i):
-        x = solver.step(x, i)
-        return x, x
-
-    x, _ = loop.walk(step, sde, x, solver.times.to(x.device, x.dtype), solver.forget)
-    return solver.denoised(x) if options.noise_removal else x
