@@ -99,8 +99,8 @@ class Study:
         self.labels = test.labels[: args.n]
         x = torch.from_numpy(test.images[: args.n]).permute(0, 3, 1, 2).float()
         torch.manual_seed(args.seed)
-        dequantised = (x + torch.rand_like(x)) / 17
-        self.x = datasets.get_data_scaler(config)(dequantised).to(config.device)
+        dequantized = (x + torch.rand_like(x)) / 17
+        self.x = datasets.get_data_scaler(config)(dequantized).to(config.device)
 
     def load_models(self, runs: pathlib.Path) -> None:
         """Load the three networks from --runs, after training those that are not there."""

@@ -82,7 +82,7 @@ def in_memory(args) -> dict:
     n = len(images) // 128
     return {
         f'{name}, in memory': lambda: to_torch(images, 128, n, args.seed),
-        f'{name}, in memory, dequantised': lambda: to_torch(
+        f'{name}, in memory, dequantized': lambda: to_torch(
             images, 128, n, args.seed, dequantize=True
         ),
     }

@@ -1,10 +1,13 @@
-"""What a benchmark was measured on."""
+"""What a benchmark was measured on; importing this puts the library on the path."""
 
+import pathlib
 import platform
+import sys
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from validation.environment import device
 
 

@@ -6,15 +6,12 @@ import functools
 import json
 import pathlib
 import shutil
-import sys
 import tempfile
 import time
 
 import torch
-from torch.utils import flop_counter
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from machine import machine
+from torch.utils import flop_counter
 
 import reports
 from configs.ve import cifar10_ncsnpp_continuous

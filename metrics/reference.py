@@ -137,7 +137,7 @@ def get_reference(config: ConfigDict, extractor: Extractor, split: str) -> Refer
         logging.warning('%s has no protocol.', path)
         is_published = _is_published(config, extractor, split, features)
         faults = [] if is_published else ['it has none']
-        protocol = dict(origin=f'{path.name}, as published')
+        protocol = dict(origin=f'{path.name}, of the 2021 release')
     if faults:
         raise UserError(
             f'{path} has statistics of another protocol: {"; ".join(faults)}. Move it away to have '

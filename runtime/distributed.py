@@ -222,7 +222,7 @@ def begin_randomness(
         return
     if state.get('device') != _key(device):
         logging.warning(
-            'The random numbers of the checkpoint are not those of a %s: they begin anew.',
+            'Started new random numbers: those of the checkpoint are not for the device %s.',
             _key(device),
         )
         return

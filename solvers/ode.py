@@ -77,7 +77,7 @@ def solve(
 def check_method(method: str) -> None:
     """Raise UserError if `method` is not one of METHODS."""
     if method not in METHODS:
-        raise UserError(f'unknown ODE method {method!r}: known are {", ".join(METHODS)}')
+        raise UserError(f'method must be one of {", ".join(METHODS)}, got {method!r}')
 
 
 def _on_device(f, y, t0, t1, rtol, atol, method):

@@ -138,7 +138,7 @@ def test_random_numbers_of_another_device_begin_anew(caplog):
         dict(cpu=torch.get_rng_state()),
     ):
         distributed.begin_randomness('cpu', 0, state)
-    assert torch.equal(torch.rand(2), expected) and 'begin anew' in caplog.text
+    assert torch.equal(torch.rand(2), expected) and 'Started new random numbers' in caplog.text
 
 
 # Data ---------------------------------------------------------------------------------------------
