@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -211,3 +213,25 @@ def example(unregistered):
     config = command_line.load_config(str(ROOT / 'examples' / 'own_process.py'))
     config.device = 'cpu'
     return config
+
+
+def run_main(workdir, mode, *arguments, config='configs/vp/digits_ddpmpp_continuous.py'):
+    """Run `main.py` in a process of its own, with one thread."""
+    return subprocess.run(
+        [
+            sys.executable,
+            'main.py',
+            '--config',
+            config,
+            '--workdir',
+            str(workdir),
+            '--mode',
+            mode,
+            *arguments,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+    )

@@ -1,15 +1,11 @@
 """Configs of small networks (fixture `place` in conftest.py), and runs of `--mode control`."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from commands import control
-from conftest import ROOT, load_config
+from conftest import load_config
 from runtime.errors import UserError
 
 SIZE, IMAGES, RESULTS = 8, 4, 2
@@ -163,24 +159,3 @@ TINY = [
     '--config.control.resample=2',
     '--config.device=cpu',
 ]
-
-
-def command(workdir, mode, *arguments, config='configs/vp/digits_ddpmpp_continuous.py'):
-    return subprocess.run(
-        [
-            sys.executable,
-            'main.py',
-            '--config',
-            config,
-            '--workdir',
-            str(workdir),
-            '--mode',
-            mode,
-            *arguments,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
-    )

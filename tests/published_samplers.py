@@ -8,40 +8,15 @@ import sampling
 from control import sample_measured
 from controllable_generation import get_pc_inpainter
 from models.score import Score
-from oracles import ExactNetwork, GaussianMixture
+from oracles import ExactNetwork, GaussianMixture, OrnsteinUhlenbeck, identity  # noqa: F401
 from sampling import Loop, Options, get_corrector, get_predictor
-from sde_lib import SDE, VESDE, VPSDE, expand, subVPSDE
-
-
-class OrnsteinUhlenbeck(SDE):
-    """dx = -x dt + sqrt(2) dw on [0, 2]: a user's SDE, the abstract methods and nothing else."""
-
-    @property
-    def T(self):
-        return 2.0
-
-    def sde(self, x, t):
-        return -x, torch.full_like(t, math.sqrt(2))
-
-    def marginal_prob(self, x, t):
-        return expand((-t).exp(), x) * x, (-torch.expm1(-2 * t)).sqrt()
-
-    def prior_sampling(self, shape):
-        return torch.randn(*shape)
-
-    def prior_logp(self, z):
-        return torch.distributions.Normal(0.0, 1.0).log_prob(z).flatten(1).sum(1)
-
+from sde_lib import VESDE, VPSDE, subVPSDE
 
 SEED = 0
 SDES = dict(
     ve=lambda N: VESDE(0.01, 20, N=N), vp=lambda N: VPSDE(N=N), subvp=lambda N: subVPSDE(N=N)
 )
 ALL_SDES = dict(SDES, own=OrnsteinUhlenbeck)
-
-
-def identity(x):
-    return x
 
 
 def made(

@@ -12,7 +12,8 @@ import datasets
 import run_lib
 from checkpoints import trained
 from commands.sample import sample
-from control_runs import CONFIGS, SIZE, command
+from conftest import run_main
+from control_runs import CONFIGS, SIZE
 from runtime.errors import UserError
 
 
@@ -171,7 +172,7 @@ def test_samples_of_a_network_that_knows_classes_have_labels(place, tmp_path):
 
 
 def test_classifier_by_command_line(tmp_path):
-    done = command(
+    done = run_main(
         tmp_path,
         'classifier',
         '--config.model.nf=8',

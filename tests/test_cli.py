@@ -13,6 +13,7 @@ import checkpoints
 import reports
 import run_lib
 from configs.vp import digits_ddpmpp_continuous
+from conftest import run_main as run
 from runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,27 +39,6 @@ QUICK = [
     '--config.eval.bpd_rtol=0.1',
     '--config.eval.bpd_atol=0.1',
 ]
-
-
-def run(workdir, mode, *arguments, config=CONFIGS['vp']):
-    return subprocess.run(
-        [
-            sys.executable,
-            'main.py',
-            '--config',
-            config,
-            '--workdir',
-            str(workdir),
-            '--mode',
-            mode,
-            *arguments,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
-    )
 
 
 def stats(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 import datasets
 import score_model
 from commands import control
+from conftest import run_main
 from control import measurements
 from control_runs import (
     CONFIGS,
@@ -19,7 +20,6 @@ from control_runs import (
     TASKS,
     TINY,
     blocks,
-    command,
     pictures,
     refused,
     run,
@@ -304,7 +304,7 @@ def test_control_by_command_line(place, tmp_path):
     """All flags, in two tasks, and the place where results go by default."""
     folder = written(tmp_path / 'in', pictures(3))
     shutil.copytree(place / 'plain', tmp_path / 'w')
-    done = command(
+    done = run_main(
         tmp_path / 'w',
         'control',
         *TINY,
@@ -323,7 +323,7 @@ def test_control_by_command_line(place, tmp_path):
     found = np.load(tmp_path / 'w' / 'control_inpaint' / 'results.npz')
     assert found['samples'].shape == (3, 2, SIZE, SIZE, 1) and found['labels'].tolist() == [3, 3, 3]
 
-    done = command(
+    done = run_main(
         place / 'plain',
         'control',
         *TINY,

@@ -10,7 +10,7 @@ import torch
 
 from likelihood import Options, get_div_fn, get_likelihood_fn, log_likelihood
 from models.score import Score
-from oracles import ExactNetwork, GaussianMixture, gaussian, level, planar_mixture
+from oracles import ExactNetwork, GaussianMixture, gaussian, identity, level, planar_mixture
 from score_model import ScoreModel
 from sde_lib import VESDE, VPSDE, subVPSDE
 
@@ -26,10 +26,6 @@ EXACT = Options(hutchinson_type='exact', eps=EPS)
 # over a few hundred steps, 1e-4 nats at the very worst
 FINE = Options(hutchinson_type='exact', eps=EPS, rtol=1e-7, atol=1e-7)
 BITS = math.log(2)
-
-
-def identity(x):
-    return x
 
 
 def centred_mixture():

@@ -16,6 +16,7 @@ from models import layers
 from models import up_or_down_sampling as resampling
 from models import utils as mutils
 from op import upfirdn2d
+from oracles import identity
 from sde_lib import VESDE, VPSDE, expand, subVPSDE
 
 # single formulas, networks, updates: what float32 leaves when operations are reordered
@@ -128,10 +129,6 @@ def test_loss(name, key):
     assert (
         relative_error(loss_fn(network, torch.tensor(reference['x'])), reference[key]) < TOLERANCE
     )
-
-
-def identity(x):
-    return x
 
 
 @pytest.mark.parametrize('name, key', sde_cases('trajectory', lambda key: key.startswith('pc_')))
