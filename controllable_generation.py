@@ -18,22 +18,8 @@ from control.measurements import Grey, Mask
 from control.projection import sample_measured
 from models.score import Score
 from runtime.errors import UserError
-from sampling import Corrector, Loop, Options, Predictor, check, sample
+from sampling import Corrector, Loop, Predictor, check, pc_options, sample
 from sde_lib import SDE
-
-
-def _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps) -> Options:
-    """Return the sampler options that the arguments of the 2021 release mean."""
-    return Options(
-        method='pc',
-        predictor=predictor,
-        corrector=corrector,
-        snr=snr,
-        n_steps_each=n_steps,
-        probability_flow=probability_flow,
-        noise_removal=denoise,
-        eps=eps,
-    )
 
 
 def _measured_sampler(score_of: Callable, options, inverse_scaler, loop, consistency) -> Callable:
@@ -87,7 +73,7 @@ def get_pc_inpainter(  # noqa: PLR0913  (a signature of the 2021 release)
     """
     sampler = _measured_sampler(
         lambda model: Score(model, sde, continuous).guided_by(guidance),
-        _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps),
+        pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps),
         inverse_scaler,
         Loop(resample=resample, jump=jump),
         consistency,
@@ -134,7 +120,7 @@ def get_pc_colorizer(  # noqa: PLR0913  (a signature of the 2021 release)
     """
     sampler = _measured_sampler(
         lambda model: Score(model, sde, continuous).guided_by(guidance),
-        _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps),
+        pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps),
         inverse_scaler,
         Loop(resample=resample, jump=jump),
         consistency,
@@ -187,7 +173,7 @@ def get_pc_conditional_sampler(  # noqa: PLR0913  (a signature of the 2021 relea
         shape = getattr(getattr(classifier, 'module', classifier), 'shape', None)
     if shape is None:
         raise UserError('the classifier has no attribute `shape`: pass shape=(C, H, W)')
-    options = _pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
+    options = pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
     check(Score(None, sde, continuous), options)
 
     def conditional_sampler(model, labels):

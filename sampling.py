@@ -205,6 +205,28 @@ def shared_corrector_update_fn(
     return (corrector or NoneCorrector)(sde, score_fn, snr, n_steps).update_fn(x, t)
 
 
+def pc_options(
+    predictor: type[Predictor] | None,
+    corrector: type[Corrector] | None,
+    snr: float,
+    n_steps: int,
+    probability_flow: bool,
+    denoise: bool,
+    eps: float,
+) -> Options:
+    """Return the `Options` that these arguments of the 2021 release mean, see `get_pc_sampler`."""
+    return Options(
+        method='pc',
+        predictor=predictor,
+        corrector=corrector,
+        snr=snr,
+        n_steps_each=n_steps,
+        probability_flow=probability_flow,
+        noise_removal=denoise,
+        eps=eps,
+    )
+
+
 def get_pc_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
     sde: SDE,
     shape: Sequence[int],
@@ -235,16 +257,7 @@ def get_pc_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
         device: None: that of the network.
         guidance: a function from the network's score function to the one that is followed.
     """
-    options = Options(
-        method='pc',
-        predictor=predictor,
-        corrector=corrector,
-        snr=snr,
-        n_steps_each=n_steps,
-        probability_flow=probability_flow,
-        noise_removal=denoise,
-        eps=eps,
-    )
+    options = pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
     model = Score(None, sde, continuous).guided_by(guidance)
     return _sampler(model, shape, options, inverse_scaler, device)
 

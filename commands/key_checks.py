@@ -17,8 +17,7 @@ from models import utils as mutils
 from runtime.errors import UserError
 from solvers import ode
 
-# of this library, where registered classes are
-OWN_PARTS = ('models', 'sampling', 'solvers', 'sde_lib')
+OUR_PARTS = ('models', 'solvers', 'sde_lib')  # where this library registers classes
 
 
 def value_of(config: ConfigDict, key: str) -> Any:
@@ -29,7 +28,7 @@ def value_of(config: ConfigDict, key: str) -> Any:
 
 def _is_own(registered) -> bool:
     """Whether a registered class or function is not one of this library."""
-    return registered is not None and registered.__module__.partition('.')[0] not in OWN_PARTS
+    return registered is not None and registered.__module__.partition('.')[0] not in OUR_PARTS
 
 
 def is_ours(config: ConfigDict) -> bool:

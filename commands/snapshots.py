@@ -1,7 +1,8 @@
 """What training does with the averaged weights at a snapshot: samples, or a classifier's accuracy.
 
-`save_*(config, state, step, workdir, writer)` is called by every process. `has_*(workdir, step)` is
-whether it finished for that step; if not, training repeats it on resume.
+`save_samples` and `log_accuracy` are called by every process, with `(config, state, step, workdir,
+writer)`. `has_samples` and `has_accuracy`, with `(workdir, step)`, say whether they finished for
+that step; if not, training repeats them on resume.
 """
 
 import pathlib

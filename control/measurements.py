@@ -187,7 +187,7 @@ def named_mask(name: str, height: int, width: int) -> Tensor:
         width: W.
 
     Raises:
-        UserError: if the name is none of these.
+        UserError: if the name is unknown.
     """
     if name in ('half', 'most'):
         order = torch.randperm(height * width, generator=torch.Generator().manual_seed(0)).reshape(

@@ -226,7 +226,7 @@ def _report(runs, pictures, output) -> list[str]:
     return [
         *lines,
         'All checkpoints in full precision: [summary.csv](summary.csv). '
-        'All settings behind each number: [protocols.json](protocols.json).',
+        'The settings of every number: [protocols.json](protocols.json).',
     ]
 
 

@@ -15,11 +15,10 @@ from losses import (
 )
 from models import utils as mutils
 from models.ema import ExponentialMovingAverage
-from oracles import ExactClassifier, gaussian, level, planar_mixture
+from oracles import ExactClassifier, level, planar_mixture
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = dict(ve=lambda: VESDE(0.01, 20), vp=VPSDE, subvp=subVPSDE)
-VARIANCES = torch.tensor([0.4, 1.5], dtype=torch.float64)
 # where times start here: likelihood weights grow like 1/t, and so does the scatter of a Monte Carlo
 # mean
 EPS = 1e-2
@@ -28,11 +27,6 @@ EPS = 1e-2
 @pytest.fixture(params=SDES)
 def sde(request):
     return SDES[request.param]()
-
-
-@pytest.fixture(scope='module')
-def target():
-    return gaussian([0.7, -0.5], VARIANCES)
 
 
 def test_the_loss_of_a_classifier_is_the_cross_entropy_by_hand(sde):

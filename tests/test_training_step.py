@@ -16,25 +16,8 @@ from losses import (
     optimization_manager,
 )
 from models.ema import ExponentialMovingAverage
-from oracles import gaussian
-from sde_lib import VESDE, VPSDE, subVPSDE
+from sde_lib import VPSDE
 from toy_networks import Toy, ToyOfClasses
-
-SDES = dict(ve=lambda: VESDE(0.01, 20), vp=VPSDE, subvp=subVPSDE)
-VARIANCES = torch.tensor([0.4, 1.5], dtype=torch.float64)
-# where times start here: likelihood weights grow like 1/t, and so does the scatter of a Monte Carlo
-# mean
-EPS = 1e-2
-
-
-@pytest.fixture(params=SDES)
-def sde(request):
-    return SDES[request.param]()
-
-
-@pytest.fixture(scope='module')
-def target():
-    return gaussian([0.7, -0.5], VARIANCES)
 
 
 def config(**optim):

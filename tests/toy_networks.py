@@ -9,10 +9,8 @@ class Toy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.scale, self.slope = (
-            nn.Parameter(torch.tensor([0.5, -0.3])),
-            nn.Parameter(torch.tensor(0.01)),
-        )
+        self.scale = nn.Parameter(torch.tensor([0.5, -0.3]))
+        self.slope = nn.Parameter(torch.tensor(0.01))
         self.in_training = None
 
     def forward(self, x, labels):
@@ -21,7 +19,7 @@ class Toy(nn.Module):
 
 
 class ToyOfClasses(Toy):
-    """A small network that knows three classes besides, and remembers what it was told."""
+    """`Toy` with three classes, which records the keyword arguments of its calls."""
 
     def __init__(self):
         super().__init__()
