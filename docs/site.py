@@ -8,7 +8,7 @@ mkdocstrings renders.
 import pathlib
 import re
 
-from mkdocs.structure.files import File
+from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = pathlib.Path(__file__).parents[1]
 LINK = re.compile(r'(\]\()((?:\.\./)+)([\w./-]+)')
@@ -41,7 +41,8 @@ def on_files(files, config):
     """Add the linked files outside the folder, and the pages of the reference."""
     pages = [file for file in files if file.src_uri.endswith('.md')]
     for name in sorted({name for page in pages for name in _outside(page)}):
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+        linked = {'abs_src_path': str(ROOT / name), 'inclusion': InclusionLevel.INCLUDED}
+        files.append(File.generated(config, name, **linked))
     for name, (title, modules) in REFERENCE.items():
         text = f'# {title}\n\n' + '\n\n'.join(f'::: {module}' for module in modules.split())
         files.append(File.generated(config, f'api/{name}.md', content=text))
