@@ -11,6 +11,8 @@ Lengths and places are in inches. A place (x, y, width, height) has its lower le
 import contextlib
 import pathlib
 
+from reports import style
+
 FIGURES = pathlib.Path(__file__).parent / 'figures'
 # the colours of Okabe & Ito, which colour-blind readers can tell apart
 BLUE = '#0072B2'
@@ -24,21 +26,16 @@ GREY = '#777777'
 PALE = '#F3F4F6'
 WHITE = '#FFFFFF'
 CODE = dict(size=7.5, family='DejaVu Sans Mono', color='#444444', linespacing=1.3)
-STYLE = {
+STYLE = style.STYLE | {
     'font.size': 10,
     'font.family': 'DejaVu Sans',
     'mathtext.fontset': 'dejavusans',
     'text.color': INK,
     'axes.edgecolor': INK,
     'axes.labelcolor': INK,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.grid': True,
-    'grid.alpha': 0.3,
-    'axes.titlesize': 11,
     'axes.titlelocation': 'left',
-    'legend.frameon': False,
     'figure.facecolor': 'white',
+    'figure.dpi': 150,
 }
 
 
@@ -49,7 +46,7 @@ def figure(name: str, width: float, height: float, layout: str | None = 'constra
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        drawn = Figure((width, height), dpi=150, layout=layout)
+        drawn = Figure((width, height), layout=layout)
         yield drawn
         FIGURES.mkdir(exist_ok=True)
         # without the version of Matplotlib the file is the same wherever it is drawn

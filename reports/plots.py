@@ -4,6 +4,7 @@ They are drawn from the `Run`s of `reports.report`, which are read and never com
 come from TensorBoard files. All have the style of `reports.style`.
 """
 
+import json
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reports.numbers import UNKNOWN
 from reports.style import figure, legend_below, log_scale, plain
 from runtime.tensorflow import stand_in
 
@@ -24,7 +26,7 @@ UNITS = {
     'coverage': 'fraction of images',
     'IS': 'score',
 }
-CURVES = {'training_loss': ('training set', '-'), 'eval_loss': ('test set', '--')}
+CURVES = {'training_loss': ('training set', '-'), 'eval_loss': ('test set, single batches', '--')}
 
 
 def draw(runs: Sequence, output: str | os.PathLike) -> list[tuple[str, str]]:
@@ -118,6 +120,7 @@ def draw_loss(
     if not drawn:
         return None
     smooth = [_smooth(curve.values) for curve in drawn]
+    whole = [_whole_losses(run) for run in runs]
     with figure(output / 'loss.png', 7.5, 4.5) as (_, (axes,)):
         for curve, average in zip(drawn, smooth):
             dataset, line = CURVES[curve.tag]
@@ -125,6 +128,13 @@ def draw_loss(
             label = ', '.join((*labels[curve.run], dataset))
             axes.plot(curve.steps, curve.values, color=colour, alpha=0.2, linewidth=0.8)
             axes.plot(curve.steps, average, line, color=colour, label=label)
+        for i, points in enumerate(whole):
+            if points:
+                colour = f'C{i if len(runs) > 1 else len(CURVES) - 1}'
+                n = max(n for _, _, n in points)
+                label = ', '.join((*labels[i], f'test set, mean of {n} images'))
+                steps, values, _ = zip(*points)
+                axes.plot(steps, values, 'o', color=colour, markersize=7, zorder=3, label=label)
         log_scale(axes, np.concatenate(smooth), 4)
         axes.set(title='Loss in training', xlabel='training step')
         _label_loss(axes, _common_factor(drawn))
@@ -133,7 +143,26 @@ def draw_loss(
         'Loss against the training step, from the TensorBoard files. Pale lines are single '
         'batches, the others moving averages over 5% of the points. The test loss is that of the '
         'EMA weights.'
+        + ' Dots are means over the test set, from `--mode eval`.' * any(whole)
     )
+
+
+def _whole_losses(run) -> list[tuple[int, float, int]]:
+    """(step, loss, number of images) of each checkpoint whose loss over a test set is complete.
+
+    Steps follow from the config in the work directory. Without one there are none.
+    """
+    path = run.workdir / 'config.json'
+    if not path.is_file():
+        return []
+    settings = json.loads(path.read_text())['training']
+    every, last = settings['snapshot_freq'], settings['n_iters'] - 1
+    return [
+        (min(checkpoint * every, last), number.value, number.n)
+        for checkpoint, numbers in run.numbers.items()
+        for number in numbers
+        if number.kind == 'loss' and number.complete and number.n != UNKNOWN
+    ]
 
 
 def _label_loss(axes, factor: float | None):

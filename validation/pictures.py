@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import reports
+from reports.style import figure, legend_below, log_scale
 
 from .invariants import Denoising
 from .result import Result
@@ -58,14 +59,11 @@ def _real_images(results: Sequence[Result]) -> list[tuple[str, np.ndarray]]:
 
 
 def _draw_side_by_side(path: pathlib.Path, panels: list[tuple[str, np.ndarray]]):
-    from matplotlib.figure import Figure
-
-    figure = Figure((3.4 * len(panels), 3.7), dpi=120, layout='constrained')
-    for axes, (name, images) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        axes.imshow(_tiled(images), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-        axes.set_title(name, fontsize=10)
-        axes.axis('off')
-    figure.savefig(path)
+    with figure(path, 3.4 * len(panels), 3.7, 1, len(panels)) as (_, axes_of):
+        for axes, (name, images) in zip(axes_of, panels):
+            axes.imshow(_tiled(images), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+            axes.set_title(name)
+            axes.axis('off')
 
 
 def _tiled(images: np.ndarray) -> np.ndarray:
@@ -80,14 +78,10 @@ def _tiled(images: np.ndarray) -> np.ndarray:
 
 
 def _draw_denoising(path: pathlib.Path, profiles: list[tuple[str, Denoising]]):
-    from matplotlib.figure import Figure
-
-    figure = Figure((4.6 * len(profiles), 3.6), dpi=120, layout='constrained')
-    for axes, (name, found) in zip(figure.subplots(1, len(profiles), squeeze=False)[0], profiles):
-        axes.plot(found.t, found.linear, '--', color='0.45', label='best linear estimate')
-        axes.plot(found.t, found.network, 'o-', color='#0072b2', markersize=4, label='network')
-        axes.set(title=name, xlabel='time t', yscale='log', ylabel='squared error per pixel')
-        axes.grid(alpha=0.3)
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.legend(frameon=False)
-    figure.savefig(path)
+    with figure(path, 4.6 * len(profiles), 3.9, 1, len(profiles)) as (drawn, axes_of):
+        for axes, (name, found) in zip(axes_of, profiles):
+            axes.plot(found.t, found.linear, '--', color='0.45', label='best linear estimate')
+            axes.plot(found.t, found.network, 'o-', color='C0', label='network')
+            axes.set(title=name, xlabel='time t', ylabel='squared error per pixel')
+            log_scale(axes, np.concatenate([found.linear, found.network]), 4)
+        legend_below(drawn, axes_of, 2)
