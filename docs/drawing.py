@@ -84,11 +84,11 @@ def box(axes, place, colour: str, title='', body='', code='', fill: float = 0.12
         )
     )
     styles = (title, dict(weight='bold', size=10)), (body, dict(size=10)), (code, CODE)
-    lines = [(text, style) for text, style in styles if text]
+    lines = [(text, font) for text, font in styles if text]
     heights = [0.17 * (1 + text.count('\n')) for text, _ in lines]
     top = y + height / 2 + (sum(heights) + 0.07 * (len(lines) - 1)) / 2
-    for (text, style), tall in zip(lines, heights):
-        label(axes, x + width / 2, top - tall / 2, text, **dict(linespacing=1.35) | style)
+    for (text, font), tall in zip(lines, heights):
+        label(axes, x + width / 2, top - tall / 2, text, **dict(linespacing=1.35) | font)
         top -= tall + 0.07
 
 

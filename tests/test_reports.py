@@ -367,18 +367,6 @@ def test_curves_are_read_without_tensorflow(tmp_path):
     assert '](loss.png)' in reports.write([tmp_path], tmp_path / 'out').read_text()
 
 
-def test_the_loss_plot_has_the_means_over_the_test_set(tmp_path):
-    """A dot at the step of each complete checkpoint: the numbered step, or the last one."""
-    for checkpoint, complete in (1, True), (2, True), (3, False):
-        write_loss(tmp_path / 'eval', checkpoint, complete)
-    numbers = {k: reports.numbers_of(tmp_path / 'eval', k) for k in (1, 2, 3)}
-    run = reports.report.Run('run', tmp_path, tmp_path / 'eval', numbers)
-    assert reports.plots._whole_losses(run) == []  # the steps are unknown
-    training = dict(snapshot_freq=300, n_iters=501)
-    (tmp_path / 'config.json').write_text(json.dumps(dict(training=training)))
-    assert reports.plots._whole_losses(run) == [(300, 0.6, 10), (500, 0.6, 10)]
-
-
 def test_the_command_says_what_is_missing_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match='^error: [^\n]*no results[^\n]*$'):
         main([str(tmp_path), '--output', str(tmp_path / 'out')])
