@@ -87,6 +87,34 @@ def mnist(dataset: str = 'MNIST') -> ConfigDict:
     return config
 
 
+def folder(image_size: int) -> ConfigDict:
+    """A folder or zip file of your own pictures; the schedule suits thousands of them.
+
+    The network for it is `folder_sized`. `data.path` has no default.
+    """
+    config = base('FOLDER', image_size)
+    config.data.uniform_dequantization = True
+    config.training.update(
+        batch_size=64,
+        n_iters=100001,
+        snapshot_freq=10000,
+        snapshot_freq_for_preemption=1000,
+        eval_freq=500,
+    )
+    config.optim.update(lr=2e-4, warmup=1000)
+    config.eval.update(
+        begin_ckpt=1,
+        end_ckpt=10,
+        batch_size=100,
+        num_samples=1000,
+        enable_sampling=True,
+        metrics_backend='pixels',
+        metrics_floor=True,
+        stats_samples=5000,
+    )
+    return config
+
+
 def celeba() -> ConfigDict:
     """CelebA, cropped and reduced to 64 pixels."""
     config = base('CELEBA', 64)
@@ -259,6 +287,23 @@ def mnist_sized(config: ConfigDict) -> ConfigDict:
         num_res_blocks=2,
         attn_resolutions=(14,),
         dropout=0.05,
+        ema_rate=0.9995,
+    )
+    config.sampling.update(method='dpmpp_2m_sde', steps=24)
+    return config
+
+
+def folder_sized(config: ConfigDict) -> ConfigDict:
+    """The network of `config` for 64 pixels: four resolutions, attention at 16 pixels.
+
+    Samples take 25 network evaluations.
+    """
+    config.model.update(
+        nf=64,
+        ch_mult=(1, 2, 2, 2),
+        num_res_blocks=2,
+        attn_resolutions=(16,),
+        dropout=0.1,
         ema_rate=0.9995,
     )
     config.sampling.update(method='dpmpp_2m_sde', steps=24)
