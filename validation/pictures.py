@@ -27,10 +27,10 @@ def draw(results: Sequence[Result], output: pathlib.Path) -> list[tuple[str, str
     if profiles:
         _draw_denoising(output / 'denoising.png', profiles)
         caption = (
-            'Squared error per pixel of the denoised image against time: of the network, and of '
-            f'the best estimate that is linear in the pixel; {profiles[0][1].n} test images. At '
-            'the right x_t holds hardly a trace of the image, and a small error of the predicted '
-            'noise is many times as large in the image.'
+            'Squared error per pixel of the denoised image against time, for the network and for '
+            f'the best estimate that is linear in the pixel ({profiles[0][1].n} test images). At '
+            'the right, x_t contains hardly any trace of the image, and a small error of the '
+            'predicted noise causes a much larger error of the image.'
         )
         pictures.append(('denoising.png', caption))
     return pictures
@@ -42,7 +42,7 @@ def _samples(result: Result, output: pathlib.Path) -> tuple[str, str]:
     columns = min(10, int(len(result.images) ** 0.5))
     reports.save_grid(output / name, result.images[: columns**2], columns)
     caption = (
-        f'The first {columns**2} samples of {result.model.name}, not chosen: '
+        f'The first {columns**2} samples of {result.model.name}, not selected: '
         f'seed {result.config.seed}, {result.solver("sample")}.'
     )
     return name, caption
