@@ -7,7 +7,7 @@ from runtime.errors import UserError
 
 
 class Registry:
-    """A table of classes by name, in any case; errors on unknown names list the known ones.
+    """A table of classes by name (case is ignored); an unknown name raises UserError.
 
     `register` is a decorator, plain (`@register`, by the name of the class) or with a name
     (`@register(name='ddpm')`).
@@ -47,7 +47,7 @@ class Registry:
         return cls
 
     def get(self, name: str) -> Any:
-        """The class called `name`; UserError with the known names if there is none."""
+        """Return the class called `name`; raise UserError with the known names if there is none."""
         found = self.find(name)
         if found is None:
             raise UserError(
