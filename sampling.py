@@ -93,7 +93,7 @@ def check(model: Score, options: Options, loop: Loop = Loop()) -> None:
     elif method == 'pc':
         predictor_corrector.check(sde, options, loop)
     elif solver:
-        unused: Any = None  # there is no score function yet
+        unused: Any = None  # no score function is known yet
         options.build_solver(sde, unused)
 
 

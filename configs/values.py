@@ -52,7 +52,7 @@ def real(interval: str = '(-inf, inf)') -> Rule:
 
 
 def several(rule: Rule, least: int = 0) -> Rule:
-    """A tuple or list of `least` or more values, each of which follows `rule`."""
+    """A tuple or list of at least `least` values, each of which follows `rule`."""
 
     def accepts(value):
         return (

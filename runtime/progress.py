@@ -36,7 +36,7 @@ class Shown:
     Args:
         what: the task, such as 'drawing samples 1 to 64'.
         total: the number of units, None if unknown.
-        unit: what is counted, in the singular.
+        unit: the name of one unit (singular), such as 'step'.
         initial: the number of units that were done before.
         in_log: whether log lines replace the bar if stderr is not a terminal.
         leave: whether the finished bar remains on the terminal.

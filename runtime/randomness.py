@@ -21,7 +21,7 @@ def seed_of(seed: int, *place) -> int:
 
     Args:
         seed: the seed of the job.
-        *place: numbers and words that name what the seed is for.
+        *place: numbers and words that name the purpose of the seed.
     """
     return (
         int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], 'little')

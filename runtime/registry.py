@@ -13,7 +13,7 @@ class Registry:
     (`@register(name='ddpm')`).
 
     Args:
-        kind: what is registered, for errors, such as 'predictor'.
+        kind: the kind of the classes, for errors, such as 'predictor'.
     """
 
     def __init__(self, kind: str):

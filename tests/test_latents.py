@@ -91,7 +91,7 @@ def test_images_come_back(sde, target):
 def test_codes_are_distributed_as_the_prior(sde, target):
     """Codes have the mean and standard deviation of x_T, and no correlations.
 
-    Four standard errors are allowed.
+    The tolerance is four standard errors.
     """
     n = 4000
     z = encode(

@@ -228,7 +228,7 @@ def test_ddpm_is_its_formula(reduce_mean):
         labels, None
     ].float()
     squares = (network(alphabar.sqrt() * x + (1 - alphabar).sqrt() * z, labels) - z) ** 2
-    # float32
+    # the tolerance is for float32
     torch.testing.assert_close(
         loss, squares.mean() if reduce_mean else squares.sum(1).mean() / 2, rtol=1e-5, atol=0
     )
@@ -295,7 +295,7 @@ def test_the_loss_takes_images_and_volumes(sde):
                     lambda x, labels: -x, torch.ones(4, *shape)
                 )
             )
-        # float32
+        # the tolerance is for float32
         torch.testing.assert_close(
             values[1] / values[0], torch.tensor(math.prod(shape) / 2), rtol=1e-4, atol=0
         )

@@ -100,7 +100,7 @@ def test_the_pseudoinverse_is_that_of_moore_and_penrose(make, size):
 @pytest.mark.parametrize('make, size', EXACT.values(), ids=EXACT)
 def test_nothing_is_dropped_but_by_blur(make, size):
     A, A_pinv, _ = matrices(make(*size), size)
-    torch.testing.assert_close(A @ A_pinv @ A, A, rtol=0, atol=1e-12)  # rounding of float64
+    torch.testing.assert_close(A @ A_pinv @ A, A, rtol=0, atol=1e-12)  # rounding errors of float64
 
 
 @pytest.mark.parametrize('size', SIZES, ids=str)
@@ -181,7 +181,7 @@ def test_blur_is_scipys(sigma, size):
     exact = torch.from_numpy(
         gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode='reflect', truncate=4.0)
     )
-    torch.testing.assert_close(blur(*size, sigma)(x), exact, rtol=0, atol=1e-12)  # float64
+    torch.testing.assert_close(blur(*size, sigma)(x), exact, rtol=0, atol=1e-12)  # in float64
     torch.testing.assert_close(blur(*size, sigma)(x.float()), exact.float(), rtol=0, atol=1e-6)
 
 

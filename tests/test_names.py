@@ -45,7 +45,7 @@ def test_names_need_not_be_utf8(tmp_path, caplog):
 
 
 def test_the_path_of_a_data_set_need_not_be_utf8(tmp_path):
-    """Training, evaluation and the report work with such a path."""
+    """Training, evaluation and the report work if the path is not valid UTF-8."""
     odd = os.fsdecode(b'caf\xe9')
     path, workdir = folder(tmp_path / odd / odd, crops(20, 8)[..., 0]), tmp_path / 'run'
     config = load_config('configs.vp.digits_ddpmpp_continuous', dict(dataset='FOLDER', path=path))

@@ -65,7 +65,7 @@ def test_own_sde_has_no_ancestral_sampling():
 
 @pytest.mark.parametrize('eps', [1e-3, 0.5])
 def test_own_sde_with_the_ode_sampler(eps):
-    """For Gaussian data, the flow keeps the standardized distance of a value from the mean."""
+    """For Gaussian data, the flow keeps (x - mean) / std of every value x."""
     sde = OrnsteinUhlenbeck(N=100)
     z = torch.randn(*SHAPE)
     x, nfe = sampling.get_ode_sampler(sde, SHAPE, identity, eps=eps, device='cpu')(
