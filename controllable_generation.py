@@ -23,10 +23,10 @@ from sde_lib import SDE
 
 
 def _measured_sampler(score_of: Callable, options, inverse_scaler, loop, consistency) -> Callable:
-    """Return a function `sampler(model, measurement, y)` that draws images which agree with y.
+    """Return a function `sampler(model, measurement, y)` that draws images consistent with y.
 
-    `score_of` maps a network to its (guided) score. Settings that do not fit together raise an
-    error here, before there is a network.
+    `score_of` maps a network to its (guided) score. Incompatible settings raise an error here,
+    before a network is passed.
     """
     check(score_of(None), options, loop)
 
@@ -54,10 +54,10 @@ def get_pc_inpainter(  # noqa: PLR0913  (a signature of the 2021 release)
     consistency: float = 0.0,
     guidance: Callable | None = None,
 ) -> Callable:
-    """Return a function `inpainter(model, data, mask)` that fills in the missing pixels of images.
+    """Return a function `inpainter(model, data, mask)` that fills in missing pixels of images.
 
     `data` (B, C, H, W) are images as the network sees them; their values at missing pixels are not
-    used. `mask` broadcasts to them and is 1 where pixels are known, 0 where they are missing. The
+    used. `mask` broadcasts to `data` and is 1 where pixels are known, 0 where they are missing. The
     inpainter returns images (B, C, H, W) after `inverse_scaler`.
 
     Args:
@@ -103,7 +103,7 @@ def get_pc_colorizer(  # noqa: PLR0913  (a signature of the 2021 release)
     consistency: float = 0.0,
     guidance: Callable | None = None,
 ) -> Callable:
-    """Return a function `colorizer(model, gray_scale_img)` that draws colour images of grey images.
+    """Return a function `colorizer(model, gray_scale_img)` that draws colours for grey images.
 
     `gray_scale_img` (B, C, H, W) are images as the network sees them; only the mean over their
     channels is used. The colorizer returns images (B, C, H, W) with the same channel mean, after

@@ -8,11 +8,11 @@
         --config configs/ve/celebahq_256_ncsnpp_continuous.py      # a folder for diffusers
     python convert.py ddpm-cifar10-32 ddpm.safetensors             # from diffusers, with its config
 
-The format of SOURCE is detected by its content, that of DESTINATION by its name: NAME.pth (a
-training state, as the 2021 PyTorch release loads it), NAME.safetensors, or a folder (a pipeline of
-diffusers). The config is the one next to SOURCE, if there is one, or --config. Safetensors and
-diffusers hold one set of weights: the averaged ones, or the trained ones with --weights=raw. The
-result is read again and compared before it is moved to DESTINATION.
+The format of SOURCE is detected from its content. The name of DESTINATION chooses its format:
+NAME.pth (a training state that the 2021 PyTorch release can load), NAME.safetensors, or a folder (a
+diffusers pipeline). The config is --config, or else the one stored with SOURCE. Safetensors and
+diffusers contain one set of weights: the EMA weights, or the raw weights with --weights=raw. The
+result is read back and compared with the weights in memory before it is moved to DESTINATION.
 """
 
 import contextlib
@@ -50,21 +50,21 @@ def convert(
     weights: str = 'ema',
     overwrite: bool = False,
 ) -> str:
-    """Write the checkpoint `source` as `destination`, in the format of its name.
+    """Convert the checkpoint `source` to the format that the name of `destination` chooses.
 
     Args:
         source: file or folder in any of the `checkpoints.formats`.
         destination: NAME.pth, NAME.safetensors, or a folder for diffusers.
-        config: of the network, if `source` does not have one.
-        weights: 'ema' or 'raw', for formats that hold one set.
-        overwrite: replace what is at `destination`.
+        config: the config of the network. None: the one stored with `source`.
+        weights: 'ema' or 'raw', for formats that contain one set of weights.
+        overwrite: replace existing files at `destination`.
 
     Returns:
         The format of `destination`.
 
     Raises:
-        UserError: if the checkpoint does not fit the config, the format cannot express it, or
-            something is at `destination`. Nothing is written then.
+        UserError: if the checkpoint does not fit the config, if the format cannot express it, or if
+            `destination` exists. In these cases nothing is written.
     """
     destination = pathlib.Path(destination)
     kind = _format_of_name(destination)
@@ -82,7 +82,7 @@ def convert(
             partial = pathlib.Path(folder, destination.name)
             if kind == 'pytorch':
                 written = _write_state(partial, state, content['model'])
-                if with_config:  # no config of the repository describes this network
+                if with_config:  # no config file of the repository describes this network
                     text = config.to_json_best_effort(indent=1) + '\n'
                     partial.with_suffix('.json').write_text(text)
             else:
@@ -102,31 +102,31 @@ def _format_of_name(destination: pathlib.Path) -> str:
     kind = FORMAT_OF_SUFFIX.get(destination.suffix)
     if kind is None:
         raise UserError(
-            f'{destination}: its name must end in .pth or .safetensors, or have no '
-            'ending, for a folder of diffusers'
+            f'{destination}: the name must end in .pth or .safetensors, or have no '
+            'ending (for a diffusers folder)'
         )
     return kind
 
 
 def _config_for(source, found: str, config: ConfigDict | None) -> ConfigDict:
-    """Return a copy of the given config, or of that of `source`, for the CPU."""
+    """Return a copy of `config`, or else of the config of `source`, with the CPU as its device."""
     config = config or checkpoints.config_of(source)
     if config is None:
-        raise UserError(f'{source} ({found}) does not tell its config: give --config')
+        raise UserError(f'{source} ({found}) contains no config: pass --config')
     config = config.copy_and_resolve_references()
     config.device = 'cpu'
     return config
 
 
 def _check_free(destination: pathlib.Path, kind: str, with_config: bool, overwrite: bool):
-    """Raise UserError if something must not be replaced."""
+    """Raise UserError if `destination` or its config file exists and must not be replaced."""
     places = [destination, destination.with_suffix('.json')] if with_config else [destination]
     for path in places:
         if path.exists() and not overwrite:
-            raise UserError(f'{path} is there already: --overwrite replaces it')
+            raise UserError(f'{path} already exists: pass --overwrite to replace it')
     replaceable = formats.FORMATS[kind].matches if kind == 'diffusers' else pathlib.Path.is_file
     if destination.exists() and not replaceable(destination):
-        raise UserError(f'{destination} is there and no {kind} checkpoint: it is not replaced')
+        raise UserError(f'{destination} exists and is not a {kind} checkpoint: choose another name')
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def _check_readable(destination, path: pathlib.Path, state: dict, written: dict)
 
 
 def _check_same(destination, again: list[torch.Tensor], written: list[torch.Tensor]):
-    """Raise CheckpointError if tensors are not equal; NaN equals NaN."""
+    """Raise CheckpointError if tensors are not equal; NaN counts as equal to NaN."""
     same = len(again) == len(written) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
         for a, b in zip(again, written)
@@ -180,13 +180,13 @@ def _check_same(destination, again: list[torch.Tensor], written: list[torch.Tens
 
 def _differs(destination) -> CheckpointError:
     return CheckpointError(
-        f'{destination} was not written: what was read again differs from it. The disk may be '
-        'failing'
+        f'{destination} was not written: the data read back differ from the data written. The disk '
+        'may be failing'
     )
 
 
 def _move(folder, to: pathlib.Path):
-    """Move all files below `folder` to the same places below `to`, where other files stay."""
+    """Move all files in `folder` to the same relative paths in `to`; other files there remain."""
     for path in pathlib.Path(folder).rglob('*'):
         if path.is_file():
             place = to / path.relative_to(folder)
@@ -200,7 +200,7 @@ def _move(folder, to: pathlib.Path):
 def _log(source, found: str, destination, kind: str, notes: dict, state: dict):
     count = sum(value.numel() for value in state['model'].parameters())
     logging.info(
-        '%s (%s, step %d, %.1f million parameters) -> %s (%s%s)',
+        'Converted %s (%s, step %d, %.1f million parameters) to %s (%s%s).',
         source,
         found,
         state['step'],
@@ -212,11 +212,11 @@ def _log(source, found: str, destination, kind: str, notes: dict, state: dict):
 
 
 def _warn_of_losses(source, found: str, destination, state: dict):
-    """Log what a training state lacks because its source does not have it."""
+    """Log a warning about the parts of a training state that its source does not contain."""
     trained = [value for value in state['model'].parameters() if value.requires_grad]
     equal = all(map(torch.equal, trained, state['ema'].shadow_params))
     logging.warning(
-        'Wrote %s without Adam moments%s: %s (%s) does not hold them.',
+        'Wrote %s without Adam moments%s: %s (%s) does not contain them.',
         destination,
         ' and with raw weights equal to the averaged ones' if equal else '',
         source,
@@ -230,7 +230,7 @@ def _warn_of_losses(source, found: str, destination, state: dict):
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 3:
         sys.exit(
-            f'error: SOURCE and DESTINATION are needed, got {len(argv) - 1} arguments: see '
+            f'error: expected SOURCE and DESTINATION, got {len(argv) - 1} arguments: see '
             'python convert.py --help'
         )
     log_to(None)
@@ -244,9 +244,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('config', None, 'The config file, or FILE:ARGUMENT.')
+    flags.DEFINE_string('config', None, 'Config file of the network, or FILE:ARGUMENT.')
     flags.DEFINE_enum(
-        'weights', 'ema', ['ema', 'raw'], 'For safetensors and diffusers: averaged or raw weights.'
+        'weights', 'ema', ['ema', 'raw'], 'For safetensors and diffusers: EMA or raw weights.'
     )
-    flags.DEFINE_bool('overwrite', False, 'Replace DESTINATION if it is there.')
+    flags.DEFINE_bool('overwrite', False, 'Replace DESTINATION if it exists.')
     app.run(main, flags_parser=parse_flags)

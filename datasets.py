@@ -1,14 +1,14 @@
-"""Images by name, as batches of numbers in [0, 1].
+"""Data sets by name, as batches of images in [0, 1].
 
     train, test, _ = get_dataset(config)
     x = get_data_scaler(config)(torch.from_numpy(next(iter(train))['image']))
 
 A batch is a dict of arrays: 'image' (B, H, W, C) float32 and 'label' (B,) int64. With L grey
-levels, level v becomes v / (L - 1), or with uniform dequantization (v + u) / L with u uniform in
-[0, 1). The order of an epoch depends on (seed, epoch), the flips and noise of a batch on (seed,
+levels, level v becomes v / (L - 1), or (v + u) / L with uniform dequantization, where u is uniform
+in [0, 1). The order of an epoch depends on (seed, epoch), the flips and noise of a batch on (seed,
 batch number), so training resumes with exactly the batch at which it stopped. (If corrupt images
-are skipped, this holds only for the same `data.memory_gib`.) `data` reads the images: data sets
-that fit in memory are decoded once, others are prefetched by all CPU cores.
+are skipped, this holds only for the same `data.memory_gib`.) The package `data` reads the images.
+Data sets that fit in memory are decoded once; others are prefetched by all CPU cores.
 """
 
 import functools
@@ -44,12 +44,12 @@ from runtime.errors import UserError
 
 
 def get_data_scaler(config: ConfigDict) -> Callable:
-    """Return the function from [0, 1] to the range of the network: [-1, 1] if `data.centered`."""
+    """Return the function that maps [0, 1] to the network's range: [-1, 1] if `data.centered`."""
     return (lambda x: 2 * x - 1) if config.data.centered else (lambda x: x)
 
 
 def get_data_inverse_scaler(config: ConfigDict) -> Callable:
-    """Return the function from the range of the network back to [0, 1]."""
+    """Return the function that maps the network's range back to [0, 1]."""
     return (lambda x: (x + 1) / 2) if config.data.centered else (lambda x: x)
 
 
@@ -58,13 +58,13 @@ class Source(NamedTuple):
 
     Attributes:
         load: `load(config, split)` returns the 'train' or 'test' images.
-        levels: Number of grey levels, or a function from a config to it.
+        levels: Number of grey levels, or a function of the config that returns it.
         shape: (H, W, C) of the images, None if the config chooses it.
-        preparation: What is done to the images.
-        keys: The keys of `config.data` that choose among the images.
-        builder: A function from a config to its TFDS builder, if there is one.
-        has_test_set: A function from `data.path` to whether there is a test set, for data sets of
-            which `data.test_fraction` is held out otherwise.
+        preparation: How the images are cropped and resized, in words.
+        keys: The keys of `config.data` that only some data sets use, including this one.
+        builder: A function of the config that returns the TFDS builder; None if there is none.
+        has_test_set: A function of `data.path` that returns whether the files have a test set. If
+            not, `data.test_fraction` of the images is held out. None for other data sets.
         registered: Whether it was added by `register_dataset`.
     """
 
@@ -79,7 +79,7 @@ class Source(NamedTuple):
 
 
 def _tfds_source(name: str, shape=None, preparation: str = 'none', keys=(), **settings) -> Source:
-    """A data set of TFDS; {category} in its name becomes `data.category`."""
+    """Return a data set of TFDS; `{category}` in its name is replaced by `data.category`."""
 
     def full_name(config):
         return name.format(category=config.data.category)
@@ -118,7 +118,7 @@ TFDS = {  # for `data.source` 'tfds'
         splits=('train', 'validation'),
     ),
 }
-TORCHVISION = {  # for 'torchvision'
+TORCHVISION = {  # for `data.source` 'torchvision'
     'CIFAR10': _torchvision_source('CIFAR10', (32, 32, 3)),
     'SVHN': _torchvision_source('SVHN', (32, 32, 3)),
     'MNIST': _torchvision_source('MNIST', (28, 28, 1)),
@@ -127,7 +127,7 @@ TORCHVISION = {  # for 'torchvision'
         'CELEBA', preparation='middle 140 pixels, reduced (bilinear, antialiased) with Pillow'
     ),
 }
-SOURCES = {  # for ''
+SOURCES = {  # for `data.source` '', the default
     **TFDS,
     'MNIST': TORCHVISION['MNIST'],
     'FASHIONMNIST': TORCHVISION['FASHIONMNIST'],
@@ -159,15 +159,15 @@ def register_dataset(
 ) -> Callable:
     """Register the function `load` as a data set that `config.data.dataset` can name.
 
-    Also usable as a decorator.
+    It can also be used as a decorator.
 
     Args:
         load: `load(config, split)` with split 'train' or 'test' returns images (n, H, W, C) of
             integers 0 to levels - 1, H = W = `config.data.image_size` and C =
             `config.data.num_channels`, and their labels (n,).
-        name: The name in configs, in any case; that of the function by default.
+        name: The name in configs, where case is ignored. Default: the name of the function.
         levels: Number of grey levels.
-        keys: Keys of `config.data` that only this data set has.
+        keys: Keys of `config.data` that only this data set uses.
 
     Raises:
         UserError: if another data set has the name.
@@ -200,7 +200,7 @@ def get_source(config: ConfigDict) -> Source:
     """Return the data set that `data.dataset` and `data.source` name.
 
     Raises:
-        UserError: if there is no such data set, or the config asks for what it does not have.
+        UserError: if there is no such data set, or if a key of `config.data` does not suit it.
     """
     data = defaults.complete(config).data
     source = _named(data)
@@ -241,9 +241,9 @@ def get_levels(config: ConfigDict) -> int:
 
 
 def get_name(config: ConfigDict) -> str:
-    """Return the data set in the name of a file.
+    """Return the name of the data set for file names.
 
-    It is 'cifar10', 'celeba' or 'lsun_bedroom_256' as in the 2021 release, or for example
+    Examples are 'cifar10', 'celeba' and 'lsun_bedroom_256', as in the 2021 release, and
     'folder_cats_64_1b2c3d'.
     """
     data, name = config.data, config.data.dataset.lower()
@@ -265,7 +265,7 @@ def _is_registered(name: str) -> bool:
 
 
 def describe(config: ConfigDict, split: str) -> dict:
-    """Describe the images of a split, for the protocol of numbers that depend on them."""
+    """Describe the images of a split, for the protocol of results computed from them."""
     config = defaults.complete(config)
     data, source = config.data, get_source(config)
     files = [key for key in source.keys if key in ('path', 'tfrecords_path')]
@@ -296,12 +296,12 @@ def get_split(config: ConfigDict, split: str, in_memory: bool = True) -> Images 
     Args:
         config: The config.
         split: 'train' or 'test'.
-        in_memory: Whether to decode them now if they take at most `data.memory_gib`.
+        in_memory: Whether to decode the images now if they need at most `data.memory_gib`.
     """
     config = defaults.complete(config)
     data, images = config.data, get_source(config).load(config, split)
     assert images.levels == get_levels(config), (
-        f'{data.dataset} is said to have {get_levels(config)} grey levels'
+        f'{data.dataset} must have {get_levels(config)} grey levels'
     )
     if in_memory:
         images = into_memory(images, data.memory_gib)
@@ -337,10 +337,10 @@ def get_dataset(
     Args:
         config: The config.
         uniform_dequantization: Whether uniform noise is added to the grey levels.
-        evaluation: Whether both are one pass in order over every image; the last batch may be
-            smaller. Otherwise both are sequences without end. The training batches are shuffled,
-            and flipped if `data.random_flip`. The evaluation batches are in order; one is used
-            every `training.eval_freq` steps. Each process gets its own rows of every batch.
+        evaluation: If True, both pass once over all images in order; the last batch may be smaller.
+            If False, both are endless, and each process gets its own rows of every batch. Training
+            batches are shuffled, and flipped if `data.random_flip`. Evaluation batches are in
+            order; one is used every `training.eval_freq` steps.
         start: The training step to begin with.
     """
     config = defaults.complete(config)
@@ -373,10 +373,10 @@ def get_dataset(
 
 
 def record(config: ConfigDict, images: Images | Streamed, workdir: str | os.PathLike) -> None:
-    """Write what a network is trained on to `workdir/data.json`.
+    """Write a description of the training data to `workdir/data.json`.
 
     Raises:
-        UserError: if a network that knows classes was trained here with other classes.
+        UserError: if a class-conditional network was trained in `workdir` with other classes.
     """
     conditional = bool(defaults.complete(config).model.num_classes)
     data_record.write(workdir, _identity(config), class_names(images), conditional)
@@ -392,7 +392,7 @@ def check_record(config: ConfigDict, checkpoint: str | os.PathLike) -> None:
 
 
 def _identity(config) -> dict:
-    """The values that identify the config's data set, wherever its files are."""
+    """Return the values that identify the config's data set, but not the location of its files."""
     source = SOURCES.get(config.data.dataset.upper())
-    # `data.path` of torchvision's files identifies nothing
+    # for torchvision, `data.path` is only the download folder
     return data_record.identity(defaults.complete(config).data, source.keys if source else ())

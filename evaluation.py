@@ -1,13 +1,13 @@
-"""Inception features, reference statistics and the metrics of samples: the door to `metrics`.
+"""Inception features, reference statistics and the metrics of samples: the interface to `metrics`.
 
-    extractor = get_extractor(config)             # 8-bit images to features
+    extractor = get_extractor(config)             # maps 8-bit images to features
     real = metrics.reference.get_reference(config, extractor, 'train')
     numbers = measure(extractor.run(images), real)
 
-Extractors: 'tfgan' is the Inception network of the paper's numbers, run by TensorFlow on the CPU;
-'torch_fidelity' has the same weights in PyTorch on the config's device, at any of its layers, or
-another network; 'pixels' takes the pixels themselves. Every number comes with the protocol by which
-it was computed.
+Extractors: 'tfgan' is the Inception network used in the paper, run by TensorFlow on the CPU;
+'torch_fidelity' runs the same weights in PyTorch on the config's device, up to any layer, or runs
+another network; 'pixels' uses the pixels themselves as features. Each result is stored with its
+protocol: the settings with which it was computed.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ INCEPTION_V3 = 'https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4'
 def _tfgan_module():
     """Import TensorFlow GAN 2.1, which was written for TensorFlow 2.15.
 
-    What it imports but never uses, and no longer exists, is replaced during the import.
+    Modules that it imports but never uses, and that no longer exist, are replaced by stubs.
     """
     tf = tensorflow()
     with contextlib.ExitStack() as stand_ins:
@@ -61,10 +61,10 @@ def get_inception_model(inceptionv3: bool = False, path: str = '') -> Any:
 
     Args:
         inceptionv3: Whether to load Inception V3.
-        path: Folder of a SavedModel that replaces either.
+        path: Folder of a SavedModel to load instead.
 
     Raises:
-        UserError: if the network cannot be fetched or loaded.
+        UserError: if the network cannot be downloaded or loaded.
     """
     tfgan = _tfgan_module()
     import tensorflow_hub
@@ -72,15 +72,15 @@ def get_inception_model(inceptionv3: bool = False, path: str = '') -> Any:
     handle = path or (INCEPTION_V3 if inceptionv3 else tfgan.eval.INCEPTION_TFHUB)
     try:
         return tensorflow_hub.load(os.path.expanduser(handle))
-    # URLError, OSError, tf.errors.*, ValueError: the hub has no error of its own
+    # the hub raises URLError, OSError, tf.errors.* or ValueError: it has no error class
     except Exception as error:
         reason = reason_of(error)
         if path:
             message = f'path={path!r} cannot be loaded as a SavedModel: {reason}'
         else:
             message = (
-                f'the SavedModel {handle} cannot be fetched ({reason}): download it elsewhere (as '
-                '.tar.gz, unpacked) and give its folder as path'
+                f'the SavedModel {handle} cannot be downloaded ({reason}): download the .tar.gz on '
+                'another machine, unpack it and pass its folder as path'
             )
         raise UserError(message) from error
 
@@ -93,7 +93,7 @@ def run_inception_distributed(
     Args:
         input_tensor: (B, H, W, 3), values from 0 to 255.
         inception_model: The network of `get_inception_model`.
-        num_batches: Parts in which the network sees the images; must divide B.
+        num_batches: Number of batches in which the network processes the images; must divide B.
         inceptionv3: Whether the network is Inception V3.
 
     Returns:
@@ -103,7 +103,7 @@ def run_inception_distributed(
     tf, tfgan = tensorflow(), _tfgan_module()
     keys = ('pool_3',) if inceptionv3 else ('pool_3', 'logits')
     images = tf.cast(input_tensor, tf.float32)
-    images = images / 255 if inceptionv3 else images / 127.5 - 1  # what either network expects
+    images = images / 255 if inceptionv3 else images / 127.5 - 1  # the range of each network
 
     def outputs(batch):
         found = inception_model(batch)
@@ -159,28 +159,28 @@ def get_extractor(config: ConfigDict) -> Extractor:
 
 
 def load_dataset_stats(config: ConfigDict) -> Mapping[str, np.ndarray]:
-    """Return the published statistics of the config's data set, as np.load does (key 'pool_3').
+    """Return TF-GAN's statistics of the config's training set from their file (key 'pool_3').
 
     Raises:
-        UserError: if there is no such file.
+        UserError: if the file does not exist.
     """
     path = statistics_path(config, Extractor(dict(backend='tfgan'), None), 'train')
     if not path.is_file():
-        raise UserError(f'there are no statistics {path}: python main.py --mode stats makes them')
+        raise UserError(f'{path} does not exist: create it with python main.py --mode stats')
     return np.load(path)
 
 
 def check_size(config: ConfigDict, samples: int, reference: int | None = None) -> None:
     """Raise UserError if the metrics of `pixels` would take too much time or memory.
 
-    The features of networks are small. The Frechet distance takes time and memory by the least of
-    three numbers: samples, reference images (`eval.stats_samples` at most) and values of an image.
-    See `metrics.frechet_distance`.
+    Features of networks are small enough. Time and memory of the Frechet distance grow with the
+    smallest of three numbers: samples, reference images (at most `eval.stats_samples`), and values
+    of an image. See `metrics.frechet_distance`.
 
     Args:
         config: A config.
         samples: Number of samples.
-        reference: Number of reference images, or None if only the most that there can be is known.
+        reference: Number of reference images. None: not known yet, at most `eval.stats_samples`.
     """
     if config.eval.metrics_backend != 'pixels':
         return
@@ -192,7 +192,7 @@ def check_size(config: ConfigDict, samples: int, reference: int | None = None) -
     )
     if size > metrics.LARGEST:
         raise UserError(
-            f"config.eval.metrics_backend='pixels': the Frechet distance of {counted} would take a "
+            f"config.eval.metrics_backend='pixels': the Frechet distance of {counted} would need a "
             f'matrix of size {size}, expected at most {metrics.LARGEST} (about 3 minutes and 5 GiB '
             'on two cores). Use fewer images, for example '
             f'--config.eval.stats_samples={metrics.LARGEST}, or another backend'
@@ -218,15 +218,15 @@ def measure(
     device: str = 'cpu',
     other: Reference | None = None,
 ) -> dict:
-    """Return the metrics of samples by name, and the sizes of the sets that they are from.
+    """Return the metrics of samples by name, and the numbers of samples and reference images.
 
     Args:
         features: {'pool_3': (n, D)}, with 'logits' (n, classes) for the Inception score.
         real: The images to compare with.
-        is_splits: Parts of the samples for the Inception score.
-        device: Where nearest neighbours are computed.
-        other: More real images. The first n are compared with `real` as well, under names that
-            begin with 'floor_'.
+        is_splits: Number of parts over which the Inception score is averaged.
+        device: Device on which nearest neighbours are computed.
+        other: More real images. The first n are compared with `real` too, as a reference value;
+            these metrics have names that begin with 'floor_'.
 
     Raises:
         UserError: if the features are not all finite.
@@ -236,8 +236,8 @@ def measure(
         raise UserError('the features of the samples are not all finite')
     if (samples == samples[0]).all():
         logging.warning(
-            'All samples have the same features: the model has collapsed, or the weights do not '
-            'serve for this layer.'
+            'All samples have the same features: the model has collapsed, or the weights are not '
+            'suitable for this layer.'
         )
     kernel = metrics.kernel_distance(real.features, samples)
     precision, recall = metrics.precision_recall(real.features, samples, device=device)

@@ -5,13 +5,14 @@ Along the ODE dx/dt = F(x, t) the density obeys the instantaneous change of vari
 
     log p_0(x_0) = log p_T(x_T) + integral over [0, T] of div F(x_t, t) dt,
 
-with div F = E[e^T (dF/dx) e] over probes e of mean 0 and covariance I (Hutchinson 1990), or
-exactly, by one derivative per dimension.
+where div F = E[e^T (dF/dx) e] is estimated with random probes e of mean 0 and covariance I
+(Hutchinson 1990), or computed exactly with one derivative per dimension.
 
 Units. A network sees y = scaler(x), where x are the data in [0, 1]. `nats` is log p(x), the density
 of the data themselves; `bpd` is the negative log2 of the probability of an image on a grid of
-`levels` grey levels, per dimension: bpd = log2(levels) - log p(x) / (D log 2). That is an upper
-bound on average if the data are uniformly dequantized (Theis et al. 2016).
+`levels` grey levels, per dimension: bpd = log2(levels) - log p(x) / (D log 2). If the data are
+uniformly dequantized, the mean of bpd over the dequantization noise is an upper bound on the
+bits/dim of the discrete image (Theis et al. 2016).
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ class Likelihood(NamedTuple):
 def _value_and_products(fn, x, t, probes):
     """Compute fn(x, t), and e^T (dfn/dx) e for each of K probes e, (K, B).
 
-    It takes one forward pass, and one backward pass per probe.
+    The cost is one forward pass, and one backward pass per probe.
     """
     with gradients(x, t, *probes) as (x, t, *probes):
         x = x.detach().requires_grad_()
@@ -76,13 +77,13 @@ def get_div_fn(fn: Callable) -> Callable:
 
 
 def _basis(x):
-    """The D unit vectors, each in the shape of x."""
+    """Return the D unit vectors, each expanded to the shape of x."""
     basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
     return [e.reshape(1, *x.shape[1:]).expand_as(x) for e in basis]
 
 
 def _log_jacobian(inverse_scaler, y):
-    """log |det d inverse_scaler / dy|, (B,), of a function that acts on each value alone."""
+    """log |det d inverse_scaler / dy|, (B,), for a function that acts on each value separately."""
     with gradients(y) as (y,):
         y = y.detach().requires_grad_()
         slope = torch.autograd.grad(inverse_scaler(y).sum(), y)[0]
@@ -91,13 +92,13 @@ def _log_jacobian(inverse_scaler, y):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a likelihood is computed.
+    """Settings of the estimator and of the ODE solver.
 
     Args:
-        hutchinson_type: of the probes, 'Rademacher' or 'Gaussian'; 'exact' computes the divergence
-            by D backward passes, for small D.
-        probes: how many estimates of the divergence are averaged.
-        rtol, atol, method: of the ODE solver, see `ode.solve`.
+        hutchinson_type: distribution of the probes, 'Rademacher' or 'Gaussian'; or 'exact', which
+            computes the divergence by D backward passes (for small D).
+        probes: the number of random probes over which the divergence is averaged.
+        rtol, atol, method: tolerances and name of the ODE solver, see `ode.solve`.
         eps: the time at which the flow starts.
     """
 
@@ -120,7 +121,7 @@ class Options:
 
 
 class _Flow:
-    """The probability flow of a batch, and div F along K probes, or exactly (K = 1)."""
+    """The probability flow of a batch, and div F estimated with K probes, or exact (K = 1)."""
 
     def __init__(self, model: Score, y, options: Options):
         self.exact = options.hutchinson_type == 'exact'
@@ -133,7 +134,7 @@ class _Flow:
         self.reverse = model.sde.reverse(model.counted()[0], probability_flow=True)
 
     def zeros(self):
-        """The integral of div F at its start, (K, B)."""
+        """The initial value of the integral of div F, (K, B)."""
         return self.y.new_zeros(self.estimates, len(self.y))
 
     def drift(self, x, t):
@@ -169,8 +170,8 @@ def log_likelihood(
         y: data (B, ...) as the network sees them.
         inverse_scaler: maps `y` to the data x, value by value; its slope gives the units of the
             density.
-        levels: the number of grey levels of the data, for bits/dim; 1 for data without levels.
-        options: of the estimator and the solver.
+        levels: the number of grey levels of the data, for bits/dim; 1 for data without grey levels.
+        options: settings of the estimator and of the ODE solver.
     """
     flow = _Flow(model, y, options)
     start, times = (y, flow.zeros()), (options.eps, model.sde.T)
@@ -194,9 +195,9 @@ def get_likelihood_fn(
     *,
     continuous: bool = True,
 ) -> Callable:
-    """Return `likelihood_fn(model, data) -> (bits/dim (B,), latent codes, nfe)`.
+    """Return a function `likelihood_fn(model, data)` with the interface of the 2021 release.
 
-    The interface is that of the 2021 release; see `log_likelihood`.
+    It returns (bits/dim (B,), latent codes, nfe); see `log_likelihood`.
     """
     options = Options(hutchinson_type=hutchinson_type, rtol=rtol, atol=atol, method=method, eps=eps)
 

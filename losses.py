@@ -1,14 +1,14 @@
 """Losses of score networks and of classifiers of noisy images, and the training step.
 
 Denoising score matching, in continuous time (Song et al. 2021, Eq. 7) and on discrete noise levels
-(SMLD, DDPM), draws x_t = m(t) x_0 + std(t) z and asks the network for the score -z / std(t) of that
-draw. With score s the residual is
+(SMLD, DDPM), draws x_t = m(t) x_0 + std(t) z and trains the network to predict the score
+-z / std(t) of that draw. With the network's score s the residual is
 
     std s + z              weighted equally at all times ("variance weighting"), or
     (s + z / std) g(t)     ("likelihood weighting", Song et al. 2021b).
 
 A loss is called as `loss(model, batch)`, for class-conditional networks with `classes=` (B,).
-Random numbers, times and then noise, are drawn by `loss.draw` for the whole batch and then split
+`loss.draw` draws the random numbers (times, then noise) for the whole batch. They are then split
 among processes and micro-batches, so the loss does not depend on how many there are. A training
 state is a dict: `model`, `optimizer`, `ema`, `step`.
 """
@@ -34,7 +34,7 @@ from sde_lib import SDE, VESDE, VPSDE, expand
 def get_optimizer(
     config: ConfigDict, params: Iterable[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Adam over `params` with the settings of `config.optim`."""
+    """Return Adam for `params` with the settings of `config.optim`."""
     optim = complete(config).optim
     if optim.optimizer.lower() != 'adam':
         raise UserError(f"config.optim.optimizer must be 'Adam', got {optim.optimizer!r}")
@@ -50,12 +50,12 @@ def get_optimizer(
 
 
 def optimization_manager(config: ConfigDict) -> Callable:
-    """Return `optimize_fn(optimizer, params, step, lr, warmup, grad_clip)`: one update.
+    """Return `optimize_fn(optimizer, params, step, lr, warmup, grad_clip)`, which makes one update.
 
     The learning rate grows linearly for `warmup` steps, and the gradient is clipped by its norm.
-    The function returns the norm before clipping. If it is not finite, nothing is updated: an
-    overflow costs a step, not the run. A fused optimizer checks that on the device, so the host
-    does not wait.
+    The function returns the norm before clipping. If the norm is not finite, nothing is updated, so
+    an overflow only skips a step. A fused optimizer checks the norm on the device, so the host does
+    not wait.
     """
 
     def optimize_fn(
@@ -74,7 +74,7 @@ def optimization_manager(config: ConfigDict) -> Callable:
         if all(group.get('fused') for group in optimizer.param_groups):
             optimizer.found_inf = (~torch.isfinite(norm)).float()
             optimizer.step()
-            del optimizer.found_inf  # it is about this step alone
+            del optimizer.found_inf  # it is valid for this step only
         elif torch.isfinite(norm):
             optimizer.step()
         return norm
@@ -107,12 +107,12 @@ class Loss(abc.ABC):
     def value(
         self, model: Callable, batch: Tensor, level: Tensor, z: Tensor, /, *known, **condition
     ) -> Tensor:
-        """The loss for the noise `z` (B, ...) at the levels `level` (B,)."""
+        """The loss for the noise `z` (B, ...) at the times or noise level indices `level` (B,)."""
 
     def draw(
         self, shape: Sequence[int], batch: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw levels (B,) and noise of `shape` (B, ...), with the device and dtype of `batch`."""
+        """Draw times or noise level indices (B,), and noise of `shape` (B, ...), like `batch`."""
         kind: dict[str, Any] = dict(device=batch.device, dtype=batch.dtype, generator=generator)
         return self.draw_levels(shape[0], **kind), torch.randn(shape, **kind)
 
@@ -134,7 +134,7 @@ class ScoreMatching(Loss):
     Args:
         sde, train: as for `Loss`.
         reduce_mean: take the mean over the values of an image instead of half the sum.
-        continuous: which label the network gets for a time, see `get_score_fn`.
+        continuous: whether the network gets labels for continuous time, see `get_score_fn`.
         likelihood_weighting: weight by g(t)^2 instead of std(t)^2.
         eps: the smallest time.
     """
@@ -206,9 +206,10 @@ class DiscreteScoreMatching(Loss):
 
 
 class NoisyCrossEntropy(Loss):
-    """The cross-entropy of the classes of x_t, t uniform in [eps, T] (Song et al. 2021, Sec. 5).
+    """The cross-entropy of a classifier of x_t, t uniform in [eps, T] (Song et al. 2021, Sec. 5).
 
-    For a classifier (x_t, label of the time) -> logits (B, K). Its gradient at x_t guides samplers.
+    The classifier is called as `classifier(x_t, time_label)` and returns logits (B, K). The
+    gradient of its log-probabilities with respect to x_t guides samplers.
     """
 
     def __init__(self, sde: SDE, train: bool, eps: float = 1e-5):
@@ -238,7 +239,7 @@ def _uniform_times(sde, eps, number, device, dtype, generator):
 
 
 def _mean_loss(losses, reduce_mean: bool):
-    """The batch's mean of each image's loss: the mean over its values, or half their sum."""
+    """The mean loss of a batch; the loss of an image is the mean of its values or half the sum."""
     losses = losses.flatten(1)
     return (losses.mean(1) if reduce_mean else 0.5 * losses.sum(1)).mean()
 
@@ -301,20 +302,20 @@ def get_step_fn(
     *,
     accumulation: int = 1,
 ) -> Callable:
-    """Return `step_fn(state, batch, metrics=None, **condition) -> loss`.
+    """Return `step_fn(state, batch, metrics=None, **condition)`, which returns the loss.
 
-    With `train=True` it is one step of training, which changes `state` in place: optimizer,
-    parameters, moving average, step. With `train=False` it is the loss of the averaged weights.
-    A dict given as `metrics` gets the norm of the gradient as 'grad_norm'.
+    With `train=True` it makes one training step, which changes `state` in place: optimizer,
+    parameters, moving average, step. With `train=False` it computes the loss of the EMA weights. If
+    `metrics` is a dict, the norm of the gradient is stored in it as 'grad_norm'.
 
     Args:
         sde, reduce_mean, continuous, likelihood_weighting: as for `get_loss_fn`.
         train: whether to train.
-        optimize_fn: of `optimization_manager`, for `train=True`.
+        optimize_fn: the function that `optimization_manager` returns, for `train=True`.
         accumulation: number of micro-batches, whose gradients are added up.
 
-    With several processes `batch` and the loss are those of this process's rows; the gradient is
-    that of the whole batch.
+    With several processes, `batch` and the loss are for the rows of this process; the gradient is
+    for the whole batch.
     """
     loss = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting)
     return make_step(loss, optimize_fn, accumulation)
@@ -323,7 +324,7 @@ def get_step_fn(
 def get_classifier_step_fn(
     sde: SDE, train: bool, optimize_fn: Callable | None = None, *, accumulation: int = 1
 ) -> Callable:
-    """Return `step_fn(state, batch, metrics=None, *, classes) -> loss`, as `get_step_fn` does."""
+    """Return `step_fn(state, batch, metrics=None, *, classes)` of a classifier: `get_step_fn`."""
     return make_step(NoisyCrossEntropy(sde, train), optimize_fn, accumulation)
 
 
@@ -364,6 +365,6 @@ def _eval_step(loss, state, batch, metrics=None, **condition):
 
 
 def _draw_rows(loss, batch, generator=None):
-    """This process's rows of the levels and the noise that are drawn for the whole batch."""
+    """Draw times and noise for the whole batch; return the rows of this process."""
     whole = (len(batch) * distributed.size(), *batch.shape[1:])
     return [part[distributed.rows(len(part))] for part in loss.draw(whole, batch, generator)]

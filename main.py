@@ -10,8 +10,8 @@ with --config.training.batch_size=64 (configs/keys.py explains the keys):
     python main.py --workdir runs/digits --mode sample --num_samples 100
     python main.py --workdir runs/digits --mode control --task inpaint --mask right
 
-A classifier for guidance towards classes; the data set: its statistics for FID and KID, and a
-description that suggests sigma_max; metrics of the samples of any model:
+These modes train a classifier for guidance towards classes, compute the statistics of the data set
+for FID and KID, describe the data set and suggest sigma_max, and measure the samples of any model:
 
     python main.py --config configs/vp/digits_wideresnet.py --workdir runs/classifier \
         --mode classifier
@@ -20,7 +20,7 @@ description that suggests sigma_max; metrics of the samples of any model:
     python main.py --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/adm \
         --mode metrics --input samples.npz
 
-Several GPUs: torchrun --nproc_per_node=4 main.py ... (not for control and data).
+With several GPUs: torchrun --nproc_per_node=4 main.py ... (not for --mode control and data).
 """
 
 import os
@@ -86,11 +86,11 @@ def _describe_data(config, workdir):
 
 
 class Mode(NamedTuple):
-    """What `run(config, workdir)` does, and what it needs.
+    """The function `run(config, workdir)` of a mode, and its requirements.
 
-    workdir: whether --workdir must be given.
+    workdir: whether --workdir is required.
     shared: whether several processes can share the work.
-    computes: whether batches of images are computed, so that freed memory is needed again.
+    computes: whether it computes batches of images, so that freed memory should be kept for reuse.
     """
 
     run: Callable
@@ -122,13 +122,13 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     'workdir', None, 'Folder for checkpoints, samples and logs. Created if it does not exist.'
 )
-flags.DEFINE_enum('mode', None, list(MODES), 'What to do.')
+flags.DEFINE_enum('mode', None, list(MODES), 'The task of this call.')
 flags.DEFINE_string('eval_folder', 'eval', 'Folder within workdir for the results of --mode eval.')
 flags.DEFINE_integer('num_samples', 64, 'Number of images for --mode sample.', lower_bound=1)
 flags.DEFINE_string(
     'checkpoint',
     '',
-    'Checkpoint file for --mode sample and control; the latest of workdir by default.',
+    'Checkpoint file for --mode sample and control. Default: the latest of workdir.',
 )
 flags.DEFINE_string(
     'output',
@@ -139,8 +139,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     'task',
     '',
-    'For --mode control: inpaint, colorize, upscale2, upscale4 or deblur a picture; draw classes; '
-    'reconstruct, interpolate, temper or mix latent codes; or a task of your own.',
+    'Task of --mode control. For pictures: inpaint, colorize, upscale2, upscale4 or deblur. For '
+    'labels: classes. For latent codes: reconstruct, interpolate, temper or mix. The name of your '
+    'own registered measurement is accepted too.',
 )
 flags.DEFINE_string(
     'input',
@@ -151,19 +152,19 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     'reference',
     '',
-    'Real images for --mode metrics: a folder, a zip file or an npz file; the data set by default.',
+    'Real images for --mode metrics: a folder, zip file or npz file. Default: the data set.',
 )
 flags.DEFINE_string(
     'mask',
     '',
-    'For --task inpaint: the missing region (left, right, top, bottom, center, border, or half or '
-    'most of the pixels at random), or a mask image, white where the image is known.',
+    'For --task inpaint: the missing region (left, right, top, bottom, center, border; half or '
+    'most: random pixels), or a mask image that is white where the image is known.',
 )
 flags.DEFINE_string(
     'labels',
     '',
-    'Class labels, such as 3,5,8: the classes to draw (--task classes), or one label per image, '
-    'or for all.',
+    'Class labels, such as 3,5,8: the classes to draw (--task classes), one label for each image, '
+    'or one label for all images.',
 )
 flags.DEFINE_string(
     'classifier',
@@ -186,7 +187,7 @@ flags.mark_flags_as_required(['config', 'mode'])
 
 
 @flags.multi_flags_validator(
-    ['mode', 'workdir'], '--workdir is needed: the folder for checkpoints, samples and logs'
+    ['mode', 'workdir'], '--workdir is required: the folder for checkpoints, samples and logs'
 )
 def _has_workdir(given):
     mode = MODES.get(given['mode'])
@@ -197,7 +198,7 @@ def _has_workdir(given):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the mode that the flags name; report an error that is not ours in one line."""
+    """Run the mode that the flags name; report mistakes of the user in one line."""
     if len(argv) > 1:
         sys.exit(f'error: unexpected arguments: {" ".join(argv[1:])}')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -212,14 +213,14 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         exit_with(error)
     except Interrupted as error:
-        # pools of threads would first finish their queues: kernels to compile, images to decode
+        # thread pools would first finish their queues: kernels to compile, images to decode
         _exit_at_once(error.code)
     except RuntimeError as error:
         if not distributed.is_loss(error):
             raise
         print(
             f'error: process {distributed.rank()} of {distributed.size()}: another process of '
-            'this job has died, or did not answer within '
+            'this job has died, or did not respond within '
             f'config.timeout_minutes={timeout:g}: {str(error).splitlines()[0]}',
             file=sys.stderr,
         )
@@ -245,12 +246,12 @@ def _run(mode: Mode, timeout: float):
     several = distributed.size() > 1
     distributed.stop()
     if several:
-        # threads that PyTorch kept for the job can abort a process while the interpreter shuts down
+        # threads that PyTorch keeps for the job can crash the process during the usual shutdown
         _exit_at_once(0)
 
 
 def _exit_at_once(code: int):
-    """End the process without the interpreter's own shutdown."""
+    """End the process without the usual shutdown of the interpreter."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,11 +1,11 @@
-"""Training and evaluation: how data, SDE, network, loss and files come together.
+"""Training and evaluation: combine data, SDE, network, loss and files.
 
     config = command_line.load_config('configs/vp/cifar10_ddpmpp_continuous.py')
     train(config, 'runs/vp')       # --mode train; the same call resumes
     evaluate(config, 'runs/vp')    # --mode eval
 
-The mathematics is elsewhere: the loss in losses.py, the sampler in sampling.py. Work directories
-are those of the 2021 release, described in docs/getting-started.md.
+The loss is defined in losses.py, the sampler in sampling.py. Work directories have the layout of
+the 2021 release, described in docs/getting-started.md.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ from runtime.randomness import own_randomness
 
 
 def create_state(config: ConfigDict) -> dict:
-    """A fresh training state: model, optimizer, ema, step."""
+    """Return a new training state: model, optimizer, ema, step."""
     model = create_model(config)
     return dict(
         model=model,
@@ -51,15 +51,15 @@ def create_state(config: ConfigDict) -> dict:
 
 
 class Objective(NamedTuple):
-    """What is trained.
+    """The kind of network to train, its loss, and its work at snapshots.
 
     Args:
         kind: 'score model' or 'classifier', stored in the checkpoints.
         get_step_fn: called with `train`, `optimize_fn` and `accumulation`; returns a step function,
             see `losses.get_step_fn`.
-        meaning: what its loss is.
-        at_snapshot: what every process does at a snapshot, see commands/snapshots.py.
-        was_done: whether that finished for a step.
+        meaning: describes the loss in log lines.
+        at_snapshot: called by every process at a snapshot, see commands/snapshots.py; or None.
+        was_done: `was_done(workdir, step)` returns whether `at_snapshot` finished for a step.
     """
 
     kind: str
@@ -96,8 +96,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
 def train_classifier(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Train the classifier of noisy images that `config` describes, as `train` does.
 
-    Its accuracy is logged at each snapshot. Its checkpoints hold the config, so a path is enough to
-    use them.
+    Its accuracy is logged at each snapshot. Its checkpoints contain the config, so their path is
+    enough to use them.
     """
     config = preflight.check(config, workdir, 'classifier')
     get_step_fn = functools.partial(losses.get_classifier_step_fn, sde_lib.get_sde(config))
@@ -112,7 +112,7 @@ def train_classifier(config: ConfigDict, workdir: str | os.PathLike) -> None:
 
 
 def _train(config, workdir, objective: Objective):
-    """Train from the checkpoint to resume from, if there is one.
+    """Train `objective`; resume from a checkpoint if there is one.
 
     Between log lines the host does not wait for the device.
     """
@@ -147,15 +147,15 @@ def _train(config, workdir, objective: Objective):
 
 
 def _loop(job: 'Training', train_ds, missed: bool) -> tuple[int, int]:
-    """Take the steps that are left.
+    """Take the remaining training steps.
 
     Args:
         job: the training.
         train_ds: the batches.
-        missed: whether the last step before was a snapshot after which the training was stopped.
+        missed: whether the previous step was a snapshot whose `at_snapshot` did not finish.
 
     Returns:
-        The last step, and the number of the signal that stopped the training, else 0.
+        The last step, and the number of the signal that stopped the training (0: none).
     """
     settings, first = job.config.training, job.first
     stopping = job.at_snapshot(first - 1) if missed else 0
@@ -190,14 +190,14 @@ def _is_preemption(step: int, settings) -> bool:
 
 
 def _was_missed(step: int, settings, workdir, objective: Objective) -> bool:
-    """Whether `step` was a snapshot after which the training was stopped."""
+    """Whether `step` was a snapshot whose `at_snapshot` did not finish."""
     if not objective.at_snapshot or not _is_snapshot(step, settings):
         return False
     return not distributed.broadcast(objective.was_done(workdir, step))
 
 
 def _resumed(config, workdir) -> tuple[dict, dict | None]:
-    """A training state, resumed from a checkpoint if there is one, and the random state in it."""
+    """Return a training state, resumed from a checkpoint if there is one, and its random state."""
     state = create_state(config)
     found = checkpoints.find_resumable(workdir) if distributed.is_main() else None
     found = distributed.broadcast(found)
@@ -226,7 +226,7 @@ def _log_changes(config, before):
 
 
 def _data(config, workdir, state, objective):
-    """Return the training and test batches; log and store what is trained."""
+    """Return the training and test batches; log the settings; store config and data record."""
     with distributed.main_first():
         train_ds, eval_ds, _ = datasets.get_dataset(
             config, config.data.uniform_dequantization, start=state['step']
@@ -242,9 +242,9 @@ def _data(config, workdir, state, objective):
 
 
 class Training:
-    """The parts of a training step: `step`, `report`, `evaluate`, `save_*`.
+    """A running training: its methods take a step, log the losses and save checkpoints.
 
-    `writer` of TensorBoard (None except for process 0) and `saver` are open while the loop runs.
+    `writer` (of TensorBoard; None except in process 0) and `saver` are open while the loop runs.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class Training:
         """Take a step; return the loss of this process, on the device."""
         images, known = self._on_device(batch)
         if step == self.first:
-            # may compile for minutes, while there is nothing to save
+            # it may compile for minutes, and there is nothing to save yet
             with interruption.released():
                 if self.config.training.compile:
                     with own_randomness(self.config.seed):
@@ -328,15 +328,15 @@ class Training:
         """Save the checkpoint to resume from, with the state of the random numbers."""
         randomness = distributed.random_state(self.config.device)
         if distributed.is_main():
-            self.writer.flush()  # curves reach as far as the checkpoint
+            self.writer.flush()  # the curves then include all steps of the checkpoint
             content = self.state | self.kept | dict(rng=randomness)
             self.saver.save(self.resume, content, keep_previous=True)
 
     def at_snapshot(self, step: int) -> int:
-        """Do what the objective does at a snapshot, which a signal may interrupt.
+        """Call `at_snapshot` of the objective, which a signal may interrupt.
 
         Returns:
-            The number of the signal that any of the processes received, else 0.
+            The number of the signal that any of the processes received (0: none).
         """
         if not self.objective.at_snapshot:
             return 0
@@ -353,14 +353,14 @@ class Training:
 def evaluate(config: ConfigDict, workdir: str | os.PathLike, eval_folder: str = 'eval') -> None:
     """Evaluate the snapshots of a work directory: loss, bits/dim, samples and their metrics.
 
-    The keys `eval.begin_ckpt` to `eval.end_ckpt` choose the snapshots, `eval.enable_*` the parts.
-    Missing snapshots are logged and skipped, unless `eval.wait_minutes` says how long to wait for
-    each. Results are files of `workdir/eval_folder`, one for each batch; a file with the same
-    protocol is not computed again, so an interrupted evaluation resumes. The folder ends up with
-    report.md, summary.csv and pictures.
+    Snapshots from `eval.begin_ckpt` to `eval.end_ckpt` are evaluated; `eval.enable_*` choose the
+    parts. Missing snapshots are logged and skipped; if `eval.wait_minutes` is set, each is waited
+    for. Results are written to `workdir/eval_folder`, one file per batch. A file with the same
+    protocol is not computed again, so an interrupted evaluation resumes. At the end the folder also
+    contains report.md, summary.csv and pictures.
 
     Raises:
-        UserError: if there is no such snapshot, or if another evaluation is running in the folder.
+        UserError: if none of the snapshots exists, or another evaluation is running in the folder.
     """
     config = preflight.check(config, workdir, 'eval')
     numbers = range(config.eval.begin_ckpt, config.eval.end_ckpt + 1)
@@ -374,7 +374,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike, eval_folder: str = 
 
 
 def _present(numbers: range, workdir) -> list[int]:
-    """The numbers of the snapshots that exist; the others are logged."""
+    """Return the numbers of the snapshots that exist; log the missing ones."""
     present = distributed.broadcast(checkpoints.snapshot_numbers(workdir))
     missing = [k for k in numbers if k not in present]
     if missing and distributed.is_main():
@@ -391,9 +391,9 @@ def _present(numbers: range, workdir) -> list[int]:
 
 @contextlib.contextmanager
 def _sole_writer(folder, *what):
-    """A block in which process 0 holds the lock of a folder, see `checkpoints.only_writer`.
+    """Hold the lock of a folder in process 0 during a block, see `checkpoints.only_writer`.
 
-    If another job holds it, none of the processes enters.
+    If another job holds the lock, no process enters the block.
     """
     with checkpoints.only_writer(folder, *what) if distributed.is_main() else nullcontext():
         distributed.broadcast(None)

@@ -1,6 +1,6 @@
 """Samplers of the reverse-time SDE and of the probability-flow ODE (Song et al. 2021).
 
-    model = Score(network, sde)  # models/score.py; guidance is part of it
+    model = Score(network, sde)  # of models/score.py; it may include guidance
     x, nfe = sample(model, (16, 3, 32, 32), Options(method='heun', steps=18))
 
 `Options` has the keys of a config's `sampling` section. Method 'pc' alternates a predictor, a step
@@ -10,10 +10,11 @@ of the reverse-time SDE
 
 and a corrector, steps of Langevin dynamics at a fixed time (Algorithm 1). 'ode' follows the
 probability flow (Eq. 13), 'adaptive' the reverse-time SDE with error control; all other methods are
-those of `solvers`. The functions of the 2021 release (`get_pc_sampler`, `get_ode_sampler`,
+in `solvers`. The functions of the 2021 release (`get_pc_sampler`, `get_ode_sampler`,
 `get_sampling_fn`) are adapters of `sample`.
 
-Draw noise with `runtime.randomness.normal_like`, so that each image can have its own random stream.
+Samplers must draw noise with `runtime.randomness.normal_like`, so that each image can have its own
+random stream.
 """
 
 import dataclasses
@@ -60,12 +61,12 @@ def methods() -> list[str]:
 
 
 def check(model: Score, options: Options, loop: Loop = Loop()) -> None:
-    """Raise an error that names the option if `sample` is not defined for these.
+    """Raise an error that names the option if `sample` does not support these arguments.
 
     The network of `model` may be None.
 
     Raises:
-        NotImplementedError, ValueError: saying what is missing.
+        NotImplementedError, ValueError: if an option is unknown, or not defined for this SDE.
     """
     sde, method, solver = model.sde, options.method.lower(), options.solver()
     if method not in map(str.lower, methods()):
@@ -92,12 +93,12 @@ def check(model: Score, options: Options, loop: Loop = Loop()) -> None:
     elif method == 'pc':
         predictor_corrector.check(sde, options, loop)
     elif solver:
-        unused: Any = None  # there is no score function yet
+        unused: Any = None  # no score function is known yet
         options.build_solver(sde, unused)
 
 
 def times_of(sde: SDE, options: Options) -> Tensor | None:
-    """The times (n + 1,) of a sampler's steps, or None if it chooses them itself."""
+    """The times (n + 1,) of a sampler's steps, or None if the sampler chooses its own steps."""
     if options.solver():
         return options.solver_times(sde)
     return predictor_corrector.times(sde, options) if options.method.lower() == 'pc' else None
@@ -117,10 +118,10 @@ def sample(
 
     Args:
         model: the score to follow, with its guidance.
-        shape: of the samples, (B, ...).
+        shape: the shape of the samples, (B, ...).
         options: the method and its settings.
         z: the state at time T, of `shape`, such as latent codes. None: a draw from the prior.
-        loop: what happens between the steps.
+        loop: projection, repetition and callback between the steps.
         device: where to sample. None: the device of the network.
 
     Returns:
@@ -144,7 +145,7 @@ def _take_few_steps(sde, score_fn, x, options, loop):
 def _prior(model, shape, device, mean):
     """A draw from the prior, shifted by `mean`, on the sampler's device in the network's dtype.
 
-    It is made on the CPU, so that a seed means the same everywhere.
+    It is drawn on the CPU, so that a seed gives the same numbers on every device.
     """
     parameter, x = model.parameter(), prior_sampling(model.sde, shape)
     x = x + (mean.to(x) if torch.is_tensor(mean) else mean)
@@ -154,7 +155,7 @@ def _prior(model, shape, device, mean):
 
 
 def _follow_flow(sde, score_fn, x, options, loop):
-    """Carry x from the prior to the data; noise is removed by a predictor step without noise."""
+    """Follow the ODE from the prior to the data; a predictor step without noise may follow."""
     eps = options.stop(sde)
     x = follow_flow(sde, score_fn, x, sde.T, eps, *options.tolerances(), options.ode_method)
     if options.noise_removal:
@@ -163,7 +164,7 @@ def _follow_flow(sde, score_fn, x, options, loop):
 
 
 def round_to_8_bits(x: Tensor) -> Tensor:
-    """Images in [0, 1] (B, ...), rounded to the values k / 255."""
+    """Round images in [0, 1] (B, ...) to the values k / 255."""
     return (x.clamp(0, 1) * 255).round() / 255
 
 
@@ -181,7 +182,7 @@ def shared_predictor_update_fn(
 ) -> tuple[Tensor, Tensor]:
     """Return (x, x_mean) after one step of a predictor class (None: no step) with a network.
 
-    In a loop, build the predictor once instead.
+    In your own loop, build the predictor once instead of calling this function.
     """
     score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
     return (predictor or NonePredictor)(sde, score_fn, probability_flow).update_fn(x, t)
@@ -199,7 +200,7 @@ def shared_corrector_update_fn(
 ) -> tuple[Tensor, Tensor]:
     """Return (x, x_mean) after the steps of a corrector class (None: no step) with a network.
 
-    In a loop, build the corrector once instead.
+    In your own loop, build the corrector once instead of calling this function.
     """
     score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
     return (corrector or NoneCorrector)(sde, score_fn, snr, n_steps).update_fn(x, t)
@@ -214,7 +215,7 @@ def pc_options(
     denoise: bool,
     eps: float,
 ) -> Options:
-    """Return the `Options` that these arguments of the 2021 release mean, see `get_pc_sampler`."""
+    """Return the `Options` equal to these arguments of the 2021 release, see `get_pc_sampler`."""
     return Options(
         method='pc',
         predictor=predictor,
@@ -243,19 +244,21 @@ def get_pc_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
     *,
     guidance: Callable | None = None,
 ) -> Callable:
-    """Return `pc_sampler(model) -> (samples, nfe)`: predictor-corrector sampling (Algorithm 1).
+    """Return a predictor-corrector sampler (Algorithm 1).
+
+    It is a function `pc_sampler(model)` that returns (samples, nfe).
 
     Args:
-        sde: its `sde.N` times from T to `eps` are the steps.
-        shape: of the samples, (B, ...).
+        sde: the SDE; the sampler takes `sde.N` steps from T to `eps`.
+        shape: the shape of the samples, (B, ...).
         predictor, corrector: classes, or None for no step.
         inverse_scaler: applied to the samples.
-        snr, n_steps: of the corrector.
+        snr, n_steps: signal-to-noise ratio and number of steps of the corrector.
         probability_flow: whether the predictor follows the ODE.
-        continuous: how the network was trained.
+        continuous: whether the network was trained in continuous time.
         denoise: whether to leave out the noise of the last step.
-        device: None: that of the network.
-        guidance: a function from the network's score function to the one that is followed.
+        device: the device of the samples. None: the device of the network.
+        guidance: a function that maps the network's score function to the guided score function.
     """
     options = pc_options(predictor, corrector, snr, n_steps, probability_flow, denoise, eps)
     model = Score(None, sde, continuous).guided_by(guidance)
@@ -276,9 +279,10 @@ def get_ode_sampler(  # noqa: PLR0913  (a signature of the 2021 release)
     continuous: bool = True,
     guidance: Callable | None = None,
 ) -> Callable:
-    """Return `ode_sampler(model, z=None) -> (samples, nfe)`: the probability flow (Eq. 13).
+    """Return a sampler that follows the probability flow (Eq. 13) from T to `eps`.
 
-    It starts from the latent code `z` (`shape`) or a draw from the prior, and runs from T to `eps`.
+    It is a function `ode_sampler(model, z=None)` that returns (samples, nfe). It starts from the
+    latent codes `z` (of `shape`), or from a draw from the prior.
 
     Args:
         denoise: whether to add a predictor step without noise.
@@ -301,10 +305,10 @@ def get_sampling_fn(
     guidance: Callable | None = None,
     loop: Loop = Loop(),
 ) -> Callable:
-    """Return `fn(model) -> (samples, nfe)`, the sampler that `config.sampling` describes.
+    """Return the sampler that `config.sampling` describes, a function of the network.
 
-    It draws samples of `shape` and stops at `eps`. `inverse_scaler`, `guidance`: see
-    `get_pc_sampler`; `loop`: what happens between the steps.
+    It returns (samples, nfe). The samples have `shape`, and the sampler stops at time `eps`. For
+    `inverse_scaler` and `guidance` see `get_pc_sampler`, for `loop` see `sample`.
     """
     config = complete(config)
     options = Options.of(config.sampling, eps=eps)
@@ -319,7 +323,7 @@ def get_sampling_fn(
 
 
 def _sampler(model: Score, shape, options, inverse_scaler, device, loop=Loop()):
-    """The sampler `(network, z=None) -> (samples, nfe)` for a model whose network is None."""
+    """Return `sampler(network, z=None)`, which samples `model` with this network."""
     check(model, options, loop)
 
     def sampler(network, z=None):

@@ -8,9 +8,9 @@
     back = model.decode(model.encode(images))
 
 Images are (B, C, H, W) in [0, 1]. The methods `score`, `denoise`, `noise` and `perturb`
-(models/score.py) take x as the network sees it; `model.scale` and `model.unscale` convert. Your own
-network and SDE, for data of any rank, also make a model: `ScoreModel(network, sde, shape=(2,))`
-samples, computes likelihoods and trains (`loss`).
+(models/score.py) take x as the network sees it; `model.scale` and `model.unscale` convert. For your
+own network and SDE, with data of any rank, create `ScoreModel(network, sde, shape=(2,))`: it draws
+samples, computes likelihoods and has a training loss (`loss`).
 """
 
 import contextlib
@@ -58,7 +58,7 @@ class ScoreModel(Score):
         centered: whether the network sees 2 x - 1 instead of data x.
         levels: the number of grey levels, for bits/dim; 1 for data without grey levels, None for
             the number in the config.
-        config: its sections `sampling`, `control` and `eval` are the defaults of the methods.
+        config: its sections `sampling`, `control` and `eval` contain the defaults of the methods.
     """
 
     network: Callable
@@ -116,7 +116,7 @@ class ScoreModel(Score):
                 library ('mnist-vp'), or a repository of the Hugging Face hub
                 ('google/ddpm-cifar10-32').
             config: the config; None: the one stored in the checkpoint or next to it.
-            device: where the network goes; None: the device of `config`, or a GPU if there is one.
+            device: the network's device; None: the device of `config`, or a GPU if there is one.
 
         Raises:
             UserError: if there is no checkpoint or no config, or if `config` contradicts the config
@@ -158,11 +158,11 @@ class ScoreModel(Score):
         return getattr(getattr(self.network, 'module', self.network), 'num_classes', 0)
 
     def scale(self, x: Tensor) -> Tensor:
-        """Convert data to what the network sees."""
+        """Convert data to the input range of the network."""
         return 2 * x - 1 if self.centered else x
 
     def unscale(self, y: Tensor) -> Tensor:
-        """Convert what the network sees to data, such as images in [0, 1]: inverse of `scale`."""
+        """Convert network input to data, such as images in [0, 1]: the inverse of `scale`."""
         return (y + 1) / 2 if self.centered else y
 
     def _input(self, x):
@@ -186,14 +186,14 @@ class ScoreModel(Score):
         """Return the model with guidance towards classes. For other guidance, see `guided_by`.
 
         Args:
-            classes: (B,), for batches of B samples.
+            classes: class labels (B,), for batches of B samples.
             weight: the guidance scale; None: `sampling.guidance` of the config.
             classifier: for networks that are not class-conditional, a classifier of noisy images
                 (see `control.classifier_guidance`), or the path of one.
         """
         if isinstance(classifier, (str, pathlib.Path)):
             if self.config is None:
-                raise UserError('only a model with a config loads a classifier: pass the network')
+                raise UserError('only a model with a config can load a classifier: pass a network')
             classifier = load_classifier(classifier, self.config)
         weight = self._settings('sampling')['guidance'] if weight is None else weight
         classes = torch.as_tensor(classes)
@@ -222,7 +222,7 @@ class ScoreModel(Score):
     # Samples --------------------------------------------------------------------------------------
 
     def options(self, **settings) -> sampling.Options:
-        """Return the sampler of the config's `sampling` section, changed by `settings`."""
+        """Return the options in the config's `sampling` section, overridden by `settings`."""
         chosen = self._settings('sampling') | settings
         names = {field.name for field in dataclasses.fields(sampling.Options)} | set(OF_IMAGES)
         solver = sampling.Options.of(chosen).solver()
@@ -241,12 +241,12 @@ class ScoreModel(Score):
     ) -> Tensor:
         """Draw `n` samples.
 
-        The samples of a seed depend on `batch_size`, unless `seed_per_image=True`.
+        The samples of one seed depend on `batch_size`, unless `seed_per_image=True`.
 
         Args:
             n: the number of samples.
             seed: the seed; None: continue with the current state of PyTorch's generator. The
-                samples are not those of `--mode sample`, which derives its seeds from this one.
+                samples differ from those of `--mode sample`, which derives other seeds from it.
             classes: (n,), for a class-conditional network; None: drawn uniformly.
             batch_size: the number of samples drawn together; None: all.
             **settings: keys of `config.sampling`, such as method='heun', steps=18, guidance=2.0,
@@ -276,8 +276,8 @@ class ScoreModel(Score):
     ) -> tuple[Tensor, int]:
         """Draw one batch of samples and count the network evaluations.
 
-        Arguments are those of `sample`, and `loop` (see `sampling.Loop`). Samples of the same seed
-        are those of `sample`, but this method draws no classes (without `guided`, a
+        The arguments are those of `sample`, and `loop` (see `sampling.Loop`). The same seed gives
+        the same samples as `sample`, but this method draws no classes (without `guided`, a
         class-conditional network gives unconditional samples) and ignores `seed_per_image`.
 
         Returns:
@@ -396,5 +396,5 @@ class ScoreModel(Score):
 
 
 def _seeded(seed, *place):
-    """Return a context with the random numbers of a seed and a place; None: the current state."""
+    """Return a context with random numbers derived from `seed` and `place`, if seed is not None."""
     return contextlib.nullcontext() if seed is None else own_randomness(seed, *place)

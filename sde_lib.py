@@ -4,10 +4,10 @@
     sub-VP  dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - m(t)^4)) dw         (Eq. 12)
     VE      dx = sigma(t) sqrt(2 log(sigma_max/sigma_min)) dw            (Eq. 9)
 
-x_t given x_0 is N(m(t) x_0, std(t)^2 I) (Appendix B). An SDE has what networks, losses and samplers
-need: its marginals and its reversal, the network's time label, the conversion of its output to a
-score, the ancestral step, the step size of Langevin correctors. The base class `SDE`, from which
-your own SDE derives, is in sdes/base.py.
+x_t given x_0 is N(m(t) x_0, std(t)^2 I) (Appendix B). An SDE defines for networks, losses and
+samplers: its marginals and its reversal, the network's time label, the conversion of the network's
+output to a score, the ancestral step, and the step size of Langevin correctors. The base class
+`SDE`, from which your own SDE derives, is in sdes/base.py.
 
 Shapes: x (B, ...) of any rank, t (B,) in [0, T]; coefficients that do not depend on x have shape
 (B,).
@@ -84,7 +84,7 @@ class _LinearBetaSDE(SDE):
         return 1 - self._beta_i(t)
 
     def _table(self, make, n: int | None = None, dtype=torch.float32, device=CPU):
-        """A table of the chain of `n` steps (default N)."""
+        """A table of coefficients of the chain with `n` steps (default N)."""
         n = n or self.N
         if self.beta_1 >= n:
             raise UserError(
@@ -204,9 +204,9 @@ class subVPSDE(_LinearBetaSDE):
 class VESDE(SDE):
     """dx = sigma(t) sqrt(2 log(sigma_max/sigma_min)) dw, variance exploding (Eq. 9; Appendix C).
 
-    m = 1 and std = sigma(t) = sigma_min (sigma_max/sigma_min)^t: x_0 stands for data that already
-    carry noise of sigma_min. Its chain is that of SMLD; a discrete network counts its labels from
-    the largest sigma down.
+    m = 1 and std = sigma(t) = sigma_min (sigma_max/sigma_min)^t: at t = 0 the data already have
+    noise of standard deviation sigma_min. Its chain is that of SMLD. The label of a discrete
+    network is the index of the noise level; index 0 is the largest sigma.
 
     Args:
         sigma_max: near the largest distance between two data points (Song & Ermon 2020, Technique
@@ -278,7 +278,7 @@ class VESDE(SDE):
     def network_label(
         self, t: Tensor, continuous: bool = True, scales: int | None = None
     ) -> Tensor:
-        """sigma(t), or for a discrete network the index of a level, from the largest sigma down."""
+        """sigma(t), or for a discrete network the index of the noise level (0: largest sigma)."""
         if continuous:
             return self._sigma(t)
         return ((self.T - t) * ((scales or self.N) - 1)).round().long()

@@ -18,11 +18,11 @@ def restore_checkpoint(
         device: where the tensors of the file are loaded to.
 
     Raises:
-        CheckpointError: if the file cannot be read or does not fit. Nothing has changed then.
+        CheckpointError: if the file cannot be read or does not fit; `state` is then unchanged.
     """
     return checkpoints.restore(ckpt_dir, state, device)
 
 
 def save_checkpoint(ckpt_dir: str | os.PathLike, state: dict) -> None:
-    """Write `state` to the file `ckpt_dir`; CheckpointError if it cannot be written."""
+    """Write `state` to the file `ckpt_dir`; raise CheckpointError if it cannot be written."""
     checkpoints.save(ckpt_dir, state)

@@ -1,4 +1,4 @@
-"""Training states in files, and the formats of other programs."""
+"""Read and write checkpoints, also in the formats of other programs."""
 
 from checkpoints.files import (
     Saver,

@@ -2,7 +2,7 @@
 
 Files are written atomically (temporary file, then rename), and `Saver` writes in the background.
 A work directory has numbered snapshots, checkpoints/checkpoint_N.pth, and the file to resume from,
-checkpoints-meta/checkpoint.pth, with the one before it. Loading never executes code from a file.
+checkpoints-meta/checkpoint.pth, with its previous version. Loading never executes code from a file.
 """
 
 import concurrent.futures
@@ -29,12 +29,12 @@ def save(path: str | os.PathLike, state: dict, keep_previous: bool = False) -> N
     """Write a training state to a file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         state: objects with a `state_dict()` (optimizer, model, EMA) and plain values, by name.
-        keep_previous: keep the file that is there now, as `previous(path)`.
+        keep_previous: keep an existing file at `path` as `previous(path)`.
 
     Raises:
-        CheckpointError: if it cannot be written. Existing files are unchanged then.
+        CheckpointError: if the file cannot be written; existing files are then unchanged.
     """
     _write(pathlib.Path(path), content_of(state), keep_previous)
 
@@ -46,8 +46,8 @@ def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, 'w+b') as file:
-            # Contiguous: a fused Adam pairs moments and weights by their memory layout, and other
-            # programs have contiguous weights.
+            # Contiguous, because a fused Adam pairs moments and weights by their memory layout, and
+            # the weights of other programs are contiguous.
             torch.save(mapped(torch.Tensor.contiguous, content), file)
             torch_zip.seal(file)
             file.flush()
@@ -58,7 +58,7 @@ def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
         _sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f'{path} cannot be written: {_cause(error)}. Earlier checkpoints are as they were'
+            f'{path} cannot be written: {_cause(error)}. Earlier checkpoints are unchanged'
         ) from error
     finally:
         for leftover in (partial, link):
@@ -66,7 +66,7 @@ def _write(path: pathlib.Path, content: dict, keep_previous: bool = False):
 
 
 def _keep(path: pathlib.Path, link: pathlib.Path):
-    """Make the file at `path` the previous one, so that one of the two always exists."""
+    """Store the file at `path` as `previous(path)`, so that one of the two always exists."""
     try:
         os.link(path, link)
     except OSError:  # a file system without links
@@ -76,9 +76,9 @@ def _keep(path: pathlib.Path, link: pathlib.Path):
 
 
 def _cause(error: Exception) -> str:
-    """Return why writing failed, in a line.
+    """Return in one line why writing failed.
 
-    PyTorch's writer raises RuntimeError while it handles the OSError that is the reason.
+    PyTorch's writer raises RuntimeError while it handles the OSError that is the real reason.
     """
     if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
         error = error.__context__
@@ -92,7 +92,7 @@ def _sync(folder: pathlib.Path):
     except OSError:
         return
     try:
-        # Some network file systems cannot.
+        # Some network file systems do not support this.
         with contextlib.suppress(OSError):
             os.fsync(handle)
     finally:
@@ -102,8 +102,8 @@ def _sync(folder: pathlib.Path):
 class Saver:
     """Save in a background thread while training continues: `save` only copies the state.
 
-    At most one save waits for the one being written; another call of `save` blocks. Errors are
-    raised by the next `save` or `wait`, at the latest at the end of the `with` block.
+    While one save is being written, at most one other save waits; a further call of `save` blocks.
+    Errors are raised by the next `save` or `wait`, at the latest at the end of the `with` block.
     """
 
     def __enter__(self):
@@ -124,13 +124,13 @@ class Saver:
     def save(
         self, path: str | os.PathLike, state: dict, keep_previous: bool = False, keep: int = 0
     ) -> None:
-        """Save as the function `save` does, then delete all but the newest `keep` snapshots.
+        """Save like the function `save`, then delete all but the newest `keep` snapshots.
 
         Args:
-            path: of the file.
-            state: training state, copied before this returns.
-            keep_previous: keep the file that is there now, as `previous(path)`.
-            keep: number of numbered snapshots that stay in the folder; 0 for all.
+            path: path of the file.
+            state: training state, copied before this method returns.
+            keep_previous: keep an existing file at `path` as `previous(path)`.
+            keep: number of numbered snapshots to keep in the folder; 0 for all.
         """
         self.wait(1)
         content = copied(content_of(state))
@@ -151,10 +151,10 @@ class Saver:
 def only_writer(
     folder: str | os.PathLike, what: str = 'training', flag: str = '--workdir'
 ) -> Iterator[None]:
-    """Lock a folder against a second process that writes into it.
+    """Lock a folder, so that no second process writes to it.
 
-    The lock is the file '{what}.lock'. It holds on all machines that share the file system's locks,
-    and ends with the process.
+    The lock is the file '{what}.lock'. It is valid on all machines that share the locks of the file
+    system, and ends with the process.
 
     Args:
         folder: the work directory of a training, or the folder of an evaluation.
@@ -178,7 +178,7 @@ def only_writer(
             ) from error
         except OSError as error:
             logging.warning(
-                'Could not lock %s (%s): a second %s there is not prevented.',
+                'Could not lock %s (%s): nothing prevents a second %s in it.',
                 folder,
                 error.strerror,
                 what,
@@ -187,7 +187,7 @@ def only_writer(
             *path.parent.glob('checkpoints*/*.partial'),
             *path.parent.glob('checkpoints*/*.link'),
         ]:
-            leftover.unlink()  # of a process that was killed
+            leftover.unlink()  # from a process that was killed
         file.truncate(0)
         file.write(f'process {os.getpid()} on {platform.node()}')
         file.flush()
@@ -208,7 +208,7 @@ def load(path: str | os.PathLike, device: str | torch.device = 'cpu') -> dict:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise CheckpointError(f'there is no checkpoint {path}')
+        raise CheckpointError(f'checkpoint {path} does not exist')
     content = torch_zip.load(path, device)
     torch_zip.check_state(path, content)
     return content
@@ -244,7 +244,7 @@ def resume_path(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def previous(path: str | os.PathLike) -> pathlib.Path:
-    """Return the path at which the file before the one at `path` is kept."""
+    """Return the path of the previous version of the file at `path`."""
     path = pathlib.Path(path)
     return path.with_name(f'{path.stem}_previous{path.suffix}')
 
@@ -253,7 +253,7 @@ def wait_for(path: str | os.PathLike, minutes: float, poll_seconds: float = 10.0
     """Wait until a file exists and return its path.
 
     Raises:
-        CheckpointError: if there is none after `minutes`.
+        CheckpointError: if it does not exist after `minutes`.
     """
     path = pathlib.Path(path)
     deadline = time.monotonic() + 60 * minutes
@@ -262,7 +262,7 @@ def wait_for(path: str | os.PathLike, minutes: float, poll_seconds: float = 10.0
     while not path.is_file():
         if time.monotonic() >= deadline:
             raise CheckpointError(
-                f'there is no checkpoint {path}'
+                f'checkpoint {path} does not exist'
                 + (f' after {minutes:g} minutes of waiting' if minutes > 0 else '')
             )
         time.sleep(min(poll_seconds, max(0.0, deadline - time.monotonic())))
@@ -272,8 +272,8 @@ def wait_for(path: str | os.PathLike, minutes: float, poll_seconds: float = 10.0
 def find_resumable(workdir: str | os.PathLike) -> pathlib.Path | None:
     """Return the checkpoint to resume from, or None if there is none.
 
-    This is the latest, or the previous one (with a warning) if the latest is corrupt. A corrupt
-    latest file is renamed, so that it never replaces the previous one.
+    It is the latest checkpoint, or the previous one (with a warning) if the latest is corrupt. A
+    corrupt latest file is renamed, so that it never replaces the previous one.
 
     Raises:
         CheckpointError: if both are corrupt.

@@ -1,6 +1,6 @@
-"""Training states, `{'optimizer', 'model', 'ema', 'step', 'rng'}`: what is saved, and restoring it.
+"""Save and restore training states, `{'optimizer', 'model', 'ema', 'step', 'rng'}`.
 
-`content_of(state)` is the dict that a file holds, with the keys of the 2021 release. `restore`
+`content_of(state)` is the dict that a file contains, with the keys of the 2021 release. `restore`
 reads any of the `formats` into a state. It is strict: missing keys, unexpected keys and wrong
 shapes raise CheckpointError before anything changes.
 """
@@ -63,7 +63,7 @@ def copied(content: dict) -> dict:
 def config_of(path: str | os.PathLike) -> ConfigDict | None:
     """Return the config of a checkpoint in any format, or None.
 
-    Looked for in the file, in config.json next to it, and in its work directory.
+    It may be in the file, in config.json next to the file, or in the work directory of the file.
     """
     path = pathlib.Path(path)
     if formats.guess(path) == 'pytorch' and 'config' in (content := torch_zip.load(path)):
@@ -89,16 +89,16 @@ def restore(
         path: file or folder.
         state: training state; model, EMA and optimizer are changed in place.
         device: where the tensors of the file are loaded to.
-        optional: entries that may be missing, as `rng` is in published files. A missing optimizer
-            is left unchanged; other missing entries become None.
-        content: what `formats.read` returned for `path`, if it was read before.
-        config: if given, it must define the same model as the config in the file, if there is one.
+        optional: entries that may be missing; files of the 2021 release have no `rng`. A missing
+            optimizer is left unchanged; other missing entries become None.
+        content: the result of `formats.read` for `path`, if the file has already been read.
+        config: if given, it must define the same model as the config in the file (if any).
 
     Returns:
         `state`.
 
     Raises:
-        CheckpointError: if an entry is missing or does not fit. Nothing has changed then.
+        CheckpointError: if an entry is missing or does not fit; `state` is then unchanged.
         UserError: if `config` defines another model.
     """
     model, optimizer = state['model'], state.get('optimizer')
@@ -170,7 +170,7 @@ def _listed(names: Iterable[str], most: int = 4) -> str:
 
 
 def _average(path, model, weights: dict, average: dict) -> dict:
-    """Return the state of our moving average for a file whose averages go by name."""
+    """Return the state of our moving average for a file that stores averages by name."""
     named = _matched(path, model, average['named'], 'its average')
     parameters = list(model.named_parameters())
     untrained = [name for name, parameter in parameters if not parameter.requires_grad]
@@ -185,26 +185,24 @@ def _average(path, model, weights: dict, average: dict) -> dict:
 
 
 def _adapt_groups(optimizer: torch.optim.Optimizer, saved: dict):
-    """Complete the saved parameter groups with settings of `optimizer` that the file lacks.
+    """Add settings of `optimizer` that the file lacks to the saved parameter groups.
 
     Raises:
-        ValueError: if the file has another number of parameters.
+        ValueError: if the number of parameters in the file is not that of `optimizer`.
     """
     own_groups, groups = optimizer.param_groups, saved['param_groups']
     expected, counts = ([len(group['params']) for group in part] for part in (own_groups, groups))
     if counts != expected:
-        raise ValueError(
-            f'the optimizer in it has {counts} parameters, that of the config {expected}'
-        )
+        raise ValueError(f'the optimizer in the file has {counts} parameters, expected {expected}')
     for own, group in zip(own_groups, groups):
         group.update({key: value for key, value in own.items() if key not in group})
         group['fused'] = own.get('fused')  # depends on this device, not on the file
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict):
-    """Load the optimizer with moments in the memory layout of their parameters.
+    """Load the optimizer; store its moments in the memory layout of their parameters.
 
-    Fused steps rely on that layout.
+    Fused optimizer steps require this layout.
     """
     optimizer.load_state_dict(saved)
     for parameter, values in optimizer.state.items():

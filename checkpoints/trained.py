@@ -1,4 +1,4 @@
-"""Trained networks from checkpoints, by path or by name.
+"""Load trained networks from checkpoints, by path or by name.
 
     path = locate('runs/quickstart')  # or 'mnist-vp', 'google/ddpm-cifar10-32', a file
     network = load_averaged_model(checkpoints.config_of(path), path)
@@ -61,11 +61,11 @@ def load_classifier(path: str | os.PathLike, config: ConfigDict) -> torch.nn.Mod
             the classifier was trained with.
 
     Raises:
-        UserError: if the checkpoint is no classifier, or was trained for another SDE or other data.
+        UserError: if the checkpoint is not a classifier, or was trained for another SDE or data.
     """
     path = checkpoints.latest(path) if pathlib.Path(path).is_dir() else pathlib.Path(path)
     content = checkpoints.load(path)
-    # files of earlier versions have no kind
+    # files of earlier versions have no key 'kind'
     if 'config' not in content or content.get('kind', 'classifier') != 'classifier':
         raise UserError(f'{path} is not a classifier checkpoint: train one with --mode classifier')
     own = defaults.complete(ConfigDict(json.loads(content['config'])))
@@ -84,7 +84,7 @@ def load_classifier(path: str | os.PathLike, config: ConfigDict) -> torch.nn.Mod
 
 
 def locate(path: str | os.PathLike) -> pathlib.Path:
-    """Return the checkpoint that a path or name stands for.
+    """Return the checkpoint at a path, or of a model name.
 
     Args:
         path: a checkpoint, a work directory (its latest checkpoint), a folder with
@@ -92,7 +92,7 @@ def locate(path: str | os.PathLike) -> pathlib.Path:
             library, or a repository of the Hugging Face hub, which is downloaded.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if no checkpoint is found.
     """
     place = pathlib.Path(path).expanduser()
     if not place.exists():
@@ -128,5 +128,5 @@ def _by_name(name: str) -> pathlib.Path:
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f'{missing}; the Hugging Face hub answers: {str(error).splitlines()[0]}'
+            f'{missing}; the Hugging Face hub reports: {str(error).splitlines()[0]}'
         ) from error

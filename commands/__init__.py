@@ -1,1 +1,1 @@
-"""The command line and what it runs: one file for each --mode, and the checks before it."""
+"""The command line: one file for each --mode, and the checks that run first."""

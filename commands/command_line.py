@@ -1,9 +1,9 @@
-"""The command line of the programs: flags, one of which is a config, and the log.
+"""The command line of the programs: parse flags, load the config, and set up the log.
 
     flags.DEFINE_string('config', None, 'The config file.')
     app.run(main, flags_parser=command_line.parse_flags)
 
-In `main`, FLAGS.config is then the config, with the values of the command line.
+In `main`, FLAGS.config is then the config, with the overrides of the command line.
 """
 
 import ast
@@ -43,10 +43,10 @@ class Console(logging.Handler):
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parse `argv` into absl's flags; exit with one line for each fault, with 0 after `--help`.
+    """Parse `argv` into absl's flags; exit with one line for each fault, or after `--help`.
 
-    `--config=FILE[:ARGUMENT]` becomes the config that `get_config(ARGUMENT)` of the file returns,
-    locked, with the values of `--config.section.key=value`.
+    The value of `--config=FILE[:ARGUMENT]` becomes the config that `get_config(ARGUMENT)` of the
+    file returns, locked, with the overrides `--config.section.key=value`.
 
     Returns:
         The name of the program and the arguments that are not flags.
@@ -84,7 +84,7 @@ def _parse(given: list[str], faults: list[str]) -> tuple[list[str], list[str]]:
     """Let absl parse the arguments.
 
     Returns:
-        The arguments that are not flags, and the faults of flags that are not among `faults` yet.
+        The arguments that are not flags, and faults of flags that `faults` does not contain yet.
     """
     try:
         return flags.FLAGS(given), []
@@ -151,7 +151,7 @@ def _values(argv) -> dict[str, str]:
 def _stored_config(argv) -> list[str]:
     """Return the flag `--config` for the config in the work directory, if there is one.
 
-    Empty if the arguments (`--name=value`) already name a config.
+    The list is empty if the arguments (`--name=value`) already name a config.
     """
     from configs import rules
 
@@ -165,7 +165,7 @@ def _without_faults(argv) -> tuple[list[str], list[str]]:
     """Separate unknown flags and flags with a wrong value from the arguments.
 
     Returns:
-        The other arguments, and one sentence for each flag that was left out.
+        The other arguments, and one sentence for each flag that was removed.
     """
     known, kept, faults, rest = flags.FLAGS, [], [], list(argv)
     while rest:
@@ -203,7 +203,7 @@ def _without_faults(argv) -> tuple[list[str], list[str]]:
 
 
 def _in_short(message: str, workdir: str | None) -> str:
-    """Return a line of absl's in our words; `workdir` explains a config that is missing."""
+    """Shorten a line of an absl error; for a missing config, mention `workdir`."""
     about, _, reason = message.partition(': ')
     if 'value other than None' not in reason:
         return reason or message
@@ -218,9 +218,10 @@ def _suggestion(name: str, known) -> str:
 
 
 def _override(config, key: str, text: str | None) -> list[str]:
-    """Set a key of the config to the value that `text` stands for; return faults of the key.
+    """Set a key of the config to the value that `text` represents; return the faults of the key.
 
-    A value that breaks the rule of its key is set too: preflight.py reports all of these together.
+    A value that breaks the rule of its key is set too; preflight.py reports all such values
+    together.
     """
     from configs import rules
 
@@ -253,7 +254,7 @@ def _override(config, key: str, text: str | None) -> list[str]:
 
 
 def _readings(text: str | None, kind: type):
-    """Yield the values that a text may stand for, beginning with that of the type `kind`."""
+    """Yield the values that a text may represent, first the value of the type `kind`."""
     if text is None:
         if kind is bool:
             yield True
@@ -275,17 +276,17 @@ def _readings(text: str | None, kind: type):
 
 
 def load_config(location: str) -> ConfigDict:
-    """Execute a config file, once, and return what its `get_config` returns.
+    """Execute a config file once and return the result of its function `get_config`.
 
-    Values of configs made by `configs.defaults` may have any type: preflight.py reports all wrong
-    ones. The file can import modules of its folder.
+    Values of configs made by `configs.defaults` may have any type: preflight.py reports all values
+    of a wrong type. The file can import modules of its folder.
 
     Args:
-        location: 'FILE' or 'FILE:ARGUMENT', where the argument is one of `get_config`.
+        location: 'FILE' or 'FILE:ARGUMENT', where ARGUMENT is passed to `get_config`.
 
     Raises:
-        UserError: if there is no such file, it has no `get_config`, or ml_collections rejects what
-            it does with a config.
+        UserError: if the file does not exist, has no `get_config`, or causes an error of
+            ml_collections.
     """
     from configs import defaults, rules
 
@@ -309,7 +310,7 @@ def load_config(location: str) -> ConfigDict:
     except (AttributeError, KeyError, TypeError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if 'ml_collections' not in frames[-1].filename and frames[-1].filename != __file__:
-            raise  # a fault of the file's own code
+            raise  # an error in the file's own code
         lines = [
             f', line {frame.lineno}'
             for frame in frames
@@ -326,7 +327,7 @@ def load_config(location: str) -> ConfigDict:
 
 
 def _module(path: pathlib.Path):
-    """Import a Python file: by its dotted name if it is in a package of this repository."""
+    """Import a Python file; in a package of this repository, import it by its dotted name."""
     path = path.resolve()
     if path.is_relative_to(ROOT):
         parts = path.relative_to(ROOT).with_suffix('').parts
@@ -352,7 +353,7 @@ def log_to(path: str | os.PathLike | None, in_full: bool = True) -> None:
     """Log to the console and, if `path` is given, append to that file.
 
     Args:
-        path: Log file, opened at the first line, or None.
+        path: Log file, opened when the first line is logged, or None.
         in_full: Whether to log all lines, or only warnings.
     """
     handlers = [Console()]
@@ -371,5 +372,5 @@ def log_to(path: str | os.PathLike | None, in_full: bool = True) -> None:
 
 
 def exit_with(error: Exception | str) -> NoReturn:
-    """End the program with the sentences of an error."""
+    """End the program and print each line of an error."""
     sys.exit('\n'.join(f'error: {line}' for line in str(error).splitlines()))

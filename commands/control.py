@@ -1,6 +1,6 @@
 """`--mode control`: inpainting and other measurements, classes, latent codes.
 
-A task turns pictures or labels into the rows of `gallery.png` and the arrays of `results.npz`. The
+A task converts pictures or labels to the rows of `gallery.png` and the arrays of `results.npz`. The
 mathematics is in the folder control/.
 """
 
@@ -29,7 +29,7 @@ def control(config: ConfigDict, workdir: str | os.PathLike, task: str, **request
     Args:
         config: the config.
         workdir: the work directory of the model.
-        task: a name in `TASKS`, or that of a registered measurement.
+        task: a name in `TASKS`, or the name of a registered measurement.
         **request: see `Request`.
 
     Returns:
@@ -59,7 +59,7 @@ def control(config: ConfigDict, workdir: str | os.PathLike, task: str, **request
 
 
 def find_task(name: str) -> Task:
-    """Return the task of a name, in any case; UserError if there is none."""
+    """Return the task called `name` (case is ignored); raise UserError if there is none."""
     if name.lower() in TASKS:
         return TASKS[name.lower()]
     if make := MEASUREMENTS.find(name):

@@ -62,7 +62,7 @@ def reconstruct(job: Job) -> Result:
         largest.max(),
     )
     scale = job.model.sde.prior_sampling((10000,)).std()
-    # from black to white: six standard deviations of the prior
+    # black to white spans six standard deviations of the prior
     codes = ((z / scale / 6 + 0.5).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     arrays = dict(
         inputs=job.pictures,

@@ -1,4 +1,4 @@
-"""What the tasks of `--mode control` start from: pictures, labels, a measurement and a model."""
+"""The inputs of the tasks of `--mode control`: pictures, labels, a measurement and a model."""
 
 import dataclasses
 import os
@@ -30,7 +30,7 @@ class Request(NamedTuple):
         labels: class numbers, such as '3,5,8'.
         classifier: a checkpoint of `--mode classifier` or its work directory, for networks that are
             not class-conditional.
-        checkpoint: a file; '': the latest checkpoint of the work directory.
+        checkpoint: a checkpoint file; '': the latest checkpoint of the work directory.
         output: the folder of the results; '': `workdir/control_{task}`.
         measured: whether the input has already been measured.
     """
@@ -45,10 +45,10 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a task returns.
+    """The result of a task.
 
     Attributes:
-        titles: of the columns of the gallery.
+        titles: titles of the columns of the gallery.
         rows: the gallery, 8-bit images (rows, columns, H, W, C).
         arrays: the content of results.npz.
     """
@@ -63,12 +63,12 @@ class Task(NamedTuple):
 
     Attributes:
         run: function `run(job) -> Result`.
-        pictures: the number of input pictures for each row of the gallery; 0 for tasks that draw
-            samples of labels alone.
+        pictures: the number of input pictures for each row of the gallery; 0 for tasks that need
+            only labels.
         masked: whether the task uses `--mask`.
-        labelled: whether it uses `--labels` and `--classifier`.
-        measurable: whether it accepts `--measured` pictures.
-        reduced: how many times smaller measured pictures are than the images of the network.
+        labelled: whether the task uses `--labels` and `--classifier`.
+        measurable: whether the task accepts `--measured` pictures.
+        reduced: the factor by which measured pictures are smaller than the images of the network.
         make_measurement: function `make_measurement(config, request) -> Measurement`, called before
             the checkpoint is loaded; None for tasks without a measurement.
     """
@@ -89,9 +89,10 @@ class Job:
     Attributes:
         config: the completed config.
         model: the trained model.
-        measurement: what `Task.make_measurement` returned, or None.
+        measurement: the result of `Task.make_measurement`, or None.
         measured: whether the images have already been measured.
-        images: the input (n, H, W, C), integers from 0 to `levels` - 1; None for tasks without.
+        images: the input (n, H, W, C), integers from 0 to `levels` - 1; None for tasks without
+            pictures.
         levels: the number of grey levels of the images.
         labels: the class of each row (rows,), or None.
         classifier: the network that guides to the labels; None for class-conditional networks.
@@ -108,14 +109,14 @@ class Job:
 
     @property
     def pictures(self) -> np.ndarray:
-        """The images with 8 bits (n, H, W, C)."""
+        """The images as 8-bit values (n, H, W, C)."""
         return to_8_bits(self.images, self.levels)
 
     def inputs(self) -> torch.Tensor:
         """Return the images as the network sees them (n, C, H, W), on its device.
 
-        If the network was trained on dequantized images, they are dequantized with random numbers,
-        which differ from call to call.
+        If the network was trained on dequantized images, the images are dequantized with new random
+        numbers in each call.
         """
         x = torch.from_numpy(self.images).permute(0, 3, 1, 2).float()
         if self.config.data.uniform_dequantization:
@@ -125,7 +126,7 @@ class Job:
         return datasets.get_data_scaler(self.config)(x).contiguous().to(self.config.device)
 
     def batches(self, rows: int) -> tuple[torch.Tensor, ...]:
-        """Return the row of each result, in batches of at most `eval.batch_size`.
+        """Return the row index of each result, in batches of at most `eval.batch_size`.
 
         Every row has `control.results` results.
         """
@@ -139,7 +140,7 @@ class Job:
         return self.model.guided(self.labels[rows], classifier=self.classifier)
 
     def to_8_bits(self, x: torch.Tensor) -> np.ndarray:
-        """Convert images (n, C, H, W) as the network sees them to 8 bits (n, H, W, C)."""
+        """Convert images (n, C, H, W) as the network sees them to 8-bit images (n, H, W, C)."""
         return drawing.to_images(self.model.unscale(x), self.config)
 
 
@@ -199,7 +200,7 @@ def _read_labels(config, request: Request) -> torch.Tensor | None:
         return None
     try:
         labels = torch.tensor([int(part) for part in request.labels.split(',')])
-    except (ValueError, RuntimeError, OverflowError) as error:  # the last two: more than 64 bits
+    except (ValueError, RuntimeError, OverflowError) as error:  # the last two: over 64 bits
         raise UserError(
             f'--labels={request.labels}: expected class numbers separated by commas, such as 3,5,8'
         ) from error

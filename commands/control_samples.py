@@ -1,4 +1,4 @@
-"""Tasks of `--mode control` that draw samples: given a measurement, or of given classes."""
+"""Tasks of `--mode control` that draw samples: given a measurement, or given classes."""
 
 import dataclasses
 import pathlib
@@ -22,7 +22,7 @@ from runtime.errors import UserError
 
 
 def measured_task(make: Callable, **properties) -> Task:
-    """Return the task of drawing images that agree with a measurement.
+    """Return a task that draws images consistent with a measurement.
 
     Args:
         make: function `make(config, request) -> Measurement`.
@@ -53,7 +53,7 @@ def _loop(config: ConfigDict) -> sampling.Loop:
 
 
 def draw_measured(job: Job) -> Result:
-    """Draw `control.results` images for each picture that agree with its measurement."""
+    """Draw `control.results` images for each picture, consistent with its measurement."""
     measurement, settings, options = job.measurement, job.config.control, job.model.options()
     times = sampling.times_of(job.model.sde, options)
     parts, nfe = [], 0
@@ -94,8 +94,8 @@ def _numbered(samples: np.ndarray) -> list[str]:
 def _as_pictures(config: ConfigDict, measurement: Measurement, y: torch.Tensor) -> torch.Tensor:
     """Return measured values as pictures (n, C, H, W).
 
-    Unknown pixels are grey, and means over blocks of pixels are squares. Measured values that are
-    not smaller images are shown as A^+ y.
+    Unknown pixels are grey, and means over blocks of pixels are shown as squares. Measured values
+    that are not smaller images are shown as A^+ y.
     """
     size, channels = config.data.image_size, config.data.num_channels
     if isinstance(measurement, Mask):

@@ -19,7 +19,7 @@ from runtime import interruption
 
 @interruption.interruptible('')
 def describe_data(config: ConfigDict, workdir: str | os.PathLike = '') -> list[tuple]:
-    """Log what the config's data set contains, and the `sigma_max` that suits it.
+    """Log the content of the config's data set, and the `sigma_max` that suits it.
 
     A grid of training images is written to `workdir/data.png`.
 
@@ -41,12 +41,12 @@ def describe_data(config: ConfigDict, workdir: str | os.PathLike = '') -> list[t
             if workdir:
                 shown = to_8_bits(some[:100], images.levels)
                 reports.save_grid(pathlib.Path(workdir, 'data.png'), shown)
-    logging.info('%s:\n%s', config.data.dataset, reports.table(rows))
+    logging.info('Described %s:\n%s', config.data.dataset, reports.table(rows))
     return rows
 
 
 def _rows_of_split(split: str, images, some: np.ndarray, labels: np.ndarray) -> list[tuple]:
-    """Rows on a split, from some of its images (n, H, W, C) and their labels."""
+    """Return the rows for a split, from some of its images (n, H, W, C) and their labels."""
     _, height, width, channels = some.shape
     pixels = some.reshape(-1, channels) / (images.levels - 1)
     return [
@@ -65,18 +65,18 @@ def _rows_of_split(split: str, images, some: np.ndarray, labels: np.ndarray) -> 
 
 
 def _rows_of_training_set(config, images) -> list[tuple]:
-    """Rows on classes, and on the largest distance between images, which sigma_max should equal."""
+    """Return the rows for the classes, and for the largest distance of images (for sigma_max)."""
     rows = []
     if classes := shown_classes(images):
-        rows.append(('  labels', classes, 'by the names of their folders'))
+        rows.append(('  labels', classes, 'named after their folders'))
     distance, n = largest_distance(images, config.seed)
     rows.append(
         (
             '  largest distance',
             f'{distance:.2f}',
             f'between two of {n} images in [0, 1], a lower bound: '
-            f'--config.model.sigma_max={float(f"{distance:.2g}")} suits a VE SDE (it '
-            f'is {config.model.sigma_max})',
+            f'--config.model.sigma_max={float(f"{distance:.2g}")} suits a VE SDE (the '
+            f'config has {config.model.sigma_max})',
         )
     )
     return rows

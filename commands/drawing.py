@@ -1,4 +1,4 @@
-"""Draw samples: in batches that processes share, with progress, as 8-bit images."""
+"""Draw samples as 8-bit images, in batches that processes share, and show progress."""
 
 import contextlib
 import math
@@ -21,11 +21,11 @@ from score_model import ScoreModel
 
 
 def to_images(samples: torch.Tensor, config: ConfigDict) -> np.ndarray:
-    """Samples (B, C, H, W) in [0, 1] as 8-bit images (B, H, W, C)."""
+    """Convert samples (B, C, H, W) in [0, 1] to 8-bit images (B, H, W, C)."""
     images = samples.permute(0, 2, 3, 1).cpu().numpy()
     if not np.isfinite(images).all():
         logging.warning(
-            '%d of %d samples are not finite.',
+            'Found values that are not finite in %d of %d samples.',
             (~np.isfinite(images).all((1, 2, 3))).sum(),
             len(images),
         )
@@ -35,16 +35,16 @@ def to_images(samples: torch.Tensor, config: ConfigDict) -> np.ndarray:
 def shown_evaluations(
     model: Score, what: str, times: torch.Tensor | None = None, forward: bool = False
 ) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which network evaluations show as progress and look for signals.
+    """Return a context in which network evaluations update the progress and check for signals.
 
     See `progress.watched`.
 
     Args:
         model: the score model.
         what: the task, such as 'encoding 8 images'.
-        times: the times of a solver's steps. None: the solver chooses its steps, which are taken to
-            be even in lambda_t.
-        forward: whether the latter go from images to codes.
+        times: the times of a solver's steps. None: the solver chooses its steps, which are assumed
+            to be even in lambda_t.
+        forward: if `times` is None, whether the solver goes from images to codes.
     """
     steps = times is not None
     if not steps:
@@ -56,18 +56,18 @@ def shown_evaluations(
 def draw(model: ScoreModel, what: tuple, first: int, count: int) -> dict:
     """Draw a batch of samples with the config's sampler.
 
-    Random numbers follow from `config.seed`, `what` and `first`; with `sampling.seed_per_image`
-    each image has its own.
+    Random numbers depend on `config.seed`, `what` and `first`; with `sampling.seed_per_image` each
+    image has its own seed.
 
     Args:
         model: The model.
-        what: Name of the samples, such as ('samples',), from which their seed follows.
+        what: Name of the samples, such as ('samples',), from which their seed is derived.
         first: Number of the first sample.
         count: Number of samples.
 
     Returns:
-        `samples`, 8-bit images (count, H, W, C), their `nfe`, and the `seconds` that they took. For
-        a class-conditional network also `labels`, drawn uniformly.
+        A dict with `samples`, 8-bit images (count, H, W, C), their `nfe`, and the `seconds` of
+        drawing. For a class-conditional network it also has `labels`, drawn uniformly.
     """
     config, number, started = model.config, model.num_classes, time.monotonic()
     seeds = [seed_of(config.seed, *what) + i for i in range(first, first + count)]
@@ -90,18 +90,18 @@ def draw(model: ScoreModel, what: tuple, first: int, count: int) -> dict:
 
 
 def batches(total: int, largest: int) -> list[tuple[int, int]]:
-    """(first, count) of batches of at most `largest` among `total` images."""
+    """Split `total` images into batches of at most `largest`; return (first, count) of each."""
     return [(first, min(largest, total - first)) for first in range(0, total, largest)]
 
 
 def draw_all(model: ScoreModel, what: tuple, total: int, largest: int) -> list[dict]:
     """Draw `total` samples in batches of at most `largest`, which the processes share.
 
-    With `sampling.seed_per_image` all processes get equal shares; otherwise a batch is the smallest
-    share, because its random numbers are drawn together.
+    With `sampling.seed_per_image`, batches are small enough that every process gets a share.
+    Otherwise `largest` sets the batches, because the samples depend on their size.
 
     Returns:
-        The batches of `draw`, for process 0.
+        The results of `draw` for all batches, in process 0.
     """
     if model.config.sampling.seed_per_image:
         largest = min(largest, math.ceil(total / distributed.size()))

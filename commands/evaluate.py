@@ -24,13 +24,13 @@ from score_model import ScoreModel
 def evaluate(
     config: ConfigDict, workdir: str | os.PathLike, eval_dir: pathlib.Path, numbers: Iterable[int]
 ) -> None:
-    """Evaluate the checkpoints with the given numbers, as `eval.enable_*` say.
+    """Evaluate the checkpoints with the given numbers; `eval.enable_*` choose the parts.
 
     Args:
         config: A complete config.
         workdir: Work directory of the training.
         eval_dir: Folder of the results.
-        numbers: Numbers of the checkpoints, each of which is waited for.
+        numbers: Numbers of the checkpoints. Each is waited for up to `eval.wait_minutes`.
     """
     settings = config.eval
     enabled = (
@@ -50,12 +50,14 @@ def evaluate(
                 _run(part(checkpoint))
         rows = reports.evaluation_rows(eval_dir, number) if distributed.is_main() else []
         if rows:
-            logging.info('Checkpoint %d, seed %d:\n%s', number, config.seed, reports.table(rows))
-        distributed.broadcast(None)  # all begin together to wait for the next checkpoint
+            logging.info(
+                'Evaluated checkpoint %d, seed %d:\n%s', number, config.seed, reports.table(rows)
+            )
+        distributed.broadcast(None)  # all processes start to wait for the next one together
 
 
 def _setting(config, eval_dir) -> Setting:
-    """Load what metrics need first: a missing file is reported before hours of sampling."""
+    """Load extractor and references before sampling, so that missing files are reported early."""
     setting = Setting(config, sde_lib.get_sde(config), eval_dir)
     settings = config.eval
     if not settings.enable_sampling or settings.metrics_backend == 'none':
@@ -70,7 +72,7 @@ def _setting(config, eval_dir) -> Setting:
 
 
 def _protocol(config, checkpoint: pathlib.Path) -> dict:
-    """What every number of a checkpoint depends on."""
+    """Return the settings on which all results of a checkpoint depend."""
     training = dict(sde=config.training.sde, continuous=config.training.continuous)
     if config.training.precision != 'float32':
         training['precision'] = config.training.precision
@@ -87,7 +89,7 @@ def _protocol(config, checkpoint: pathlib.Path) -> dict:
 
 
 def _run(part):
-    """Compute what is missing of a part, and gather it in process 0."""
+    """Compute the missing batches of a part; process 0 then summarizes all batches."""
     missing = distributed.broadcast(part.missing())
     found = distributed.in_turns(missing, part.compute)
     if part.title:

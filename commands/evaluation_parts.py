@@ -1,9 +1,9 @@
-"""What --mode eval computes of a checkpoint: its loss, bits/dim, and samples with their metrics.
+"""The parts of --mode eval for a checkpoint: its loss, bits/dim, and samples with their metrics.
 
-A `Checkpoint` holds what the parts need. Each part is computed in batches, which the processes
-share: `missing` lists the batches without a file of the same protocol, `compute` computes one,
-`store` writes it, and `gather` summarizes them when all are done. An interrupted evaluation resumes
-with the missing batches.
+A `Checkpoint` contains the inputs of the parts. Each part is computed in batches, which the
+processes share: `missing` lists the batches without a file of the same protocol, `compute` computes
+one batch, `store` writes it, and `gather` summarizes all batches at the end. An interrupted
+evaluation resumes with the missing batches.
 """
 
 import dataclasses
@@ -36,16 +36,16 @@ from score_model import ScoreModel
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What the evaluations of all checkpoints share.
+    """The inputs that the evaluations of all checkpoints share.
 
     Attributes:
         config: The config.
-        sde: Its SDE.
+        sde: The SDE of the config.
         eval_dir: Folder of the results.
         extractor: Extractor of features, None without metrics.
         real: Reference of the metrics, in process 0.
-        other: Real images that are compared with `real` as well, in process 0.
-        splits: Images of the splits that were read.
+        other: Real images that are also compared with `real`, in process 0, or None.
+        splits: Images of the splits that have been read so far.
     """
 
     config: ConfigDict
@@ -57,7 +57,7 @@ class Setting:
     splits: dict = dataclasses.field(default_factory=dict)
 
     def images(self, split: str) -> Images | Streamed | Subset:
-        """The images of a split, at most `eval.most_images`; read once."""
+        """Return the images of a split, at most `eval.most_images`; they are read only once."""
         if split not in self.splits:
             config = self.config
             with distributed.main_first():
@@ -68,7 +68,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint under evaluation: its number, its model, and what all its numbers depend on."""
+    """A checkpoint to evaluate: its number, its model, and the protocol of all its results."""
 
     setting: Setting
     number: int
@@ -77,13 +77,13 @@ class Checkpoint:
 
 
 def _described(config, split: str) -> dict:
-    """The images that losses and likelihoods are of."""
+    """Describe the images of which losses and likelihoods are computed."""
     most = config.eval.most_images
     return datasets.describe(config, split) | (dict(at_most=most) if most else {})
 
 
 class Loss:
-    """The mean loss over the test set: one file, which grows by a batch at a time."""
+    """The mean loss over the test set, in one file that is extended after each batch."""
 
     title = 'the loss'
 
@@ -120,7 +120,7 @@ class Loss:
         return [*range(len(self.values), len(self.batches))]
 
     def compute(self, i: int) -> tuple[float, int]:
-        """The mean loss of batch i, and its size; 0 if all its images are corrupt."""
+        """Return the mean loss and the size of batch i; both are 0 if no image can be read."""
         config, batch = self.config, self.batches.part(i)
         images = to_tensor(batch, config, datasets.get_data_scaler(config))
         if not len(images):
@@ -145,9 +145,9 @@ class Loss:
 
 
 class Bits:
-    """Bits/dim of every image of a split, dequantized again in each of `bpd_repeats` passes."""
+    """Bits/dim of every image of a split, with new dequantization noise in each pass."""
 
-    title = ''  # progress is that of the solver
+    title = ''  # the solver shows its own progress
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint, self.config = checkpoint, checkpoint.setting.config
@@ -183,7 +183,7 @@ class Bits:
         return [k for k, file in files if results.matching(*file) is None]
 
     def compute(self, k: int) -> dict:
-        """Bits/dim and log-likelihoods in nats of a batch, none if all its images are corrupt."""
+        """Return bits/dim and log-likelihoods (nats) of a batch, without its corrupt images."""
         config, model, (repeat, i) = self.config, self.checkpoint.model, self.places[k]
         batch = self.batches.part(i, repeat)
         images = to_tensor(batch, config, datasets.get_data_scaler(config))
@@ -217,10 +217,10 @@ class Bits:
         passes = [[] for _ in range(self.config.eval.bpd_repeats)]
         for path, protocol, (repeat, _) in zip(self.paths, self.protocols, self.places):
             found = results.matching(path, protocol)
-            if found['files'] != len(self.places):  # it was made with another number of passes
+            if found['files'] != len(self.places):  # it is from another number of passes
                 results.save(path, protocol, **found | dict(files=len(self.places)))
             passes[repeat].extend(found['bpd'])
-        values = np.mean(passes, 0)  # of each image
+        values = np.mean(passes, 0)  # one value per image
         logging.info(
             'ckpt-%d bits/dim: %.4f +- %.4f, of %d images, each averaged over %d passes',
             self.checkpoint.number,
@@ -243,7 +243,7 @@ class Samples:
         config, settings = checkpoint.setting.config, checkpoint.setting.config.eval
         self.folder = checkpoint.setting.eval_dir / f'ckpt_{checkpoint.number}'
         self.report = checkpoint.setting.eval_dir / f'report_{checkpoint.number}.npz'
-        # whose random numbers follow from the number of their first image
+        # the random numbers of a batch depend on the number of its first image
         self.batches = drawing.batches(settings.num_samples, settings.batch_size)
         self.drawn = dict(sampling=config.sampling.to_dict(), batch_size=settings.batch_size)
         self.samples = self._files('samples', part='samples')
@@ -253,7 +253,7 @@ class Samples:
             self.features = self._files('statistics', part='features', extractor=protocol)
 
     def _files(self, name: str, **described) -> list[tuple[pathlib.Path, dict]]:
-        """(path, protocol) for each batch."""
+        """Return (path, protocol) for each batch."""
         common = self.checkpoint.protocol | self.drawn
         return [
             (self.folder / f'{name}_{i}.npz', common | dict(batch=i, size=size) | described)
@@ -268,11 +268,11 @@ class Samples:
             if results.matching(*file) is None
         ]
         if found and distributed.is_main():
-            self.report.unlink(missing_ok=True)  # of other samples
+            self.report.unlink(missing_ok=True)  # it measured other samples
         return [*dict.fromkeys(found)]
 
     def compute(self, i: int) -> tuple[dict, dict | None]:
-        """The samples of a batch, which are read if only their features are missing; features."""
+        """Return the samples of a batch, read from their file if it exists, and their features."""
         batch = results.matching(*self.samples[i])
         if batch is None:
             batch = drawing.draw(self.checkpoint.model, ('samples',), *self.batches[i])
@@ -317,7 +317,7 @@ class Samples:
 
 
 def _remove_others(paths, kept):
-    """Delete the files of an earlier evaluation with other settings."""
+    """Delete `paths` that are not in `kept`: files of an evaluation with other settings."""
     others = sorted(set(paths) - set(kept))
     for path in others:
         path.unlink()

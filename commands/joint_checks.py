@@ -1,7 +1,7 @@
-"""Checks of keys of a config that go together, and of the network that they describe.
+"""Checks of combinations of config keys, and of the network that the config describes.
 
-Each takes a `Job` and raises UserError (or NotImplementedError for a combination without a
-definition). `commands.preflight.CHECKS` says which keys each one reads, and in which modes.
+Each check gets a `Job` and raises UserError (or NotImplementedError for a combination that is not
+defined). `commands.preflight.CHECKS` lists the keys that each check reads, and its modes.
 """
 
 import os
@@ -66,9 +66,9 @@ def is_unet(config: ConfigDict) -> bool:
 
 
 def check_kind(job: Job) -> None:
-    """Check that the network is of the kind that the mode needs, and has the settings it is given.
+    """Check that the network suits the mode, and that it supports the settings of the config.
 
-    That is a classifier for --mode classifier, and a score network for all others.
+    --mode classifier needs a classifier, all other modes need a score network.
     """
     config, name = job.config, job.config.model.name
     classifies = getattr(mutils.get_model(name), 'is_classifier', False)
@@ -96,7 +96,7 @@ def check_kind(job: Job) -> None:
 
 
 def check_scaling(job: Job) -> None:
-    """Check that a network that divides its output by sigma can find sigma from its label."""
+    """Check that a network that divides its output by sigma can compute sigma from its label."""
     config, model = job.config, job.config.model
     if not model.scale_by_sigma:
         return
@@ -113,13 +113,13 @@ def check_scaling(job: Job) -> None:
         raise UserError(
             'config.model.scale_by_sigma=True needs config.training.continuous=False, '
             'or NCSN++ with '
-            "config.model.embedding_type='fourier': other networks look sigma up by an "
-            'index, which continuous time lacks'
+            "config.model.embedding_type='fourier': other networks look up sigma by an "
+            'index, which does not exist in continuous time'
         )
 
 
 def check_network(job: Job) -> None:
-    """Build a network of this library on the device 'meta' and run the shapes of one image.
+    """Build a network of this library and run it for one image, on the device 'meta' (shapes only).
 
     A user's own network is checked by `check_own_network`, after everything else.
     """
@@ -132,19 +132,19 @@ def check_network(job: Job) -> None:
     except (RuntimeError, ValueError) as error:  # ValueError: for example a group of one value
         reason = str(error).partition('\n')[0]
         raise UserError(
-            'the network cannot take images of '
+            'the network does not accept images of '
             f'config.data.image_size={config.data.image_size}: {reason}'
         ) from error
     _check_memory(config, network)
 
 
 def check_own_network(config: ConfigDict) -> None:
-    """Check a user's own network as `check_network` does; its errors keep their tracebacks."""
+    """Check a user's own network like `check_network`, but show errors with their traceback."""
     try:
         network = _build(config)
         _run_shapes(config, network)
     except RuntimeError as error:
-        if 'meta' not in str(error):  # otherwise it reads values, which 'meta' does not have
+        if 'meta' not in str(error):  # errors about 'meta': the network reads values
             raise
     else:
         _check_memory(config, network)
@@ -165,7 +165,7 @@ def _run_shapes(config, network):
 
 
 def _check_memory(config, network):
-    """Check that the parameters and their average fit on the device."""
+    """Check that the parameters and their EMA fit into the memory of the device."""
     device = torch.device(config.device)
     parameters = sum(p.numel() for p in network.parameters())
     if device.type == 'cuda':
@@ -188,7 +188,7 @@ def _check_memory(config, network):
 
 
 def check_batches(job: Job) -> None:
-    """Check that processes and micro-batches share a batch evenly."""
+    """Check that a batch can be split evenly among processes and micro-batches."""
     training, processes = job.config.training, distributed.size()
     if training.batch_size % (training.accumulation * processes):
         times = f' times {processes} processes' if processes > 1 else ''
@@ -261,7 +261,7 @@ def _check_metrics_of_samples(config):
 
 
 def _check_features(settings, backends, sizes):
-    """Check the backend of the metrics, the split and the number of images, at `sizes`."""
+    """Check the backend of the metrics, the split, and the numbers of images in keys `sizes`."""
     if settings.metrics_backend not in backends:
         raise UserError(
             'config.eval.metrics_backend must be one of '

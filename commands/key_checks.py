@@ -1,4 +1,4 @@
-"""Checks of each key of a config on its own: its rule, registered names, the device."""
+"""Checks of single config keys: the rule of each key, registered names, the device."""
 
 import os
 import pathlib
@@ -37,7 +37,7 @@ def is_ours(config: ConfigDict) -> bool:
 
 
 def _own_keys(config) -> list[str]:
-    """Return beginnings of the keys that a user's own networks, samplers and data sets may have."""
+    """Return prefixes of the keys that a user's own networks, samplers and data sets may have."""
 
     def find(key, registry):
         name = value_of(config, key)
@@ -63,7 +63,7 @@ def _own_keys(config) -> list[str]:
 
 
 def refused_keys(config: ConfigDict, mode: str, has_network: bool) -> dict[str, str]:
-    """Return {key: sentence} for each key that is missing, unknown or of a wrong value.
+    """Return {key: sentence} for each key that is missing, is unknown or has a wrong value.
 
     These faults do not depend on the values of other keys.
     """
@@ -86,7 +86,7 @@ def refused_keys(config: ConfigDict, mode: str, has_network: bool) -> dict[str, 
 
 
 def _registered() -> dict[str, list[str]]:
-    """Return {key: known names} of the keys that name something registered, in any case."""
+    """Return {key: known names} for the keys that name a registered class; case is ignored."""
     return {
         'model.name': mutils.MODELS.names(),
         'training.sde': sde_lib.SDES.names(),
@@ -99,7 +99,8 @@ def _registered() -> dict[str, list[str]]:
 def check_registered(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Raise UserError if a name was registered when `workdir/config.json` was written, but not now.
 
-    It is that of a user's own network, SDE, sampler or data set, whose file must be given again.
+    Such a name belongs to a user's own network, SDE, sampler or data set. The user must pass the
+    file that registers it again.
     """
     known = _registered() | {'data.dataset': datasets.SOURCES}
     named = {key: value_of(config, key) for key in known}
@@ -134,9 +135,9 @@ def without(config: ConfigDict, keys: Iterable[str]) -> ConfigDict:
 
 
 def unknown_names(config: ConfigDict, has_network: bool) -> dict[str, str]:
-    """Return {key: sentence} for each key that names something which is not registered.
+    """Return {key: sentence} for each key whose name is not registered.
 
-    Names are checked even if another setting leaves them unused.
+    Names are checked even if other settings make them unused.
     """
     any_case = {
         key: names
@@ -176,7 +177,7 @@ def _device(config) -> dict[str, str]:
         }
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
         return {
-            'device': f'config.device is {str(name)!r}, but there are only '
-            f'{torch.cuda.device_count()} CUDA devices, from 0'
+            'device': f'config.device is {str(name)!r}, but PyTorch finds only '
+            f'{torch.cuda.device_count()} CUDA devices (numbered from 0)'
         }
     return {}

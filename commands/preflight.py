@@ -1,7 +1,7 @@
-"""Checks before any work starts: every fault of a config for a mode, each in one sentence.
+"""Checks before any work starts: report every fault of a config for a mode, in one sentence each.
 
-First come checks of each key on its own (commands/key_checks.py), then the checks of keys that go
-together (commands/joint_checks.py) in the order of CHECKS.
+The checks of single keys (commands/key_checks.py) run first, then the checks of combinations of
+keys (commands/joint_checks.py) in the order of CHECKS.
 """
 
 import os
@@ -23,8 +23,8 @@ from runtime.errors import UserError
 
 SECTIONS = ('data', 'training', 'optim', 'model', 'sampling', 'eval')
 
-# What the arguments of library functions are called in a config, for sentences such as "skip_type
-# must be one of ..., got 'x'".
+# The config keys of arguments of library functions: they replace the names of arguments in errors
+# such as "skip_type must be one of ..., got 'x'".
 ARGUMENTS = {
     name: f'config.{section}.{name}'
     for section in ('eval', 'control', 'data', 'optim', 'training', 'model', 'sampling')
@@ -41,7 +41,7 @@ ARGUMENTS = {
 
 
 def check_snapshots(job: Job) -> None:
-    """Check that there is a numbered checkpoint to evaluate, or one to wait for."""
+    """Check that a numbered checkpoint to evaluate exists, or that the evaluation will wait."""
     settings, workdir = job.config.eval, job.workdir
     numbers = range(settings.begin_ckpt, settings.end_ckpt + 1)
     there = any(checkpoints.snapshot_path(workdir, k).is_file() for k in numbers)
@@ -58,7 +58,7 @@ def check_snapshots(job: Job) -> None:
 
 
 def check_workdir(job: Job) -> None:
-    """Make the work directory and check that files can be written to it."""
+    """Create the work directory and check that files can be written to it."""
     if not job.workdir and job.mode in ('stats', 'data'):
         return
     try:
@@ -72,7 +72,7 @@ def check_workdir(job: Job) -> None:
 
 
 class Check(NamedTuple):
-    """A check in the `modes`, left out if a key with one of the beginnings `keys` was refused."""
+    """A check that runs in `modes`, unless a key with one of the prefixes `keys` has a fault."""
 
     run: Callable[[Job], None]
     modes: str
@@ -115,13 +115,13 @@ def check(
     """Check everything that can be checked before any work starts, and complete the config.
 
     Args:
-        config: As it was given. Optional keys may be missing.
+        config: The config of the user; optional keys may be missing.
         workdir: Work directory; created if it does not exist. '' for none.
         mode: 'train', 'classifier', 'eval', 'sample', 'control', 'stats', 'metrics' or 'data'.
-        checkpoint: Checkpoint file to sample from, if it is not one of the work directory.
+        checkpoint: Checkpoint file to sample from; '' for a checkpoint of the work directory.
 
     Returns:
-        A copy of the config in which missing optional keys have their defaults.
+        A copy of the config, completed with the defaults of missing optional keys.
 
     Raises:
         UserError: with one line for each fault.
@@ -154,7 +154,7 @@ def _check_sections(config, mode):
 
 
 def _joint_faults(job: Job, refused) -> Iterator[str]:
-    """Yield the sentences of the CHECKS of a mode that read none of the `refused` keys."""
+    """Run the CHECKS of a mode that read none of the `refused` keys; yield their sentences."""
     known = [key for key in refused if rules.of(key)]
     for check in CHECKS:
         beginnings = tuple(check.keys.split())
@@ -171,7 +171,7 @@ def _check_trained(config, workdir, mode):
     """Check that the config defines the model that was trained in the work directory."""
     path, resume = pathlib.Path(workdir, 'config.json'), checkpoints.resume_path(workdir)
     if config.force_config or not path.is_file():
-        return  # if it is forced, loading the checkpoint logs the warnings
+        return  # with force_config, loading the checkpoint logs warnings
     if resume.is_file() or checkpoints.snapshot_numbers(workdir):
         trains = mode in TRAINING.split()
         checkpoint = resume if trains else checkpoints.latest(workdir)
@@ -182,16 +182,16 @@ def _check_trained(config, workdir, mode):
 
 
 def _in_terms_of_config(sentence: str) -> str:
-    """Replace names of arguments by keys of the config, before ' must ' and '='."""
+    """Replace names of arguments that stand before ' must ' or '=' by keys of the config."""
     return re.sub(
         r'(?<![\w.])(\w+)(?= must |=)', lambda name: ARGUMENTS.get(name[1], name[1]), sentence
     )
 
 
 def warnings(config: ConfigDict) -> list[str]:
-    """Return one sentence for each setting of a training that is allowed but hardly intended.
+    """Return one sentence for each training setting that is allowed but probably a mistake.
 
-    The config has passed `check`.
+    The config must have passed `check`.
     """
     training, found = config.training, []
     if training.n_iters < config.optim.warmup:
@@ -214,8 +214,8 @@ def warnings(config: ConfigDict) -> list[str]:
             found.append(
                 f'config.model.attn_resolutions={wanted} includes '
                 f'{", ".join(map(str, absent))}, but the network only has the '
-                f'resolutions {", ".join(map(str, sides))}: there will be no attention '
-                'there'
+                f'resolutions {", ".join(map(str, sides))}: it has no attention at the missing '
+                'ones'
             )
     return found
 

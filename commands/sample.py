@@ -1,4 +1,4 @@
-"""Samples of a checkpoint as pictures: --mode sample."""
+"""Draw samples of a checkpoint and write them as pictures: --mode sample."""
 
 import os
 import pathlib
@@ -24,8 +24,8 @@ def sample(
 ) -> pathlib.Path:
     """Draw samples from a checkpoint and write them as pictures.
 
-    Each sample becomes a PNG file; `samples.npz` (key 'samples', 8 bits, NHWC, and 'labels' for a
-    class-conditional network) has all of them, `grid.png` up to 100.
+    Each sample is written to a PNG file, all samples to `samples.npz` (key 'samples', 8 bits, NHWC;
+    also 'labels' for a class-conditional network), and up to 100 samples to `grid.png`.
 
     Args:
         config: A config.
@@ -35,7 +35,7 @@ def sample(
         output: Folder of the pictures. Default: `workdir/generated`.
 
     Returns:
-        The folder.
+        The folder of the pictures.
     """
     config = preflight.check(config, workdir, 'sample', checkpoint)
     model = ScoreModel.load(checkpoint or checkpoints.latest(workdir), config)

@@ -1,11 +1,11 @@
-r"""Measure samples from files, of any model: --mode metrics.
+r"""Measure the samples of any model, which are read from files: --mode metrics.
 
     python main.py --config CONFIG --workdir DIR --mode metrics --input samples.npz \
         --reference photos.zip
 
 Samples are 8-bit images: a folder or a zip file of pictures, or an npz file with an array (N, H, W,
 C). They are compared with the config's data set, or with the images at --reference. Features,
-metrics, protocol, table and report are those of --mode eval.
+metrics, protocol, table and report are the same as in --mode eval.
 """
 
 import contextlib
@@ -51,12 +51,12 @@ def measure(
     Finished batches of the same protocol are not computed again.
 
     Args:
-        config: Image size and channels, the section `eval`, and the data set unless `reference` is
-            given.
+        config: A config. Its image size, channels and section `eval` are used, and its data set
+            unless `reference` is given.
         workdir: Work directory, created if it does not exist.
         input: Folder, zip file or npz file of samples, which are never resized.
         reference: Folder, zip file or npz file of real images. Pictures are cropped and resized as
-            `config.data.fit` says.
+            `config.data.fit` chooses.
         output: Folder for the results. The default is `workdir/metrics_{name of input}`.
 
     Returns:
@@ -64,7 +64,8 @@ def measure(
         (features, first samples).
 
     Raises:
-        UserError: Samples or reference cannot be read, or are too few or too many for the metrics.
+        UserError: if samples or reference cannot be read, or their number does not suit the
+            metrics.
     """
     config = preflight.check(config, workdir, 'metrics')
     given = _of_files(config, input, '--input', 'exact')
@@ -94,15 +95,15 @@ def measure(
 
 
 def _measure(config, real, samples, protocol, folder, flag) -> pathlib.Path:
-    """Measure samples and write the results, once everything has been found.
+    """Measure samples and write the results, after all inputs have been found.
 
     Args:
         config: The config.
         real: Config of the real images.
         samples: The samples.
-        protocol: What they are.
+        protocol: Description of the samples.
         folder: Folder of the results.
-        flag: Flag that gives the real images, '' if they are the config's.
+        flag: The flag that names the real images; '' if they are those of the config.
     """
     with distributed.main_first():
         extractor = evaluation.get_extractor(config)
@@ -137,7 +138,7 @@ def _measure(config, real, samples, protocol, folder, flag) -> pathlib.Path:
 
 
 def _references(config, real, extractor):
-    """The real images to compare with, and others to compare with these, or None."""
+    """Return the real images to compare with, and those for the metrics floor (or None)."""
     split = config.eval.stats_split
     compared, floor = get_reference(real, extractor, split), None
     if config.eval.metrics_floor and datasets.has_held_out(real):
@@ -157,7 +158,7 @@ def _of_files(config, path: str, flag: str, fit: str) -> ConfigDict:
     if not place.exists():
         raise UserError(f'{flag}={path} not found: {EXPECTED}')
     if not arrays and not place.is_dir() and not zipfile.is_zipfile(place):
-        raise UserError(f'{flag}={path} has another format: {EXPECTED}')
+        raise UserError(f'{flag}={path} is not supported: {EXPECTED}')
     copy = ConfigDict(config.to_dict())
     copy.data = ConfigDict(
         {key: config.data[key] for key in ('image_size', 'num_channels', 'on_error', 'memory_gib')}
@@ -171,7 +172,7 @@ def _of_files(config, path: str, flag: str, fit: str) -> ConfigDict:
 
 @contextlib.contextmanager
 def _naming(flag: str):
-    """Name a flag, unless it is '', instead of `config.data.path` in errors about its images."""
+    """In errors about images, replace `config.data.path` by the flag (unless it is '')."""
     try:
         yield
     except UserError as error:
@@ -187,9 +188,9 @@ def _naming(flag: str):
 def _samples(config) -> tuple[Subset, dict]:
     """Return the samples, in the order in which they are measured, and their protocol.
 
-    Blocks of the kernel distance and parts of the Inception score must be random. A data set is
-    read in random order, which is kept unless the array is called 'samples': --mode eval and sample
-    write such arrays, and their order in the file is random already.
+    Blocks of the kernel distance and parts of the Inception score must be random. Samples are read
+    in random order. The order of the file is restored for an array called 'samples', as --mode eval
+    and sample write it: that order is random already.
     """
     path = config.data.path
     if datasets.get_source(config).has_test_set(path):
@@ -200,7 +201,7 @@ def _samples(config) -> tuple[Subset, dict]:
             f'{path} has {len(images)} images: expected 4 or more, and at least '
             f'config.eval.is_splits={config.eval.is_splits}'
         )
-    images.read(np.arange(1))  # a wrong size shows before any work
+    images.read(np.arange(1))  # reports a wrong image size before any work
     order, drawn = np.arange(len(images)), False
     if config.data.dataset == 'NPZ':
         with np.load(path) as arrays:
@@ -214,7 +215,7 @@ def _samples(config) -> tuple[Subset, dict]:
 
 
 def _features(config, extractor, samples, folder, protocol: dict) -> dict | None:
-    """Compute the features of the samples, a file for each batch, shared by all processes.
+    """Compute the features of the samples in batches, which all processes share; one file each.
 
     Returns:
         {'pool_3': (n, D), ...} for process 0.
@@ -239,7 +240,7 @@ def _features(config, extractor, samples, folder, protocol: dict) -> dict | None
         return None
     _save_first(samples, folder, protocol)
     for path in {*folder.glob('statistics_*.npz')} - {path for path, _ in files}:
-        path.unlink()  # of other samples
+        path.unlink()  # a file of other samples
     parts = [part for part in (results.matching(*file) for file in files) if part]
     if not parts:
         raise UserError(f'none of the {len(samples)} images could be read')

@@ -1,8 +1,8 @@
-"""What training does with the averaged weights at a snapshot: samples, or a classifier's accuracy.
+"""Work with the EMA weights at a snapshot of a training: draw samples, or log the accuracy.
 
-`save_samples` and `log_accuracy` are called by every process, with `(config, state, step, workdir,
-writer)`. `has_samples` and `has_accuracy`, with `(workdir, step)`, say whether they finished for
-that step; if not, training repeats them on resume.
+Every process calls `save_samples` (score networks) or `log_accuracy` (classifiers) with `(config,
+state, step, workdir, writer)`. `has_samples` and `has_accuracy` are called with `(workdir, step)`
+and return whether that work finished for the step; if not, training repeats it on resume.
 """
 
 import pathlib
@@ -38,7 +38,7 @@ def save_samples(
     workdir: pathlib.Path,
     writer: 'training_log.SummaryWriter | None',
 ) -> None:
-    """Draw a batch of samples: `samples/iter_{step}/sample.np` and `.png`, and on TensorBoard."""
+    """Draw a batch of samples for `samples/iter_{step}/sample.np` and `.png`, and TensorBoard."""
     model, size = state['model'], config.training.batch_size
     with state['ema'].applied_to(model.parameters()):
         score_model = ScoreModel.from_config(config, model)
@@ -55,7 +55,7 @@ def save_samples(
 
 
 def has_accuracy(workdir: pathlib.Path, step: int) -> bool:
-    """Whether `log_accuracy` finished for this step, by the log."""
+    """Whether `log_accuracy` finished for this step, according to the log."""
     log = workdir / 'stdout.txt'
     return not log.is_file() or f' step: {step}, accuracy' in log.read_text(errors='replace')
 
@@ -67,7 +67,7 @@ def log_accuracy(
     workdir: pathlib.Path,
     writer: 'training_log.SummaryWriter | None',
 ) -> None:
-    """Log the accuracy of a classifier on the test set at several times; process 0 does it."""
+    """Log the accuracy of a classifier on the test set at several times t (only in process 0)."""
     if not distributed.is_main():
         return
     sde, model = sde_lib.get_sde(config), state['model']
@@ -90,7 +90,7 @@ def log_accuracy(
 
 
 def _right_answers(config, sde, classify, times) -> torch.Tensor:
-    """1.0 where the class of a noisy test image is found, else 0.0: (images, times)."""
+    """Return 1.0 where a noisy test image is classified correctly, else 0.0; (images, times)."""
     batches = Batches(
         datasets.get_split(config, 'test'),
         config.eval.batch_size,

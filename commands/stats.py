@@ -14,10 +14,10 @@ from runtime import distributed, interruption
 
 @interruption.interruptible()
 def statistics(config: ConfigDict, workdir: str | os.PathLike = '') -> pathlib.Path:
-    """Compute the reference statistics of the config's data set and extractor, if there are none.
+    """Compute the reference statistics of the config's data set and extractor, if not done yet.
 
     Returns:
-        Their file.
+        The path of the statistics file.
     """
     config = preflight.check(config, workdir, 'stats')
     with distributed.main_first():
@@ -25,5 +25,5 @@ def statistics(config: ConfigDict, workdir: str | os.PathLike = '') -> pathlib.P
     real = get_reference(config, extractor, config.eval.stats_split)
     path = statistics_path(config, extractor, config.eval.stats_split)
     if real:
-        logging.info('%s has the features of %d images.', path, len(real.features))
+        logging.info('Found the features of %d images in %s.', len(real.features), path)
     return path

@@ -1,4 +1,4 @@
-"""What training reports: log lines, TensorBoard curves, and the table that it begins with."""
+"""The reports of training: log lines, TensorBoard curves, and the table at the start."""
 
 import contextlib
 import os
@@ -23,24 +23,25 @@ if TYPE_CHECKING:
 
 
 class LossMeaning(NamedTuple):
-    """What a logged loss is.
+    """A description of the loss in log lines.
 
     Args:
-        words: for log lines, such as 'mean over 3072 values'.
-        to_mean: the factor from the loss to the mean over the values of an image, if it has one.
+        words: text for log lines, such as 'mean over 3072 values'.
+        to_mean: the factor that converts the loss to its mean over the values of an image; None
+            if the loss has no such mean.
     """
 
     words: str
     to_mean: float | None = None
 
     def scalars(self, name: str, loss: float) -> dict[str, float]:
-        """The curves of a loss: itself, and its mean per value."""
+        """Return the points to plot: the loss, and its mean over the values of an image."""
         if self.to_mean is None:
             return {name: loss}
         return {name: loss, f'{name}_per_value': loss * self.to_mean}
 
     def text(self, loss: float) -> str:
-        """The loss as log lines give it."""
+        """Return the text of a loss for log lines."""
         if self.to_mean is None:
             return f'{loss:.5e} ({self.words})'
         return f'{loss:.5e} ({self.words}), per value: {loss * self.to_mean:.5f}'
@@ -56,13 +57,13 @@ class Log:
         self.started = self.paced = time.monotonic()
 
     def first_step_done(self) -> None:
-        """Measure the pace from here on: the first step may compile."""
+        """Start to measure the speed after the first step, because that step may compile."""
         self.paced = time.monotonic()
 
     def training(
         self, step: int, loss: float, optimizer: torch.optim.Optimizer, gradient_norm: torch.Tensor
     ) -> None:
-        """Log the loss of a training step, the pace and the time left."""
+        """Log the loss of a training step, the speed and the time left."""
         done, now, steps = step - self.first, time.monotonic(), self.settings.n_iters
         rate = (done + 1) * self.settings.batch_size / (now - self.started)
         left = f', {duration((steps - 1 - step) * (now - self.paced) / done)} left' if done else ''
@@ -112,7 +113,7 @@ class Skips:
             step: the current step.
             rate: the learning rate.
             most: the number of consecutive skipped steps that stops training; 0: never.
-            checkpoint: where the checkpoint to resume from is, or None.
+            checkpoint: the path of the checkpoint to resume from, or None.
 
         Raises:
             UserError: if `most` or more consecutive steps were skipped.
@@ -128,8 +129,8 @@ class Skips:
             last = f'resume from {checkpoint}' if checkpoint else 'start again (no checkpoint yet)'
             raise UserError(
                 f'training stopped at step {step}: the gradients of {longest} steps in a row were '
-                f'not finite (max_bad_steps={most}, learning rate {rate:g}). The parameters are '
-                f'those before these steps: {last} with a smaller learning rate'
+                f'not finite (max_bad_steps={most}, learning rate {rate:g}). These steps did not '
+                f'change the parameters: {last} with a smaller learning rate'
             )
         self.since, self.longest = torch.zeros_like(self.since), self.in_row
 
@@ -142,7 +143,7 @@ def facts(
     train_images: int,
     test_images: int,
 ) -> list[tuple[str, str]]:
-    """What is trained, on what and for how long, as rows of a table."""
+    """Return the rows of a table about the network, the data and the length of a training."""
     settings, data, device = config.training, config.data, torch.device(config.device)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
     compiled = ', compiled' if settings.compile else ''
@@ -176,9 +177,9 @@ def facts(
 
 @contextlib.contextmanager
 def tensorboard(workdir: pathlib.Path, first_step: int) -> Iterator['SummaryWriter | None']:
-    """A TensorBoard writer for process 0, None for the others.
+    """Yield a TensorBoard writer in process 0, None in the others.
 
-    Curves of an interrupted run are cut at `first_step`.
+    The curves of an interrupted run are cut at `first_step`.
     """
     if not distributed.is_main():
         yield None
@@ -204,6 +205,6 @@ def forget_steps(path: pathlib.Path, first: int) -> None:
 
 
 def write(writer: 'SummaryWriter | None', step: int, **scalars) -> None:
-    """Add points to curves, if there is a writer."""
+    """Add points to the curves, if `writer` is not None."""
     for name, value in scalars.items() if writer else ():
         writer.add_scalar(name, value, step)

@@ -157,7 +157,7 @@ _untyped: contextvars.ContextVar[contextlib.ExitStack | None] = contextvars.Cont
 
 @contextlib.contextmanager
 def any_type() -> Iterator[None]:
-    """Let configs that `base` makes in this block take values of any type until its end.
+    """Let configs that `base` creates in this block accept values of any type until its end.
 
     ConfigDict otherwise raises TypeError at the first value of a wrong type. A config file is read
     in such a block, so that all wrong values can be reported together.
@@ -173,7 +173,7 @@ def any_type() -> Iterator[None]:
 def base(dataset: str = 'CIFAR10', image_size: int = 32) -> ConfigDict:
     """Return the defaults of all keys, with the schedule of a 32-pixel data set.
 
-    The SDE and the network are added to it.
+    The caller then adds the settings of an SDE and of a network.
     """
     config = ConfigDict(DEFAULTS)
     config.device = 'cuda:0' if torch.cuda.is_available() else 'cpu'

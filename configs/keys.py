@@ -1,10 +1,10 @@
-"""The keys of a config: what each means.
+"""The keys of a config and their meanings.
 
 Every key can be set in a config file and on the command line: `--config.model.sigma_max=7.5`,
 `--config.model.ch_mult="(1,2,2)"`. Some configs do not sample during evaluation:
-`--config.eval.enable_sampling=True` turns it on. `configs/rules.py` has the values that each key
-may have, `configs/defaults.py` the defaults, `configs/families.py` the settings of data sets, SDEs
-and networks.
+`--config.eval.enable_sampling=True` turns sampling on. `configs/rules.py` lists the values that
+each key may have, `configs/defaults.py` the defaults, `configs/families.py` the settings of data
+sets, SDEs and networks.
 
 seed, device              random seed; device ('cuda:0', 'mps', 'cpu'); with torchrun each process
                           gets its own GPU
@@ -20,7 +20,7 @@ data.
                           or lower case; or 'tfds:NAME', any data set of TensorFlow Datasets with
                           images and the splits train and test
   source                  'tfds' or 'torchvision' (CIFAR10, SVHN, MNIST, FashionMNIST, CELEBA; needs
-                          no TensorFlow); '': as above
+                          no TensorFlow); '': as listed above
   image_size              side of the square images, in pixels; num_channels: 3 for RGB
   random_flip             mirror half of the training images at random
   centered                networks see pixels in [-1, 1] (VP, sub-VP) rather than in [0, 1] (VE)
@@ -46,12 +46,12 @@ data.
   tfds_dir                folder of TensorFlow Datasets; '' is that package's own default
   category                LSUN only: 'bedroom', 'church_outdoor'
   tfrecords_path          FFHQ and CelebAHQ only: one TFRecord file of the resolution to train on;
-                          put yours in place of the published path
+                          replace the path of the 2021 release by your own
 
 training.
   sde                     'vesde', 'vpsde' or 'subvpsde'
-  continuous              True: t uniform in (eps, T], Eq. 7. False: the num_scales noise levels of
-                          SMLD or DDPM
+  continuous              True: t uniform between eps and T (Eq. 7). False: the num_scales noise
+                          levels of SMLD or DDPM
   likelihood_weighting    weight the loss with g(t)^2 instead of std(t)^2: better bits/dim, worse
                           FID; continuous training only
   reduce_mean             loss of an image: mean over its pixels (True) or half their sum (False)
@@ -61,10 +61,10 @@ training.
   recompute               U-Nets: activation checkpointing (recompute each block in the backward
                           pass); less memory, more time
   precision               'float32', or 'bfloat16' for convolutions and matrix products (autocast);
-                          parameters and losses stay float32. For GPUs, and CPUs with AVX512-BF16 or
-                          AMX: others are far slower with it. On NVIDIA GPUs since Ampere PyTorch
-                          rounds the factors of float32 convolutions to TF32 (errors of 1e-3) unless
-                          torch.backends.cudnn.allow_tf32 is False
+                          parameters and losses remain float32. bfloat16 suits GPUs, and CPUs with
+                          AVX512-BF16 or AMX; other CPUs are far slower with it. With float32 on
+                          NVIDIA GPUs since Ampere, PyTorch rounds the factors of convolutions to
+                          TF32 (errors of 1e-3) unless torch.backends.cudnn.allow_tf32 is False
   channels_last           channels-last memory format; affects only speed and rounding
   compile                 torch.compile the network (takes a minute or two; on a CPU it needs a C++
                           compiler); affects speed and rounding
@@ -83,7 +83,7 @@ training.
 optim.
   optimizer               'Adam': lr (peak learning rate), beta1, eps, weight_decay (L2), amsgrad
   warmup                  steps over which the learning rate rises linearly from 0; 0: none
-  grad_clip               largest norm of the whole gradient; negative: no clipping
+  grad_clip               maximum norm of the whole gradient; negative: no clipping
 
 model.
   name                    'ncsnpp' (also for DDPM++), 'ddpm', 'ncsn', 'ncsnv2_64', 'ncsnv2_128',
@@ -119,7 +119,7 @@ model.
                           every 'block' (code of Ho et al.)
   groups                  ddpm: groups of each GroupNorm; attn_groups: NCSN++: groups of the
                           GroupNorms around attention (diffusers: 32); 0: min(channels / 4, 32), as
-                          everywhere else
+                          in all other GroupNorms of NCSN++
   attn_head_dim           channels per attention head; 0: a single head, as in the 2021 release
   center_input            U-Nets: map images in [0, 1] (data.centered=False) to [-1, 1] inside the
                           network
@@ -192,31 +192,31 @@ control. (--mode control)
                           sampling.method is a fixed-step solver
 
 eval.
-  begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate, of those that exist;
-                          batch_size: images at a time
+  begin_ckpt, end_ckpt    first and last numbered checkpoint to evaluate (missing ones: see
+                          wait_minutes); batch_size: images per batch
   enable_loss             loss over the test set
-  enable_sampling         draw num_samples images, and measure them as metrics_backend says
+  enable_sampling         draw num_samples images, and compute the metrics of metrics_backend
   enable_bpd              bits/dim of bpd_dataset ('train' or 'test'); class-conditional networks
                           are evaluated without a class
   most_images             compute loss and bits/dim on at most this many images, drawn at random; 0:
                           all
-  bpd_repeats             passes over that set, each with new dequantization noise
+  bpd_repeats             passes over bpd_dataset, each with new dequantization noise
   bpd_probes              random vectors averaged in each estimate of the divergence; more: less
                           variance, more time
   bpd_method              ODE solver for bits/dim, see sampling.ode_method; bpd_rtol, bpd_atol: its
                           tolerances
   wait_minutes            how long to wait for each missing checkpoint; 0.0: skip it
-  metrics_backend         features of the metrics (FID, KID, precision, recall, IS): 'tfgan',
+  metrics_backend         features used by the metrics (FID, KID, precision, recall, IS): 'tfgan',
                           Inception by TF-GAN as in the paper (on the CPU); 'torch_fidelity', the
                           same weights or another network in PyTorch on `device`; 'pixels', no
                           network, for small images; 'none', no metrics
-  inception_path          its weights, where they cannot be fetched: a SavedModel folder (tfgan) or
-                          a .pth file (torch_fidelity)
+  inception_path          weights of Inception, if they cannot be downloaded: a SavedModel folder
+                          (tfgan) or a .pth file (torch_fidelity)
   extractor, features     torch_fidelity: 'inception-v3-compat' with features '64', '192', '768',
-                          '2048' (default), 'vgg16', 'clip-...', 'dinov2-...'; '' is the layer usual
-                          for that network
+                          '2048' (default), 'vgg16', 'clip-...', 'dinov2-...'; features '' is the
+                          usual layer of the network
   stats_split             split of the data that samples are compared with: 'train' or 'test'
-  stats_samples           maximum number of its images to use, drawn at random
+  stats_samples           maximum number of images of stats_split to use, drawn at random
   stats_dir               folder of the reference statistics; '' is assets/stats
   metrics_floor           also compute the metrics between the two splits of the real images, as a
                           reference value

@@ -1,4 +1,4 @@
-"""Rules for each key of a config on its own: which keys are needed, and which values they may have.
+"""Rules for each key of a config on its own: whether it is required, and which values it may have.
 
     faults(config) -> {
         'model.dropout': 'config.model.dropout must be a number in [0, 1), got 1.5', ...}
@@ -238,7 +238,7 @@ NEEDED = {
 
 
 def of(key: str) -> Rule | None:
-    """The rule of a key such as 'model.nf'; None for a key that is not of this library."""
+    """Return the rule of a key such as 'model.nf'; None for a key unknown to this library."""
     section, _, name = key.rpartition('.')
     return RULES.get(section, {}).get(name)
 
@@ -287,8 +287,8 @@ def faults(
 
     Args:
         config: The config, with or without defaults.
-        own: Further keys that are accepted, with any value: 'model.width', or 'model.' for all of a
-            section and '' for all.
+        own: Further keys that are accepted with any value: 'model.width', or 'model.' for all keys
+            of a section and '' for all keys.
         unused: Sections in which keys may be missing.
     """
     sections = {
@@ -307,7 +307,7 @@ def faults(
 
 
 def _faults(prefix, items, rules, own, required):
-    """Return {key: sentence} of one section; `prefix` is its name with a dot, or ''."""
+    """Return {key: sentence} for one section; `prefix` is its name with a dot, or ''."""
     found = {
         prefix + name: is_missing(prefix + name)
         for name in required.split()

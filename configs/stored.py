@@ -1,12 +1,12 @@
 r"""Configs stored as JSON.
 
-They are stored as `config.json` in a work directory, next to converted weights, and in checkpoints.
+They are stored in checkpoints, as `config.json` in a work directory, and next to converted weights.
 
     python main.py --config configs/stored.py:celebahq.json --checkpoint celebahq.safetensors \
         --workdir runs/celebahq --mode sample
     python main.py --workdir runs/celebahq --mode sample        # reads runs/celebahq/config.json
 
-Any key can be set on the command line, as in the configs that are Python.
+Any key can be overridden on the command line, as with configs written in Python.
 """
 
 import json
@@ -31,20 +31,20 @@ DEFINING = {
     'data.centered',
 }
 TRAINING_ONLY = {'dropout', 'label_dropout', 'ema_rate', 'init_scale'}  # of config.model
-PASSING = {'device', 'force_config'}  # of one run only
+PASSING = {'device', 'force_config'}  # valid for one run only
 
 
 def get_config(path: str | os.PathLike) -> ConfigDict:
-    """Return the config in a file, or under 'config' in it, with the defaults of missing keys.
+    """Return the config in a JSON file, or under its key 'config', with defaults of missing keys.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: if the file cannot be read or is not a config.
     """
     try:
         found = json.loads(pathlib.Path(path).read_text())
         return from_dict(found.get('config', found))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f'{path} holds no config: {error}') from error
+        raise UserError(f'{path} is not a config: {error}') from error
 
 
 def from_dict(found: dict) -> ConfigDict:
@@ -75,7 +75,7 @@ def write(config: ConfigDict, workdir: str | os.PathLike) -> None:
 def as_json(config: ConfigDict, indent: int | None = None) -> str:
     """Return the JSON text of a config as it is stored.
 
-    It lacks `force_config`, which holds for one run only.
+    The key `force_config` is left out, because it is valid for one run only.
     """
     return ConfigDict(
         {key: value for key, value in config.to_dict().items() if key != 'force_config'}
@@ -89,7 +89,7 @@ def differences(config: ConfigDict, stored: ConfigDict) -> Iterator[tuple[str, o
     """
     ours = _flat(config)
     for key, value in _flat(stored).items():
-        any_case = key.rpartition('.')[2] in ('sde', 'name')  # of registered classes
+        any_case = key.rpartition('.')[2] in ('sde', 'name')  # names of classes
         if key not in ours or key in PASSING:
             continue
         if _plain(ours[key], any_case) != _plain(value, any_case):
@@ -97,7 +97,7 @@ def differences(config: ConfigDict, stored: ConfigDict) -> Iterator[tuple[str, o
 
 
 def _flat(config: ConfigDict) -> dict[str, object]:
-    """{'section.key': value}, and {'key': value} of the keys outside sections."""
+    """Return {'section.key': value}, and {'key': value} for the keys outside sections."""
     found = {}
     for name, content in config.items():
         if isinstance(content, ConfigDict):
@@ -124,9 +124,9 @@ def defines_model(key: str, stored: ConfigDict) -> bool:
 
 
 def _keys_of_other_sdes(name: str) -> set[str]:
-    """Return the keys of `config.model` that only other SDEs than the one called `name` have.
+    """Return the keys of `config.model` that other SDEs have but the SDE called `name` does not.
 
-    Empty if that SDE is not registered.
+    The set is empty if that SDE is not registered.
     """
     used = sde_lib.SDES.find(name)
     known = {key for other in sde_lib.SDES.names() for key in sde_lib.SDES.get(other).config_keys()}
@@ -136,9 +136,9 @@ def _keys_of_other_sdes(name: str) -> set[str]:
 def check(config: ConfigDict, stored: ConfigDict, path: str | os.PathLike) -> None:
     """Raise UserError if `config` defines another model than `stored`, with a line for each key.
 
-    `path` is the checkpoint that was trained with `stored`. If the network differs, only its name
-    is reported: the other keys follow from it. With `config.force_config` the lines are logged as
-    warnings instead.
+    `path` is the checkpoint that was trained with `stored`. If the name of the network differs,
+    only the name is reported, because the other keys depend on it. With `config.force_config` the
+    lines are logged as warnings instead.
     """
     config, stored = defaults.complete(config), defaults.complete(stored)
     found = {

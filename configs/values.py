@@ -1,4 +1,4 @@
-"""Kinds of values that a key of a config may have, each with the words for an error."""
+"""Kinds of values that a key of a config may have, each with its text for error messages."""
 
 import math
 import numbers
@@ -22,7 +22,7 @@ def _is_flag(value) -> bool:
 
 
 def whole(least: int, most: int = 2**63 - 1) -> Rule:
-    """A whole number from `least` to `most`."""
+    """An integer from `least` to `most`."""
     text = f'an integer >= {least}' if most == 2**63 - 1 else f'an integer from {least} to {most}'
     return Rule(
         lambda value: (
@@ -52,7 +52,7 @@ def real(interval: str = '(-inf, inf)') -> Rule:
 
 
 def several(rule: Rule, least: int = 0) -> Rule:
-    """A tuple or list of `least` or more values, each of which follows `rule`."""
+    """A tuple or list of at least `least` values, each of which follows `rule`."""
 
     def accepts(value):
         return (
@@ -66,7 +66,7 @@ def several(rule: Rule, least: int = 0) -> Rule:
 
 
 def one_of(*names: str) -> Rule:
-    """One of the names, in any case."""
+    """One of the names; case is ignored."""
     return Rule(
         lambda value: isinstance(value, str) and value.lower() in names,
         ' or '.join(map(repr, names)),
@@ -74,7 +74,7 @@ def one_of(*names: str) -> Rule:
 
 
 def unused(value: object) -> Rule:
-    """The value in the 2021 release of a key without any effect: a misspelt or an old name."""
+    """A key without effect (a misspelt or old name): only its value in the 2021 release."""
     return Rule(
         lambda given: type(given) in (type(value), int) and given == value,
         f'{value!r} as in the 2021 release (it has no effect)',
@@ -105,7 +105,7 @@ OR_DEFAULT = Rule(
 )
 LEVELS = Rule(
     lambda value: whole(2, 65536).accepts(value) or whole(0, 0).accepts(value),
-    'an integer from 2 to 65536, or 0 for that of the file',
+    'an integer from 2 to 65536, or 0 for the number of grey levels of the file',
 )
 SOURCE = Rule(lambda value: value in ('', 'tfds', 'torchvision'), "'', 'tfds' or 'torchvision'")
 SECTION = Rule(lambda value: False, 'a section with keys')

@@ -1,1 +1,1 @@
-"""What every part relies on: errors, registries, processes, signals, progress, random numbers."""
+"""Basics of all other parts: errors, registries, processes, signals, progress, random numbers."""

@@ -57,7 +57,7 @@ def start(device: str, timeout_minutes: float) -> str:
         if local >= found:
             raise UserError(
                 f'torchrun started process {local} on a machine with {found} CUDA '
-                'devices: --nproc_per_node must not be more'
+                'devices: set --nproc_per_node to at most this number'
             )
         torch.cuda.set_device(local)
         device = f'cuda:{local}'
@@ -75,7 +75,7 @@ def start(device: str, timeout_minutes: float) -> str:
 
 
 def is_loss(error: Exception) -> bool:
-    """Whether an error means that another process has died, or did not answer in time."""
+    """Whether an error means that another process has died, or did not respond in time."""
     words = (
         'closed by peer|connection reset|timed out|timeout|broken pipe|connection refused|'
         'remote process'
@@ -93,13 +93,13 @@ def stop() -> None:
 
 
 def rows(count: int) -> slice:
-    """The rows of this process in a batch of `count` rows.
+    """Return the slice of rows of this process in a batch of `count` rows.
 
     Raises:
-        UserError: if the processes cannot share the batch evenly.
+        UserError: if the batch cannot be split evenly among the processes.
     """
     if count % size():
-        raise UserError(f'a batch of {count} cannot be shared evenly by {size()} processes')
+        raise UserError(f'a batch of {count} cannot be split evenly among {size()} processes')
     share = count // size()
     return slice(rank() * share, (rank() + 1) * share)
 
@@ -114,9 +114,9 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 
 def any_of(value: int) -> int:
-    """The largest `value` of any process.
+    """The largest `value` over the processes.
 
-    The hosts wait for each other, their devices do not.
+    The processes wait for each other, but their devices do not.
     """
     if size() == 1:
         return value
@@ -126,7 +126,7 @@ def any_of(value: int) -> int:
 
 
 def broadcast(value: Any) -> Any:
-    """The `value` of process 0, for every process."""
+    """Return the `value` of process 0 in every process."""
     if size() == 1:
         return value
     box = [value]
@@ -135,7 +135,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list | None:
-    """The values of all processes, in their order, for process 0; None for the others."""
+    """Return the values of all processes, in order of rank, in process 0; None in the others."""
     if size() == 1:
         return [value]
     found = [None] * size() if is_main() else None
@@ -147,7 +147,7 @@ def gather(value: Any) -> list | None:
 def main_first() -> Iterator[None]:
     """Let process 0 run the block before the others do.
 
-    In it process 0 can download or prepare what all of them need.
+    In the block, process 0 can download or prepare files that all processes need.
     """
     if not is_main():
         broadcast(None)
@@ -190,9 +190,9 @@ def _key(device) -> str:
 
 
 def common_generator(device: str | torch.device) -> torch.Generator | None:
-    """The generator on the device from which all processes draw the same numbers.
+    """Return the generator on the device from which all processes draw the same numbers.
 
-    None, PyTorch's default generator, for a single process.
+    In a single process this is None, which means PyTorch's default generator.
     """
     return _common.get(_key(device)) if size() > 1 else None
 
@@ -212,7 +212,7 @@ def begin_randomness(
         seed: seed of the job.
         state: result of `random_state` to resume from. If the number of processes has changed, only
             the shared stream is restored.
-        step: training step, so that a resumed process gets other numbers.
+        step: training step; after a resume the streams of the processes differ from before.
     """
     if size() > 1:
         _common[_key(device)] = torch.Generator(device)
@@ -238,7 +238,7 @@ def begin_randomness(
 
 
 def random_state(device: str | torch.device) -> dict | None:
-    """The state from which `begin_randomness` resumes, in process 0; None in the others.
+    """Return, in process 0, the state from which `begin_randomness` resumes; None in the others.
 
     Every process must call it.
     """

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 class UserError(ValueError):
     """A mistake in a config, a file or a call.
 
-    The message alone explains it: what was expected, what was given, what to do.
+    The message is enough to correct it: what was expected, what was given, what to do.
     """
 
 
@@ -22,7 +22,7 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, corrupt, or of another network.
 
     Attributes:
-        details: one line for each entry that does not fit.
+        details: one line for each entry that does not match the network.
     """
 
     def __init__(self, message: str, details: Iterable[str] = ()):

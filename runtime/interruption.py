@@ -1,10 +1,10 @@
-"""Signals that ask the process to stop (SIGTERM, SIGINT): leave within seconds and lose nothing.
+"""Signals that ask the process to stop (SIGTERM, SIGINT): stop within seconds and lose no work.
 
 A command is decorated with `interruptible()`. Within it a signal raises `Interrupted`, as Ctrl-C
-raises KeyboardInterrupt; the process then ends with status 143 or 130. Work that must not be cut,
-such as a training step, runs in a `held()` block: there a signal is only noted, and the loop checks
-`signal_noted()`. Work within it that may be cut, such as drawing the samples of a snapshot after
-its checkpoint was saved, runs in a `released()` block.
+raises KeyboardInterrupt; the process then ends with status 143 or 130. Work that must not be
+interrupted, such as a training step, runs in a `held()` block: there a signal is only noted, and
+the loop checks `signal_noted()`. Work within such a block that may be interrupted, such as drawing
+the samples of a snapshot after its checkpoint was saved, runs in a `released()` block.
 
 If several processes share one job, `look()` also notices signals that another process received: see
 `share`.
@@ -32,7 +32,7 @@ class Interrupted(SystemExit):
 
     Attributes:
         signal: the number of the signal.
-        after: what was done last, for the log line.
+        after: words for the log line about the last finished work, such as ' after step 7'.
     """
 
     def __init__(self, number: int, after: str = ''):
@@ -54,7 +54,7 @@ def share(store: 'torch.distributed.Store | None') -> None:
     """Share signals among the processes of a job.
 
     Args:
-        store: a store that all of them see; None to stop sharing.
+        store: a store that all processes can access; None to stop sharing.
     """
     _shared.store = store
 
@@ -73,9 +73,10 @@ def look() -> None:
 
 
 def _note(number, _):
-    """Handle a signal; a second one ends the process at once.
+    """Handle a signal; a second signal ends the process at once.
 
-    Within two seconds it counts as the same signal: launchers and process groups deliver one twice.
+    Signals within two seconds of the first are ignored, because launchers and process groups
+    deliver the same signal twice.
     """
     if _noted.signal:
         if time.monotonic() > _noted.time + 2:
@@ -87,7 +88,7 @@ def _note(number, _):
     if not _noted.held:
         raise Interrupted(number)
     logging.info(
-        'Received signal %d: stopping after this step. A second one stops at once.', number
+        'Received signal %d: stopping after this step. A second signal stops at once.', number
     )
 
 
@@ -95,12 +96,12 @@ def _note(number, _):
 def interruptible(advice: str = 'Run the same command to resume.') -> Iterator[None]:
     """Make SIGTERM and SIGINT raise Interrupted within the block or the decorated function.
 
-    This is logged, with the `advice`.
+    The interruption is logged together with `advice`.
 
-    A signal to a whole process group also breaks what this process waits for, such as compilers or
-    other processes of the job, so an error that follows a signal becomes Interrupted too. (Except
-    in `held` work of several processes, which agree on when to leave it.) Within another such
-    block, and outside the main thread, this one does nothing.
+    A signal to a whole process group also ends processes that this one waits for, such as compilers
+    or other processes of the job. Any error after a signal therefore becomes Interrupted too,
+    except in `held` work of several processes, which agree on when to stop. A nested block, or a
+    block outside the main thread, does nothing.
     """
     if _noted.active or threading.current_thread() is not threading.main_thread():
         yield

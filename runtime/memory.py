@@ -13,13 +13,13 @@ MMAP_MAX = -4
 
 
 def keep_memory(device: 'str | torch.device') -> None:
-    """Keep freed memory in the process if it computes on a CPU, for the allocator of glibc.
+    """Keep freed memory in the process if it computes on a CPU (only with glibc's allocator).
 
     Otherwise the system clears the same pages again for every batch. Memory use does not grow with
-    the number of batches. The setting holds for the whole process, so only programs make it.
+    the number of batches. The setting changes the whole process, so only programs should call this.
 
     Args:
-        device: 'cpu' or torch.device('cpu'); any other device is left alone.
+        device: 'cpu' or torch.device('cpu'); for any other device nothing is changed.
     """
     if sys.platform != 'linux' or str(device).partition(':')[0] != 'cpu':
         return

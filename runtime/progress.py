@@ -1,6 +1,6 @@
 """Progress of long loops, which also check for signals between steps or network evaluations.
 
-Progress is a bar on a terminal; elsewhere it is a log line every 30 seconds with the number of
+On a terminal, progress is shown as a bar. Otherwise a log line every 30 seconds has the number of
 finished units, the total and the time left.
 """
 
@@ -36,10 +36,10 @@ class Shown:
     Args:
         what: the task, such as 'drawing samples 1 to 64'.
         total: the number of units, None if unknown.
-        unit: what is counted, in the singular.
+        unit: the name of one unit (singular), such as 'step'.
         initial: the number of units that were done before.
         in_log: whether log lines replace the bar if stderr is not a terminal.
-        leave: whether the finished bar stays on the terminal.
+        leave: whether the finished bar remains on the terminal.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Shown:
         return time.monotonic() >= self.shown + self.seconds
 
     def show(self, done: int, total: int | None = None) -> None:
-        """Show that `done` units are done, if the last display is long enough ago.
+        """Show that `done` units are done, if the last display was long enough ago.
 
         Args:
             done: the number of finished units.
-            total: an estimate of their total, if it is not known.
+            total: an estimate of the total number of units, if it is not known.
         """
         if not self.is_due():
             return
@@ -116,7 +116,7 @@ class Shown:
 def progress(
     iterable: Iterable, what: str, total: int, unit: str, initial: int = 0, in_log: bool = True
 ) -> Iterator:
-    """The items of `iterable`, with progress shown: see `Shown` for the arguments."""
+    """Yield the items of `iterable` and show the progress; see `Shown` for the arguments."""
     with Shown(what, total, unit, initial, in_log) as shown:
         for done, item in enumerate(iterable, initial + 1):
             yield item
@@ -134,17 +134,18 @@ def watched(
 ) -> Iterator[None]:
     """Show progress and check for signals at each network evaluation in the block.
 
-    The progress of a solver follows from the time label of its last call of the network. The label
-    is read only when progress is shown, because the host then waits for the device.
+    The progress of a solver is computed from the time label of its last call of the network. The
+    label is read only when progress is shown, because reading it makes the host wait for the
+    device.
 
     Args:
         model: the network, called as `model(x, labels)`.
         what: the task, for the bar and the log.
-        times: (n + 1,) the times that the solver passes, in its order, at even distances in its
-            work.
-        label_of: from times (n,) to the labels that the network is given.
+        times: (n + 1,) times that the solver passes, in its order, with about the same number of
+            network evaluations between any two neighbours.
+        label_of: a function that maps times (n,) to the time labels of the network.
         steps: whether `times` are the steps of the solver. If not, network evaluations are counted
-            and their total is estimated.
+            and the total number of evaluations is estimated.
     """
     labels = label_of(torch.as_tensor(times)).double().cpu().numpy()
     sign, last, count, furthest = np.sign(labels[-1] - labels[0]), len(labels) - 1, 0, 0.0

@@ -21,7 +21,7 @@ def seed_of(seed: int, *place) -> int:
 
     Args:
         seed: the seed of the job.
-        *place: numbers and words that name what the seed is for.
+        *place: numbers and words that name the purpose of the seed.
     """
     return (
         int.from_bytes(hashlib.sha256(repr((seed, *place)).encode()).digest()[:7], 'little')
@@ -37,7 +37,7 @@ def own_randomness(seed: int, *place) -> Iterator[None]:
     The stream outside the block is unchanged.
     """
     has_mps = torch.backends.mps.is_available()
-    # fork_rng knows one type of device at a time
+    # fork_rng supports only one type of device at a time
     outside = torch.mps.get_rng_state() if has_mps else None
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed_of(seed, *place))
@@ -51,8 +51,8 @@ def own_randomness(seed: int, *place) -> Iterator[None]:
 class _Images:
     """The streams of a batch of images, created on a device when first used there.
 
-    An image has two seeds, one for its prior and one for its noise. Those of consecutive images
-    differ in the lower 32 bits, the only ones that the CPU generator uses.
+    An image has two seeds, one for its prior and one for its noise. The seeds of consecutive images
+    differ in the lower 32 bits, because the CPU generator uses only these bits.
     """
 
     def __init__(self, seeds):
@@ -71,7 +71,7 @@ def per_image(seeds: Iterable[int]) -> Iterator[None]:
     """Make `normal_like` in the block draw each row of a batch from its own stream.
 
     Args:
-        seeds: one for each row of a batch, consecutive whole numbers below 2^62.
+        seeds: one seed for each row of a batch; consecutive integers below 2^62.
     """
     token = _seeds.set(_Images(seeds))
     try:
@@ -85,7 +85,7 @@ def is_per_image() -> bool:
     return _seeds.get() is not None
 
 
-WITHOUT_FLOAT64 = {'mps'}  # types of devices
+WITHOUT_FLOAT64 = {'mps'}  # device types
 
 
 def float64_device(device: torch.device) -> torch.device:
@@ -100,7 +100,7 @@ def normal_like(x: torch.Tensor) -> torch.Tensor:
         return torch.randn_like(x)
     if len(images.seeds) != len(x):
         raise ValueError(
-            f'there are streams for {len(images.seeds)} images, got a batch of {len(x)}'
+            f'expected a batch of {len(images.seeds)} images, one for each seed, got {len(x)}'
         )
     return torch.stack(
         [

@@ -7,13 +7,13 @@ from runtime.errors import UserError
 
 
 class Registry:
-    """A table of classes by name, in any case; errors on unknown names list the known ones.
+    """A table of classes by name (case is ignored); an unknown name raises UserError.
 
     `register` is a decorator, plain (`@register`, by the name of the class) or with a name
     (`@register(name='ddpm')`).
 
     Args:
-        kind: what is registered, for errors, such as 'predictor'.
+        kind: the kind of the classes, for errors, such as 'predictor'.
     """
 
     def __init__(self, kind: str):
@@ -47,7 +47,7 @@ class Registry:
         return cls
 
     def get(self, name: str) -> Any:
-        """The class called `name`; UserError with the known names if there is none."""
+        """Return the class called `name`; raise UserError with the known names if there is none."""
         found = self.find(name)
         if found is None:
             raise UserError(

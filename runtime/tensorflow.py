@@ -32,9 +32,9 @@ def tensorflow() -> types.ModuleType:
         import tensorflow as tf
     except ModuleNotFoundError as error:
         raise UserError(
-            'TensorFlow is not installed: pip install -e ".[tensorflow]". To do '
-            'without it use config.data.source=torchvision '
-            'or data of your own, and config.eval.metrics_backend=torch_fidelity or '
+            'TensorFlow is not installed: pip install -e ".[tensorflow]". To work '
+            'without it, use config.data.source=torchvision '
+            'or your own data, and config.eval.metrics_backend=torch_fidelity or '
             'pixels'
         ) from error
     tf.config.set_visible_devices([], 'GPU')
@@ -45,7 +45,7 @@ def tensorflow() -> types.ModuleType:
 def stand_in(name: str, **attributes) -> Iterator[None]:
     """Let `import name` find an empty module with the given attributes until the block ends.
 
-    A module that is already imported under this name stays as it is.
+    A module that is already imported under this name is not replaced.
     """
     if name in sys.modules:
         yield

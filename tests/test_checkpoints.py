@@ -102,7 +102,7 @@ def test_truncated_file_is_refused_and_nothing_changes(state, tmp_path, part):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(CheckpointError, match='there is no checkpoint .*none.pth'):
+    with pytest.raises(CheckpointError, match='checkpoint .*none.pth does not exist'):
         checkpoints.load(tmp_path / 'none.pth')
     with pytest.raises(CheckpointError, match='train first'):
         checkpoints.latest(tmp_path)
@@ -154,7 +154,7 @@ def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, 'save', broken)
     with pytest.raises(
         CheckpointError,
-        match='a.pth cannot be written: disk full. Earlier checkpoints are as they were',
+        match='a.pth cannot be written: disk full. Earlier checkpoints are unchanged',
     ):
         checkpoints.save(tmp_path / 'a.pth', state)
     assert (tmp_path / 'a.pth').read_bytes() == before and len(list(tmp_path.iterdir())) == 1

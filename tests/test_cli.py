@@ -166,7 +166,7 @@ def test_data_are_described_and_their_statistics_made_without_a_workdir(tmp_path
     )
     assert np.load(tmp_path / 'stats' / 'digits_pixels_stats.npz')['pool_3'].shape == (1438, 64)
     assert (
-        '--workdir is needed'
+        '--workdir is required'
         in subprocess.run([*command, 'train'], cwd=ROOT, capture_output=True, text=True).stderr
     )
 
@@ -346,7 +346,7 @@ def test_evaluation_takes_the_checkpoints_that_exist_one_evaluation_at_a_time(tm
         'these keys, or wait .* --config.eval.wait_minutes=60$',
     ):
         evaluated(tmp_path, caplog, begin_ckpt=4, end_ckpt=26)
-    with pytest.raises(UserError, match='there is no checkpoint .*checkpoint_4.pth after'):
+    with pytest.raises(UserError, match='checkpoint .*checkpoint_4.pth does not exist after'):
         evaluated(tmp_path, caplog, begin_ckpt=3, end_ckpt=4, wait_minutes=1e-4)
 
     folder = tmp_path / 'eval'

@@ -97,7 +97,7 @@ def test_a_network_whose_groups_have_one_value_is_refused(tmp_path):
     config.data.image_size = 2
     with pytest.raises(
         UserError,
-        match='cannot take images of config.data.image_size=2: Expected '
+        match='does not accept images of config.data.image_size=2: Expected '
         'more than 1 value per channel',
     ):
         preflight.check(config, tmp_path, 'sample')

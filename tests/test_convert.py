@@ -44,14 +44,14 @@ def test_what_a_training_state_lacks_is_logged(tmp_path, caplog):
     assert caplog.messages == [
         f'Wrote {tmp_path}/c/c.pth without Adam moments and with raw '
         'weights equal to the averaged ones: '
-        f'{tmp_path}/b.safetensors (safetensors) does not hold them.'
+        f'{tmp_path}/b.safetensors (safetensors) does not contain them.'
     ]
 
 
 def test_a_stored_config_that_cannot_be_read(tmp_path):
     for content in ('', '[]', '{"data": 3}', '{"data": {"dataset": "CIFAR10"}}'):
         (tmp_path / 'a.json').write_text(content)
-        with pytest.raises(UserError, match='a.json holds no config'):
+        with pytest.raises(UserError, match='a.json is not a config'):
             stored.get_config(tmp_path / 'a.json')
 
 
@@ -59,17 +59,17 @@ def test_nothing_is_replaced_unasked(tmp_path):
     config = small_ve()
     for name in ('a.pth', 'a.safetensors'):
         (tmp_path / name).write_text('precious')
-        with pytest.raises(UserError, match=f'{name} is there already: --overwrite'):
+        with pytest.raises(UserError, match=f'{name} already exists: pass --overwrite'):
             convert.convert(DATA / JAX[0], tmp_path / name, config)
         assert (tmp_path / name).read_text() == 'precious'
         convert.convert(DATA / JAX[0], tmp_path / name, config, overwrite=True)
         assert (tmp_path / name).stat().st_size > 10**5
-    with pytest.raises(UserError, match='a.json is there already'):
+    with pytest.raises(UserError, match='a.json already exists'):
         (tmp_path / 'a.safetensors').unlink()
         convert.convert(DATA / JAX[0], tmp_path / 'a.safetensors', config)
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos' / 'precious.jpg').write_text('precious')
-    with pytest.raises(UserError, match='no diffusers checkpoint: it is not replaced'):
+    with pytest.raises(UserError, match='exists and is not a diffusers checkpoint'):
         convert.convert(DATA / JAX[0], tmp_path / 'photos', config, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a.json', 'a.pth', 'photos']
 
@@ -106,7 +106,7 @@ def test_places_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='cannot be written'):
         convert.convert(DATA / OFFICIAL[0], tmp_path / 'file' / 'a.pth', small_ve())
     (tmp_path / 'b').write_text('')
-    with pytest.raises(UserError, match='is there and no diffusers checkpoint'):
+    with pytest.raises(UserError, match='exists and is not a diffusers checkpoint'):
         convert.convert(DATA / JAX[0], tmp_path / 'b', small_ve(), overwrite=True)
 
     def denied(*_):
@@ -118,11 +118,11 @@ def test_places_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_told_is_asked_for(tmp_path):
-    with pytest.raises(UserError, match='does not tell its config: give --config'):
+    with pytest.raises(UserError, match='contains no config: pass --config'):
         convert.convert(DATA / OFFICIAL[0], tmp_path / 'a.safetensors')
     with pytest.raises(UserError, match='must end in'):
         convert.convert(DATA / OFFICIAL[0], tmp_path / 'a.onnx', small_ve())
-    with pytest.raises(CheckpointError, match='there is no checkpoint'):
+    with pytest.raises(CheckpointError, match='checkpoint .* does not exist'):
         convert.convert(tmp_path / 'none.pth', tmp_path / 'a.safetensors', small_ve())
 
 
@@ -223,7 +223,7 @@ def test_errors_of_the_command(tmp_path):
             DATA / JAX[0],
             tmp_path / 'd.pth',
             ['--config', f'configs/stored.py:{tmp_path}/none.json'],
-            'holds no config',
+            'is not a config',
         ),
     ):
         done = command(source, *([destination] if destination else []), *config)

@@ -223,7 +223,7 @@ def test_only_what_was_asked_for_is_loaded(config, tmp_path, monkeypatch):
 def test_waiting_has_a_limit(config, tmp_path):
     path = tmp_path / 'checkpoint_1.pth'
     started = time.monotonic()
-    with pytest.raises(CheckpointError, match='checkpoint_1.pth after 0.01 minutes'):
+    with pytest.raises(CheckpointError, match='checkpoint_1.pth does not exist after 0.01 minutes'):
         checkpoints.wait_for(path, 0.01, poll_seconds=0.1)
     assert 0.6 <= time.monotonic() - started < 5
     path.touch()

@@ -105,7 +105,7 @@ def test_a_disk_that_fails(whole, tmp_path, monkeypatch, fault, bytes_left):
     monkeypatch.setattr(Limited, 'left', bytes_left)
     monkeypatch.setattr(Limited, 'fault', fault)
     with pytest.raises(
-        CheckpointError, match='cannot be written.*Earlier checkpoints are as they were'
+        CheckpointError, match='cannot be written.*Earlier checkpoints are unchanged'
     ) as caught:
         checkpoints.save(path, KEYS, keep_previous=True)
     assert os.strerror(fault) in str(caught.value) and '\n' not in str(caught.value)

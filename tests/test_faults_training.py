@@ -88,7 +88,7 @@ def test_a_file_system_without_locks_is_no_conflict(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(files.fcntl, 'flock', unsupported)
     with caplog.at_level('WARNING'):
         run_lib.train(config_for(2), tmp_path)
-    assert 'a second training there is not prevented' in caplog.text
+    assert 'nothing prevents a second training in it' in caplog.text
 
 
 def test_two_corrupt_ones_are_an_error_and_stay_as_they_are(tmp_path):

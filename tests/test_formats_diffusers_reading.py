@@ -129,7 +129,7 @@ def test_a_network_without_its_scheduler(tmp_path):
     unet = saved(skip_unet(), tmp_path)
     config = formats.config_of(tmp_path)
     (tmp_path / 'scheduler' / 'scheduler_config.json').unlink()
-    with pytest.raises(CheckpointError, match='has no scheduler, .* give --config'):
+    with pytest.raises(CheckpointError, match='has no scheduler, .* pass --config'):
         formats.config_of(tmp_path)
     for folder in (tmp_path, tmp_path / 'unet'):
         convert.convert(folder, tmp_path / 'a.safetensors', config, overwrite=True)
@@ -228,7 +228,10 @@ def test_settings_that_make_no_sense_are_one_sentence(change, tmp_path):
             ),
             'ResnetD',
         ),
-        (dict(up_block_types=('AttnUpBlock2D', 'UpBlock2D')), 'the same attention on both ways'),
+        (
+            dict(up_block_types=('AttnUpBlock2D', 'UpBlock2D')),
+            'the same attention on the way down and up',
+        ),
     ],
 )
 def test_networks_of_diffusers_that_are_none_of_ours(settings, message, tmp_path):

@@ -1,4 +1,4 @@
-"""The house: what imports what, and how large files and functions are."""
+"""The structure of the code: which parts import which, and the sizes of files and functions."""
 
 import ast
 import graphlib
@@ -22,7 +22,7 @@ LAYERS = {
 
 
 def imported_parts(path) -> set[str]:
-    """The parts of this library that a file imports, also within functions, such as 'losses'."""
+    """Return the parts of this library, such as 'losses', that a file or its functions import."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -77,7 +77,7 @@ def test_files_have_at_most_400_lines():
 
 
 def test_functions_have_at_most_60_lines():
-    """The formatter's rules C901 and PLR0913 hold their complexity and number of parameters."""
+    """Ruff's rules C901 and PLR0913 limit their complexity and their number of parameters."""
     long = {}
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""Images that are decoded when they are asked for."""
+"""Streamed data sets: images are decoded when a batch needs them."""
 
 import logging
 
@@ -41,17 +41,17 @@ def test_corrupt_pictures_are_fatal_or_skipped_and_counted(tmp_path, memory_gib,
     assert contents(shown) == contents(np.delete(images, [5, 7, 9], 0))
     lines = [record.getMessage() for record in caplog.records if 'skipped' in record.getMessage()]
     for name in ('03.jpg', '05.png', '07.png', '09.png'):
-        # once for each split that is decoded
+        # one warning for each split that is decoded
         assert sum(name in line for line in lines) == (1 if memory_gib == 0 else 2)
     assert any('4 of 13 images so far' in line for line in lines)
-    # in a streamed batch, others take the places of the unreadable ones
+    # in a streamed batch, other images replace the unreadable ones
     size = config.training.batch_size = 13 if memory_gib == 0 else 9
     batch = in_levels([next(iter(datasets.get_dataset(config)[0]))])
     assert len(batch) == size and set(contents(batch)) == set(contents(shown))
 
 
 def test_batches_of_nothing_but_unreadable_images():
-    """A pass leaves them out; in training they are an error."""
+    """A pass in evaluation skips such batches; in training they raise an error."""
 
     def decode(i):
         if i >= 4:
@@ -106,7 +106,7 @@ def test_streamed_epochs_hold_each_image_once_and_only_training_flips(tmp_path):
     config.data.random_flip = True
     straight, mirrored = set(contents(images)), set(contents(images[:, :, ::-1]))
     flipped = contents(np.concatenate(two_epochs()))
-    # 32 fair coins
+    # each of 32 images is flipped with probability 1/2
     assert (
         set(flipped) <= straight | mirrored
         and 6 <= sum(image in straight for image in flipped) <= 26

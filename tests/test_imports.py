@@ -1,4 +1,4 @@
-"""What imports cost, in fresh processes."""
+"""The cost of imports, measured in new processes."""
 
 import importlib.util
 import resource
@@ -36,9 +36,9 @@ FORBIDDEN = (
     ],
 )
 def test_tensorflow_and_the_compiler_of_pytorch_live_in_one_process(code):
-    """TensorFlow may be imported before an optimizer is made.
+    """TensorFlow may be imported before an optimizer is created.
 
-    The optimizer imports the compiler of PyTorch, and with it Triton.
+    Creating the optimizer imports the compiler of PyTorch, which imports Triton.
     """
     code += (
         '; import torch; torch.optim.Adam([torch.zeros(1, requires_grad=True)])'
@@ -62,9 +62,9 @@ def test_imports_bring_no_tensorflow_and_no_compiler():
 
 
 def test_imports_are_as_fast_as_torch():
-    """After torch they take at most 0.3 s of CPU time, without PyTorch's compiler.
+    """After torch, imports take at most 0.3 s of CPU time and do not load PyTorch's compiler.
 
-    The least of three measurements counts, because the machine may be busy.
+    The minimum of three measurements is tested, because the machine may be busy.
     """
     code = (
         'import sys, time, torch; start = time.process_time(); import sampling, likelihood, '
@@ -75,7 +75,7 @@ def test_imports_are_as_fast_as_torch():
 
 
 def test_a_wrong_key_is_reported_within_a_second_of_importing_torch(tmp_path):
-    """Of the processor's time."""
+    """The second is CPU time."""
 
     def seconds(*command, rc=0):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

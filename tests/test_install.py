@@ -1,7 +1,4 @@
-"""What an installation contains: the packages and modules, and a clear error for foreign packages.
-
-Such a package has one of our names.
-"""
+"""Installed packages and modules, and a clear error for other packages with one of our names."""
 
 import re
 import subprocess
@@ -40,7 +37,7 @@ def test_every_module_is_installed():
 
 @pytest.mark.parametrize('name', ['datasets', 'models', 'configs'])
 def test_another_package_with_one_of_our_names(name, tmp_path):
-    """As Hugging Face's `datasets`: the first import of ours says so."""
+    """If Python finds such a package (like Hugging Face's `datasets`), our import reports it."""
     (tmp_path / f'{name}.py').write_text('')
     code = f'import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import score_model'
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The CUDA kernels of upfirdn2d without a GPU: compiled for several, and emulated on the CPU.
+"""The CUDA kernels of upfirdn2d without a GPU: compiled for several GPUs, and run on the CPU.
 
 Results are compared with the slow definition of `resampling_cases`.
 """
@@ -23,7 +23,7 @@ from resampling_cases import (
     transposed,
 )
 
-# The source compiles, and its kernels keep to their registers -------------------------------------
+# The source compiles, and its kernels use few enough registers ------------------------------------
 
 
 @pytest.mark.parametrize('target', ['sm_75', 'sm_80', 'sm_90', 'sm_100', 'compute_90'])
@@ -35,13 +35,13 @@ def test_source_compiles(scalar, target):
     )
     try:
         nvrtc.architecture((9, 0))
-    except RuntimeError as error:  # the bindings are here, the library is not
+    except RuntimeError as error:  # the bindings are installed, the library is not
         pytest.skip(f'NVRTC cannot be loaded: {error}')
     image, log = nvrtc.compile(SOURCE.read_text(), target, SCALAR=scalar)
     names = {'general', 'general_long', 'up2_planes', 'up2_pixels', 'down2_planes', 'down2_pixels'}
     if target.startswith('compute'):
         assert all(f'.entry {name}('.encode() in image for name in names)
-        # the log, a single NUL, was not written into the byte that all of Python shares
+        # Python shares one object for a single byte: the log, a single NUL, did not overwrite it
         assert log == '' and bytes([32])[0] == 32
         return
     assert image.startswith(b'\x7fELF')
@@ -49,7 +49,7 @@ def test_source_compiles(scalar, target):
     assert set(found) == names
     for name, kernel in found.items():
         assert kernel['spills'] == kernel['stack'] == kernel['shared'] == 0, f'{name}: {kernel}'
-        # two blocks to a multiprocessor, at least
+        # at least two blocks fit on a multiprocessor
         assert 0 < kernel['registers'] <= 128, f'{name}: {kernel}'
 
 
@@ -67,7 +67,7 @@ def test_what_the_compiler_refuses_is_told():
     [((9, 0), 'sm_90'), ((7, 5), 'sm_75'), ((99, 0), 'compute_121'), ((9, 9), 'compute_90')],
 )
 def test_targets(capability, target, monkeypatch):
-    """Machine code if NVRTC knows the GPU, else the newest code that its driver can translate."""
+    """The target is machine code if NVRTC supports the GPU, else the newest code for its driver."""
     bindings = pytest.importorskip(
         'cuda.bindings.nvrtc',
         reason='cuda-bindings, of the CUDA builds of PyTorch, is not installed',
@@ -101,7 +101,7 @@ extern "C" void launch(Kernel* kernel, unsigned blocks, unsigned threads, const 
 
 @pytest.fixture(scope='module')
 def emulated(tmp_path_factory):
-    """The kernels of each type as a library for this processor: {scalar: library}."""
+    """The kernels compiled for the CPU, as one library for each type: {scalar: library}."""
     if not (compiler := shutil.which('g++')):
         pytest.skip('needs g++')
     folder, libraries = tmp_path_factory.mktemp('emulated'), {}
@@ -125,20 +125,20 @@ def emulated(tmp_path_factory):
 
 
 def surrounded(x):
-    """A copy of x between NaNs, which show in results if they are read."""
+    """Return a copy of x surrounded by NaNs; a kernel that reads beyond x gives NaN."""
     room = torch.full((x.numel() + 128,), torch.nan, dtype=x.dtype)
     return room.as_strided(x.shape, x.stride(), 64).copy_(x)
 
 
 @pytest.fixture
 def emulation(emulated, monkeypatch):
-    """A function like `resample` that does what CUDA tensors do, with kernels that run here.
+    """A function like `resample` for CUDA tensors, with kernels that run on the CPU.
 
-    Its list `launched` has the names of the kernels; its dict `instead` replaces some by others.
+    Its list `launched` has the names of the launched kernels; its dict `instead` replaces kernels.
     """
 
     def empty(shape, **kwargs):
-        # what is not written stays NaN
+        # values that no kernel writes remain NaN
         rooms.append(torch.full((int(np.prod(shape)) + 128,), torch.nan, dtype=kwargs['dtype']))
         if kwargs['memory_format'] == torch.channels_last:
             return rooms[-1][64:-64].view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
@@ -176,7 +176,7 @@ def emulation(emulated, monkeypatch):
 
 @pytest.mark.parametrize('dtype', SCALARS, ids=str)
 def test_emulated_fast_kernels(emulation, dtype):
-    """Each is chosen where it should be, and right; so is the one of its transposed."""
+    """Each fast kernel is chosen in its cases and correct; so is the kernel of the transpose."""
     for name, shape, setting in fast_cases(128 // torch.finfo(dtype).bits):
         taps = filters((4, 4), dtype)
         check(emulation, surrounded(numbers(shape, dtype, name)), taps, setting)
@@ -205,7 +205,7 @@ def test_emulated_general_kernel(emulation, kernel, dtype, layout):
 
 
 def test_emulated_views(emulation):
-    """Inputs with gaps, in another order, repeated without memory, or off the 16 bytes."""
+    """Views with gaps, with permuted or expanded axes, or not aligned to 16 bytes."""
     wide, taps = torch.randn(2, 8, 9, 24), filters((4, 4), torch.float32)
     for x in [
         wide[:, :, :4, :8],
@@ -225,7 +225,7 @@ def test_emulated_views(emulation):
     ids=str,
 )
 def test_emulated_remainders(emulation, shape, layout):
-    """Channels or columns that do not make whole pieces of 16 bytes."""
+    """Rows of channels or columns whose size is not a multiple of 16 bytes."""
     height, width = shape[2:]
     x, taps = numbers(shape, torch.float32, layout), filters((4, 4), torch.float32)
     check(emulation, x, taps, (1, 2, (1, 1), (height // 2, width // 2), True))
@@ -246,19 +246,19 @@ def test_emulated_emptiness(emulation):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 def test_emulated_rounding(emulation, dtype):
-    """Values of 16 bits stay; sums are rounded to nearest, ties to even; NaN and infinity stay."""
+    """16-bit values, NaN and infinity do not change; sums are rounded to nearest, ties to even."""
     one = torch.ones(1, 1)
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).reshape(1, 1, 256, 256)
     out = emulation(every, one, 1, 1, (0, 0), (256, 256), True)
     assert torch.equal(out.isnan(), every.isnan()) and torch.equal(
         out[~out.isnan()], every[~every.isnan()]
     )
-    for tap in (torch.full((1, 1), 1 / 3), torch.full((1, 1), 1.5)):  # the latter makes ties
+    for tap in (torch.full((1, 1), 1 / 3), torch.full((1, 1), 1.5)):  # 1.5 gives ties
         out = emulation(every, tap, 1, 1, (0, 0), (256, 256), True)
         torch.testing.assert_close(
             out, (every.float() * tap).to(dtype), rtol=0, atol=0, equal_nan=True
         )
-    # that of a GPU: rounded up, it would be zero
+    # the NaN of a GPU, whose bits would become zero if they were rounded up
     nan = torch.full((1, 1), 2**31 - 1, dtype=torch.int32).view(torch.float32)
     assert (
         emulation(torch.ones(1, 1, 1, 2, dtype=dtype), nan, 1, 1, (0, 0), (1, 2), True)
@@ -270,7 +270,7 @@ def test_emulated_rounding(emulation, dtype):
 
 
 def test_tensors_beyond_32_bits():
-    """Offsets are 64 bits wide everywhere; only the number of fast threads is not."""
+    """Offsets have 64 bits in all kernels; only the number of threads of fast kernels has 32."""
 
     def of(batch):
         shape, out = (batch, 256, 1024, 1024), (batch, 256, 2048, 2048)
@@ -289,7 +289,7 @@ def test_tensors_beyond_32_bits():
 
 
 def test_kernels_serve_where_they_are(emulation, monkeypatch):
-    """`upfirdn2d` computes the size, and uses kernels unless the filter needs a gradient."""
+    """`upfirdn2d` computes the output size and uses kernels unless the filter needs a gradient."""
     monkeypatch.setattr(module, '_has_kernels', lambda device, dtype: True)
     monkeypatch.setattr(module, 'resample', emulation)
     x, kernel = numbers((2, 4, 6, 8), torch.float32), torch.randn(4, 4)

@@ -1,4 +1,4 @@
-"""Latent codes: encoding and decoding with exact answers, interpolated and mixed codes."""
+"""Latent codes: encoding and decoding against exact results, interpolation and mixing."""
 
 import functools
 import math
@@ -26,12 +26,12 @@ def sde(request):
 
 @pytest.fixture(scope='module')
 def target():
-    """A Gaussian of images of 2 by 2 pixels, each with a mean and a variance of its own."""
+    """A Gaussian of images of 2 by 2 pixels; each pixel has its own mean and variance."""
     return gaussian(MEAN, VARIANCES, SHAPE)
 
 
 def marginal(sde, t):
-    """Mean and standard deviation (1, 2, 2) of x_t."""
+    """Return the mean and standard deviation (1, 2, 2) of x_t."""
     m, std = level(sde, torch.tensor([t]))
     return (m * torch.tensor(MEAN, dtype=torch.float64)).reshape(SHAPE), (
         m**2 * VARIANCES + std**2
@@ -39,7 +39,7 @@ def marginal(sde, t):
 
 
 def carried(sde, x, s, t):
-    """Return where the flow carries x from time s to time t.
+    """Return the point that x at time s reaches at time t along the flow.
 
     In one dimension the flow keeps the order of points, so it maps quantiles to quantiles.
     """
@@ -47,14 +47,14 @@ def carried(sde, x, s, t):
     return mean_t + std_t * (x - mean_s) / std_s
 
 
-# The way there and back ---------------------------------------------------------------------------
+# Encoding and decoding ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('eps', [None, 0.05])
 def test_codes_of_a_gaussian_are_exact(sde, target, eps):
-    """From `eps` to T and back, to ten times the tolerance of the solver.
+    """Codes, and images decoded from exact codes, are exact up to errors of the solver.
 
-    Errors are in units of the standard deviation of the codes.
+    Errors of codes are at most ten times its tolerance, relative to their standard deviation.
     """
     network, x, options = (
         ExactNetwork(sde, target),
@@ -72,14 +72,14 @@ def test_codes_of_a_gaussian_are_exact(sde, target, eps):
     network.calls = 0
     images, nfe = decode(Score(network, sde), z, options)
     assert nfe == network.calls > 0 and not images.requires_grad
-    # VE: an error of 1e-6 of codes of 20 in images of 1
+    # VE: codes are of size 20, images of size 1, so errors are relatively larger
     torch.testing.assert_close(images, x, rtol=0, atol=1e-4)
 
 
 def test_images_come_back(sde, target):
     """Decoded codes differ from the images by at most a quarter of a grey level (of 256).
 
-    With the default tolerances of 1e-5, in float32.
+    This holds for the default tolerances of 1e-5, in float32.
     """
     model, x = Score(ExactNetwork(sde, target), sde), target.sample(50).float()
     codes, _ = encode(model, x, OPTIONS())
@@ -89,9 +89,9 @@ def test_images_come_back(sde, target):
 
 
 def test_codes_are_distributed_as_the_prior(sde, target):
-    """Codes have the mean and standard deviation of the prior, and no correlations.
+    """Codes have the mean and standard deviation of x_T, and no correlations.
 
-    Up to the part of the data that remains at T, and four standard errors.
+    The tolerance is four standard errors.
     """
     n = 4000
     z = encode(
@@ -105,7 +105,7 @@ def test_codes_are_distributed_as_the_prior(sde, target):
 
 @pytest.mark.parametrize('method', ['RK45', 'RK23', 'DOP853'])
 def test_tolerances_and_the_method_are_those_of_the_solver(target, method):
-    """Ten thousand times the tolerance takes fewer evaluations."""
+    """A tolerance that is ten thousand times larger needs fewer evaluations."""
     sde, x = VPSDE(), target.sample(5)
     model = Score(ExactNetwork(sde, target), sde)
     rough, fine = (
@@ -137,7 +137,7 @@ def test_codes_follow_a_guidance(sde, target):
     guided, right = Score(other, sde).guided_by(guidance), Score(right, sde)
     codes, nfe = encode(guided, x, OPTIONS())
     assert nfe == other.calls
-    # the same steps of the solver
+    # both solvers take the same steps
     torch.testing.assert_close(codes, encode(right, x, OPTIONS())[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
         decode(guided, codes, OPTIONS())[0],
@@ -170,7 +170,7 @@ def test_interpolation_begins_and_ends_at_its_codes():
 
 
 def test_interpolation_goes_along_the_great_circle():
-    """The norm is constant and the angle proportional to the fraction, beyond the ends too."""
+    """The norm is constant and the angle proportional to the fraction, also outside of [0, 1]."""
     z0, z1 = (
         z / z.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) * 7
         for z in (codes_of(5), codes_of(5, seed=1))
@@ -183,11 +183,11 @@ def test_interpolation_goes_along_the_great_circle():
         rtol=1e-12,
         atol=0,
     )
-    # arccos near 1
+    # the tolerance is that of arccos near 1
     torch.testing.assert_close(
         angles(between, z0[None]), (fractions.abs()[:, None] * whole), rtol=0, atol=1e-7
     )
-    # halfway
+    # the code halfway between the ends
     torch.testing.assert_close(
         between[3], (z0 + z1) / (2 * (whole / 2).cos()).reshape(-1, 1, 1, 1), rtol=1e-12, atol=1e-12
     )
@@ -196,8 +196,8 @@ def test_interpolation_goes_along_the_great_circle():
 def test_interpolation_is_a_rotation_in_the_plane_of_its_codes():
     """At fraction f between a and cos(w) a + sin(w) b the angle is f w, for orthogonal a and b.
 
-    From small angles, where rounding errors of the cosine give the angle an error of 1e-16 / w, to
-    nearly opposite codes, where the sine in the denominator is 0.01.
+    The angles w range from small ones, where rounding errors of the cosine change the angle by
+    1e-16 / w, to nearly opposite codes, where the sine in the denominator is 0.01.
     """
     a, b = torch.zeros(7, 4, dtype=torch.float64), torch.zeros(7, 4, dtype=torch.float64)
     a[:, 0] = b[:, 1] = 2.0
@@ -218,7 +218,7 @@ def test_interpolation_of_two_codes_does_not_see_the_others():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('distance', [0.0, 1e-12, 1e-6, 1e-4, 1e-3, 1.1e-3, 1e-2])
 def test_interpolation_of_nearly_equal_codes(dtype, distance):
-    """Circle and line agree to the square of the angle, and vanishing sines do no harm."""
+    """Circle and line differ by at most the angle squared, and a sine of zero causes no NaN."""
     z0 = codes_of(3, (1, 8, 8)).to(dtype)
     z1 = z0 + distance * codes_of(3, (1, 8, 8), seed=1).to(dtype)
     between = interpolate(z0, z1, torch.linspace(0, 1, 5))
@@ -242,10 +242,7 @@ def test_there_is_no_way_between_opposite_codes():
 
 
 def test_the_way_between_codes_decodes_to_the_way_between_images(target):
-    """For a Gaussian the flow is affine.
-
-    Interpolated codes decode to images that are interpolated in the same proportions.
-    """
+    """For Gaussian data, interpolated codes decode to the images that the affine flow predicts."""
     sde, x = VPSDE(), target.sample(4)
     model = Score(ExactNetwork(sde, target), sde)
     z, _ = encode(model, x, OPTIONS())
@@ -255,7 +252,7 @@ def test_the_way_between_codes_decodes_to_the_way_between_images(target):
     torch.testing.assert_close(images[1], carried(sde, between[1], 1.0, 1e-3), rtol=0, atol=1e-3)
 
 
-# Around and mixed ---------------------------------------------------------------------------------
+# Tempered and mixed codes -------------------------------------------------------------------------
 
 
 def test_temperature_is_a_factor():
@@ -269,7 +266,7 @@ def test_temperature_is_a_factor():
 
 @pytest.mark.parametrize('weights', [[1.0, 1.0], [3.0, 1.0, 0.5], [1.0, -2.0], [0.0, 2.0]], ids=str)
 def test_a_mixture_of_codes_is_distributed_as_they_are(weights):
-    """Mean 0, variance 1, uncorrelated pixels: of n independent codes, to four standard errors."""
+    """Mixed codes have mean 0, variance 1 and uncorrelated pixels, to four standard errors."""
     n, shape = 4000, (1, 2, 2)
     codes = torch.stack([codes_of(n, shape, seed=k) for k in range(len(weights))])
     z = mix(codes, weights)
@@ -279,7 +276,7 @@ def test_a_mixture_of_codes_is_distributed_as_they_are(weights):
     )
     assert (torch.corrcoef(z.flatten(1).T) - torch.eye(4)).abs().max() < 4 / math.sqrt(n)
     torch.testing.assert_close(mix(codes, torch.tensor(weights)), z)
-    # proportions are what counts
+    # only the proportions of the weights matter
     torch.testing.assert_close(mix(codes, [3 * w for w in weights]), z)
     expected = sum(w * code for w, code in zip(weights, codes)) / math.sqrt(
         sum(w**2 for w in weights)
@@ -288,7 +285,7 @@ def test_a_mixture_of_codes_is_distributed_as_they_are(weights):
 
 
 def test_masks_join_regions_of_codes():
-    """Codes are copied where each mask is one; overlapping masks keep the variance.
+    """Where only one mask is one, its code is copied; where masks overlap, the variance is kept.
 
     Masks may be the same for all codes, or differ between codes or channels.
     """
@@ -321,7 +318,7 @@ def test_weights_that_are_all_zero_are_refused():
 
 
 def test_reconstruction_error_is_in_grey_levels():
-    """In the second of three images two of four pixels differ, by 1/4 and 1/2 of the range."""
+    """In the second of three images, two of four pixels differ by 1/4 and 1/2 of the range."""
     x, y = torch.full((3, 1, 2, 2), 0.25), torch.full((3, 1, 2, 2), 0.25)
     y[1, 0, 0] = torch.tensor([0.5, 0.75])
     for levels, settings in ((256, {}), (17, dict(levels=17))):

@@ -1,4 +1,4 @@
-"""Grey levels: what white is."""
+"""Grey levels of data sets: `data.levels` sets which value is white."""
 
 import re
 
@@ -13,7 +13,7 @@ from runtime.errors import UserError
 
 
 def deep_pictures(tmp_path, bits=12):
-    """12-bit photographs in 16-bit files, and what they should be read as."""
+    """Write 12-bit photographs to 16-bit files; return the folder and the expected 8-bit images."""
     images = crops(9, 16)[..., 0]
     for k, image in enumerate(images):
         save(
@@ -52,7 +52,7 @@ def test_levels_say_what_white_is(tmp_path, caplog):
 
 
 def test_few_levels_of_pictures_stay_as_they_are(tmp_path):
-    """Levels 0 .. 16: values and what is transparent; resizing does not leave their range."""
+    """Grey levels 0 .. 16 are kept, transparent pixels become 16, and resizing keeps the range."""
     values = np.random.default_rng(0).integers(0, 2, (16, 16), np.uint8) * 16
     rgba = np.stack([values] * 3 + [np.full_like(values, 255)], -1)
     rgba[0, 0] = 0
@@ -69,7 +69,7 @@ def test_few_levels_of_pictures_stay_as_they_are(tmp_path):
     batch = next(iter(datasets.get_dataset(config, evaluation=True)[0]))
     assert batch['image'].max() == 1
     config.data.image_size = 16
-    # inputs of 8 bits
+    # `read_pictures` returns 8-bit values
     assert read_pictures(str(tmp_path / 'a' / 'a.png'), config.data)[1][0, 0, 0] == 255
 
 

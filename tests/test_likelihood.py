@@ -1,6 +1,6 @@
-"""Likelihoods by the probability flow against exact densities.
+"""Likelihoods by the probability flow, compared with exact densities.
 
-The targets are a mixture in the plane and the cells of a grid, in every unit.
+The targets are a mixture in the plane, and the probabilities of grid cells; all units are tested.
 """
 
 import math
@@ -14,16 +14,16 @@ from oracles import ExactNetwork, GaussianMixture, gaussian, identity, level, pl
 from score_model import ScoreModel
 from sde_lib import VESDE, VPSDE, subVPSDE
 
-# Priors far enough away: what is left of the data at T, and with it the difference between p_T and
-# the prior, is m = exp(-10) for VP and subVP, and the ratio 2 / 1000 of the data's size to
-# sigma_max for VE, whose square is what counts for a centred target.
+# With these SDEs, p_T is close to the prior. The remaining part of the data at T is m = exp(-10)
+# for VP and subVP. For VE it is the ratio 2 / 1000 of the data's size to sigma_max, and for a
+# centred target only the square of this ratio matters.
 SDES = dict(
     ve=lambda: VESDE(0.01, 1000), vp=lambda: VPSDE(0.1, 40), subvp=lambda: subVPSDE(0.1, 40)
 )
 PUBLISHED = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)
 EPS = 1e-5
 EXACT = Options(hutchinson_type='exact', eps=EPS)
-# over a few hundred steps, 1e-4 nats at the very worst
+# the error is at most 1e-4 nats over a few hundred steps
 FINE = Options(hutchinson_type='exact', eps=EPS, rtol=1e-7, atol=1e-7)
 BITS = math.log(2)
 
@@ -35,7 +35,7 @@ def centred_mixture():
 
 @pytest.mark.parametrize('name', SDES)
 def test_log_likelihood_is_the_exact_density(name):
-    """In nats and bits per dimension, of data and of far-off points, to 1e-3 bits/dim."""
+    """Likelihoods of data and of distant points are exact to 1e-3 bits/dim, also in nats."""
     sde, target = SDES[name](), centred_mixture()
     x = torch.cat(
         [target.sample(30, seed=3), torch.tensor([[4.0, -3.0], [0.0, 5.0]], dtype=torch.float64)]
@@ -49,8 +49,9 @@ def test_log_likelihood_is_the_exact_density(name):
     torch.testing.assert_close(result.bpd, -exact / (2 * BITS), rtol=0, atol=1e-3)
     assert (result.nats_stderr == 0).all() and (result.bpd_stderr == 0).all()
     assert network.calls == result.nfe  # one pass gives drift and divergence
-    # Of typical points the data's own density is within the same tolerance: noise of VE's sigma_min
-    # = 0.01 moves log p by less than sigma_min^2 (|s|^2 + tr hessian) / 2 with |s|^2 up to 50.
+    # For typical points, the density of the data at t = 0 is within the same tolerance: the noise
+    # sigma_min = 0.01 of VE changes log p by less than sigma_min^2 (|s|^2 + tr hessian) / 2, where
+    # |s|^2 is at most 50.
     if name != 've':
         torch.testing.assert_close(
             result.nats[:30], target.log_prob(x[:30]), rtol=0, atol=tolerance
@@ -62,16 +63,16 @@ def test_log_likelihood_is_the_exact_density(name):
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_the_only_other_error_is_the_priors(name):
-    """With the published constants and an uncentred target, the only error of log p is the prior's.
+    """With the default SDEs and an uncentred target, the only error of log p is that of the prior.
 
-    It is log prior(z) - log p_T(z).
+    The error of the prior is log prior(z) - log p_T(z).
     """
     sde, target = PUBLISHED[name](), planar_mixture()
     x = target.sample(16, seed=4)
     result = log_likelihood(Score(ExactNetwork(sde, target), sde), x, levels=1, options=FINE)
     at_eps, at_T = (level(sde, torch.tensor([t])) for t in (EPS, 1.0))
     mismatch = sde.prior_logp(result.z) - target.log_prob(result.z, *at_T)
-    assert mismatch.abs().max() > 1e-3  # so that this is not the test above
+    assert mismatch.abs().max() > 1e-3  # here the prior is not close to p_T
     torch.testing.assert_close(
         result.nats, target.log_prob(x, *at_eps) + mismatch, rtol=0, atol=1e-4
     )
@@ -81,8 +82,8 @@ def test_the_only_other_error_is_the_priors(name):
 def test_continuous_and_discrete_networks(continuous):
     """`continuous=False` uses VE's discrete labels, which round times to noise levels.
 
-    With 4000 levels sigma is off by up to 0.15 % in either direction, and log p, of order one, by
-    less than 0.01.
+    With 4000 noise levels, the relative error of sigma is at most 0.15 %, and the error of log p,
+    which is of order one, is less than 0.01.
     """
     sde, target = VESDE(0.01, 1000, N=4000), centred_mixture()
     x = target.sample(8, seed=3)
@@ -99,7 +100,7 @@ def test_continuous_and_discrete_networks(continuous):
 
 @pytest.mark.parametrize('probe', ['Rademacher', 'Gaussian'])
 def test_hutchinson_is_unbiased(probe):
-    """The mean over 2000 probes of one point is the exact value, to four standard errors."""
+    """The mean over 2000 probes at one point is the exact value, up to four standard errors."""
     sde, target, n = VPSDE(), planar_mixture(), 2000
     x, model = (
         torch.tensor([[-1.2, 0.7]], dtype=torch.float64),
@@ -110,20 +111,20 @@ def test_hutchinson_is_unbiased(probe):
     result = log_likelihood(model, x.expand(n, 2), options=Options(hutchinson_type=probe))
     spread = result.nats.std()
     assert spread > 0.1  # the estimates do differ
-    # and the solver's error at 1e-5
+    # 1e-3 is for the solver's error at tolerance 1e-5
     assert abs(result.nats.mean() - exact) < 4 * spread / math.sqrt(n) + 1e-3
-    assert torch.isnan(result.nats_stderr).all()  # a single probe does not know its error
-    # Rademacher probes see only what is off the diagonal: in the plane e^T J e = tr J +- 2 J_12,
-    # two values of equal weight
+    assert torch.isnan(result.nats_stderr).all()  # one probe gives no error estimate
+    # With Rademacher probes only off-diagonal entries cause errors: in the plane
+    # e^T J e = tr J +- 2 J_12, two values of equal probability
     if probe == 'Rademacher':
         assert len(result.nats.mul(1e2).round().unique()) == 2
 
 
 def test_probes_are_averaged_and_know_their_error():
-    """The mean square of nats_stderr of 8 probes is the variance of their mean.
+    """The mean square of nats_stderr for K probes is the variance of log p, which falls as 1 / K.
 
-    The variance is that of 250 repetitions. Four standard errors of either are 4 sqrt(2 / 249) = 36
-    % of it, and it falls as 1 / K.
+    The variance is taken over 250 repetitions; four standard errors are 4 sqrt(2 / 249) = 36 % of
+    it.
     """
     sde, target, n, variances = VPSDE(), planar_mixture(), 250, {}
     x, network = (
@@ -143,13 +144,13 @@ def test_probes_are_averaged_and_know_their_error():
         torch.testing.assert_close(
             result.bpd_stderr, result.nats_stderr / (2 * BITS), rtol=1e-12, atol=0
         )
-        assert network.calls == result.nfe  # a forward pass serves all probes
-    # the ratio of two variances, each known to 9 %
+        assert network.calls == result.nfe  # all probes share a forward pass
+    # the ratio of two variances, each with a standard error of 9 %
     assert abs(variances[2] / variances[8] / 4 - 1) < 0.5
 
 
 def test_divergence_against_the_jacobian():
-    """The unit vectors as probes add up to the trace; so does the average over all sign vectors."""
+    """The sum over unit vectors as probes is the trace; so is the mean over all sign vectors."""
     mixing = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def fn(x, t):
@@ -167,11 +168,11 @@ def test_divergence_against_the_jacobian():
         64, 1, 2, 3
     )
     total = sum(divergence(x, t, unit.expand_as(x)) for unit in units)
-    # the same derivatives, summed in another order
+    # only the order of summation differs
     torch.testing.assert_close(total, traces, rtol=1e-12, atol=1e-12)
     average = sum(divergence(x, t, sign.expand_as(x)) for sign in signs) / 64
     torch.testing.assert_close(average, traces, rtol=1e-12, atol=1e-12)
-    with torch.no_grad():  # it switches gradients on where it needs them
+    with torch.no_grad():  # the function turns gradients on itself
         assert not divergence(x, t, torch.ones_like(x)).requires_grad
 
 
@@ -187,7 +188,7 @@ def affine_image(target, slope, shift):
 @pytest.mark.parametrize('name', ['vp', 'subvp'])
 @pytest.mark.parametrize('levels', [256, 17])
 def test_the_scaler_does_not_matter(name, levels):
-    """log p(x) and bits/dim of x in [0, 1] are the same for all scalings that networks see.
+    """log p(x) and bits/dim of x in [0, 1] do not depend on the scaling of the network's input.
 
     The scalings are y = x, 2x - 1, 3x + 5 and 1 - x.
     """
@@ -200,8 +201,8 @@ def test_the_scaler_does_not_matter(name, levels):
         result = log_likelihood(
             model, slope * x + shift, lambda y, a=slope, b=shift: (y - b) / a, levels, FINE
         )
-        # the noise at eps, std^2 <= 1e-6, is 1/1000 of the smallest variance; the prior is off by m
-        # |y| |z| < exp(-10) 6 * 4 = 1e-3
+        # the noise at eps, std^2 <= 1e-6, is 1/1000 of the smallest variance; the error of the
+        # prior is m |y| |z| < exp(-10) 6 * 4 = 1e-3
         torch.testing.assert_close(result.nats, exact, rtol=0, atol=5e-3)
         torch.testing.assert_close(
             result.bpd, math.log2(levels) - exact / (2 * BITS), rtol=0, atol=5e-3
@@ -230,9 +231,9 @@ def inverse_scaler(y):
 
 
 def test_dequantizing_inside_is_dequantizing_outside():
-    """Whole numbers k become (k + u) / levels with noise u; real numbers stay unchanged.
+    """Integers k become (k + u) / levels with uniform noise u; floating-point data do not change.
 
-    The noise follows from the seed.
+    The noise depends only on the seed.
     """
     sde, levels = VPSDE(), 17
     model = ScoreModel(ExactNetwork(sde, planar_mixture()), sde, centered=True, levels=levels)
@@ -256,10 +257,11 @@ def test_dequantizing_inside_is_dequantizing_outside():
 
 
 def test_bits_per_dimension_are_those_of_the_grid():
-    """Dequantized bits average to -log2 of the exact probability of a grey level.
+    """The mean bpd of dequantized data is close to -log2 of the exact probability of a grey level.
 
-    This is the integral of the density over its cell [k, k + 1) / 256. They exceed it (Jensen), but
-    only slightly, as the density changes by at most 6 % over a cell.
+    This probability is the integral of the density over the cell [k, k + 1) / 256. By Jensen's
+    inequality the mean is larger than -log2 of it, but only slightly, because the density changes
+    by at most 6 % over a cell.
     """
     sde, levels, repeats = SDES['vp'](), 256, 200
     target = gaussian([0.0], [0.3**2])  # of y = 2x - 1
@@ -272,13 +274,13 @@ def test_bits_per_dimension_are_those_of_the_grid():
     )
     bpd = model.log_likelihood(data, seed=0, hutchinson_type='exact').bpd
     average = bpd.reshape(3, repeats).mean(1).double()
-    # (d log2 p)^2 / 24 < 4e-4 bits of bound; four standard errors: 0.06 / log(2) / sqrt(12 * 200) *
-    # 4 < 8e-3 bits
+    # the gap of the bound is (d log2 p)^2 / 24 < 4e-4 bits; four standard errors are
+    # 0.06 / log(2) / sqrt(12 * 200) * 4 < 8e-3 bits
     torch.testing.assert_close(average, exact, rtol=0, atol=8e-3)
 
 
 def test_images():
-    """Points of any shape: what a vector's likelihood is, reshaped."""
+    """The likelihood of an image is that of the same values as a vector."""
     sde, variances = VPSDE(), torch.linspace(0.1, 0.5, 12, dtype=torch.float64)
     image, vector = gaussian([0.2] * 12, variances, (3, 2, 2)), gaussian([0.2] * 12, variances)
     x = image.sample(2, seed=1)
@@ -291,8 +293,8 @@ def test_images():
     assert results[0].z.shape == x.shape
     torch.testing.assert_close(results[0].bpd, results[1].bpd, rtol=1e-9, atol=0)
     exact = 8 - image.log_prob(x, *level(sde, torch.tensor([EPS]))) / (12 * BITS)
-    # the prior's mismatch at m = exp(-5): m mu z over 12 values, 0.0067 * 0.2 * sqrt(12) * 3 =
-    # 0.014 nats
+    # the error of the prior at m = exp(-5) is m mu z over 12 values,
+    # 0.0067 * 0.2 * sqrt(12) * 3 = 0.014 nats
     torch.testing.assert_close(results[0].bpd, exact, rtol=0, atol=0.014 / (12 * BITS) + 1e-4)
 
 
@@ -304,12 +306,12 @@ def test_float32_data_get_float32_answers():
     x, model = target.sample(4, seed=1), Score(ExactNetwork(sde, target), sde)
     single, double = (log_likelihood(model, data, options=EXACT) for data in (x.float(), x))
     assert all(v.dtype == torch.float32 for v in (single.nats, single.bpd, single.z))
-    # rtol = 1e-5 of the solver and float32 drifts
+    # the tolerance covers rtol=1e-5 of the solver and drifts in float32
     torch.testing.assert_close(single.nats.double(), double.nats, rtol=0, atol=2e-3)
 
 
 def test_the_published_signature():
-    """(bits/dim, latent codes, evaluations): the fields of the same run of `log_likelihood`."""
+    """`get_likelihood_fn` returns bits/dim, latent codes and nfe of `log_likelihood`."""
     sde, target = VPSDE(), planar_mixture()
     x, network = target.sample(3, seed=1), ExactNetwork(sde, target)
     torch.manual_seed(0)

@@ -21,8 +21,8 @@ from toy_networks import Toy, ToyOfClasses
 
 SDES = dict(ve=lambda: VESDE(0.01, 20), vp=VPSDE, subvp=subVPSDE)
 VARIANCES = torch.tensor([0.4, 1.5], dtype=torch.float64)
-# where times start here: likelihood weights grow like 1/t, and so does the scatter of a Monte Carlo
-# mean
+# The smallest time in these tests: likelihood weights grow like 1/t, and so does the scatter of a
+# Monte Carlo mean.
 EPS = 1e-2
 
 
@@ -37,7 +37,7 @@ def target():
 
 
 def average(fn, start=EPS, end=1.0):
-    """The mean of fn(t) over [start, end], by quadrature."""
+    """Return the mean of fn(t) over [start, end], computed by quadrature."""
     return quad(
         lambda t: fn(torch.tensor([t], dtype=torch.float64)),
         start,
@@ -49,7 +49,7 @@ def average(fn, start=EPS, end=1.0):
 
 
 def weight(sde, t, likelihood_weighting):
-    """What the squared residual std s + z is multiplied with: 1, or g^2 / std^2."""
+    """Return the weight of the squared residual std s + z: 1, or g^2 / std^2."""
     return (
         (sde.sde(torch.zeros_like(t), t)[1] / level(sde, t)[1]).square().item()
         if likelihood_weighting
@@ -58,10 +58,10 @@ def weight(sde, t, likelihood_weighting):
 
 
 def smallest_residual(m, std):
-    """The mean square of std s + z, for each dimension, at the exact score of N(mu, c).
+    """Return the mean square of std s + z in each dimension, for the exact score of N(mu, c).
 
-    With V = m^2 c + std^2 and x_t - m mu = m sqrt(c) u + std z it is the variance m^2 c / V of z (1
-    - std^2/V) - u m sqrt(c) std/V.
+    Let V = m^2 c + std^2 and x_t - m mu = m sqrt(c) u + std z. Then the residual is
+    z (1 - std^2/V) - u m sqrt(c) std/V, and its variance is m^2 c / V.
     """
     return m**2 * VARIANCES / (m**2 * VARIANCES + std**2)
 
@@ -93,7 +93,7 @@ def estimates(loss_fn, network, target, batches=20, size=5000):
 @pytest.mark.parametrize('likelihood_weighting', [False, True], ids=['variance', 'likelihood'])
 @pytest.mark.parametrize('reduce_mean', [False, True], ids=['sum', 'mean'])
 def test_the_minimum_is_at_the_exact_score(sde, target, reduce_mean, likelihood_weighting):
-    """The exact score has the loss computed by quadrature; other networks have a larger one.
+    """The exact score has the loss computed by quadrature; other networks have a larger loss.
 
     The difference is the weighted square of the change: shift^2, or (factor - 1)^2 std^2 / V.
     """
@@ -118,10 +118,10 @@ def test_the_minimum_is_at_the_exact_score(sde, target, reduce_mean, likelihood_
     smallest = estimates(loss_fn, network, target)
     exact = exactly(smallest_residual)
     error = (smallest.std() / math.sqrt(len(smallest))).item()
-    assert error < 0.01 * exact  # so that 4 % would be seen
+    assert error < 0.01 * exact  # small enough to detect an error of 4 %
     assert abs(smallest.mean() - exact) < 4 * error
     for factor, shift in [(1, 0.2), (1, -0.2), (0.8, 0), (1.2, 0)]:
-        torch.manual_seed(0)  # the same times and noise, so that differences are small in scatter
+        torch.manual_seed(0)  # the same times and noise: differences scatter less
         excess = estimates(loss_fn, Changed(network, factor, shift), target) - smallest
         exact = exactly(
             lambda m, std, a=factor, b=shift: (
@@ -133,9 +133,9 @@ def test_the_minimum_is_at_the_exact_score(sde, target, reduce_mean, likelihood_
 
 
 def test_times_reach_down_to_eps(sde, target):
-    """Times are uniform in [eps, T], by default from 1e-5, by the labels of the network.
+    """According to the network's labels, times are uniform in [eps, T]; eps is 1e-5 by default.
 
-    The extremes of n draws miss eps and T by about 1/n of the range.
+    The extremes of n draws differ from eps and T by about 1/n of the range.
     """
     seen = []
 
@@ -157,14 +157,14 @@ def test_times_reach_down_to_eps(sde, target):
         )
         low = eps or 1e-5
         assert t.min() >= low * (1 - 1e-9) and t.min() < low + 10 / n and 1 - 10 / n < t.max() <= 1
-        # four standard errors
+        # the tolerance is four standard errors
         assert abs(t.mean() - (low + 1) / 2) < 4 * (1 - low) / math.sqrt(12 * n)
 
 
 def test_published_defaults(sde, target):
-    """get_loss_fn: half the sum over values, variance weights.
+    """By default, get_loss_fn takes half the sum over values, with variance weighting.
 
-    get_sde_loss_fn: mean, likelihood weights.
+    By default, get_sde_loss_fn takes the mean over values, with likelihood weighting.
     """
     x, network = target.sample(8), ExactNetwork(sde, target)
 
@@ -191,9 +191,9 @@ def test_published_defaults(sde, target):
 
 @pytest.mark.parametrize('reduce_mean', [False, True])
 def test_smld_is_its_formula(reduce_mean):
-    """sigma^2 |s(x + sigma z, i) + z / sigma|^2 with sigma_0 the largest.
+    """The SMLD loss is sigma^2 |s(x + sigma z, i) + z / sigma|^2; sigma_0 is the largest sigma.
 
-    Labels are drawn before noise.
+    Labels are drawn before the noise.
     """
     sde, network, x, n = (
         VESDE(0.01, 50, N=100),
@@ -207,7 +207,7 @@ def test_smld_is_its_formula(reduce_mean):
     labels, z = torch.randint(0, n, (32,)), torch.randn(32, 2)
     sigma = (50 * (0.01 / 50) ** (labels / (n - 1)))[:, None]
     squares = sigma**2 * (network(x + sigma * z, labels) + z / sigma) ** 2
-    # a table in float32, whose sigmas know 1e-6
+    # the sigmas come from a float32 table, with relative errors of 1e-6
     torch.testing.assert_close(
         loss, squares.mean() if reduce_mean else squares.sum(1).mean() / 2, rtol=1e-5, atol=0
     )
@@ -215,7 +215,10 @@ def test_smld_is_its_formula(reduce_mean):
 
 @pytest.mark.parametrize('reduce_mean', [False, True])
 def test_ddpm_is_its_formula(reduce_mean):
-    """|e(sqrt(alphabar_i) x + sqrt(1 - alphabar_i) z, i) - z|^2; labels are drawn before noise."""
+    """The DDPM loss is |e(sqrt(alphabar_i) x + sqrt(1 - alphabar_i) z, i) - z|^2.
+
+    Labels are drawn before the noise.
+    """
     sde, network, x, n = VPSDE(N=100), Toy(), torch.linspace(-1, 1, 64).reshape(32, 2), 100
     torch.manual_seed(0)
     loss = get_ddpm_loss_fn(sde, train=False, reduce_mean=reduce_mean)(network, x)
@@ -225,7 +228,7 @@ def test_ddpm_is_its_formula(reduce_mean):
         labels, None
     ].float()
     squares = (network(alphabar.sqrt() * x + (1 - alphabar).sqrt() * z, labels) - z) ** 2
-    # float32
+    # the tolerance is for float32
     torch.testing.assert_close(
         loss, squares.mean() if reduce_mean else squares.sum(1).mean() / 2, rtol=1e-5, atol=0
     )
@@ -233,9 +236,9 @@ def test_ddpm_is_its_formula(reduce_mean):
 
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 def test_discrete_minimum_is_at_the_exact_score(name, target):
-    """As in continuous time, the minimum is the mean over noise levels of m^2 c / V.
+    """The minimum is the mean of m^2 c / V over the noise levels, as in continuous time.
 
-    get_loss_fn with continuous=False is the same loss.
+    The loss is that of get_loss_fn with continuous=False.
     """
     sde = SDES[name]()
     sde.N = 100
@@ -282,7 +285,7 @@ def test_dropout_is_on_in_training_only(continuous):
 
 
 def test_the_loss_takes_images_and_volumes(sde):
-    """Mean and half sum differ by half the number of values, whatever the shape."""
+    """For any shape, half the sum is the mean times half the number of values."""
     for shape in [(3,), (1, 4, 4), (2, 3, 3, 3)]:
         values = []
         for reduce_mean in (True, False):
@@ -292,7 +295,7 @@ def test_the_loss_takes_images_and_volumes(sde):
                     lambda x, labels: -x, torch.ones(4, *shape)
                 )
             )
-        # float32
+        # the tolerance is for float32
         torch.testing.assert_close(
             values[1] / values[0], torch.tensor(math.prod(shape) / 2), rtol=1e-4, atol=0
         )
@@ -311,9 +314,9 @@ LOSSES = {
 
 @pytest.mark.parametrize('name', LOSSES)
 def test_classes_reach_the_network(name):
-    """Classes reach the network unchanged, in one call; without them it is called as before.
+    """The network gets the classes unchanged, in one call; without classes it gets no argument.
 
-    The selected classes get a gradient.
+    Only the classes in the batch get a gradient.
     """
     network, loss_fn, classes = ToyOfClasses(), LOSSES[name](), torch.tensor([2, 0, 2, 2])
     loss_fn(network, torch.ones(4, 2), classes=classes).backward()

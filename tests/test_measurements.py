@@ -1,4 +1,4 @@
-"""Measurements against other implementations, and the algebra of A^+ and P as matrices."""
+"""Measurements compared with other implementations, and the algebra of A^+ and P as matrices."""
 
 import math
 
@@ -21,11 +21,12 @@ from runtime.errors import UserError
 
 CHANNELS = 3
 SIZES = [(8, 8), (6, 10), (5, 7)]
-# the gain, as a part of the largest, up to which a component counts as not measured
+# components whose gain is at most this fraction of the largest gain count as not measured
 TOLERANCE = 0.03
-# of sums over a hundred pixels, divided by gains of 0.03 and more: 1e3 epsilons
+# rounding errors of sums over a hundred pixels, divided by gains >= 0.03: 1e3 machine epsilons
 ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}
-# in pixels: from none, a single weight, to more than the image, which goes on mirrored many times
+# widths of the blur in pixels: from a filter of one weight to one that is wider than the image,
+# which is then mirrored many times
 SIGMAS = [0.1, 0.5, 1.0, 2.0, 20.0]
 
 
@@ -68,7 +69,7 @@ def images(batch, size, dtype=torch.float64):
 
 
 def matrices(measurement, size):
-    """A, A^+ and P, which takes every image through all three doors, in float64."""
+    """Return A, A^+ and P as float64 matrices, by applying them to all unit vectors."""
     unit = torch.eye(CHANNELS * math.prod(size), dtype=torch.float64).reshape(-1, CHANNELS, *size)
     measured = measurement(unit)
     unit_y = torch.eye(measured[0].numel(), dtype=torch.float64).reshape(-1, *measured.shape[1:])
@@ -81,10 +82,10 @@ def matrices(measurement, size):
 
 @pytest.mark.parametrize('make, size', ALL.values(), ids=ALL)
 def test_the_pseudoinverse_is_that_of_moore_and_penrose(make, size):
-    """A^+ is that of numpy with the same cut-off, and obeys the conditions that define it.
+    """A^+ equals the pseudoinverse of PyTorch with the same cut-off, and fulfils its definition.
 
-    With dropped gains, A A^+ A = A P. A^+ has a norm of up to 1/0.03, so rounding errors of sums
-    are up to 30 times larger than 1e-15.
+    If small gains are dropped, A A^+ A = A P. The norm of A^+ is at most 1/0.03, so rounding errors
+    of sums are up to 30 times larger than 1e-15.
     """
     A, A_pinv, P = matrices(make(*size), size)
     torch.testing.assert_close(A_pinv, torch.linalg.pinv(A, rtol=TOLERANCE), rtol=0, atol=1e-10)
@@ -99,7 +100,7 @@ def test_the_pseudoinverse_is_that_of_moore_and_penrose(make, size):
 @pytest.mark.parametrize('make, size', EXACT.values(), ids=EXACT)
 def test_nothing_is_dropped_but_by_blur(make, size):
     A, A_pinv, _ = matrices(make(*size), size)
-    torch.testing.assert_close(A @ A_pinv @ A, A, rtol=0, atol=1e-12)  # rounding, of float64
+    torch.testing.assert_close(A @ A_pinv @ A, A, rtol=0, atol=1e-12)  # rounding errors of float64
 
 
 @pytest.mark.parametrize('size', SIZES, ids=str)
@@ -107,8 +108,8 @@ def test_nothing_is_dropped_but_by_blur(make, size):
 def test_what_blur_drops_is_what_it_nearly_extinguishes(sigma, size):
     """A^+ amplifies noise by at most 1/0.03, and A (1 - P) has a norm of at most 0.03.
 
-    The largest gain is that of a constant image, 1. A wider blur drops more components, and a very
-    narrow one drops none.
+    The largest gain is 1, for a constant image. A wider blur drops more components, and a very
+    narrow blur drops none.
     """
     A, A_pinv, P = matrices(blur(*size, sigma), size)
     gains, rank = torch.linalg.svdvals(A), P.trace().item()
@@ -116,18 +117,18 @@ def test_what_blur_drops_is_what_it_nearly_extinguishes(sigma, size):
     assert torch.linalg.matrix_norm(A_pinv, 2) <= (1 + 1e-9) / TOLERANCE
     assert torch.linalg.matrix_norm(A - A @ P, 2) <= (1 + 1e-9) * TOLERANCE
     assert rank == pytest.approx((gains > TOLERANCE).sum().item(), abs=1e-9)
-    # of all components
+    # smallest and largest fraction of components that are kept
     least, most = {0.1: (1, 1), 0.5: (1, 1), 1.0: (0.3, 0.9), 2.0: (0.05, 0.3), 20.0: (0, 1 / 30)}[
         sigma
     ]
-    # the mean is always seen
+    # the mean of each channel is always measured
     assert least * len(A) <= rank + 1e-9 and rank - 1e-9 <= most * len(A) and rank > CHANNELS - 1e-9
 
 
 @pytest.mark.parametrize('make, size', ALL.values(), ids=ALL)
 @pytest.mark.parametrize('dtype', ROUNDING)
 def test_project_is_the_inverse_of_the_measurement(dtype, make, size):
-    """P x, computed at once, is A^+ (A x); and both keep the dtype, as does A."""
+    """`project` computes P x = A^+ (A x) directly; A, A^+ and P keep the dtype."""
     measurement, x = make(*size), images(4, size, dtype)
     y = measurement(x)
     assert isinstance(measurement, Measurement)
@@ -150,7 +151,7 @@ UNMASKED = {name: case for name, case in ALL.items() if name not in MASK}
 @pytest.mark.parametrize('make, size', UNMASKED.values(), ids=UNMASKED)
 @pytest.mark.parametrize('dtype', ROUNDING)
 def test_all_but_masks_commute_with_the_scalers(dtype, make, size):
-    """Measuring and scaling x to 2 x - 1 and back commute."""
+    """A, A^+ and P commute with the scaling of x to 2 x - 1 and back."""
     measurement, x = make(*size), images(2, size, dtype)
     y = measurement(x)
     for scaled in (lambda v: 2 * v - 1, lambda v: (v + 1) / 2):
@@ -169,7 +170,7 @@ def test_downsampling_is_average_pooling(factor, size, dtype):
     x = images(2, size, dtype)
     y = downsampling(*size, factor)(x)
     assert y.shape == (2, CHANNELS, size[0] // factor, size[1] // factor)
-    # sums of 16 values: a few epsilons
+    # sums of 16 values have rounding errors of a few machine epsilons
     torch.testing.assert_close(y, F.avg_pool2d(x, factor), rtol=0, atol=ROUNDING[dtype] / 10)
 
 
@@ -180,22 +181,22 @@ def test_blur_is_scipys(sigma, size):
     exact = torch.from_numpy(
         gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode='reflect', truncate=4.0)
     )
-    torch.testing.assert_close(blur(*size, sigma)(x), exact, rtol=0, atol=1e-12)  # float64
+    torch.testing.assert_close(blur(*size, sigma)(x), exact, rtol=0, atol=1e-12)  # in float64
     torch.testing.assert_close(blur(*size, sigma)(x.float()), exact.float(), rtol=0, atol=1e-6)
 
 
 def test_grey_is_the_mean_of_the_channels():
     x = images(2, (4, 6))
-    # an epsilon
+    # the tolerance is about one machine epsilon
     torch.testing.assert_close(
         Grey(CHANNELS)(x), (x[:, :1] + x[:, 1:2] + x[:, 2:]) / 3, rtol=0, atol=1e-15
     )
-    # of all such images the one of least norm
+    # A^+ gives the image of smallest norm with these channel means
     assert torch.equal(Grey(CHANNELS).pinv(x[:, :1]), x[:, [0, 0, 0]])
 
 
 def test_rows_and_columns_have_filters_of_their_own():
-    """R x C^T, for matrices that differ in shape and content."""
+    """`Separable(R, C)` computes R x C^T, also if R and C differ in shape and values."""
     R, C, x = (
         torch.randn(3, 5, dtype=torch.float64),
         torch.randn(2, 7, dtype=torch.float64),
@@ -212,7 +213,7 @@ def test_rows_and_columns_have_filters_of_their_own():
 def test_masks_broadcast(shape):
     """Masked values have no influence, even if they are NaN; known values are copied.
 
-    Masks of 0 and 1 and of booleans mean the same.
+    Masks of numbers 0 and 1 and masks of booleans are equivalent.
     """
     x, mask = images(2, (4, 6)), (torch.randn(shape) > 0)
     full = mask.expand(x.shape)
@@ -225,7 +226,7 @@ def test_masks_broadcast(shape):
             )
 
 
-# Refusals
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def test_named_masks_are_zeros_and_ones(name, size):
     [('left', 1, False), ('right', 1, True), ('top', 0, False), ('bottom', 0, True)],
 )
 def test_a_half_is_missing(name, axis, reverse, size):
-    """The half of that name is missing; a middle row or column belongs to either half."""
+    """The named half is missing; the middle row or column may be missing or known."""
     mask = named_mask(name, *size).movedim(axis, 0)
     mask = mask.flip(0) if reverse else mask
     n = len(mask)
@@ -285,7 +286,7 @@ def test_a_half_is_missing(name, axis, reverse, size):
 
 @pytest.mark.parametrize('size', MASK_SIZES, ids=str)
 def test_center_and_border_are_complementary(size):
-    """The center is a rectangle half as long as the image, give or take one pixel."""
+    """The center is a rectangle with half the side lengths of the image, up to one pixel."""
     center, border = named_mask('center', *size), named_mask('border', *size)
     assert torch.equal(center + border, torch.ones(size))
     rows, columns = (center == 0).any(1), (center == 0).any(0)
@@ -304,14 +305,14 @@ def test_random_masks_have_their_fraction_and_are_always_the_same(name, known, s
     torch.manual_seed(1)
     mask = named_mask(name, *size)
     state = torch.get_rng_state()
-    # nor do they take from the seed
+    # they do not use the global random state either
     assert torch.equal(named_mask(name, *size), mask) and torch.equal(torch.get_rng_state(), state)
     assert abs(mask.sum().item() - known * mask.numel()) < 1
-    if mask.numel() > 90:  # scattered: no half of the image has all the known ones
+    if mask.numel() > 90:  # no half of the image contains all known pixels
         for side in ('left', 'right', 'top', 'bottom'):
             assert 0 < (mask * named_mask(side, *size)).sum() < mask.sum()
 
 
 def test_most_is_within_half():
-    """The same order of pixels: what is known of 'most' is known of 'half'."""
+    """Pixels known with 'most' are also known with 'half', because the random order is the same."""
     assert (named_mask('most', 28, 28) <= named_mask('half', 28, 28)).all()

@@ -1,4 +1,4 @@
-"""Metrics from features: exact values where they exist, else those of TF-GAN and torch-fidelity.
+"""Metrics of features, compared with exact values, or with TF-GAN and torch-fidelity.
 
 No metric is NaN.
 """
@@ -23,7 +23,7 @@ def rng():
 
 @pytest.mark.parametrize('case', ['a', 'b', 'few', 'one_block'])
 def test_numbers_of_tfgan(case):
-    """1e-5 is what its float32 leaves."""
+    """The metrics agree with TF-GAN, up to 1e-5 for its float32 computations."""
     data, samples, logits = (
         REFERENCE[f'{case}_{key}'] for key in ('pool_data', 'pool_samples', 'logits')
     )
@@ -43,7 +43,7 @@ def test_statistics_are_those_of_numpy(rng):
 
 
 def test_frechet_distance_of_known_gaussians(rng):
-    """Covariances with common eigenvectors: |mu|^2 + sum (sqrt(p) - sqrt(q))^2."""
+    """If the covariances have the same eigenvectors, it is |mu|^2 + sum (sqrt(p) - sqrt(q))^2."""
     basis = np.linalg.qr(rng.standard_normal((20, 20)))[0]
     p, q, shift = rng.random(20), rng.random(20), rng.standard_normal(20)
     a, b = (
@@ -57,13 +57,13 @@ def test_frechet_distance_of_known_gaussians(rng):
 
 
 def by_covariances(*sets) -> float:
-    """The Frechet distance from covariances alone, whatever the numbers of features are."""
+    """Return the Frechet distance computed from covariances, for any number of features."""
     known = [metrics.statistics(x) for x in sets]
     return metrics.frechet_distance(*(metrics.Statistics(x.mean, x.covariance, x.n) for x in known))
 
 
 def test_frechet_distance_of_fewer_features_than_dimensions_is_exact(rng):
-    """The trace of the root is the nuclear norm of A B^T for centred, scaled features A and B."""
+    """The trace of the root is the nuclear norm of A B^T (A, B are centred, scaled features)."""
     mixing = rng.standard_normal((400, 400)) * np.exp(-np.arange(400) / 60)
     a, b = rng.standard_normal((50, 400)) @ mixing, rng.standard_normal((70, 400)) @ mixing + 1
     centred = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]
@@ -82,9 +82,9 @@ def test_frechet_distance_of_fewer_features_than_dimensions_is_exact(rng):
     'n, m', [(40, 50), (50, 40), (63, 63), (63, 900), (900, 20), (2, 3), (64, 64), (700, 900)]
 )
 def test_both_ways_to_the_frechet_distance_agree_on_digits(rng, monkeypatch, n, m):
-    """8x8 digits have 64 values, some of them always 0.
+    """The distance is the same from features and from covariances, for 8x8 digits (64 values).
 
-    The larger set is read in several blocks.
+    Some of the values are always 0. The larger set is read in several blocks.
     """
     from sklearn.datasets import load_digits
 
@@ -98,7 +98,7 @@ def test_both_ways_to_the_frechet_distance_agree_on_digits(rng, monkeypatch, n, 
 
 
 def test_frechet_distance_of_few_large_images_takes_little_time_and_memory(rng):
-    """270 and 64 images of 64x64x3: a covariance alone would take 1.1 GiB."""
+    """For 270 and 64 images of 64x64x3 values; a single covariance would need 1.1 GiB."""
     x, y = (rng.random((n, 64 * 64 * 3), np.float32) for n in (270, 64))
     a, b = metrics.statistics(x), metrics.statistics(y)
     started = time.process_time()
@@ -133,8 +133,8 @@ def test_kernel_distance_is_unbiased_and_knows_its_error(rng):
         for _ in range(200)
     ]
     means = np.array([value.mean for value in found])
-    assert abs(means.mean()) < 4 * means.std() / 200**0.5  # of one distribution: 0
-    # 10 blocks x 200 repeats: 2 %, with skew
+    assert abs(means.mean()) < 4 * means.std() / 200**0.5  # the expected distance is 0
+    # 10 blocks x 200 repeats give a standard error of 2 %; the distribution is skewed
     assert np.mean([value.error for value in found]) == pytest.approx(means.std(), rel=0.15)
 
 
@@ -162,7 +162,7 @@ def test_precision_and_recall_of_disjoint_nested_and_equal_sets(rng):
     assert metrics.precision_recall(wide, wide) == (1, 1)
     assert metrics.precision_recall(wide, wide + 10) == (0, 0)
     precision, recall = metrics.precision_recall(wide, narrow)
-    # the narrow square covers a hundredth of the wide one
+    # the narrow square covers 1/100 of the wide one
     assert precision > 0.95 and recall < 0.05
 
 

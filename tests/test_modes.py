@@ -1,4 +1,4 @@
-"""The library within `torch.inference_mode`, and with networks cast to half precision."""
+"""The library in `torch.inference_mode`, and with networks cast to half precision."""
 
 import functools
 
@@ -29,7 +29,7 @@ def network(kind='ve', **model):
 
 
 def samplers() -> dict:
-    """The options of every predictor, corrector and solver, by name."""
+    """Return {name: options} for every predictor, corrector and solver."""
     predictors = sampling.PREDICTORS.names()
     made = {name: PC(predictor=name) for name in predictors if name != 'none'}
     made |= {
@@ -73,7 +73,7 @@ def sampled(kind, name, network):
     'task', ['likelihood', 'divergence', 'classifier', 'measurement', 'inpainting']
 )
 def test_gradients_under_inference_mode(kind, task):
-    """Code that needs gradients turns them on itself and returns the same, also for such inputs."""
+    """Code that needs gradients enables them itself; its results do not depend on the mode."""
     sde = SDES[kind]
     classifier = build(tiny_config('wideresnet', module='configs.ve.cifar10_wideresnet', widen=1))
     score = Score(network(kind), sde)
@@ -109,7 +109,7 @@ def test_gradients_under_inference_mode(kind, task):
 
 
 def test_tables_made_under_inference_mode_serve_training():
-    """They are kept for all later calls, in which autograd would refuse inference tensors."""
+    """Cached tables are also used in later calls, where autograd rejects inference tensors."""
     sde = VPSDE(0.1, 19.5, N=37)
     with torch.inference_mode():
         sampling.sample(
@@ -135,7 +135,7 @@ def test_tables_made_under_inference_mode_serve_training():
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('kind, name', CASES)
 def test_cast_networks_in_every_sampler(kind, name, dtype):
-    """The state stays float32; the samples are those of float32 to a few digits."""
+    """The state remains float32; samples agree with those of a float32 network to a few digits."""
     results = []
     torch.manual_seed(1)
     model = network(kind)
@@ -149,7 +149,7 @@ def test_cast_networks_in_every_sampler(kind, name, dtype):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', ['ncsnpp', 'ddpmpp', 'ddpm', 'ncsn', 'ncsnv2_64', 'wideresnet'])
 def test_cast_networks_answer_as_in_float32(name, dtype):
-    """Also at high noise, where embeddings need more digits than half precision has."""
+    """This also holds at high noise, where embeddings need more digits than half precision has."""
     size = 16 if name.startswith('ncsn') and name != 'ncsnpp' else 8
     model = build(
         tiny_config(name, module='configs.ve.cifar10_wideresnet' if name == 'wideresnet' else None)

@@ -1,4 +1,4 @@
-"""Names of files that are not UTF-8."""
+"""File names that are not valid UTF-8."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from reports import results
 
 
 def test_names_need_not_be_utf8(tmp_path, caplog):
-    """In data sets, their digests and the log."""
+    """File names that are not valid UTF-8 work in data sets, in their digests and in the log."""
     images, odd = crops(9, 16), os.fsdecode(b'caf\xe9')
     path = folder(tmp_path / odd, images[:4])
     for k, image in enumerate(images):
@@ -45,7 +45,7 @@ def test_names_need_not_be_utf8(tmp_path, caplog):
 
 
 def test_the_path_of_a_data_set_need_not_be_utf8(tmp_path):
-    """From training to a report."""
+    """Training, evaluation and the report work if the path is not valid UTF-8."""
     odd = os.fsdecode(b'caf\xe9')
     path, workdir = folder(tmp_path / odd / odd, crops(20, 8)[..., 0]), tmp_path / 'run'
     config = load_config('configs.vp.digits_ddpmpp_continuous', dict(dataset='FOLDER', path=path))

@@ -1,4 +1,4 @@
-"""Class-conditional U-Nets: the table of classes, label dropout, what is refused."""
+"""Class-conditional U-Nets: the table of classes, label dropout, and errors for invalid classes."""
 
 import math
 
@@ -12,9 +12,9 @@ CLASSES = 5
 
 
 def told_and_untold(name):
-    """A class-conditional U-Net, and an unconditional one with the same weights.
+    """Return a class-conditional U-Net, and an unconditional one with the same weights.
 
-    The latter lacks the table of the classes.
+    The unconditional network lacks the table of classes.
     """
     told, untold = build(tiny_config(name, num_classes=CLASSES)), build(tiny_config(name))
     untold.load_state_dict(
@@ -27,7 +27,7 @@ def told_and_untold(name):
 def test_classes_add_a_table_behind_all_other_parameters(name):
     """Names, order and initial values (from the same seed) of the other parameters do not change.
 
-    Checkpoints and numbers therefore stay valid.
+    Checkpoints and results therefore remain valid.
     """
     networks = []
     for classes in (0, CLASSES):
@@ -44,9 +44,9 @@ def test_classes_add_a_table_behind_all_other_parameters(name):
 
 @pytest.mark.parametrize('name', UNETS)
 def test_a_class_adds_its_row_to_the_embedding_of_the_time(name):
-    """A table of zeros gives the unconditional network; equal rows make all classes equal.
+    """A table of zeros gives the unconditional network; with equal rows, all classes are equal.
 
-    The last row stands for None.
+    The last row is used for `classes=None`.
     """
     told, untold = told_and_untold(name)
     table, x, labels = (
@@ -66,7 +66,7 @@ def test_a_class_adds_its_row_to_the_embedding_of_the_time(name):
     for k in range(CLASSES + 1):
         torch.testing.assert_close(row(k), of_class[k])
         assert torch.equal(told(x, labels, classes), told(x, labels))
-        # 1e-3: a hundred times what sums round
+        # 1e-3 is a hundred times the rounding errors of sums
         assert k == CLASSES or not torch.allclose(of_class[k], own, atol=1e-3)
     told.label_embedding.weight.data = torch.zeros_like(table)
     torch.testing.assert_close(told(x, labels, classes), untold(x, labels))
@@ -74,7 +74,7 @@ def test_a_class_adds_its_row_to_the_embedding_of_the_time(name):
 
 @pytest.mark.parametrize('name', UNETS)
 def test_the_class_of_an_image_is_its_own(name):
-    """A batch of classes gives the outputs of single images.
+    """A batch with several classes gives the same outputs as its images one by one.
 
     The class of an image affects only its own output.
     """
@@ -87,7 +87,7 @@ def test_the_class_of_an_image_is_its_own(name):
     )
     other = network(x, labels, torch.tensor([2, 1, 4, 2]))
     changed = (other - out).abs().amax((1, 2, 3))
-    # what sums round, and a hundred times as much
+    # 1e-5 is for rounding errors of sums; the change is a hundred times larger
     assert changed[1] > 1e-3 and changed[[0, 2, 3]].max() < 1e-5
     assert torch.equal(network(x, labels, classes.int()), out)
 
@@ -95,10 +95,10 @@ def test_the_class_of_an_image_is_its_own(name):
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
 @pytest.mark.parametrize('name', UNETS)
 def test_label_dropout_hides_the_class_of_a_share_of_images_in_training(name, share):
-    """Each output is that of the class or that of None, the latter with frequency `share`.
+    """Each output is that of the class or, with frequency `share`, that of `classes=None`.
 
-    It is 0.3 to within four standard deviations of a mean of n draws. Outside of training no class
-    is hidden.
+    The frequency is tested up to four standard deviations of the mean of n draws. Outside of
+    training no class is hidden.
     """
     n, network = 500, build(tiny_config(name, num_classes=CLASSES, label_dropout=share))
     x, labels, classes = (
@@ -120,7 +120,7 @@ def test_label_dropout_hides_the_class_of_a_share_of_images_in_training(name, sh
 
 @pytest.mark.parametrize('name', UNETS)
 def test_a_gradient_reaches_the_rows_of_the_classes(name):
-    """Of those in the batch, and of the last where the class is hidden."""
+    """Rows of classes in the batch get a gradient; if the class is hidden, the last row gets it."""
     network = build(tiny_config(name, num_classes=CLASSES, label_dropout=0.0)).train()
 
     def rows(classes):
@@ -137,7 +137,7 @@ def test_a_gradient_reaches_the_rows_of_the_classes(name):
 
 
 def test_classes_in_float64():
-    """Nothing of float32 on the way: finite differences agree."""
+    """Derivatives agree with finite differences, so no intermediate value is float32."""
     network = build(tiny_config('ncsnpp', dict(num_channels=1), num_classes=CLASSES)).double()
     x, labels, classes = (
         torch.rand(1, 1, 8, 8, dtype=torch.float64).requires_grad_(),

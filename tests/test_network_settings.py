@@ -1,4 +1,4 @@
-"""Settings of networks: every combination of those of NCSN++, and values that are refused."""
+"""Settings of networks: all combinations for NCSN++, and errors for invalid values."""
 
 import itertools
 
@@ -21,9 +21,10 @@ OPTIONS = dict(
 
 
 def _repeats_another(settings) -> bool:
-    """Whether an option without effect has another value than the first: the network is the same.
+    """Whether the settings give the same network as others, because an option has no effect.
 
-    Only input skips are combined, and BigGAN blocks resample without a layer for it.
+    `progressive_combine` is only used by input skips; `resamp_with_conv` is not used by BigGAN
+    blocks, which have no resampling layer.
     """
     combines = settings['progressive_input'] == 'input_skip'
     resamples = settings['resblock_type'] == 'ddpm'
@@ -50,7 +51,7 @@ def _combination_id(settings):
 def test_every_combination_trains(settings):
     """Every parameter gets a gradient.
 
-    There are three widths, so that a block in the wrong place would not fit.
+    The three resolutions have different widths, so a block in the wrong place would raise an error.
     """
     network = build(tiny_config('ncsnpp', ch_mult=(1, 2, 3), **settings)).train()
     x = torch.rand(2, 3, 8, 8)
@@ -168,7 +169,7 @@ def test_ncsnv2_by_image_size(size, expected):
     ],
 )
 def test_refinements_join_the_stages_of_the_originals(name, pairs):
-    """Each refinement joins the output of one stage and that of the refinement before it.
+    """Each refinement joins the output of one stage and the output of the previous refinement.
 
     The order is that of the original networks.
     """

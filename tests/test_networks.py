@@ -1,4 +1,4 @@
-"""Networks: sizes of images, dtypes, noise levels, blocks."""
+"""Networks: image sizes, dtypes, noise levels, blocks."""
 
 import math
 
@@ -15,7 +15,7 @@ from sde_lib import VESDE, VPSDE
 UNETS = ('ddpm', 'ddpmpp', 'ncsnpp')
 REFINENETS = ('ncsn', 'ncsnv2', 'ncsnv2_64', 'ncsnv2_128', 'ncsnv2_256')
 NETWORKS = UNETS + REFINENETS
-CLASSIFIERS = ('wideresnet',)  # with tests of their own
+CLASSIFIERS = ('wideresnet',)  # they have separate tests
 MODULES = {
     'ddpm': 'configs.vp.ddpm.cifar10',
     'ddpmpp': 'configs.vp.cifar10_ddpmpp_continuous',
@@ -28,7 +28,7 @@ TINY = dict(
 
 
 def tiny_config(name, data=(), module=None, **model):
-    """The published settings of a network, small: two resolutions, 8 pixels."""
+    """Return a small version of a network's published config: two resolutions, 8 pixels."""
     settings = dict(nf=8) if name in REFINENETS else TINY | (dict(nf=32) if name == 'ddpm' else {})
     size = 16 if name in REFINENETS else 8
     return load_config(
@@ -39,9 +39,9 @@ def tiny_config(name, data=(), module=None, **model):
 
 
 def build(config):
-    """The network in evaluation mode, its weights moved away from their initial values.
+    """Return the network in evaluation mode, with noise added to its initial weights.
 
-    Initially the last layers of most networks are nearly zero.
+    Without this, the last layers of most networks are nearly zero.
     """
     network = mutils.get_model(config.model.name)(config).eval()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def build(config):
 
 
 def labels_for(name, n, dtype=torch.float32):
-    """Times, noise levels or indices that every network understands."""
+    """Return n labels that the network accepts: times, noise levels or indices."""
     return torch.arange(n) + 1 if name in REFINENETS else torch.arange(1, n + 1, dtype=dtype)
 
 
@@ -73,9 +73,9 @@ def test_every_registered_network_is_tested_here():
 @pytest.mark.parametrize('size', [(8, 8), (16, 16), (8, 12), (20, 8)], ids=str)
 @pytest.mark.parametrize('name', NETWORKS)
 def test_other_sizes(name, size, channels):
-    """Convolutions do not mind the size they were built for, nor that images be square."""
+    """Networks accept other image sizes than the size in the config, also images not square."""
     if name in REFINENETS:
-        # the deepest of them halve the size three times, and need some pixels left
+        # the deepest of these networks halve the size three times
         size = (2 * size[0], 2 * size[1])
     network = build(tiny_config(name, dict(num_channels=channels)))
     x = torch.rand(2, channels, *size)
@@ -119,13 +119,13 @@ def test_unconditional(name):
 
     untold(x, early).square().mean().backward()
     unused = [key for key, p in untold.named_parameters() if p.requires_grad and p.grad is None]
-    # blocks may keep, as published, the layer that would take the embedding
+    # as in the 2021 release, blocks may have an unused layer for the embedding
     assert all('.Dense_0.' in key for key in unused)
 
 
 @pytest.mark.parametrize('name', UNETS)
 def test_attention_stays_where_it_was_built(name):
-    """At the level that has 8 pixels at the size of the config, whatever the size of an input."""
+    """Attention remains at the U-Net level that the config chooses, for any input size."""
     network = build(
         tiny_config(name, dict(image_size=16), attn_resolutions=(8,), ch_mult=(1, 1, 1))
     )
@@ -146,7 +146,7 @@ def test_attention_stays_where_it_was_built(name):
 
 
 def test_networks_see_data_of_either_scaling_alike():
-    """Data in [0, 1] are brought to [-1, 1] inside, unless the config says that they are there."""
+    """Networks map data in [0, 1] to [-1, 1], unless the data are already in this range."""
     x = torch.rand(2, 3, 16, 16)
     for name in NETWORKS:
         inside, outside = (
@@ -163,7 +163,7 @@ def test_networks_see_data_of_either_scaling_alike():
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_float64_throughout(name):
-    """Float64 in, float64 out, and no float32 in between: derivatives are right to eight digits."""
+    """Input, output and all values between are float64: derivatives are exact to eight digits."""
     network = build(tiny_config(name, dict(num_channels=1))).double()
     size = 16 if name in REFINENETS else 8
     x = torch.rand(1, 1, size, size, dtype=torch.float64).requires_grad_()
@@ -233,7 +233,7 @@ def test_continuous_labels_are_sigma():
 
 
 def recorded_labels(network):
-    """A list to which every call of the network adds its labels."""
+    """Return a list to which every call of the network appends its labels."""
     labels = []
     network.register_forward_pre_hook(lambda network, inputs: labels.append(inputs[1]))
     return labels
@@ -251,9 +251,9 @@ def recorded_labels(network):
     ],
 )
 def test_a_discrete_network_meets_its_own_noise_levels(name, module, levels, steps):
-    """At every time of an SDE with more or fewer steps, the label is the level nearest to sigma(t).
+    """The label is the index of the network's noise level nearest to sigma(t).
 
-    The levels are those that the network was built with.
+    This holds at every time of an SDE with more or fewer steps than the network has noise levels.
     """
     config = tiny_config(name, module=module, num_scales=levels, sigma_min=0.01, sigma_max=50.0)
     model, sde = mutils.create_model(config), VESDE(0.01, 50.0, N=steps)
@@ -274,15 +274,15 @@ def test_a_discrete_network_meets_its_own_noise_levels(name, module, levels, ste
         torch.tensor(mutils.get_sigmas(config))[labels].log()
         - sde.marginal_prob(t, t)[1].double().log()
     )
-    # half the distance between two levels
+    # the tolerance is half the distance between two noise levels
     assert log_ratio.abs().max() < 0.501 * math.log(5000) / (levels - 1)
 
 
 @pytest.mark.parametrize('steps', [100, 2000])
 def test_a_discrete_vp_network_meets_its_own_noise_levels(steps):
-    """The label is a position in the chain of 1000 steps.
+    """The label is a position in the network's chain of 1000 steps.
 
-    Minus the output is divided by the std of that chain there.
+    The score is minus the output, divided by the std of this chain at the label.
     """
     config = tiny_config('ddpm', num_scales=1000)
     model, sde = mutils.create_model(config), VPSDE(N=steps)
@@ -330,7 +330,7 @@ def test_sampling_a_discrete_network_with_another_number_of_steps(name, steps):
 
 @pytest.mark.parametrize('dimension', [8, 9])
 def test_timestep_embedding(dimension):
-    """Sines then cosines, at frequencies from 1 to 1/10000; an odd dimension ends with a zero."""
+    """Sines, then cosines, have frequencies from 1 to 1/10000; an odd dimension ends with zero."""
     t = torch.tensor([0.0, 1.0, 37.5])
     embedding = layers.get_timestep_embedding(t, dimension)
     expected = np.zeros((3, dimension))
@@ -345,7 +345,7 @@ def test_timestep_embedding(dimension):
 
 
 def test_attention_is_its_formula():
-    """softmax(q k / sqrt(C)) v over all pixels, projected and added."""
+    """Attention adds the projection of softmax(q k / sqrt(C)) v over all pixels to its input."""
     block = layers.AttnBlock(32, init_scale=1.0).double()
     x = torch.randn(2, 32, 3, 4, dtype=torch.float64)
     h = torch.nn.functional.group_norm(

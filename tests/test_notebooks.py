@@ -1,4 +1,4 @@
-"""Notebooks run from top to bottom, and are stored with their outputs and pictures."""
+"""Notebooks run from top to bottom and are stored with their outputs and pictures."""
 
 import re
 
@@ -11,14 +11,14 @@ from notebooks.execute import execute, notebooks, pictures
 
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
-    """Variables for all notebooks: a folder for checkpoints, and few training steps."""
+    """Environment variables for all notebooks: a folder for checkpoints, and few training steps."""
     return dict(OMP_NUM_THREADS='1', RUNS=str(tmp_path_factory.mktemp('runs')), STEPS='300')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', notebooks(), ids=lambda path: path.stem)
 def test_notebook_runs(path, environment):
-    """Without an error, in time, and every cell that names a picture draws one."""
+    """A notebook runs in time and without errors; every cell that names a picture draws one."""
     fresh = execute(path, environment, limit=600)
     assert {name: len(images) for name, images in pictures(fresh).items()} == dict.fromkeys(
         pictures(fresh), 1
@@ -32,7 +32,7 @@ def test_notebook_runs(path, environment):
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda path: path.stem)
 def test_notebook_was_saved_as_it_ran(path):
-    """Every cell ran in order, its pictures are those in assets, and no machine or time shows."""
+    """All cells ran in order, pictures are those in assets, and no machine or time is stored."""
     stored = nbformat.read(path, as_version=4)
     nbformat.validate(stored)
     assert [cell.id for cell in stored.cells] == [
@@ -65,5 +65,5 @@ def test_the_documentation_shows_pictures_that_are_there():
 
 
 def kind(output):
-    """What sort of output it is: text or a picture, printed or shown."""
+    """Return the kind of an output: text or a picture, printed or displayed."""
     return output.output_type, sorted(output.get('data', ()))

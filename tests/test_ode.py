@@ -1,4 +1,4 @@
-"""The solvers of initial value problems against exact solutions, on the device and on the host."""
+"""ODE solvers on the device and on the host, compared with exact solutions."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_methods_are_known():
 @pytest.mark.parametrize('backwards', [False, True])
 @pytest.mark.parametrize('method', ode.METHODS)
 def test_two_coupled_parts(method, backwards):
-    """dx/dt = a y, dy/dt = -a x, a rotation of two parts with different shapes and dtypes."""
+    """The ODE dx/dt = a y, dy/dt = -a x rotates two parts with different shapes and dtypes."""
     a, t0, t1 = 3.0, 0.25, 1.5
     ends = (t1, t0) if backwards else (t0, t1)
 
@@ -76,13 +76,13 @@ def test_evaluations_are_counted(method):
         atol=1e-4,
         method=method,
     )
-    if method not in ('Radau', 'BDF'):  # SciPy does not count what it spends on Jacobians
+    if method not in ('Radau', 'BDF'):  # SciPy does not count calls for Jacobians
         assert nfe == len(calls)
 
 
 @pytest.mark.parametrize('method, order', [('dopri5', 5), ('bosh3', 3), ('dopri8', 8), ('RK45', 5)])
 def test_the_error_follows_the_tolerance(method, order):
-    """A hundredth of the tolerance: a tenth of the error, for 100^(1/order) times the work."""
+    """A tolerance smaller by 100 gives an error smaller by 10, for 100^(1/order) times the work."""
     x = torch.linspace(0.5, 2, 7, dtype=torch.float64)
 
     def error(tolerance):
@@ -99,7 +99,7 @@ def test_the_error_follows_the_tolerance(method, order):
 @pytest.mark.parametrize('method', ['dopri5', 'dopri8', 'RK45'])
 @pytest.mark.parametrize('ends', [(0.0, 1.0), (1.0, 0.0)])
 def test_nothing_is_asked_beyond_the_ends(method, ends):
-    """f is not defined there, even if the first step would be far longer than the interval."""
+    """f is never called outside of the interval, even if the first step would be far longer."""
     seen = []
 
     def f(t, x):
@@ -113,7 +113,7 @@ def test_nothing_is_asked_beyond_the_ends(method, ends):
 @pytest.mark.parametrize('method', ['dopri5', 'RK45'])
 def test_a_solver_that_gives_up_says_where(method):
     with pytest.raises(RuntimeError, match=f'the ODE solver {method} stopped before t=2'):
-        # the solution ends at t=1
+        # the solution exists only for t < 1
         ode.solve(lambda t, x: (x**2,), (torch.ones(2, dtype=torch.float64),), 0, 2, method=method)
 
 

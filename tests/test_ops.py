@@ -1,4 +1,4 @@
-"""Resampling and activation against slow definitions and finite differences."""
+"""Resampling and activation, compared with slow definitions and finite differences."""
 
 import numpy as np
 import pytest
@@ -11,10 +11,10 @@ from resampling_cases import FIR, double
 
 
 def slow_upfirdn2d(x, kernel, up, down, pad):
-    """The definition, pixel by pixel.
+    """Compute `upfirdn2d` by its definition, pixel by pixel.
 
-    Zeros come between the pixels and around them (or borders are cut); the flipped kernel is
-    applied at every `down`-th place.
+    Zeros are inserted between the pixels and around them (or borders are cropped); the flipped
+    kernel is applied at every `down`-th position.
     """
     batch, channels, height, width = x.shape
     kh, kw = kernel.shape
@@ -36,7 +36,7 @@ def slow_upfirdn2d(x, kernel, up, down, pad):
 
 
 def slow_correlation(x, w, stride=1):
-    """sum over channels and taps of x w, without padding."""
+    """Return the cross-correlation of x and w: sums over channels and taps, without padding."""
     r = w.shape[-1]
     rows, columns = range(0, x.shape[2] - r + 1, stride), range(0, x.shape[3] - r + 1, stride)
     out = np.zeros((len(x), len(w), len(rows), len(columns)))
@@ -52,7 +52,7 @@ def slow_correlation(x, w, stride=1):
 
 
 PADS = [(0, 0), (2, 1), (1, 3), (-1, 2), (3, -2), (-1, -1), (7, 9)]
-# every border with each branch of the composition, and every pair of factors
+# every kind of border in each branch of the code, and every pair of factors
 CASES = [
     *(((3, 2), *factors, pad) for factors in ((1, 1), (1, 2), (2, 1), (2, 3)) for pad in PADS),
     *(((4, 4), up, down, (2, 1)) for up in (1, 2, 3) for down in (1, 2, 3)),
@@ -71,7 +71,7 @@ def test_upfirdn2d_is_its_definition(kernel_shape, up, down, pad):
 
 
 def test_upfirdn2d_on_random_settings():
-    """Random combinations, among those that leave at least a pixel."""
+    """Random settings agree with the definition; settings with an empty output are skipped."""
     rng = np.random.default_rng(0)
     tried = 0
     while tried < 60:
@@ -100,7 +100,7 @@ def test_upfirdn2d_on_random_settings():
     ids=str,
 )
 def test_upfirdn2d_derivatives(setting):
-    """First ones (for training) and second ones (for regularisers), in image and kernel."""
+    """First derivatives (for training) and second ones (for regularisers) by image and kernel."""
     inputs = double(2, 1, 4, 5).requires_grad_(), double(3, 2).requires_grad_()
 
     def resample(x, kernel):
@@ -132,7 +132,7 @@ def test_low_precision_stays(resample, dtype):
     x, w = torch.randn(2, 3, 8, 8).to(dtype), torch.randn(4, 3, 3, 3).to(dtype)
     value, exact = resample(x, w), resample(x.double(), w.double())
     assert value.dtype == dtype
-    # a few roundings of the result
+    # the tolerance is a few rounding errors of the result
     assert (value.double() - exact).abs().max() < 4 * torch.finfo(dtype).eps * exact.abs().max()
 
 
@@ -153,7 +153,7 @@ def test_low_precision_stays(resample, dtype):
     ids=str,
 )
 def test_upsampling_keeps_a_constant(k, factor):
-    """Away from the border, for filters that give all places between two pixels the same weight."""
+    """A constant is kept away from the border, for filters whose phases all have equal weight."""
     length = factor if k is None else len(k)
     value = resampling.upsample_2d(
         torch.full((1, 2, 12, 10), 0.7, dtype=torch.float64), k, factor=factor, gain=3
@@ -166,12 +166,12 @@ def test_upsampling_keeps_a_constant(k, factor):
 @pytest.mark.parametrize('factor', [2, 3])
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1), (1, 4, 6, 4, 1)], ids=str)
 def test_resampling_stays_in_place(k, factor):
-    """A ramp keeps its slope and, for filters symmetric about a pixel's centre, its place."""
+    """A ramp keeps its slope and, for filters symmetric about a pixel's centre, its position."""
     ramp = torch.arange(24, dtype=torch.float64).expand(1, 1, 24, 24)
     value = resampling.downsample_2d(ramp, k, factor=factor)
     assert value.shape == (1, 1, 24 // factor, 24 // factor)
-    # Output pixel i covers input pixels i factor .. i factor + factor - 1; a filter whose length
-    # has another parity is half a pixel off.
+    # Output pixel i covers input pixels i factor .. i factor + factor - 1. If the length of the
+    # filter and the factor differ in parity, the output is shifted by half a pixel.
     length = factor if k is None else len(k)
     shift = 0.5 if (length - factor) % 2 else 0.0
     centres = torch.arange(24 // factor, dtype=torch.float64) * factor + (factor - 1) / 2 - shift
@@ -202,7 +202,7 @@ def fir(k, factor, gain):
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1)], ids=str)
 @pytest.mark.parametrize('size', [1, 3, 5])
 def test_upsample_conv_2d_is_its_definition(size, k, gain):
-    """Zeros between the pixels, cross-correlation with w (not flipped), then the filter."""
+    """It inserts zeros between the pixels, cross-correlates with w (not flipped), then filters."""
     x, w = double(2, 3, 5, 4), double(4, 3, size, size)
     value = resampling.upsample_conv_2d(x, w, k, gain=gain)
     assert value.shape == (2, 4, 10, 8)
@@ -214,10 +214,10 @@ def test_upsample_conv_2d_is_its_definition(size, k, gain):
         np.pad(between, [(0, 0), (0, 0), (border, border), (border, border)]), w.numpy()
     )
     kernel = fir(k, 2, 4 * gain)
-    # all places where filter and image touch
+    # all positions where filter and image overlap
     full = slow_upfirdn2d(correlated, kernel, 1, 1, (len(kernel) - 1,) * 2)
-    # Of these, the result is the window that starts where `upsample_2d` and a centred convolution
-    # start.
+    # The result is the window of these positions that starts at the same position as `upsample_2d`
+    # with a centred convolution.
     start = len(kernel) - 1 + border - ((len(kernel) - 2 + 1) // 2 + 1) - (size - 1) // 2
     window = np.pad(full, [(0, 0), (0, 0), (0, 4), (0, 4)])[
         :, :, start : start + 10, start : start + 8
@@ -229,7 +229,7 @@ def test_upsample_conv_2d_is_its_definition(size, k, gain):
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1)], ids=str)
 @pytest.mark.parametrize('size', [1, 3, 5])
 def test_upsample_conv_2d_is_upsampling_then_convolution(size, k, factor):
-    """Filters commute, so away from the border the order makes no difference."""
+    """Away from the border the two are equal, because filter and convolution commute."""
     x, w = double(2, 3, 9, 8), double(4, 3, size, size)
     value = resampling.upsample_conv_2d(x, w, k, factor=factor)
     separate = F.conv2d(resampling.upsample_2d(x, k, factor=factor), w, padding=size // 2)
@@ -241,7 +241,7 @@ def test_upsample_conv_2d_is_upsampling_then_convolution(size, k, factor):
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1)], ids=str)
 @pytest.mark.parametrize('size', [1, 3, 5])
 def test_conv_downsample_2d_is_its_definition(size, k, gain):
-    """The filter at full size, then cross-correlation with w at every second place."""
+    """It filters at full size, then cross-correlates with w at every second position."""
     x, w, kernel = double(2, 3, 8, 12), double(4, 3, size, size), fir(k, 2, gain)
     value = resampling.conv_downsample_2d(x, w, k, gain=gain)
     assert value.shape == (2, 4, 4, 6)

@@ -1,4 +1,4 @@
-"""A user's own SDE that defines only what is abstract, in every sampler, likelihood and loss."""
+"""A user's SDE that defines only the abstract methods, in every sampler, likelihood and loss."""
 
 import math
 
@@ -14,7 +14,7 @@ from models.ema import ExponentialMovingAverage
 from oracles import MEAN, STD, ExactNoise, OrnsteinUhlenbeck, identity, marginal
 from sde_lib import SDE
 
-# 8000 independent values: their mean is known to 0.006, their standard deviation to 0.004
+# 8000 independent values: the standard error of their mean is 0.006, of their std 0.004
 SHAPE = (500, 1, 4, 4)
 
 
@@ -38,18 +38,18 @@ def test_own_sde_with_predictor_corrector(predictor, corrector):
     assert samples.shape == SHAPE
     assert nfe == 400 * ((predictor != 'none') + (corrector != 'none'))
     if predictor == 'none':
-        # Langevin dynamics alone follows the noise levels, but only so far
+        # Langevin dynamics without a predictor follows the noise levels only roughly
         assert samples.isfinite().all()
         assert (samples - MEAN).square().mean() < 1.05 + MEAN**2
     else:
-        # noise, and the error of steps of 1/200
+        # the tolerance covers statistical errors and the error of steps of 1/200
         assert samples.mean().item() == pytest.approx(MEAN, abs=0.02)
         assert samples.std().item() == pytest.approx(STD, abs=0.02)
 
 
 @pytest.mark.parametrize('predictor', ['euler_maruyama', 'reverse_diffusion'])
 def test_own_sde_along_the_probability_flow(predictor):
-    """The flow remembers that the prior N(0, 1) is not quite the marginal at the end time."""
+    """The flow keeps the error of the prior: N(0, 1) is not exactly the marginal at T."""
     samples, _ = own_sampler(predictor, 'none', probability_flow=True)
     end, end_std = marginal(OrnsteinUhlenbeck(N=400), 2)
     assert samples.mean().item() == pytest.approx(MEAN - end / end_std * STD, abs=0.02)
@@ -65,7 +65,7 @@ def test_own_sde_has_no_ancestral_sampling():
 
 @pytest.mark.parametrize('eps', [1e-3, 0.5])
 def test_own_sde_with_the_ode_sampler(eps):
-    """For Gaussian data, the flow keeps the standardized distance of a value from the mean."""
+    """For Gaussian data, the flow keeps (x - mean) / std of every value x."""
     sde = OrnsteinUhlenbeck(N=100)
     z = torch.randn(*SHAPE)
     x, nfe = sampling.get_ode_sampler(sde, SHAPE, identity, eps=eps, device='cpu')(
@@ -84,9 +84,9 @@ def test_own_sde_with_the_ode_sampler(eps):
 
 @pytest.mark.parametrize('probe', ['Rademacher', 'Gaussian'])
 def test_own_sde_with_likelihood(probe):
-    """For Gaussian data, the flow is linear with the same slope for all values.
+    """For Gaussian data, the flow is affine with the same slope for all values.
 
-    Rademacher probes are exact, Gaussian ones right on average.
+    Rademacher probes are exact; Gaussian probes are correct on average.
     """
     sde = OrnsteinUhlenbeck(N=100)
     data = MEAN + STD * torch.randn(200, 1, 4, 4)
@@ -133,7 +133,7 @@ def test_own_sde_with_the_loss(likelihood_weighting, reduce_mean):
 
 @pytest.mark.parametrize('likelihood_weighting', [False, True])
 def test_own_sde_trains(likelihood_weighting):
-    """A step towards the exact network, from one that is off by a constant."""
+    """One training step moves a network with a constant error towards the exact network."""
     sde = OrnsteinUhlenbeck(N=100)
     model = ExactNoise(sde)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_own_sde_has_no_discrete_training():
 
 
 def test_shared_updates():
-    """The two functions that old samplers call in their own loops, with None for no step."""
+    """Samplers of the 2021 release call these two functions in their loops; None means no step."""
     sde = OrnsteinUhlenbeck(N=100)
     model, x, t = ExactNoise(sde), torch.randn(3, 1, 4, 4), torch.full((3,), 1.0)
     score_fn = mutils.get_score_fn(sde, model, continuous=True)
@@ -193,7 +193,7 @@ def test_sde_without_an_abstract_method():
 
 
 def test_divergence():
-    """Of a linear map with matrix A the estimate is e^T A e."""
+    """For a linear map with matrix A, the estimate of the divergence is e^T A e."""
     A, e = torch.randn(6, 6), torch.randn(4, 6)
     div_fn = likelihood.get_div_fn(lambda x, t: x @ A.T * t[:, None])
     t = torch.rand(4)

@@ -122,7 +122,7 @@ def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, pa
             {'model.attn_resolutions': (4, 16, 2)},
             'config.model.attn_resolutions=(4, 16, 2) includes '
             '16, 2, but the network only has the '
-            'resolutions 8, 4: there will be no attention there',
+            'resolutions 8, 4: it has no attention at the missing ones',
         ),
     ],
 )

@@ -47,7 +47,7 @@ def _check_exchange(rank, folder):
     assert distributed.broadcast({'of': rank}) == {'of': 0}
     assert distributed.gather(rank) == ([0, 1, 2] if rank == 0 else None)
     assert distributed.rows(12) == slice(4 * rank, 4 * rank + 4)
-    with pytest.raises(UserError, match='a batch of 13 cannot be shared evenly by 3'):
+    with pytest.raises(UserError, match='a batch of 13 cannot be split evenly among 3'):
         distributed.rows(13)
     done = []
     found = list(distributed.in_turns('abcdefg', lambda item: done.append(item) or (item, rank)))

@@ -54,7 +54,7 @@ def test_streams_of_images():
         assert is_per_image()
         first, second = normal_like(x), normal_like(x)
         prior = prior_sampling(SDES['ve'], (3, 2, 4))
-        with pytest.raises(ValueError, match='streams for 3 images, got a batch of 2'):
+        with pytest.raises(ValueError, match='a batch of 3 images, one for each seed, got 2'):
             normal_like(x[:2])
     assert not is_per_image() and torch.equal(torch.get_rng_state(), state)
     assert first.dtype == torch.float64 and first.shape == x.shape

@@ -211,7 +211,7 @@ def write(path, **arrays):
         (lambda path: '', '--input is missing: expected a folder'),
         (
             lambda path: path.joinpath('notes.txt').write_text('x') and path / 'notes.txt',
-            'notes.txt has another format: expected a folder',
+            'notes.txt is not supported: expected a folder',
         ),
         (lambda path: path, '--input=.*no pictures'),
         (

@@ -340,7 +340,7 @@ def test_an_unreachable_hub(monkeypatch):
         raise LocalEntryNotFoundError('no connection\nand more')
 
     monkeypatch.setattr('huggingface_hub.snapshot_download', fails)
-    with pytest.raises(CheckpointError, match='the Hugging Face hub answers: no connection$'):
+    with pytest.raises(CheckpointError, match='the Hugging Face hub reports: no connection$'):
         ScoreModel.load('somebody/digits')
 
 

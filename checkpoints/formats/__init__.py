@@ -1,14 +1,14 @@
-"""Formats of checkpoints: detect the format of a file, read and write its weights by our names.
+"""Formats of checkpoints: detect the format of a file, read and write weights under our names.
 
-| format | what it is | read | written |
+| format | content | can be read | can be written |
 |---|---|---|---|
-| `pytorch` | `.pth` of this library, the 2021 PyTorch release, or NCSN (a list) | yes | ours |
+| `pytorch` | `.pth` of this library, the 2021 PyTorch release, or NCSN (a list) | yes | not NCSN |
 | `flax` | a training state of the 2021 JAX release: `checkpoint_N`, msgpack | U-Nets | no |
-| `diffusers` | its pipeline folder, or the `unet` in it | U-Nets | if its blocks can |
-| `safetensors` | weights alone, the config in a JSON file next to them | yes | yes |
+| `diffusers` | a pipeline folder of diffusers, or the `unet` in it | U-Nets | some U-Nets |
+| `safetensors` | only weights; the config is in a JSON file next to them | yes | yes |
 
-Loading never executes code from a file. Names are translated by tables that are derived from the
-network.
+Loading never executes code from a file. Tables derived from the network translate the names of
+tensors.
 """
 
 import os
@@ -28,10 +28,10 @@ class Format(NamedTuple):
     """The functions of a format.
 
     Args:
-        matches: `matches(path)`, whether a file or folder is of this format.
-        read: `read(path, network, device)`, which returns a training state.
-        config_of: `config_of(path)`, which returns the config or None.
-        write: `write(path, network, weights, config, notes)`; None if it is only read.
+        matches: `matches(path)` returns whether a file or folder has this format.
+        read: `read(path, network, device)` returns a training state.
+        config_of: `config_of(path)` returns the config or None.
+        write: `write(path, network, weights, config, notes)`; None if writing is not supported.
     """
 
     matches: Callable
@@ -51,14 +51,14 @@ FORMATS = {
 
 
 def guess(path: str | os.PathLike) -> str:
-    """Return the format of a file by its first bytes, of a folder by its files.
+    """Detect the format of a file from its first bytes, or of a folder from its files.
 
     Raises:
-        CheckpointError: if there is nothing at `path`, or no format matches.
+        CheckpointError: if `path` does not exist, or no format matches.
     """
     path = pathlib.Path(path)
     if not path.exists():
-        raise CheckpointError(f'there is no checkpoint {path}')
+        raise CheckpointError(f'checkpoint {path} does not exist')
     try:
         found = next((name for name, format in FORMATS.items() if format.matches(path)), None)
     except OSError as error:
@@ -82,9 +82,10 @@ def read(
         device: where tensors are loaded to.
 
     Returns:
-        'model', 'step', and 'ema' and 'optimizer' if the file has them. Tensors go by our names,
-        with or without 'module.'; those that the network does not have keep their own names. 'ema'
-        is the state of our moving average, or has its tensors under 'named'.
+        A dict with 'model' and 'step', and with 'ema' and 'optimizer' if the file has them. Tensors
+        have our names, with or without 'module.'; tensors that the network does not have keep the
+        names of the file. 'ema' is the state of our moving average, or has its tensors under
+        'named'.
 
     Raises:
         CheckpointError: if the file cannot be read.
@@ -93,5 +94,5 @@ def read(
 
 
 def config_of(path: str | os.PathLike) -> ConfigDict | None:
-    """Return the config that a file or folder has, or None."""
+    """Return the config stored in or next to a file or folder, or None."""
     return FORMATS[guess(path)].config_of(path)

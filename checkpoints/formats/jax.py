@@ -1,8 +1,9 @@
 """Training states of the 2021 JAX release, read from flax's msgpack without jax or flax.
 
 The file has 'optimizer' ('target': the weights; 'state': Adam's moments), 'params_ema', 'ema_rate'
-and 'step'. Flax numbers modules by class in the order of their creation, `ResnetBlockBigGANpp_0`,
-`_1`, ..., which is that of `all_modules`; resampling layers without parameters count too.
+and 'step'. Flax numbers the modules of each class in the order of their creation,
+`ResnetBlockBigGANpp_0`, `_1`, ..., which is the order of `all_modules`; resampling layers without
+parameters are numbered too.
 """
 
 import collections
@@ -23,11 +24,11 @@ from runtime.errors import CheckpointError
 
 from .layouts import KERNEL_LAST, SAME, TRANSPOSED, Entry, to_ours
 
-# Our classes that have another name in the JAX release: in any network, and in NCSN++.
+# The names in the JAX release of our classes with another name: in all networks, and in NCSN++.
 CLASSES = {'Linear': 'Dense', 'Conv2d': 'Conv'}
 CLASSES_PP = CLASSES | {'AttnBlock': 'AttnBlockpp', 'ResnetBlockDDPM': 'ResnetBlockDDPMpp'}
 
-# Layers with parameters: the names of the parameters in the JAX release, and their layout.
+# Layers with parameters: the names of these parameters in the JAX release, and their layouts.
 LEAVES = {
     nn.Conv2d: dict(weight=('kernel', KERNEL_LAST), bias=('bias', SAME)),
     Conv2d: dict(weight=('weight', KERNEL_LAST), bias=('bias', SAME)),
@@ -70,7 +71,7 @@ def _array(code: int, data: bytes):
 
 
 def _joined(tree):
-    """Return the tree with arrays in one piece that flax has cut up for their size."""
+    """Return the tree with large arrays joined, which flax stores in chunks."""
     if not isinstance(tree, dict):
         return tree
     if '__msgpack_chunked_array__' not in tree:
@@ -96,7 +97,7 @@ def load(path: str | os.PathLike) -> dict:
     """Return the tree in a file.
 
     Raises:
-        CheckpointError: if it cannot be read.
+        CheckpointError: if the file cannot be read.
     """
     try:
         return load_bytes(pathlib.Path(path).read_bytes())
@@ -108,7 +109,7 @@ def load(path: str | os.PathLike) -> dict:
 
 
 def flat(tree: dict, prefix: str = '') -> dict[str, torch.Tensor]:
-    """Return the leaves by their path: {'Conv_0/kernel': tensor, ...}."""
+    """Return the leaves of a tree by their paths: {'Conv_0/kernel': tensor, ...}."""
     found = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -119,7 +120,7 @@ def flat(tree: dict, prefix: str = '') -> dict[str, torch.Tensor]:
 
 
 def table(network: UNet) -> dict[str, Entry]:
-    """Return the names that the parameters of a network have in the JAX release."""
+    """Return {our name: entry} with the names of a network's parameters in the JAX release."""
     classes = CLASSES_PP if isinstance(network, NCSNpp) else CLASSES
     without_parameters = _resampling_before(network)
     found = {}
@@ -140,7 +141,7 @@ def table(network: UNet) -> dict[str, Entry]:
 
 
 def _resampling_before(network: UNet) -> dict[int, str]:
-    """Return the pyramids' resampling layers, by the position of the layer that follows each."""
+    """Return the resampling layers of the pyramids, by the position of the layer after each."""
     found = {}
     if network.pyramid_down is not None:
         found |= {
@@ -154,15 +155,15 @@ def _resampling_before(network: UNet) -> dict[int, str]:
 
 
 def read(path: str | os.PathLike, network: nn.Module, device: str | torch.device = 'cpu') -> dict:
-    """Return the training state: weights, average, step, and Adam's moments if there are any.
+    """Return the training state: weights, EMA, step, and Adam's moments if the file has them.
 
     Raises:
         CheckpointError: if the network is not a U-Net, or the file is not such a training state.
     """
     if not isinstance(network, UNet):
         raise CheckpointError(
-            f'{path} is a training state of the JAX release, of which only ddpm, ncsnpp and '
-            f'ddpmpp networks can be read, got {type(network).__name__}'
+            f'{path} is a training state of the JAX release: expected a ddpm, ncsnpp or ddpmpp '
+            f'network, got {type(network).__name__}'
         )
     tree = load(path)
     try:
@@ -191,7 +192,7 @@ def read(path: str | os.PathLike, network: nn.Module, device: str | torch.device
 
 
 def _adam(path, network: UNet, names: dict[str, Entry], saved: dict) -> dict:
-    """Return the state of PyTorch's Adam; settings of its parameter groups come from the config."""
+    """Return the state of PyTorch's Adam; the config later sets the options of its groups."""
     flattened = flat(saved['param_states'])
     moments = {}
     for own, there in dict(exp_avg='grad_ema', exp_avg_sq='grad_sq_ema').items():

@@ -1,8 +1,8 @@
-"""Translation of tensors by tables: for each of our names the other program's, and its layout.
+"""Translate tensors by tables: for each of our names, the name and layout in another program.
 
-The weight of a convolution is (out, in, height, width) in PyTorch and (height, width, in, out) in
-JAX. Our matrix W, which multiplies from the right, is (in, out); the weight of PyTorch's linear
-layer is (out, in), that of a convolution of one pixel (out, in, 1, 1).
+The weight of a convolution has shape (out, in, height, width) in PyTorch and (height, width, in,
+out) in JAX. Our matrix W, which multiplies from the right, has shape (in, out). The weight of a
+linear layer in PyTorch has shape (out, in), the weight of a 1x1 convolution (out, in, 1, 1).
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import torch
 
 
 class Layout(NamedTuple):
-    """How a tensor of another program becomes ours (`read`), and back (`write`).
+    """Functions that convert a tensor of another program to ours (`read`) and back (`write`).
 
-    A tensor of another rank is left unchanged, so that its shape is reported.
+    A tensor of unexpected rank is left unchanged, so that its wrong shape is reported later.
     """
 
     read: Callable
@@ -43,8 +43,8 @@ class Entry(NamedTuple):
 def to_ours(table: dict[str, Entry], theirs: dict, network: torch.nn.Module) -> dict:
     """Return the tensors of another program under our names, contiguous and in float32.
 
-    Tensors that the table lacks keep their names. Buffers of `network`, such as its noise levels,
-    follow from its config and are taken from it.
+    Tensors that the table lacks keep their names. Buffers, such as noise levels, are copied from
+    `network`, because they depend only on its config.
     """
     found = {
         own: entry.layout.read(theirs[entry.name]).float().contiguous()

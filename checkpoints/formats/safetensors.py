@@ -1,6 +1,6 @@
-"""Safetensors: weights under the names of the network, the config in a JSON file next to them.
+"""Safetensors: weights under the names of the network, with the config in a JSON file next to them.
 
-The header contains the step, and whether the weights are averaged or raw.
+The header contains the step, and whether the weights are averaged (EMA) or raw.
 """
 
 import os
@@ -20,7 +20,7 @@ from .torch_zip import bare
 
 
 def matches(path: pathlib.Path) -> bool:
-    """Return whether a file begins with a header length in eight bytes, then JSON."""
+    """Return whether a file begins with a header length (eight bytes), followed by JSON."""
     if not path.is_file():
         return False
     with open(path, 'rb') as file:
@@ -46,7 +46,7 @@ def config_of(path: str | os.PathLike) -> ConfigDict | None:
 def read(
     path: str | os.PathLike, network: torch.nn.Module, device: str | torch.device = 'cpu'
 ) -> dict:
-    """Return the weights as a training state, where they are the average too."""
+    """Return a training state in which the weights of the file are also the EMA weights."""
     weights, notes = load(path, device)
     weights = bare(weights)
     return dict(model=weights, ema=dict(named=weights), step=int(notes.get('step', 0)))

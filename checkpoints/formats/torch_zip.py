@@ -2,12 +2,12 @@
 
 A training state is {'optimizer', 'model', 'ema', 'step'}; names in 'model' begin with 'module.'. A
 list is [model, optimizer] (NCSN) or [model, optimizer, epoch, step, average] (NCSNv2), where the
-average {name: tensor} exists only if it was switched on. Loading never executes code from the file
-(`weights_only`), and accepts the numpy scalars of published files.
+average {name: tensor} exists only if training used it. Loading never executes code from the file
+(`weights_only`), and accepts the numpy scalars in files of the 2021 release.
 
-The file is an uncompressed zip archive. Ours have the SHA-256 of their content as the comment of
-the archive, which zip programs ignore; it detects any changed byte. Files of others are checked by
-the CRCs of the archive.
+The file is an uncompressed zip archive. In files of this library, the comment of the archive is the
+SHA-256 of its content, which detects any changed byte; zip programs ignore the comment. Other files
+are checked by the CRCs of the archive.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ END_LENGTH = 22
 SEAL = re.compile(rb'sha256:([0-9a-f]{64})')
 SEAL_LENGTH = 71
 
-# What PyTorch's reader raises for corrupt files.
+# Errors that PyTorch's reader raises for corrupt files.
 READ_ERRORS = (
     RuntimeError,
     EOFError,
@@ -49,7 +49,7 @@ READ_ERRORS = (
 
 
 def matches(path: pathlib.Path) -> bool:
-    """Return whether a file is a zip archive, or a pickle as written before 2020."""
+    """Return whether a file is a zip archive, or a pickle (the format before 2020)."""
     if not path.is_file():
         return False
     with open(path, 'rb') as file:
@@ -89,7 +89,7 @@ def _unreadable(path, reason: str = '') -> CheckpointError:
 
 
 def _numpy_scalars() -> list:
-    """Return what a pickled numpy scalar consists of, under its names in numpy 1 and numpy 2."""
+    """Return the objects in a pickled numpy scalar, under their names in numpy 1 and numpy 2."""
     scalar = np.float64(0).__reduce__()[0]
     return [
         (scalar, 'numpy.core.multiarray.scalar'),
@@ -102,9 +102,9 @@ def _numpy_scalars() -> list:
 
 
 def _check_no_bytearray(path):
-    """Raise CheckpointError for a file that could allocate any amount of memory by a number.
+    """Raise CheckpointError for a file with a bytearray, which could allocate any amount of memory.
 
-    PyTorch allows bytearray in files; no checkpoint has one.
+    PyTorch allows bytearray in files, but no checkpoint contains one.
     """
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(b'bytearray') >= 0:
@@ -118,7 +118,7 @@ def seal(file: BinaryIO) -> None:
     """Append the SHA-256 of a zip archive as its comment.
 
     Args:
-        file: of `torch.save`, open for reading and writing.
+        file: a file written by `torch.save`, open for reading and writing.
     """
     size = file.seek(0, 2)
     digest = _digest(file, size - 2)
@@ -129,10 +129,10 @@ def seal(file: BinaryIO) -> None:
 
 
 def verify(path: str | os.PathLike) -> None:
-    """Raise CheckpointError for an archive that is corrupt or that `torch.save` has not written."""
+    """Raise CheckpointError for an archive that is corrupt or was not written by `torch.save`."""
     with open(path, 'rb') as file:
         if file.read(2) != b'PK':
-            return  # written before 2020: no archive
+            return  # a file from before 2020 is not an archive
         size = file.seek(0, 2)
         file.seek(max(0, size - END_LENGTH - SEAL_LENGTH))
         end = file.read()
@@ -172,7 +172,7 @@ def _digest(file: BinaryIO, count: int) -> str:
 def read(
     path: str | os.PathLike, network: torch.nn.Module, device: str | torch.device = 'cpu'
 ) -> dict:
-    """Return the training state in a file, also from a list of NCSN or NCSNv2."""
+    """Return the training state in a file, which may be a list of NCSN or NCSNv2."""
     content = load(path, device)
     if isinstance(content, (list, tuple)) and content and isinstance(content[0], dict):
         return _from_list(content, network)

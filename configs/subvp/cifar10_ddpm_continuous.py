@@ -3,7 +3,7 @@ r"""The U-Net of Ho et al. 2020 on CIFAR-10, sub-VP SDE ("DDPM cont. (sub-VP)", 
     python main.py --config configs/subvp/cifar10_ddpm_continuous.py \
         --workdir runs/subvp/cifar10_ddpm_continuous --mode train
 
-Expect: FID 3.56 and 3.05 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last
+Expect: FID 3.56 and 3.05 bits/dim with the ODE sampler (Song et al. 2021, Table 2) at the last
 checkpoint.
 """
 

@@ -3,8 +3,8 @@ r"""DDPM++ on CIFAR-10, trained with the sub-VP SDE ("DDPM++ cont. (sub-VP)", So
     python main.py --config configs/subvp/cifar10_ddpmpp_continuous.py \
         --workdir runs/subvp/cifar10_ddpmpp_continuous --mode train
 
-Expect: FID 2.61, IS 9.56 (Song et al. 2021, Table 3), best of the numbered checkpoints. FID 3.16
-and 3.02 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
+Expect: FID 2.61, IS 9.56 (Song et al. 2021, Table 3) at the best numbered checkpoint. FID 3.16 and
+3.02 bits/dim with the ODE sampler (Song et al. 2021, Table 2) at the last checkpoint.
 """
 
 from ml_collections import ConfigDict

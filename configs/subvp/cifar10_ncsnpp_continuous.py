@@ -3,7 +3,7 @@ r"""NCSN++ on CIFAR-10, trained with the sub-VP SDE.
     python main.py --config configs/subvp/cifar10_ncsnpp_continuous.py \
         --workdir runs/subvp/cifar10_ncsnpp_continuous --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@ r"""NCSN++ on LSUN bedrooms at 256 pixels, trained with the continuous VE SDE.
     python main.py --config configs/ve/bedroom_ncsnpp_continuous.py \
         --workdir runs/ve/bedroom_ncsnpp_continuous --mode train
 
-Expect: samples only in the paper, no number.
+Expect: the paper shows samples, but gives no number.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python main.py --config configs/ve/celeba_ncsnpp.py --workdir runs/ve/celeba_ncsnpp --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict

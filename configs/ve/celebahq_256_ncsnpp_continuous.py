@@ -1,11 +1,12 @@
 r"""NCSN++ on CelebA-HQ at 256 pixels, trained with the continuous VE SDE.
 
-The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`.
+The path to the data is that of the 2021 release: pass your own as
+`--config.data.tfrecords_path=...`.
 
     python main.py --config configs/ve/celebahq_256_ncsnpp_continuous.py \
         --workdir runs/ve/celebahq_256_ncsnpp_continuous --mode train
 
-Expect: samples only in the paper, no number.
+Expect: the paper shows samples, but gives no number.
 """
 
 from ml_collections import ConfigDict

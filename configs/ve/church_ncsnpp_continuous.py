@@ -3,7 +3,7 @@ r"""NCSN++ on LSUN outdoor churches at 256 pixels, trained with the continuous V
     python main.py --config configs/ve/church_ncsnpp_continuous.py \
         --workdir runs/ve/church_ncsnpp_continuous --mode train
 
-Expect: samples only in the paper, no number.
+Expect: the paper shows samples, but gives no number.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python main.py --config configs/ve/cifar10_ddpm.py --workdir runs/ve/cifar10_ddpm --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict
@@ -14,5 +14,5 @@ def get_config() -> ConfigDict:
     config = cifar10()
     ve(config, continuous=False)
     ddpm(config)
-    config.model.conv_size = 3  # published, without effect
+    config.model.conv_size = 3  # as in the 2021 release; has no effect
     return config

@@ -3,7 +3,7 @@ r"""Deep NCSN++ on CIFAR-10, with the VE SDE ("NCSN++ cont. (deep, VE)", Song et
     python main.py --config configs/ve/cifar10_ncsnpp_deep_continuous.py \
         --workdir runs/ve/cifar10_ncsnpp_deep_continuous --mode train
 
-Expect: FID 2.20, IS 9.89 (Song et al. 2021, Table 3), best of the numbered checkpoints.
+Expect: FID 2.20, IS 9.89 (Song et al. 2021, Table 3) at the best numbered checkpoint.
 """
 
 from ml_collections import ConfigDict

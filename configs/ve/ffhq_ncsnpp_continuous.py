@@ -1,13 +1,13 @@
 r"""NCSN++ on FFHQ at 1024 pixels, trained with the continuous VE SDE.
 
-The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`.
-Evaluation draws 1024 images at a time, as in the 2021 release: lower `--config.eval.batch_size` if
-they do not fit into memory.
+The path to the data is that of the 2021 release: pass your own as
+`--config.data.tfrecords_path=...`. Evaluation draws 1024 images at a time, as in the 2021 release:
+reduce `--config.eval.batch_size` if they do not fit into memory.
 
     python main.py --config configs/ve/ffhq_ncsnpp_continuous.py \
         --workdir runs/ve/ffhq_ncsnpp_continuous --mode train
 
-Expect: samples only in the paper, no number.
+Expect: the paper shows samples, but gives no number.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@ r"""DDPM++ on CIFAR-10, trained with the 1000 discrete steps of DDPM ("DDPM++", 
     python main.py --config configs/vp/cifar10_ddpmpp.py \
         --workdir runs/vp/cifar10_ddpmpp --mode train
 
-Expect: FID 2.78, IS 9.64 (Song et al. 2021, Table 3), best of the numbered checkpoints.
+Expect: FID 2.78, IS 9.64 (Song et al. 2021, Table 3) at the best numbered checkpoint.
 """
 
 from ml_collections import ConfigDict

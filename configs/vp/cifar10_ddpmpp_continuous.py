@@ -3,8 +3,8 @@ r"""DDPM++ on CIFAR-10, with the continuous VP SDE ("DDPM++ cont. (VP)", Song et
     python main.py --config configs/vp/cifar10_ddpmpp_continuous.py \
         --workdir runs/vp/cifar10_ddpmpp_continuous --mode train
 
-Expect: FID 2.55, IS 9.58 (Song et al. 2021, Table 3), best of the numbered checkpoints. FID 3.93
-and 3.16 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
+Expect: FID 2.55, IS 9.58 (Song et al. 2021, Table 3) at the best numbered checkpoint. FID 3.93 and
+3.16 bits/dim with the ODE sampler (Song et al. 2021, Table 2) at the last checkpoint.
 """
 
 from ml_collections import ConfigDict

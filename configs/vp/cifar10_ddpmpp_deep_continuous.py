@@ -3,8 +3,8 @@ r"""Deep DDPM++ on CIFAR-10, with the VP SDE ("DDPM++ cont. (deep, VP)", Song et
     python main.py --config configs/vp/cifar10_ddpmpp_deep_continuous.py \
         --workdir runs/vp/cifar10_ddpmpp_deep_continuous --mode train
 
-Expect: FID 2.41, IS 9.68 (Song et al. 2021, Table 3), best of the numbered checkpoints. FID 3.08
-and 3.13 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last checkpoint.
+Expect: FID 2.41, IS 9.68 (Song et al. 2021, Table 3) at the best numbered checkpoint. FID 3.08 and
+3.13 bits/dim with the ODE sampler (Song et al. 2021, Table 2) at the last checkpoint.
 """
 
 from ml_collections import ConfigDict

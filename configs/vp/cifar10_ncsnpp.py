@@ -3,7 +3,7 @@ r"""NCSN++ on CIFAR-10, trained with the 1000 discrete steps of DDPM.
     python main.py --config configs/vp/cifar10_ncsnpp.py \
         --workdir runs/vp/cifar10_ncsnpp --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@ r"""NCSN++ on CIFAR-10, with the continuous VP SDE.
     python main.py --config configs/vp/cifar10_ncsnpp_continuous.py \
         --workdir runs/vp/cifar10_ncsnpp_continuous --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict

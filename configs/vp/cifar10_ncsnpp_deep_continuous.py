@@ -3,7 +3,7 @@ r"""NCSN++ with twice the depth on CIFAR-10, with the continuous VP SDE.
     python main.py --config configs/vp/cifar10_ncsnpp_deep_continuous.py \
         --workdir runs/vp/cifar10_ncsnpp_deep_continuous --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ It guides the networks of the VP SDE.
         --workdir runs/vp/classifier --mode classifier
 
 Size: 36.8 million parameters. Expect the log to show how the accuracy on test images falls with t;
-not yet measured at this size.
+the accuracy of this size has not been measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,12 @@
-"""Pipeline folders of diffusers, read and written without that library.
+"""Read and write pipeline folders of diffusers without that library.
 
     model_index.json
     unet/{config.json, diffusion_pytorch_model.safetensors}
     scheduler/scheduler_config.json
 
-Two families of its `UNet2DModel` are networks of ours. Blocks named Skip make up NCSN++ with input
-and output skips (`ncsnpp.SkipUNets`); plain blocks make up DDPM (`ddpm.PlainUNets`).
+Two families of the `UNet2DModel` of diffusers are also networks of this library. Networks of blocks
+named Skip are NCSN++ with input and output skips (`ncsnpp.SkipUNets`); networks of plain blocks are
+DDPM (`ddpm.PlainUNets`).
 """
 
 import json
@@ -27,20 +28,20 @@ from .family import Family, network_of
 from .folder import WEIGHTS, load, read_json, read_scheduler, unet_folder
 from .ncsnpp import SkipUNets
 
-# Next to model_index.json: the whole config, and what the weights are.
+# This file, next to model_index.json, has the whole config, the step and the kind of weights.
 OUR_CONFIG = 'score_sde_config.json'
 SKIP, PLAIN = SkipUNets(), PlainUNets()
 
 
 def matches(path: pathlib.Path) -> bool:
-    """Return whether a folder has a pipeline or a network in it."""
+    """Return whether a folder contains a pipeline or a network."""
     return path.is_dir() and any(
         (path / name).is_file() for name in ('model_index.json', 'config.json', 'unet/config.json')
     )
 
 
 def family_of(network_or_config: UNet | ConfigDict) -> Family | None:
-    """Return the family that a network or config of ours may belong to, or None."""
+    """Return the family to which a network or config of ours may belong, or None."""
     if isinstance(network_or_config, ConfigDict):
         name = network_or_config.model.name
         return {'ddpm': PLAIN, 'ncsnpp': SKIP, 'ddpmpp': SKIP}.get(name)
@@ -51,11 +52,11 @@ def family_of(network_or_config: UNet | ConfigDict) -> Family | None:
 
 
 def config_of(path: str | os.PathLike, with_scheduler: bool = True) -> ConfigDict:
-    """Return the config of a folder: the one that we wrote, else the one its settings define.
+    """Return the config of a folder: our own config file, or else a config from its settings.
 
     Args:
         path: folder of a pipeline or of a network.
-        with_scheduler: read the noise levels too; else only the network is described.
+        with_scheduler: also read the noise levels; if False, only the network is described.
 
     Raises:
         CheckpointError: if no network of this library has these settings.
@@ -77,15 +78,15 @@ def config_of(path: str | os.PathLike, with_scheduler: bool = True) -> ConfigDic
 
 
 def _family_of_settings(unet: dict) -> Family:
-    """Return the family of a `UNet2DModel` by its blocks; ValueError if they are of neither."""
+    """Return the family of a `UNet2DModel` from its blocks; raise ValueError if it has none."""
     down, up = list(unet.get('down_block_types', ())), list(unet.get('up_block_types', ()))
     mirrored = up == [name.replace('Down', 'Up') for name in reversed(down)]
     family = next((family for family in (SKIP, PLAIN) if family.has_blocks(down)), None)
     kind = unet.get('_class_name', 'UNet2DModel')
     if kind != 'UNet2DModel' or not down or family is None or not mirrored:
         raise ValueError(
-            'expected a UNet2DModel of plain blocks or of Skip blocks, with the same attention '
-            f'on both ways, got {kind} with the blocks {", ".join(map(str, down + up))}'
+            'expected a UNet2DModel of plain blocks or of Skip blocks, with the same attention on '
+            f'the way down and up, got {kind} with the blocks {", ".join(map(str, down + up))}'
         )
     return family
 
@@ -106,16 +107,16 @@ def _read_noise_levels(path: pathlib.Path, family: Family, config: ConfigDict):
 def read(
     path: str | os.PathLike, network: torch.nn.Module, device: str | torch.device = 'cpu'
 ) -> dict:
-    """Return the weights as a training state, where they are the average too.
+    """Return a training state in which the weights of the folder are also the EMA weights.
 
     Raises:
-        CheckpointError: if the network in the folder is not that of the config.
+        CheckpointError: if the network in the folder is not the network of the config.
     """
     path = pathlib.Path(path)
     if not isinstance(network, UNet):
         raise CheckpointError(
-            f'{path} is a network of diffusers, of which only ddpm and ncsnpp networks can be '
-            f'read, got {type(network).__name__}'
+            f'{path} is a network of diffusers: expected a ddpm or ncsnpp network in the config, '
+            f'got {type(network).__name__}'
         )
     weights = load(path)
     _check_same_network(path, network)
@@ -154,7 +155,7 @@ def _check_same_network(path: pathlib.Path, network: UNet):
 
 
 def _settings_of(network: UNet, with_layers: bool) -> list[str]:
-    """Return what a network computes with besides its parameters, with that of its layers."""
+    """Return the settings of a network that are not parameters, also those of its layers."""
     names = (
         'embedding',
         'centers',
@@ -178,10 +179,10 @@ def _settings_of(network: UNet, with_layers: bool) -> list[str]:
 
 
 def unfit(config: ConfigDict) -> list[str]:
-    """Return why the network of a config cannot be a pipeline of diffusers; empty if it can."""
+    """Return the reasons why the network of a config cannot be a diffusers pipeline, if any."""
     family = family_of(config)
     if family is None:
-        return [f'config.model.name={config.model.name!r}: diffusers has U-Nets']
+        return [f'config.model.name={config.model.name!r}: diffusers has only U-Nets']
     return family.unfit(config)
 
 

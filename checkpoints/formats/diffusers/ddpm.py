@@ -1,8 +1,9 @@
-"""Plain U-Nets of diffusers: DDPM, as `google/ddpm-*`.
+"""Plain U-Nets of diffusers: DDPM, such as `google/ddpm-*`.
 
-On the way up, diffusers has attention after every block of a level, ours only after the last
-(`model.up_attention='level'`). The others are written with a last projection of zero, so that they
-add nothing, and are left out when they are read.
+On the way up, a network of diffusers has attention after every block of a level. Ours has attention
+only after the last block of a level (`model.up_attention='level'`). When such a network is written,
+the missing attentions get an output projection of zero, so that they add nothing. When it is read,
+these attentions are left out.
 """
 
 import pathlib
@@ -18,7 +19,7 @@ from ..layouts import Entry
 from . import folder
 from .family import COMMON_SETTINGS, Family, Setting, layer, place, rejected
 
-# Settings of a scheduler with DDPM's noise levels; all schedulers have the same defaults.
+# Settings of a scheduler with DDPM's noise levels. All these schedulers have the same defaults.
 NOISE_LEVELS = dict(
     beta_schedule=Setting('linear', ('linear',)),
     prediction_type=Setting('epsilon', ('epsilon',)),
@@ -136,7 +137,7 @@ class PlainUNets(Family):
 
 
 def adds_nothing(weights: dict, attention: str) -> bool:
-    """Return whether an attention adds zero to its input."""
+    """Return whether an attention layer adds zero to its input."""
     return not any(
         weights.get(f'{attention}.to_out.0.{name}', torch.ones(1)).any()
         for name in ('weight', 'bias')
@@ -144,7 +145,7 @@ def adds_nothing(weights: dict, attention: str) -> bool:
 
 
 def adding_nothing(attention: str, channels: int) -> dict[str, torch.Tensor]:
-    """Return the weights of an attention that adds zero to its input."""
+    """Return the weights of an attention layer that adds zero to its input."""
     weights = {
         f'{attention}.group_norm.weight': torch.ones(channels),
         f'{attention}.group_norm.bias': torch.zeros(channels),

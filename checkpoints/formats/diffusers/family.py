@@ -1,7 +1,7 @@
-"""What the two families of `UNet2DModel` have in common: settings, and names of parameters.
+"""Base class of the two families of `UNet2DModel`: common settings, and names of parameters.
 
-A family reads the settings of a folder into a config, writes them from a config, and has the table
-of names. `ncsnpp` and `ddpm` define the two families.
+A family reads the settings of a folder into a config, writes them from a config, and contains the
+table of names. `ncsnpp` and `ddpm` define the two families.
 """
 
 import math
@@ -22,7 +22,7 @@ from ..layouts import PIXEL, SAME, TRANSPOSED, Entry, Layout
 
 
 class Setting(NamedTuple):
-    """Accepted values of a setting, and its value where the file does not have it."""
+    """Accepted values of a setting, and its value if the file does not contain it."""
 
     default: object
     accepted: tuple
@@ -59,7 +59,7 @@ def _equal(got, value) -> bool:
 
 
 def network_of(config: ConfigDict) -> UNet:
-    """Return the network of a config on the device 'meta', without values."""
+    """Return the network of a config on the device 'meta', where tensors have no values."""
     with torch.device('meta'):
         return get_model(config.model.name)(config)
 
@@ -67,21 +67,21 @@ def network_of(config: ConfigDict) -> UNet:
 class Family:
     """One family of `UNet2DModel`. Subclasses set the attributes and define the missing methods."""
 
-    name: str  # in errors
-    kind: str  # in the names of its blocks
-    settings: dict[str, Setting]  # of the UNet2DModel
-    config_values: dict[str, object]  # of our config
+    name: str  # name in errors
+    kind: str  # part of the names of the blocks
+    settings: dict[str, Setting]  # required settings of the UNet2DModel
+    config_values: dict[str, object]  # required values of our config
     pipeline: str
     schedulers: tuple[str, ...]
 
     # Reading --------------------------------------------------------------------------------------
 
     def has_blocks(self, names: Iterable[str]) -> bool:
-        """Return whether blocks on the way down are of this family."""
+        """Return whether the named blocks of the way down belong to this family."""
         return set(names) <= {f'{self.kind}DownBlock2D', f'Attn{self.kind}DownBlock2D'}
 
     def config_of(self, path: pathlib.Path, unet: dict) -> ConfigDict:
-        """Return the config of a network, without its SDE's noise levels.
+        """Return the config of a network, without the noise levels of its SDE.
 
         Args:
             path: the folder.
@@ -116,15 +116,15 @@ class Family:
         return config
 
     def set_defaults(self, config: ConfigDict) -> None:
-        """Set what all networks of the family have in common."""
+        """Set the values that all networks of the family have in common."""
         raise NotImplementedError
 
     def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict) -> None:
-        """Set what only this family has; ValueError if no network of ours has these settings."""
+        """Set the values that only this family has; raise ValueError if we have no such network."""
         raise NotImplementedError
 
     def read_scheduler(self, config: ConfigDict, scheduler: dict) -> None:
-        """Set the noise levels by the settings of a scheduler; ValueError for other schedules."""
+        """Set the noise levels from a scheduler's settings; raise ValueError if not supported."""
         raise NotImplementedError
 
     # Writing --------------------------------------------------------------------------------------
@@ -168,13 +168,13 @@ class Family:
         raise NotImplementedError
 
     def scheduler_config(self, config: ConfigDict) -> dict:
-        """Return the settings of the scheduler that samples as ours does, as far as it can."""
+        """Return the settings of the scheduler whose sampling is closest to that of the config."""
         raise NotImplementedError
 
     # Names ----------------------------------------------------------------------------------------
 
     def table(self, network: UNet) -> dict[str, Entry]:
-        """Return the names that the parameters of a network have in diffusers."""
+        """Return {our name: entry} with the names of a network's parameters in diffusers."""
         modules = network.all_modules
         names = {}
         if network.fourier is not None:
@@ -201,7 +201,7 @@ class Family:
         """Return the names of a level of blocks.
 
         Args:
-            modules: of the network.
+            modules: all modules of the network.
             level: `models.unet.DownLevel` or `UpLevel`.
             way: 'down' or 'up'.
             there: name of the level in diffusers.
@@ -226,7 +226,7 @@ class Family:
         raise NotImplementedError
 
     def outputs(self, network: UNet) -> dict[str, Entry]:
-        """Return the names of the layers that make images from features."""
+        """Return the names of the output layers, which convert features to images."""
         raise NotImplementedError
 
 
@@ -234,7 +234,7 @@ class Family:
 
 
 def place(position: int) -> str:
-    """Return our name of a module."""
+    """Return our name of the module at a position."""
     return f'all_modules.{position}'
 
 

@@ -1,4 +1,4 @@
-"""Files in a folder of diffusers: settings in JSON, and the weights of the network."""
+"""Read the files in a diffusers folder: settings in JSON, and the weights of the network."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ WEIGHTS = (
     'diffusion_pytorch_model.bin',
     'diffusion_pytorch_model.fp16.safetensors',
 )
-# Layers of attention in files from before 2023.
+# Names of the layers of attention in files from before 2023.
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
 
@@ -22,14 +22,14 @@ def read_json(path: pathlib.Path) -> dict:
     """Return the settings in a JSON file, by name.
 
     Raises:
-        CheckpointError: if it cannot be read.
+        CheckpointError: if the file cannot be read.
     """
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f'{path} cannot be read: {error}') from error
     if not isinstance(found, dict):
-        raise CheckpointError(f'{path} cannot be read: expected settings by name')
+        raise CheckpointError(f'{path} cannot be read: expected a JSON object with settings')
     return found
 
 
@@ -42,23 +42,23 @@ def read_scheduler(path: pathlib.Path) -> tuple[pathlib.Path, dict]:
     """Return the file with the settings of the scheduler, and its settings.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if the folder has no such file.
     """
     places = (path / 'scheduler' / 'scheduler_config.json', path / 'scheduler_config.json')
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise CheckpointError(
             f'{path} has no scheduler, which defines the noise levels of its training: '
-            'give --config'
+            'pass --config'
         )
     return file, read_json(file)
 
 
 def load(path: pathlib.Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of the network, under their present names.
+    """Return the tensors of the network, under the names in current versions of diffusers.
 
     Raises:
-        CheckpointError: if there are none, or they cannot be read.
+        CheckpointError: if there are no weights, or they cannot be read.
     """
     folder = unet_folder(path)
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -68,7 +68,7 @@ def load(path: pathlib.Path) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict):
         raise CheckpointError(f'{file} has no weights by name')
     renamed = {_present_name(name): value for name, value in weights.items()}
-    # Older files have the frequencies under two names, or under the old one.
+    # Older files have the frequencies under both names, or only under the old name.
     old, new = (renamed.get(f'time_proj.{name}') for name in ('W', 'weight'))
     if old is not None and (new is None or torch.equal(old, new)):
         renamed['time_proj.weight'] = renamed.pop('time_proj.W')

@@ -1,4 +1,4 @@
-"""Skip U-Nets of diffusers: NCSN++ with input and output skips, as `google/ncsnpp-*`."""
+"""Skip U-Nets of diffusers: NCSN++ with input and output skips, such as `google/ncsnpp-*`."""
 
 import math
 import pathlib
@@ -50,7 +50,8 @@ class SkipUNets(Family):
     def read_settings(self, config: ConfigDict, path: pathlib.Path, unet: dict) -> None:
         widths = list(unet['block_out_channels'])
         groups = unet.get('norm_num_groups', 32)
-        # Diffusers then has these groups in the middle and at the end, where ours depend on widths.
+        # If norm_num_groups is set, diffusers has that many groups in the middle and at the end,
+        # where our groups depend on the widths.
         ours = {min(width // 4, 32) for width in (widths[0], widths[-1])}
         if groups is not None and ours != {groups}:
             raise ValueError(
@@ -83,8 +84,8 @@ class SkipUNets(Family):
         if groups <= {32}:
             return []
         return [
-            f'config.model.attn_groups={config.model.attn_groups}: around attention its blocks '
-            'have 32 groups, this network has ' + ', '.join(map(str, sorted(groups)))
+            f'config.model.attn_groups={config.model.attn_groups}: around attention diffusers '
+            'has 32 groups, this network has ' + ', '.join(map(str, sorted(groups)))
         ]
 
     def written_settings(self, model: ConfigDict) -> dict:
@@ -118,7 +119,7 @@ class SkipUNets(Family):
         return names
 
     def attention_number(self, way: str, number: int) -> int:
-        return 0 if way == 'up' else number  # on the way up a level has one
+        return 0 if way == 'up' else number  # on the way up, a level has only one
 
     def resampling(
         self, modules: nn.ModuleList, position: int, way: str, there: str

@@ -1,13 +1,13 @@
 r"""NCSN of Song & Ermon 2019 on CelebA at 64 pixels, with techniques of Song & Ermon 2020.
 
-An ablation between NCSN and NCSNv2. Techniques 1 (largest noise from the data), 2 (number of noise
-levels), 4 (Langevin steps and their size) and 5 (averaged weights): all but 3 (unconditional
-network, output divided by sigma).
+An ablation between NCSN and NCSNv2. It uses Techniques 1 (largest noise level chosen from the
+data), 2 (number of noise levels), 4 (number and size of Langevin steps) and 5 (EMA weights), but
+not 3 (unconditional network, output divided by sigma).
 
     python main.py --config configs/ve/ncsn/celeba_1245.py \
         --workdir runs/ve/ncsn/celeba_1245 --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python main.py --config configs/ve/ncsn/cifar10.py --workdir runs/ve/ncsn/cifar10 --mode train
 
-Expect: no number was measured with this code; Song & Ermon 2019 report FID and IS of their own
+Expect: no number has been published for this code; Song & Ermon 2019 report FID and IS of their own
 model.
 """
 

@@ -1,13 +1,13 @@
 r"""NCSN of Song & Ermon 2019 on CIFAR-10, with techniques of Song & Ermon 2020.
 
-An ablation between NCSN and NCSNv2. Techniques 1 (largest noise from the data), 2 (number of noise
-levels) and 4 (Langevin steps and their size): all but 3 (unconditional network, output divided by
-sigma) and 5 (averaged weights).
+An ablation between NCSN and NCSNv2. It uses Techniques 1 (largest noise level chosen from the
+data), 2 (number of noise levels) and 4 (number and size of Langevin steps), but not 3
+(unconditional network, output divided by sigma) and 5 (EMA weights).
 
     python main.py --config configs/ve/ncsn/cifar10_124.py \
         --workdir runs/ve/ncsn/cifar10_124 --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ discrete SMLD training of Song & Ermon 2020 is `--config.training.continuous=Fal
     python main.py --config configs/ve/ncsnv2/bedroom.py \
         --workdir runs/ve/ncsnv2/bedroom --mode train
 
-Expect: samples only in the paper, no number.
+Expect: the paper shows samples, but gives no number.
 """
 
 from ml_collections import ConfigDict

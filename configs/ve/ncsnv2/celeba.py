@@ -2,7 +2,7 @@
 
     python main.py --config configs/ve/ncsnv2/celeba.py --workdir runs/ve/ncsnv2/celeba --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict

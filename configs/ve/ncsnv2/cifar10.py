@@ -3,7 +3,7 @@ r"""NCSNv2 of Song & Ermon 2020 on CIFAR-10, with all five of their techniques.
     python main.py --config configs/ve/ncsnv2/cifar10.py \
         --workdir runs/ve/ncsnv2/cifar10 --mode train
 
-Expect: no number was measured with this code; Song & Ermon 2020 report FID and IS of their own
+Expect: no number has been published for this code; Song & Ermon 2020 report FID and IS of their own
 model.
 """
 

@@ -1,11 +1,12 @@
 """The U-Net of Ho et al. 2020 on CelebA-HQ at 256 pixels, trained with their 1000 discrete steps.
 
-The published path to the data is kept: give your own with `--config.data.tfrecords_path=...`. It
-names a file of 1024 pixels (r10), while image_size is 256: train on the 256-pixel file (r08).
+The path to the data is that of the 2021 release: pass your own as
+`--config.data.tfrecords_path=...`. That path names a file of 1024-pixel images (r10), but
+image_size is 256: train on the 256-pixel file (r08).
 
     python main.py --config configs/vp/ddpm/celebahq.py --workdir runs/vp/ddpm/celebahq --mode train
 
-Expect: no published number; samples only in Ho et al. 2020.
+Expect: Ho et al. 2020 show samples, but give no number.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
     python main.py --config configs/vp/ddpm/church.py --workdir runs/vp/ddpm/church --mode train
 
-Expect: no published number for this code and schedule; Ho et al. 2020 report the FID of their own.
+Expect: no number has been published for this code and schedule; Ho et al. 2020 report the FID of
+their own model.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,8 @@
 
     python main.py --config configs/vp/ddpm/cifar10.py --workdir runs/vp/ddpm/cifar10 --mode train
 
-Expect: FID 3.24 with ancestral sampling (Song et al. 2021, Table 1), best of the numbered
-checkpoints. FID 3.37 and 3.28 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last
+Expect: FID 3.24 with ancestral sampling (Song et al. 2021, Table 1) at the best numbered
+checkpoint. FID 3.37 and 3.28 bits/dim with the ODE sampler (Song et al. 2021, Table 2) at the last
 checkpoint.
 """
 

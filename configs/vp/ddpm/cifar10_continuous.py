@@ -3,7 +3,7 @@ r"""The U-Net of Ho et al. 2020 on CIFAR-10, VP SDE ("DDPM cont. (VP)", Song et 
     python main.py --config configs/vp/ddpm/cifar10_continuous.py \
         --workdir runs/vp/ddpm/cifar10_continuous --mode train
 
-Expect: FID 3.69 and 3.21 bits/dim with the ODE sampler (Song et al. 2021, Table 2), last
+Expect: FID 3.69 and 3.21 bits/dim with the ODE sampler (Song et al. 2021, Table 2) at the last
 checkpoint.
 """
 

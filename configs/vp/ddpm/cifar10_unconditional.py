@@ -5,7 +5,7 @@ It is trained with their 1000 discrete steps.
     python main.py --config configs/vp/ddpm/cifar10_unconditional.py \
         --workdir runs/vp/ddpm/cifar10_unconditional --mode train
 
-Expect: no published number.
+Expect: no number has been published.
 """
 
 from ml_collections import ConfigDict
