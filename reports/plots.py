@@ -142,8 +142,7 @@ def draw_loss(
     return 'loss.png', (
         'Loss against the training step, from the TensorBoard files. Pale lines are single '
         'batches, the others moving averages over 5% of the points. The test loss is that of the '
-        'EMA weights.'
-        + ' Dots are means over the test set, from `--mode eval`.' * any(whole)
+        'EMA weights.' + ' Dots are means over the test set, from `--mode eval`.' * any(whole)
     )
 
 
