@@ -313,9 +313,9 @@ def test_checks_of_samples_and_numbers():
 @pytest.mark.parametrize(
     'arguments, words',
     [
-        (['ve/nonsense'], 'the names are ve/cifar10_ncsnpp'),
-        (['configs/none.py=x'], 'no checkpoint x'),
-        ([f'configs/none.py={ROOT / "README.md"}'], 'no config configs/none.py'),
+        (['ve/nonsense'], 'expected one of ve/cifar10_ncsnpp'),
+        (['configs/none.py=x'], 'checkpoint x does not exist'),
+        ([f'configs/none.py={ROOT / "README.md"}'], 'config configs/none.py does not exist'),
         ([f'{VP}={ROOT / "README.md"}'], 'not a checkpoint of a known format'),
         (
             [f'{VP}={ROOT / "README.md"}', '--set', 'model.nff=3'],
