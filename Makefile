@@ -1,12 +1,13 @@
-# make quickstart   train, evaluate and sample a small model
-# make demo         draw samples of the models that come with the library
-# make test         lint and run all tests; make test-fast: without the slow ones and those that need TensorFlow
-# make durations    measure all tests and write the slow ones to tests/tiers.txt (ABOVE: seconds)
-# make coverage     run all tests and print the share of lines and branches that they run
-# make docs         write the documentation as a site to runs/site
-# make validate     check checkpoints from end to end (MODELS: see python -m validation --help)
+# make quickstart   train and evaluate a small model, then draw the demo picture
+# make demo         draw samples of the pretrained models to runs/demo.png
+# make test         lint and run all tests
+# make test-fast    lint and run the tests that are not slow and do not need TensorFlow
+# make durations    measure all tests and write those slower than ABOVE seconds to tests/tiers.txt
+# make coverage     run all tests and print the share of lines and branches that they cover
+# make docs         build the documentation site in runs/site
+# make validate     validate the checkpoints MODELS from end to end (see python -m validation --help)
 #
-# All need Python >= 3.10 and nothing else. The first two install the core packages only, without TensorFlow.
+# All need only Python >= 3.10. The first two install only the core packages, without TensorFlow.
 PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART := --config configs/vp/digits_ddpmpp_continuous.py --workdir runs/quickstart
@@ -48,9 +49,9 @@ validate: .venv/all
 	$(BIN)/python -m validation $(MODELS)
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is required: pass it as PYTHON=/path/to/python")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip  # the pip of Python 3.10 takes very long to choose versions
+	$(BIN)/python -m pip install --quiet --upgrade pip  # the pip of Python 3.10 resolves versions very slowly
 
 .venv/core: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable .

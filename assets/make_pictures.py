@@ -1,6 +1,7 @@
 """Draw assets/digits.png, the picture of the README.
 
-It shows real digits, then samples of the evaluated work directories on the command line.
+It shows real digits, followed by samples of the work directories on the command line, which must
+have been evaluated.
 
     python assets/make_pictures.py runs/quickstart runs/subvp runs/ve
 """
@@ -18,11 +19,11 @@ import reports
 from configs.vp.digits_ddpmpp_continuous import get_config
 
 PATH = pathlib.Path(__file__).with_name('digits.png')
-ROWS, COLUMNS, GAP = 8, 8, 1  # of digits in each panel; empty columns between panels
+ROWS, COLUMNS, GAP = 8, 8, 1  # digits in each panel; empty columns between panels
 
 
 def main(workdirs, path=PATH):
-    """Write the picture of the first samples of every work directory to `path`."""
+    """Write the picture with real digits and the first samples of each work directory to `path`."""
     config = get_config()
     test = datasets.get_split(config, 'test')
     real = to_8_bits(test.images, test.levels)

@@ -1,4 +1,4 @@
-"""Results that must agree on any device and in any precision, for gpu.py."""
+"""Results that must agree on all devices and in all precisions; used by gpu.py."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ from models.utils import create_model
 
 
 def small_config(device: str, precision: str = 'float32'):
-    """NCSN++ with every kind of layer and VP, small enough for float64 on a CPU."""
+    """Config of a VP NCSN++ with every kind of layer, small enough for float64 on a CPU."""
     config = ncsnpp(device, precision=precision, sde='vpsde', reduce_mean=True)
     config.data.update(image_size=16, centered=True)
     config.model.update(
@@ -33,9 +33,9 @@ def small_config(device: str, precision: str = 'float32'):
 def quantities(
     device: str, precision: str, dtype=torch.float32, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Outputs, losses, samples and likelihoods of a small network, by name.
+    """Return the outputs, loss, samples and likelihoods of a small network, by name.
 
-    Weights and random numbers are the same everywhere.
+    Weights and random numbers do not depend on the device or the precision.
     """
     config = small_config(device, precision)
     with torch.random.fork_rng():
@@ -71,7 +71,7 @@ def quantities(
 
 
 def gaussian_samples(device: str, steps: int, seed: int = 0) -> torch.Tensor:
-    """Predictor-corrector samples with the exact score of pixels from N(0.3, 0.5^2), VE."""
+    """Draw VE predictor-corrector samples with the exact score of pixels from N(0.3, 0.5^2)."""
     sde = sde_lib.VESDE(0.01, 50, N=steps)
     predictor = sampling.get_predictor('reverse_diffusion')
     corrector = sampling.get_corrector('langevin')
@@ -96,7 +96,7 @@ def gaussian_samples(device: str, steps: int, seed: int = 0) -> torch.Tensor:
 
 @contextlib.contextmanager
 def tensor_cores(tf32: bool):
-    """Let convolutions and matrix products in float32 round their factors to TF32, or not."""
+    """Choose whether float32 convolutions and matrix products round their factors to TF32."""
     kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     try:

@@ -1,9 +1,9 @@
-"""Run all benchmarks of speed; print their tables and write their rows as JSON.
+"""Run all speed benchmarks, print their tables and write their rows as JSON.
 
     python benchmarks/all.py --folder benchmarks/results     # under eight minutes on two cores
 
-On a busy machine the times mean little, and two busy processes on two cores slow each other far
-more than twofold.
+Run it on an idle machine: two busy processes on two cores can slow each other down by far more
+than a factor of two.
 """
 
 import argparse
@@ -21,16 +21,16 @@ def main():
     )
     parser.add_argument(
         '--folder',
-        help='where the JSON files go (default: runs/benchmarks, and '
+        help='folder for the JSON files (default: runs/benchmarks, or '
         'runs/benchmarks_quick with --quick)',
     )
     parser.add_argument(
-        '--only', nargs='+', default=BENCHMARKS, choices=BENCHMARKS, help='run these alone'
+        '--only', nargs='+', default=BENCHMARKS, choices=BENCHMARKS, help='run only these'
     )
     parser.add_argument(
         '--quick',
         action='store_true',
-        help='run the same code on tiny sizes, in seconds; the figures mean nothing',
+        help='run the same code on tiny sizes, in seconds; ignore the measured numbers',
     )
     args = parser.parse_args()
     here = pathlib.Path(__file__).parent

@@ -1,20 +1,20 @@
-"""The cost of the options of NCSN++, of its levels, and of the network of every config.
+"""The cost of the options of NCSN++, of its resolutions, and of the network of every config.
 
-    # five minutes on one core, fewer on two
+    # five minutes on one core, less on two
     python benchmarks/architecture.py --json docs/architecture.json
-    # no times: count again and bring docs/architecture.md up to date
+    # measure no times: only count operations and update docs/architecture.md
     python benchmarks/architecture.py --tables
 
-The baseline is `configs/ve/cifar10_ncsnpp_continuous.py` with nf=64; each row changes what it names
-and nothing else. Times are the least of interleaved rounds, over the baseline's in the same rounds:
---repeats passes over all networks with four forward passes and two steps in each. The second row,
-the baseline against itself, shows the noise. 'forward' is without gradients, 'step' is loss and
-gradients with dropout, without the optimizer. 'kept' is the memory that the forward pass of a step
-leaves for the backward one.
+The baseline is `configs/ve/cifar10_ncsnpp_continuous.py` with nf=64. Each row changes only the
+option that it names. A time is the minimum over interleaved rounds, divided by the baseline's
+minimum in the same rounds. There are --repeats passes over all networks, each with four forward
+passes and two steps. The second row compares the baseline with itself and so shows the noise.
+'forward' runs without gradients. 'step' computes the loss (with dropout) and its gradients, without
+the optimizer. 'kept' is the memory that the forward pass of a step keeps for the backward pass.
 
-Operations are those of convolutions and products, two for a multiplication with its addition, of
-one image; they are counted without being done, on PyTorch's device 'meta'. Parameters include the
-frequencies of Fourier features, which are not trained.
+Operations are those of convolutions and matrix products for one image. A multiplication and its
+addition count as two. They are counted on PyTorch's 'meta' device, without being computed.
+Parameters include the frequencies of the Fourier features, which are not trained.
 """
 
 import importlib
@@ -55,13 +55,13 @@ OPTIONS = (
     {'model.nf': 32},
     {'model.nf': 128},
 )
-# other networks of as many channels
+# other networks with the same number of channels
 WHOLE = ('vp.cifar10_ddpmpp_continuous', 'vp.ddpm.cifar10_continuous')
 ROUNDS = {'forward': 4, 'step': 2}  # in each pass over all networks
 
 
 def load(name: str, changes=(), device: str = 'meta'):
-    """The config `configs.{name}` with other values, {'section.key': value}."""
+    """Return the config `configs.{name}` with `changes`, {'section.key': value}."""
     config = importlib.import_module(f'configs.{name}').get_config()
     config.device = device
     for key, value in dict(changes).items():
@@ -71,7 +71,7 @@ def load(name: str, changes=(), device: str = 'meta'):
 
 
 def all_configs() -> list[str]:
-    """The names of all configs that build a network, such as 've.ncsn.cifar10'."""
+    """Return the names of all configs that build a network, such as 've.ncsn.cifar10'."""
     files = sorted(ROOT.glob('configs/*/**/*.py'))
     return [
         '.'.join(file.relative_to(ROOT / 'configs').with_suffix('').parts)
@@ -85,7 +85,7 @@ def counted(config):
     """Build the network of a config without weights and count a forward pass of one image.
 
     Returns:
-        The network, its number of parameters, and the operations by module name.
+        The network, its number of parameters, and the number of operations by module name.
     """
     data = config.data
     with torch.device('meta'):
@@ -99,13 +99,13 @@ def counted(config):
 
 
 def size(name: str, changes=()) -> dict:
-    """Parameters and operations of the network of a config."""
+    """Count the parameters and operations of the network of a config."""
     _, parameters, operations = counted(load(name, changes))
     return dict(parameters=parameters, flops=operations['Global'])
 
 
 def levels(name: str) -> list[dict]:
-    """What each part of the U-Net of a config consists of, and its parameters and operations."""
+    """Return a row with layers, parameters and operations for each part of a config's U-Net."""
     config = load(name)
     model, parameters, operations = counted(config)
     deepest = len(model.down_levels) - 1
@@ -122,7 +122,7 @@ def levels(name: str) -> list[dict]:
         positions = [*blocks, *attentions, *level.pyramid, level.resample]
         add(f'up {i}', positions, i, len(blocks), present(attentions))
     add('head', getattr(model, 'head', []), level=0)
-    missing = 'every parameter and every operation belongs to a part'
+    missing = 'some parameters or operations belong to no part'
     assert sum(row['parameters'] for row in add.rows) == parameters, missing
     assert sum(row['flops'] for row in add.rows) == operations['Global'], missing
     return add.rows
@@ -133,7 +133,7 @@ def present(positions) -> int:
 
 
 class Parts:
-    """Collects a row for each part of a U-Net, given by positions in `all_modules` or None."""
+    """Collects a row for each part of a U-Net; a part is a list of positions in `all_modules`."""
 
     def __init__(self, config, model, operations: dict):
         self.config, self.model, self.operations = config, model, operations
@@ -158,11 +158,11 @@ class Parts:
 
 
 def kept(model, loss) -> int:
-    """The bytes that `loss()` keeps for its gradient, without the parameters."""
+    """Return the bytes that `loss()` keeps for its gradient, without the parameters."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages = {}  # they are held, so that no address is used twice
+    storages = {}  # keeps the storages alive, so that no address is used twice
 
-    def pack(tensor):  # keeps no tensor, whose history would hold this function
+    def pack(tensor):  # returns no tensor: its history would keep this function alive
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
@@ -171,11 +171,11 @@ def kept(model, loss) -> int:
 
 
 def prepare(name: str, changes, args):
-    """Build a network and the ways to time it.
+    """Build a network and the functions to time.
 
     Returns:
-        A forward pass and a training step, functions without arguments, and the bytes that the
-        step keeps for an image.
+        A forward pass and a training step (functions without arguments), and the bytes per image
+        that the step keeps.
     """
     torch.manual_seed(args.seed)
     config = load(name, changes, args.device)
@@ -196,16 +196,17 @@ def prepare(name: str, changes, args):
 
 
 def label(changes) -> str:
-    """{'model.fir': False} as 'fir=False'; what belongs to `training` keeps its section."""
+    """Format {'model.fir': False} as 'fir=False'; keys of `training` keep their section."""
     return ', '.join(f'{key.removeprefix("model.")}={value}' for key, value in changes.items())
 
 
 def measure(args) -> list[dict]:
     """Return a row for the baseline, the baseline once more, each option and each other network.
 
-    They are measured beside the baseline, two networks at a time: of two dozen in memory, those
-    that did not run for a while are slow. Each pass builds them again, because their place in
-    memory makes some per cent and the load of the machine changes within a minute.
+    Each network is measured together with the baseline, so only two are in memory at a time. With
+    two dozen in memory, a network that has not run for a while would be slow. Each pass builds the
+    networks again, because their memory addresses change times by a few per cent and the load of
+    the machine changes within a minute.
     """
     baseline = dict(option='baseline', config=BASELINE, changes=args.baseline)
     variants = [
@@ -235,21 +236,21 @@ def measure(args) -> list[dict]:
 
 
 class Times:
-    """Seconds of each option and, from the same rounds, of the baseline, whose ways are given."""
+    """Seconds of each option, and of the baseline (with functions to time) in the same rounds."""
 
     def __init__(self, device: str, baseline: dict):
         self.device, self.baseline = device, baseline
         self.found = {}
 
     def add(self, option: str, ways: dict) -> None:
-        """Time the ways of an option beside those of the baseline."""
+        """Time the functions `ways` of an option in turn with those of the baseline."""
         for kind, rounds in ROUNDS.items():
             pair = {'baseline': self.baseline[kind], 'this': ways[kind]}
             for which, times in interleaved(pair, self.device, rounds, warmup=0).items():
                 self.found.setdefault((option, kind, which), []).extend(times)
 
     def least(self, option: str) -> dict[str, float]:
-        """The least times of an option; of 'baseline', those over the rounds of all options."""
+        """Return the minimum times of an option; for 'baseline', over the rounds of all options."""
         row = {}
         for kind in ROUNDS:
             if option == 'baseline':
@@ -269,8 +270,8 @@ def command_line():
     parser.add_argument(
         '--tables',
         action='store_true',
-        help='measure no times: count the levels and configs of docs/architecture.json again, and '
-        'put its tables into docs/architecture.md',
+        help='measure no times: count the resolutions and configs of docs/architecture.json again, '
+        'and update the tables of docs/architecture.md',
     )
     parser.set_defaults(baseline={'model.nf': NF}, options=OPTIONS, configs=all_configs())
     args = parse_args(
@@ -282,7 +283,7 @@ def command_line():
         configs=[BASELINE],
     )
     if args.quick and args.tables:
-        parser.error('--tables writes docs/architecture.md: run it without --quick')
+        parser.error('--tables writes docs/architecture.md and cannot be combined with --quick')
     return args
 
 
@@ -293,7 +294,7 @@ def network_of(name: str) -> dict:
 
 
 def update_tables(configs: list[dict]) -> None:
-    """Count levels and configs again and write docs/architecture.json and docs/architecture.md."""
+    """Count resolutions and configs again; update docs/architecture.json and architecture.md."""
     numbers, document = (ROOT / 'docs' / f'architecture.{kind}' for kind in ('json', 'md'))
     report = json.loads(numbers.read_text()) | dict(configs=configs, levels=levels(BASELINE))
     numbers.write_text(json.dumps(report, indent=1) + '\n')
@@ -312,8 +313,8 @@ def main():
     ]
     show(
         args,
-        f'NCSN++ with {label(args.baseline)}, 32 pixels, batch {args.batch}; all in units '
-        'of the first row',
+        f'NCSN++ with {label(args.baseline)}, 32 pixels, batch {args.batch}; all values '
+        'relative to the first row',
         rows,
         {
             'changed': ('option', '{}'),

@@ -12,7 +12,7 @@ MEASURES = {
 
 
 def markdown(heads, rows) -> str:
-    """Rows of text as a table in Markdown."""
+    """Format rows of text as a Markdown table."""
     return '\n'.join(f'| {" | ".join(row)} |' for row in (heads, ['---'] * len(heads), *rows))
 
 
@@ -55,7 +55,7 @@ def levels_table(report) -> str:
 
 
 def configs_table(report) -> str:
-    """One row for each network, with all configs that have it."""
+    """Make a table with one row for each network and the names of all configs that use it."""
     networks = {}
     for row in report['configs']:
         networks.setdefault(
@@ -82,7 +82,7 @@ TABLES = {'options': options_table, 'levels': levels_table, 'configs': configs_t
 
 
 def with_tables(text: str, report: dict) -> str:
-    """Put each table of the report between its marks in a text.
+    """Return the text with each table of the report between its marks.
 
     The marks are `<!-- table: options -->` and `<!-- end -->`.
     """
@@ -94,5 +94,5 @@ def with_tables(text: str, report: dict) -> str:
             text,
             flags=re.DOTALL,
         )
-        assert found == 1, f'{mark} stands {found} times in the text'
+        assert found == 1, f'expected {mark} once in the text, found it {found} times'
     return text

@@ -1,13 +1,14 @@
-"""Do conditional samples show what was asked for? Classifiers of real digits judge.
+"""Do conditional samples show the requested digit? Classifiers trained on real digits decide.
 
     python benchmarks/conditional.py --runs runs
 
-Inpainting: the right halves of held-out digits are drawn again; how many results are recognised as
-the digit of the left half. Classes: how many samples are recognised as the class asked for. Codes:
-the error of images that were encoded and decoded.
+Inpainting: the right halves of held-out digits are sampled; the score is the share of results that
+are recognised as the digit of the left half. Classes: the score is the share of samples that are
+recognised as the requested class. Codes: the score is the error of images that were encoded and
+decoded.
 
-The networks are those of configs/vp/digits_{ddpmpp_continuous,ddpmpp_classes,wideresnet}.py in the
-folders quickstart, classes and classifier of --runs; those that are missing are trained first. The
+The networks are those of configs/vp/digits_{ddpmpp_continuous,ddpmpp_classes,wideresnet}.py, in the
+folders quickstart, classes and classifier of --runs. Missing networks are trained first. The
 results are printed and written to conditional.json in --runs.
 """
 
@@ -40,7 +41,7 @@ FREE_WEIGHTS, CLASSIFIER_WEIGHTS = (1.0, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0)
 
 
 class Table:
-    """Rows of text for the table and of numbers for the file, printed as they come."""
+    """Rows of text for the table and of numbers for the file; each is printed when it is added."""
 
     def __init__(self):
         self.rows, self.figures = [], []
@@ -57,7 +58,7 @@ class Recognisers:
     """Two classifiers trained on real digits: a support vector machine and a perceptron.
 
     Attributes:
-        train, test: images (N, 64) in [0, 1] and labels of either split.
+        train, test: images (N, 64) in [0, 1] and labels of each split.
     """
 
     def __init__(self, train, test, iterations: int):
@@ -70,25 +71,25 @@ class Recognisers:
         ]
 
     def fit(self, pixels=slice(None)) -> 'Recognisers':
-        """Train on some pixels of the training images."""
+        """Train both classifiers on some pixels of the training images."""
         images, labels = self.train
         for classifier in self.classifiers:
             classifier.fit(images[:, pixels], labels)
         return self
 
     def scores(self, images, labels) -> list[float]:
-        """The share of images (N, pixels) that either classifier recognises."""
+        """Return the share of images (N, pixels) that each classifier recognises."""
         return [classifier.score(images, labels) for classifier in self.classifiers]
 
 
 def grey_levels(images: torch.Tensor) -> np.ndarray:
-    """Images (N, 1, 8, 8) in [0, 1], as (N, 64) in the 17 grey levels of the digits."""
+    """Round images (N, 1, 8, 8) in [0, 1] to the 17 grey levels of the digits, shape (N, 64)."""
     levels = np.floor(17 * images.permute(0, 2, 3, 1).cpu().numpy().clip(0, 1))
     return np.minimum(levels, 16).reshape(len(images), 64) / 16
 
 
 class Study:
-    """The trained networks, the recognisers, and held-out digits to inpaint and to encode."""
+    """The trained networks, the recognisers, and the held-out digits to inpaint and encode."""
 
     def __init__(self, args):
         self.args, self.table = args, Table()
@@ -103,7 +104,7 @@ class Study:
         self.x = datasets.get_data_scaler(config)(dequantized).to(config.device)
 
     def load_models(self, runs: pathlib.Path) -> None:
-        """Load the three networks from --runs, after training those that are not there."""
+        """Load the three networks from --runs; train the missing ones first."""
         modules = digits_ddpmpp_continuous, digits_ddpmpp_classes, digits_wideresnet
         config, of_classes, of_classifier = (module.get_config() for module in modules)
         for each in (config, of_classes, of_classifier) if self.args.quick else ():
@@ -119,7 +120,7 @@ class Study:
         self.classifier = load_classifier(runs / 'classifier', config)
 
     def references(self) -> None:
-        """What the recognisers make of real digits, of left halves, and of mean right halves."""
+        """Add rows for left halves alone, real digits, and digits with a mean right half."""
         found, add = self.recognisers, self.table.add
         images, labels = found.test
         left = np.tile(np.arange(8) < 4, 8)
@@ -132,7 +133,7 @@ class Study:
         add('right half', 'the mean of the training set', len(labels), *scores)
 
     def measure(self, what: str, how: str, labels, draw) -> None:
-        """Draw samples, a function that returns them, and see how many show their labels."""
+        """Call `draw` for samples, and add a row with the share of them that show their labels."""
         start = time.perf_counter()
         torch.manual_seed(self.args.seed)
         scores = self.recognisers.scores(grey_levels(self.plain.unscale(draw())), labels)
@@ -156,11 +157,11 @@ class Study:
     def classes(self) -> None:
         classes = torch.arange(self.args.n) % 10
         for weight in self.args.free_weights:
-            how = f'guidance free of a classifier, weight {weight:g}'
+            how = f'classifier-free guidance, weight {weight:g}'
             guidance = control.classifier_free_guidance(classes, weight)
             self.of_classes(how, classes, self.conditional.guided_by(guidance))
         for weight in self.args.classifier_weights:
-            how = f'guidance by a classifier, weight {weight:g}'
+            how = f'classifier guidance, weight {weight:g}'
             guidance = control.classifier_guidance(self.plain.sde, self.classifier, classes, weight)
             self.of_classes(how, classes, self.plain.guided_by(guidance))
 
@@ -174,13 +175,13 @@ class Study:
         )
 
     def codes(self) -> None:
-        """The error of images that were encoded and decoded again."""
+        """Add a row with the error of images that were encoded and decoded."""
         model, tolerance = self.plain, self.args.tolerance
         flow = model.options(method='ode', ode_method='RK45', rtol=tolerance, atol=tolerance)
         z, there = latents.encode(model, self.x, flow)
         y, back = latents.decode(model, z, flow)
         mean, largest = latents.reconstruction_error(model.unscale(self.x), model.unscale(y))
-        how = f'error in grey levels of 256: mean, largest; {there} and {back} evaluations'
+        how = f'mean and maximum error in grey levels (of 256); NFE {there} + {back}'
         self.table.add('codes', how, self.args.n, mean.mean().item(), largest.max().item())
 
 
@@ -188,9 +189,9 @@ def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--runs', default='runs', help='folder of the three work directories')
+    parser.add_argument('--runs', default='runs', help='folder with the three work directories')
     parser.add_argument(
-        '-n', type=int, default=100, help='held-out digits, and samples of all classes together'
+        '-n', type=int, default=100, help='number of held-out digits and of class samples'
     )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--only', default='inpainting,classes,codes')

@@ -1,12 +1,12 @@
-"""How fast batches reach torch: images in memory, decoded pictures, and records of raw bytes.
+"""The speed of data loading: images in memory, image files, and records of raw bytes.
 
     python benchmarks/data.py  # about a minute on two cores, in a temporary folder
     python benchmarks/data.py --tfds_dir ~/tensorflow_datasets --json data.json
 
-Every row is the best of `--repeats` rounds over all ways, one after another in each round, so that
-a busy machine slows all of them alike. Cores busy: processor time of the process over time on the
-clock. The last row shows how many cores a busy machine leaves: SHA-256 of 1 MiB blocks, in the same
-rounds and by the same threads, which never wait for one another.
+Every row is the best of `--repeats` rounds. Each round runs all sources one after another, so that
+other load on the machine slows all of them equally. 'cores busy' is CPU time of the process /
+elapsed time. The last row shows how many cores the other load leaves free: the same number of
+threads compute SHA-256 of 1 MiB blocks and never wait for one another.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from runtime.tensorflow import tensorflow
 
 
 def clocked(work) -> tuple[float, float]:
-    """Seconds on the clock and of processor time that `work()` takes."""
+    """Return the elapsed seconds and the seconds of CPU time of `work()`."""
     wall, processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
 def best_of(ways: dict, repeats: int) -> dict:
-    """Time ways, functions that serve images and return their number; keep the fastest runs."""
+    """Time `ways`, functions that load images and return their number; keep the fastest runs."""
     for way in ways.values():
-        way()  # warm: files in the page cache, threads started
+        way()  # warm-up: fills the page cache and starts the threads
     rows = {}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -58,7 +58,7 @@ def best_of(ways: dict, repeats: int) -> dict:
 
 
 def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
-    """Serve batches as in training, tensors (B, C, H, W); return the number of images."""
+    """Load batches as in training, as tensors (B, C, H, W); return the number of images."""
     import torch
 
     batches = Batches(source, batch_size, seed=seed, start=0, shuffle=True, random_flip=True, **how)
@@ -69,7 +69,7 @@ def to_torch(source, batch_size: int, n_batches: int, seed: int, **how) -> int:
 
 
 def in_memory(args) -> dict:
-    """Batches of 128 images of the shape of CIFAR-10: its own with --tfds_dir, else random ones."""
+    """Ways to load batches of 128 images: CIFAR-10 with --tfds_dir, else random 32x32 images."""
     if args.tfds_dir:
         config = cifar10.get_config()
         config.data.tfds_dir = args.tfds_dir
@@ -91,7 +91,7 @@ def in_memory(args) -> dict:
 def crops(n: int, size: int, seed: int):
     """Yield n random crops of the two photographs of scikit-learn.
 
-    Above 427 pixels, their height, they are enlarged.
+    The photographs are 427 pixels high and are enlarged where crops need more.
     """
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -110,7 +110,7 @@ def crops(n: int, size: int, seed: int):
 
 
 def with_one_thread(source):
-    """The same source, decoded by a single thread (beside the one that collects batches)."""
+    """Return the same source, decoded by one thread (plus the one that collects batches)."""
     return Streamed(
         source.decode,
         source.n,
@@ -123,9 +123,9 @@ def with_one_thread(source):
 
 
 def streamed(folder: pathlib.Path, args) -> dict:
-    """256-pixel images that are read again for each batch: JPEGs of two sizes, and raw bytes.
+    """Ways to load 256-pixel images from files for each batch: JPEGs of two sizes, and raw bytes.
 
-    Each by all threads and by one, and the hashes to compare with.
+    Each source is read with all threads and with one. The SHA-256 hashes are added for comparison.
     """
     config = cifar10.get_config()
     config.data.update(dataset='FOLDER', image_size=256, test_fraction=0.0, memory_gib=0.0)
@@ -163,7 +163,7 @@ def streamed(folder: pathlib.Path, args) -> dict:
 
 
 def write_record(file, image: np.ndarray):
-    """Appends an image (C, H, W) to a TFRecord file, as the tools of StyleGAN write them."""
+    """Append an image (C, H, W) to a TFRecord file, in the format of StyleGAN's tools."""
     tensorflow()
     from tensorflow.core.example.example_pb2 import Example
 
@@ -182,25 +182,25 @@ def command_line() -> argparse.Namespace:
     parser.add_argument(
         '--tfds_dir',
         default='',
-        help='folder of TensorFlow Datasets with CIFAR-10; without, random images of its shape',
+        help='folder of TensorFlow Datasets with CIFAR-10 (default: use random images instead)',
     )
     parser.add_argument(
         '--n',
         type=int,
         default=416,
-        help='streamed images of each kind, of 512 px half as many (default: %(default)s)',
+        help='number of streamed images of each kind; half of it for 512 px (default: %(default)s)',
     )
     parser.add_argument(
         '--repeats',
         type=int,
         default=3,
-        help='rounds, of which the best counts (default: %(default)s)',
+        help='number of rounds; the best one is reported (default: %(default)s)',
     )
     parser.add_argument(
         '--seed',
         type=int,
         default=0,
-        help='of the images and of their order (default: %(default)s)',
+        help='seed of the images and of their order (default: %(default)s)',
     )
     parser.add_argument(
         '--json', metavar='PATH', help='write the rows, the machine and the arguments to this file'
@@ -209,8 +209,8 @@ def command_line() -> argparse.Namespace:
     args = parse_args(parser, n=8, repeats=1, in_memory=1280, batch=4)
     if args.n < 2 * args.batch:
         parser.error(
-            f'--n must be at least {2 * args.batch}: two batches of {args.batch}, of '
-            '512-px images one'
+            f'--n must be at least {2 * args.batch} (two batches of {args.batch}, or one of '
+            f'512-px images), got {args.n}'
         )
     return args
 
@@ -224,7 +224,7 @@ def main():
         machine=machine(), seed=args.seed, repeats=args.repeats, quick=args.quick, rows=rows
     )
     print(report['machine'])
-    print(f'seed {args.seed}, best of {args.repeats} interleaved repeats; n: images in each\n')
+    print(f'seed {args.seed}, best of {args.repeats} interleaved repeats; n: number of images\n')
     table = [('source', 'n', 'images/s', 'cores busy')]
     for row in rows:
         rate, busy = f'{row["images_per_second"]:.0f}', f'{row["cores_busy"]:.2f}'

@@ -1,16 +1,17 @@
-"""Is anything lost when a training or an evaluation is killed at random moments?
+"""Is anything lost when training or evaluation is killed at random moments?
 
-    python benchmarks/faults.py --kills 100 --json faults.json      # some minutes on one core
-    # or training, or two: processes that train together
+    python benchmarks/faults.py --kills 100 --json faults.json      # a few minutes on one core
+    # --work is training, two (two processes that train together) or evaluation
     python benchmarks/faults.py --kills 5 --work evaluation
 
-A small network of digits is trained with a checkpoint every two steps. Its process is killed
-(SIGKILL) after a random time, during saves too, and started again until the training is done. That
-is repeated with other seeds until there were enough kills. After every kill a readable checkpoint
-must exist that is not older than the one before. In the end parameters, moments, averages, random
-states and snapshots must equal those of an undisturbed training bit for bit, and the log and the
-TensorBoard file must have every step once. The same holds for two processes that train together and
-are killed at the same moment, and for the evaluation, whose files must have the same arrays.
+A small network is trained on digits and saves a checkpoint every two steps. Its process is killed
+(SIGKILL) after a random time, even during saves, and started again until training is complete. This
+is repeated with other seeds until --kills is reached. After every kill, a readable checkpoint must
+exist that is not older than the previous one. At the end, parameters, optimizer moments, EMA
+weights, random states and snapshots must equal those of an uninterrupted training bit for bit. The
+log and the TensorBoard file must contain every step once. The same is tested for two processes that
+train together and are killed at the same moment, and for evaluation, whose files must contain the
+same arrays.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from reports import plots, results
 from runtime import distributed
 from runtime.errors import CheckpointError
 
-KINDS = ('whole', 'parts')  # undisturbed and killed
+KINDS = ('whole', 'parts')  # uninterrupted and killed
 
 
 def config_of(seed: int, args, folder):
@@ -73,7 +74,7 @@ def config_of(seed: int, args, folder):
 
 
 def in_child(work, *at_first) -> int:
-    """Start a process that does all of `at_first`, then `work`, and exits; return its id."""
+    """Fork a process that calls each of `at_first`, then `work`, and exits; return its id."""
     process = os.fork()
     if process:
         return process
@@ -83,7 +84,7 @@ def in_child(work, *at_first) -> int:
         with open(os.devnull, 'w') as nothing, contextlib.redirect_stderr(nothing):
             work()
         os._exit(0)
-    except BaseException as error:  # noqa: B036 (whatever it is, the child must not go on as the parent)
+    except BaseException as error:  # noqa: B036 (the child must never run the code of the parent)
         print(f'{type(error).__name__}: {error}', file=sys.stdout, flush=True)
         os._exit(1)
 
@@ -92,7 +93,7 @@ def killed(work, longest: float, rng) -> bool:
     """Start `work` and kill it and its children after a random time of at most `longest` seconds.
 
     Returns:
-        False if it had finished before.
+        False if `work` had finished before.
     """
     alive, held = os.pipe()
     process = in_child(work, os.setsid, functools.partial(os.close, alive))
@@ -104,17 +105,17 @@ def killed(work, longest: float, rng) -> bool:
             if done:
                 if status:
                     raise SystemExit(
-                        'the process ended by itself, with status '
+                        'the process exited by itself with status '
                         f'{os.waitstatus_to_exitcode(status)}'
                     )
                 return False
             time.sleep(0.001)
-        for kill in (os.killpg, os.kill):  # the first moment it has no group yet
+        for kill in (os.killpg, os.kill):  # a new process has no group yet
             with contextlib.suppress(ProcessLookupError):
                 kill(process, signal.SIGKILL)
         return os.WIFSIGNALED(os.waitpid(process, 0)[1])
     finally:
-        os.read(alive, 1)  # comes to its end when the last of them is dead
+        os.read(alive, 1)  # returns when all the processes are dead
         os.close(alive)
 
 
@@ -140,7 +141,7 @@ def train_by_two(config, workdir):
 
     others = [in_child(functools.partial(join, rank)) for rank in range(2)]
     if any([os.waitpid(process, 0)[1] for process in others]):
-        raise SystemExit('one of the two processes ended by itself')
+        raise SystemExit('one of the two training processes exited with an error')
 
 
 def evaluate(config, workdir):
@@ -149,7 +150,7 @@ def evaluate(config, workdir):
 
 
 def tensors(value) -> list:
-    """The contents of a checkpoint as bytes, sorted by key."""
+    """Return the contents of a checkpoint as bytes, sorted by key."""
     if isinstance(value, dict):
         return [(key, tensors(value[key])) for key in sorted(value, key=str)]
     if isinstance(value, (list, tuple)):
@@ -163,7 +164,7 @@ def state_of(workdir) -> list:
 
 
 def steps_of(workdir) -> dict:
-    """The steps, in order, of the log and of every TensorBoard curve."""
+    """Return the steps of the log and of every TensorBoard curve, in order."""
     log = [
         int(step)
         for step in re.findall(r' step: (\d+), training_loss', (workdir / 'stdout.txt').read_text())
@@ -174,7 +175,7 @@ def steps_of(workdir) -> dict:
 
 
 def loadable_step(workdir) -> int:
-    """The step from which training would resume; -1 before the first save."""
+    """Return the step from which training would resume; -1 before the first save."""
     path = checkpoints.resume_path(workdir)
     for file in (path, checkpoints.previous(path)):
         if file.is_file():
@@ -186,17 +187,17 @@ def loadable_step(workdir) -> int:
 
 
 def undisturbed(work) -> float:
-    """Do all of `work` in a child process and return its seconds."""
+    """Run `work` to the end in a child process and return the elapsed seconds."""
     started = time.monotonic()
-    assert not killed(work, 1e4, random.Random(1)), 'not killed within hours'
+    assert not killed(work, 1e4, random.Random(1)), 'the process was killed before `work` was done'
     return time.monotonic() - started
 
 
 def kills(work, seconds: float, args, rng):
-    """Start `work` until it finishes, kill it each time before, and yield after each kill.
+    """Start `work` again and again until it finishes; kill it each time and yield after each kill.
 
-    The kills come within 0.3 of the `seconds` that the work takes; later than that after 30 of
-    them, so that it finishes.
+    Each kill comes within 30 % of the `seconds` that the work takes. After 30 kills (or
+    --kills, if smaller) it may come later, so that the work finishes.
     """
     here = 0
     while killed(work, seconds * (3 if here >= min(args.kills, 30) else 0.3), rng):
@@ -205,7 +206,7 @@ def kills(work, seconds: float, args, rng):
 
 
 def trainings(args, folder, rng, train=train, what='training') -> dict:
-    """Kill trainings until there were enough kills, and count the faults."""
+    """Kill trainings until the number of kills is reached, and count the faults."""
     done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
     while done < args.kills:
         config = config_of(finished, args, folder)
@@ -228,7 +229,7 @@ def trainings(args, folder, rng, train=train, what='training') -> dict:
 
 
 def report(what: str, finished: int, here: int, done: int, faults: dict) -> None:
-    print(f'{what} {finished}: {here} kills, {done} in all; faults so far: {faults}', flush=True)
+    print(f'{what} {finished}: {here} kills, {done} in total; faults so far: {faults}', flush=True)
 
 
 def arrays_of(workdir) -> dict:
@@ -247,7 +248,7 @@ def arrays_of(workdir) -> dict:
 
 
 def evaluations(args, folder, rng) -> dict:
-    """Kill evaluations of a trained network until there were enough kills, and count the faults."""
+    """Kill evaluations of a trained network until --kills is reached, and count the faults."""
     done, finished, faults = 0, 0, dict(lost=0, state=0, steps=0)
     trained = folder / 'trained'
     trained.mkdir()
@@ -282,19 +283,25 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--kills', type=int, default=100, help='of each kind, at least (%(default)s)'
+        '--kills',
+        type=int,
+        default=100,
+        help='minimum number of kills of each kind (default: %(default)s)',
     )
     parser.add_argument('--work', choices=(*WORK, 'all'), default='all')
     parser.add_argument(
-        '--seed', type=int, default=0, help='of the moments of the kills (%(default)s)'
+        '--seed',
+        type=int,
+        default=0,
+        help='seed of the moments of the kills (default: %(default)s)',
     )
     parser.add_argument(
         '--json', metavar='PATH', help='write the rows and the machine to this file'
     )
     parser.set_defaults(repeats=1, steps=60)
     args = parse_args(parser, kills=1, steps=6)
-    torch.set_num_threads(1)  # before the first fork: threads would not survive it
-    logging.getLogger('tensorboard').setLevel(logging.ERROR)  # it warns of every restart
+    torch.set_num_threads(1)  # before the first fork: threads do not survive a fork
+    logging.getLogger('tensorboard').setLevel(logging.ERROR)  # it warns about every restart
     rng, rows = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as folder:
         for what, work in WORK.items():

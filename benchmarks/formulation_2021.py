@@ -1,4 +1,4 @@
-"""The 2021 release without its CUDA extension, in plain PyTorch: the baseline of speed."""
+"""Plain PyTorch code of the 2021 release, without its CUDA extension: the baseline for speed."""
 
 import contextlib
 
@@ -11,7 +11,7 @@ from models import up_or_down_sampling
 def plain_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
     """`upfirdn2d` as in the 2021 release without its CUDA extension.
 
-    It puts in zeros, pads, convolves, and skips.
+    It inserts zeros, pads, convolves, and subsamples.
     """
     batch, channels, height, width = input.shape
     x = input.reshape(-1, 1, height, 1, width, 1)
@@ -22,7 +22,7 @@ def plain_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
 
 @contextlib.contextmanager
 def formulation_2021():
-    """Resampling and attention as the 2021 release writes them, in plain PyTorch."""
+    """Use resampling and attention as in the 2021 release, in plain PyTorch."""
     kept, up_or_down_sampling.upfirdn2d = up_or_down_sampling.upfirdn2d, plain_upfirdn2d
     try:
         with sdpa_kernel(SDPBackend.MATH):

@@ -1,11 +1,11 @@
-"""How near the forward pass of NCSN++ comes to the speed of matrix products on the same machine.
+"""The speed of the forward pass of NCSN++, as a share of the speed of matrix products.
 
     python benchmarks/forward.py                        # under a minute on two cores
     python benchmarks/forward.py --compile --json forward.json
 
-Each time is the least of the rounds. 'of products': floating-point operations of the network's
-convolutions and products over its time, as a share of the rate of square matrix products in the
-same precision, measured in the same rounds.
+Each time is the minimum over the rounds. 'of products' is the rate (FLOP/s) of the network's
+convolutions and matrix products, divided by the rate of square matrix products in the same
+precision. Both rates are measured in the same rounds.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ PLAIN = Setting('float32', True, False)
 
 
 def settings(precisions, compiled: bool) -> list[Setting]:
-    """All settings that are measured; only channels-last networks are compiled."""
+    """Return all settings to measure; only channels-last networks are compiled."""
     found = []
     for precision in precisions:
         found += [Setting(precision, False, False), Setting(precision, True, False)]
@@ -38,7 +38,7 @@ def settings(precisions, compiled: bool) -> list[Setting]:
 
 
 def forward(setting: Setting, args):
-    """A forward pass of the network with a setting, as a function without arguments."""
+    """Return a function without arguments that runs a forward pass of the network."""
     torch.manual_seed(args.seed)
     config = ncsnpp(args.device, args.quick, **setting._asdict())
     model, (x, labels) = create_model(config).eval(), inputs(config, args.batch)
@@ -46,11 +46,11 @@ def forward(setting: Setting, args):
 
 
 def row(setting: Setting, best: dict, work: int, rates: dict, batch: int) -> dict:
-    """The figures of a setting.
+    """Return the table row of a setting.
 
     Args:
         best: seconds of each setting.
-        work: operations of a forward pass of the batch.
+        work: number of operations of a forward pass of the batch.
         rates: FLOP/s of matrix products by precision.
     """
     seconds = best[setting]
@@ -66,22 +66,22 @@ def row(setting: Setting, best: dict, work: int, rates: dict, batch: int) -> dic
 
 
 def title(work: int, batch: int, size: int, rates: dict) -> str:
-    """What was measured, and the rates of products of matrices of a size."""
+    """Describe the measurement and the rates of products of size x size matrices."""
     limits = ', '.join(f'{rate / 1e12:.3f} TFLOP/s in {name}' for name, rate in rates.items())
     text = (
         f'NCSN++ forward, batch {batch}, {work / batch / 1e9:.1f} GFLOP an image; '
         f'{size}^3 products: {limits}'
     )
     if 'bfloat16' not in rates:
-        text += '; no bfloat16: this processor has no instructions for it'
+        text += '; bfloat16 is left out: this CPU has no instructions for it'
     return text
 
 
 def main():
     parser = arguments(__doc__, repeats=4)
-    parser.add_argument('--batch', type=int, help='images (default: 8 on a CPU, 512 on a GPU)')
+    parser.add_argument('--batch', type=int, help='batch size (default: 8 on a CPU, 512 on a GPU)')
     parser.add_argument(
-        '--compile', action='store_true', help='compiled networks too; always on a GPU'
+        '--compile', action='store_true', help='also measure compiled networks (default on a GPU)'
     )
     args = parse_args(parser, repeats=1, batch=2)
     gpu, known = args.device.startswith('cuda'), dtypes(args.device)

@@ -1,12 +1,12 @@
-"""Error and time of the Frechet distance with fewer samples than dimensions.
+"""Error and time of `metrics.frechet_distance` with fewer samples than dimensions.
 
-It is compared with SciPy's square root of the product of covariances.
+It is compared with `scipy.linalg.sqrtm` of the product of the covariances.
 
     python benchmarks/frechet.py
 
-Gaussian features, 500 against 700, whose spread falls exponentially over the dimensions. The exact
-value comes from the centred samples A and B themselves: the trace of the root is the nuclear norm
-of A B^T.
+500 Gaussian features are compared with 700. Their standard deviation falls exponentially over the
+dimensions. The exact value is computed from the centred samples A and B: the trace of the square
+root is the nuclear norm of A B^T.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main():
         '--repeats',
         type=int,
         default=3,
-        help='rounds, of which the best counts (default: %(default)s)',
+        help='number of rounds; the best one is reported (default: %(default)s)',
     )
     parser.add_argument('--seed', type=int, default=0)
     args = parse_args(parser, dimensions=64, repeats=1)

@@ -2,18 +2,18 @@
 
     # kernels, agreement, speed; then trains until the time is up
     python benchmarks/gpu.py --npz cifar10.npz
-    python benchmarks/gpu.py --dry-run  # the same on a processor with tiny networks, under a minute
+    python benchmarks/gpu.py --dry-run  # the same on a CPU with tiny networks, under a minute
 
-It needs PyTorch, ml_collections, absl-py and what else `import run_lib` needs, but no TensorFlow,
-network or compiler. `--npz` is a file with the arrays x_train and x_test of CIFAR-10; without it
-training takes random pictures. The report (gpu.md, gpu.json) is written to --folder after every
-section. A section that fails is reported with its traceback, the others go on, and the exit status
-is 1.
+It needs PyTorch, ml_collections, absl-py and the other packages that `import run_lib` needs, but no
+TensorFlow, internet connection or compiler. `--npz` is a file with the arrays x_train and x_test of
+CIFAR-10; without it, training uses random images. The report (gpu.md, gpu.json) is written to
+--folder after every section. If a section fails, its traceback is reported, the other sections
+still run, and the exit status is 1.
 
-Times are the least of interleaved rounds. "Of products" is the rate of the network's convolutions
-and matrix products over that of 8192^3 matrix products in the same precision; "of copy" is the
-bandwidth of an operation, its input read once and its output written once, over that of a large
-device-to-device copy.
+Times are the minimum over interleaved rounds. "Of products" is the rate of the network's
+convolutions and matrix products, divided by the rate of 8192^3 matrix products in the same
+precision. "Of copy" is the bandwidth of an operation that reads its input once and writes its
+output once, divided by the bandwidth of a large device-to-device copy.
 """
 
 import argparse
@@ -47,20 +47,24 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--dry-run', action='store_true', help='tiny sizes on the CPU, under a minute'
+        '--dry-run', action='store_true', help='run with tiny sizes on the CPU, under a minute'
     )
     parser.add_argument(
-        '--folder', default='runs/gpu', help='where report and checkpoint go (default: %(default)s)'
+        '--folder',
+        default='runs/gpu',
+        help='folder for the report and the checkpoint (default: %(default)s)',
     )
     parser.add_argument(
-        '--minutes', type=float, default=9, help='for everything (default: %(default)s)'
+        '--minutes', type=float, default=9, help='total time limit (default: %(default)s)'
     )
     parser.add_argument('--npz', default='', help='CIFAR-10 as an NPZ file with x_train and x_test')
     parser.add_argument(
-        '--config', help='what is trained (default: NCSN++, continuous VE; the digits in a dry run)'
+        '--config', help='config to train (default: NCSN++, continuous VE; digits in a dry run)'
     )
-    parser.add_argument('--sections', default=','.join(SECTIONS), help='default: %(default)s')
-    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    parser.add_argument(
+        '--sections', default=','.join(SECTIONS), help='sections to run (default: %(default)s)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='random seed (default: %(default)s)')
     args = parser.parse_args(arguments)
     if not args.dry_run and not torch.cuda.is_available():
         parser.error('no CUDA device is available: add --dry-run to try the command on a CPU')
@@ -91,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
 def section(measure, run: Run) -> tuple[float, list[Table], str]:
     """Run a section and return its seconds, its tables, and the traceback of its error, if any.
 
-    An error must not cost the rest of the time on the GPU, so it is only reported.
+    An error is only reported, so that the other sections still run.
     """
     start, error = time.monotonic(), ''
     try:
@@ -103,7 +107,7 @@ def section(measure, run: Run) -> tuple[float, list[Table], str]:
 
 
 class Report:
-    """What all sections found so far, as JSON and as Markdown; `failed`: sections with an error."""
+    """The results of all sections so far, as JSON and Markdown; `failed` lists failed sections."""
 
     def __init__(self, run: Run):
         self.folder = run.folder
@@ -111,11 +115,11 @@ class Report:
         self.numbers = dict(
             machine=machine(), seed=run.seed, repeats=run.repeats, dry_run=run.quick, sections={}
         )
-        title = 'Dry run: figures mean nothing' if run.quick else 'On a GPU'
+        title = 'Dry run: ignore the measured numbers' if run.quick else 'On a GPU'
         self.text = [f'# {title}', f'{machine()}; seed {run.seed}']
 
     def add(self, name: str, seconds: float, tables: list[Table], error: str) -> None:
-        """Print a section and add it."""
+        """Print the results of a section and add them to the report."""
         parts = [table.markdown() for table in tables]
         print('\n\n'.join([*parts, error]), flush=True)
         self.text += [f'## {name} ({seconds:.0f} s)', *parts]

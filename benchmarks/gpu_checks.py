@@ -1,4 +1,4 @@
-"""Sections of gpu.py: do the kernels compile, and do GPU and CPU agree?"""
+"""Two sections of gpu.py: do the kernels compile, and do GPU and CPU agree?"""
 
 import pathlib
 import subprocess
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def kernels(run: Run) -> list[Table]:
-    """Compile the CUDA kernels for this GPU (without one for sm_90) and run all GPU tests."""
+    """Compile the CUDA kernels for this GPU (for sm_90 without a GPU) and run all GPU tests."""
     gpu = run.device == 'cuda'
     target = nvrtc.architecture(torch.cuda.get_device_capability()) if gpu else 'sm_90'
     return [
@@ -24,7 +24,7 @@ def kernels(run: Run) -> list[Table]:
             {
                 'type': ('scalar', '{}'),
                 'seconds': ('seconds', '{:.2f}'),
-                'registers, at most': ('registers', '{}'),
+                'registers (maximum)': ('registers', '{}'),
                 'bytes spilled': ('spills', '{}'),
             },
             [
@@ -66,12 +66,12 @@ def tested(run: Run) -> dict:
 
 
 def gpu_tests() -> list[str]:
-    """The files with tests marked `gpu`; others may import packages that are not installed."""
+    """Return the files with tests marked `gpu`; others may import packages that are missing."""
     files = sorted((ROOT / 'tests').glob('test_*.py'))
     return [str(path) for path in files if 'mark.gpu' in path.read_text()]
 
 
-WAYS = {  # device, precision, whether with TF32
+WAYS = {  # device, precision, whether TF32 is on
     'CPU, float32': ('cpu', 'float32', False),
     'GPU, float32': ('cuda', 'float32', False),
     'GPU, TF32': ('cuda', 'float32', True),
@@ -80,17 +80,17 @@ WAYS = {  # device, precision, whether with TF32
 
 
 def agreement(run: Run) -> list[Table]:
-    """Compare the device and the CPU in float32 with the CPU in float64; compare random samples.
+    """Compare results of the device and the CPU with float64 on the CPU; compare random samples.
 
     Raises:
-        Failed: if an error in float32 is above its limit, or if mean or standard deviation of the
-            samples differ by more than four standard errors.
+        Failed: if a float32 error is above its limit, or if the mean or the standard deviation of
+            the samples differs by more than four standard errors.
     """
     ways = {name: way for name, way in WAYS.items() if way[0] in ('cpu', run.device)}
     rows, samples = errors(run, ways), statistics(run)
     tables = [
         Table(
-            'Largest error over the largest value, against float64 on the CPU (small '
+            'Largest error / largest value, relative to float64 on the CPU (small '
             'NCSN++, VP, batch 2)',
             {'': ('quantity', '{}'), **{way: (way, '{:.1e}') for way in ways}},
             rows,
@@ -114,17 +114,17 @@ def agreement(run: Run) -> list[Table]:
     ]
     gap = {row['quantity']: row['z'] for row in samples}
     if beyond or max(map(abs, gap.values())) > 4:
-        raise Failed(f'beyond the limits: {beyond}, {gap}', tables)
+        raise Failed(f'errors above the limits: {beyond}, differences of samples: {gap}', tables)
     return tables
 
 
 def limit(quantity: str) -> float:
-    """The largest relative error of a quantity in float32; dopri5 has a tolerance of 1e-3."""
+    """Return the relative error allowed in float32; dopri5 has a tolerance of 1e-3."""
     return 1e-3 if 'dopri5' in quantity else 2e-5
 
 
 def errors(run: Run, ways: dict) -> list[dict]:
-    """A row for each quantity, with its relative error by each way."""
+    """Return a row for each quantity, with its relative error for each of `ways`."""
     exact = quantities('cpu', 'float32', torch.float64, run.seed)
     rows = {name: dict(quantity=name) for name in exact}
     for way, (device, precision, tf32) in ways.items():
@@ -137,7 +137,7 @@ def errors(run: Run, ways: dict) -> list[dict]:
 
 
 def statistics(run: Run) -> list[dict]:
-    """Mean and standard deviation of samples on the device and on the CPU, and the difference."""
+    """Compare mean and standard deviation of samples on the device with those on the CPU."""
     batch = 20 if run.quick else 200
     ours, theirs = (gaussian_samples(device, batch, run.seed) for device in (run.device, 'cpu'))
     n = theirs.numel()

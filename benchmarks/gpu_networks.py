@@ -1,4 +1,4 @@
-"""Sections of gpu.py: the speed of networks, training steps and samplers."""
+"""Two sections of gpu.py: the speed of networks and training steps, and of samplers."""
 
 import contextlib
 import functools
@@ -38,7 +38,7 @@ def network_config(run: Run, **training):
 
 
 def bandwidth(run: Run) -> float:
-    """Bytes/s of a large copy, counting bytes read and bytes written."""
+    """Return the bytes/s of a large copy, counting bytes read and bytes written."""
     source = torch.randn(2**20 if run.quick else 2**30, device=run.device)
     target = torch.empty_like(source)
     ways = {'copy': lambda: target.copy_(source)}
@@ -46,7 +46,7 @@ def bandwidth(run: Run) -> float:
 
 
 def limits(run: Run) -> dict[str, float]:
-    """FLOP/s of matrix products by precision, and bytes/s of a copy."""
+    """Return the FLOP/s of matrix products by precision, and the bytes/s of a copy."""
     found = {}
     for name, dtype in PRECISIONS.items() if run.device == 'cuda' else [('float32', torch.float32)]:
         with tensor_cores(name == 'TF32'):
@@ -61,10 +61,11 @@ def network_row(run: Run, name: str, rates: dict, work: dict) -> dict:
     Args:
         name: a key of `MODES`.
         rates: FLOP/s of matrix products by precision.
-        work: operations of a forward pass and of a step, for one image.
+        work: number of operations of a forward pass and of a step, for one image.
 
     Returns:
-        Seconds, images/s and share of products of both; seconds of the first step; memory in GiB.
+        Seconds, images/s and share of the rate of products, for the forward pass and the step;
+        seconds of the first step; memory in GiB.
     """
     settings, tf32, old = MODES[name]
     batch, count = (2, 1) if run.quick else (128, 5)
@@ -101,12 +102,12 @@ def network_row(run: Run, name: str, rates: dict, work: dict) -> dict:
 
 
 def precision(mode: str) -> str:
-    """The precision of the products of a mode: a key of `limits`."""
+    """Return the precision of the products in a mode, a key of `limits`."""
     return next((name for name in ('bfloat16', 'TF32') if name in mode), 'float32')
 
 
 def peak_memory(work, device: str) -> float | None:
-    """The most GiB that PyTorch allocates on a GPU during `work()`; None on a CPU."""
+    """Return the peak GiB that PyTorch allocates on a GPU during `work()`; None on a CPU."""
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
     work()
@@ -114,7 +115,7 @@ def peak_memory(work, device: str) -> float | None:
 
 
 def operations(run: Run) -> dict[str, int]:
-    """Floating-point operations of a forward pass and of a training step, for one image."""
+    """Count the operations (FLOP) of a forward pass and a training step for one image."""
     config = network_config(run, batch_size=1)
     step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config))
     state, (x, labels) = run_lib.create_state(config), inputs(config, 1)
@@ -125,7 +126,7 @@ def operations(run: Run) -> dict[str, int]:
 
 
 def networks(run: Run) -> list[Table]:
-    """Measure NCSN++ in all modes, as long as there is time."""
+    """Measure NCSN++ in all modes until the time is used up."""
     rates, work, rows = limits(run), operations(run), []
     for name in ['2021 formulation, float32', 'float32'] if run.quick else MODES:
         in_time = run.quick or run.left() > 200
@@ -141,8 +142,8 @@ def networks(run: Run) -> list[Table]:
         }
     columns |= {'memory of a step, GiB': ('memory', '{:.1f}'), 'first step, s': ('first', '{:.1f}')}
     title = (
-        f'NCSN++, {work["forward"] / 1e9:.1f} GFLOP an image forward, '
-        f'{work["step"] / 1e9:.1f} a training step'
+        f'NCSN++, GFLOP per image: {work["forward"] / 1e9:.1f} in a forward pass, '
+        f'{work["step"] / 1e9:.1f} in a training step'
     )
     return [ceilings(rates), Table(title, columns, rows)]
 
@@ -153,13 +154,13 @@ def ceilings(rates: dict) -> Table:
         for name, rate in rates.items()
         if name != 'copy'
     ]
-    rows.append(dict(what='copy, read and write', rate=rates['copy'] / 1e12, unit='TB/s'))
+    rows.append(dict(what='copy (read + write)', rate=rates['copy'] / 1e12, unit='TB/s'))
     columns = {'': ('what', '{}'), 'rate': ('rate', '{:.3f}'), 'unit': ('unit', '{}')}
-    return Table('Ceilings', columns, rows)
+    return Table('Upper limits', columns, rows)
 
 
 def samplers(run: Run) -> list[Table]:
-    """Time samplers against their network evaluations alone, and drift and divergence."""
+    """Time samplers relative to their network evaluations alone; time drift and divergence."""
     config = network_config(run, **({} if run.quick else dict(precision='bfloat16')))
     torch.manual_seed(run.seed)
     model = create_model(config).eval().requires_grad_(False)
@@ -207,7 +208,7 @@ def sampler_rows(run: Run, config, model, x, labels) -> list[dict]:
 
 
 def divergence(run: Run, config, model, x) -> Table:
-    """Time the drift of the probability flow and its divergence, by both ways."""
+    """Time the drift of the probability flow ODE, and its divergence computed in two ways."""
     passes = divergence_ways(sde_lib.get_sde(config), model, x)
     times = interleaved(passes, run.device, run.repeats)
     best = {name: min(found) for name, found in times.items()}

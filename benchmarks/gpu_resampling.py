@@ -1,4 +1,4 @@
-"""Section of gpu.py: the speed of `upfirdn2d`."""
+"""One section of gpu.py: the speed of `upfirdn2d`."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ FORMATS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
 
 
 def composed_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
-    """`upfirdn2d` by PyTorch's grouped convolutions, as on devices without the CUDA kernels."""
+    """`upfirdn2d` with PyTorch's grouped convolutions, used where the CUDA kernels are missing."""
     size = [(length * up + sum(pad) - len(kernel)) // down + 1 for length in input.shape[2:]]
     return importlib.import_module('op.upfirdn2d')._composed(
         input, kernel, up, down, (pad[0], pad[0]), size
@@ -24,7 +24,7 @@ def composed_upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):
 
 
 def replayed(work, run: Run):
-    """`work` recorded as a CUDA graph, whose replay costs no time in Python; on a CPU `work`."""
+    """Record `work` as a CUDA graph, to replay without the overhead of Python; on a CPU, `work`."""
     if run.device != 'cuda':
         return work
     stream = torch.cuda.Stream()
@@ -38,7 +38,7 @@ def replayed(work, run: Run):
 
 
 def milliseconds(ways: dict, run: Run, calls: int) -> dict[str, float]:
-    """The least time of one call of each way, of `calls` in a row."""
+    """Return the minimum milliseconds per call of each way, for `calls` calls in a row."""
     repeated = {name: lambda way=way: [way() for _ in range(calls)] for name, way in ways.items()}
     return {
         name: 1e3 * min(times) / calls
@@ -47,7 +47,10 @@ def milliseconds(ways: dict, run: Run, calls: int) -> dict[str, float]:
 
 
 def resampling_row(run: Run, copied: float, shape, direction: str, layout: str, dtype) -> dict:
-    """Time `upfirdn2d` and its alternatives on one kind of input; `copied`: bytes/s of a copy."""
+    """Time `upfirdn2d` and its alternatives on one kind of input.
+
+    `copied` is the bandwidth of a copy in bytes/s.
+    """
     setting = dict(up=2, pad=(2, 1)) if direction == 'up' else dict(down=2, pad=(1, 1))
     kernel = (TAPS * (4 if direction == 'up' else 1)).to(run.device)
     x = (
@@ -57,7 +60,7 @@ def resampling_row(run: Run, copied: float, shape, direction: str, layout: str, 
     )
     kinds = {'ours': upfirdn2d, 'composed': composed_upfirdn2d, 'plain': plain_upfirdn2d}
     if x.numel() > 2**24 and dtype != torch.float32:
-        del kinds['plain']  # a third of a second each
+        del kinds['plain']  # a third of a second per call
     grad = torch.randn_like(upfirdn2d(x, kernel, **setting))
     ways = {}
 
@@ -88,7 +91,7 @@ def resampling_row(run: Run, copied: float, shape, direction: str, layout: str, 
 
 
 def resampling(run: Run) -> list[Table]:
-    """Time `upfirdn2d`, with and without gradient, against other ways and against copies."""
+    """Time `upfirdn2d`, with and without gradient, relative to other ways and to copies."""
     shapes = (
         [(2, 8, 16, 16)]
         if run.quick
@@ -105,8 +108,8 @@ def resampling(run: Run) -> list[Table]:
     ]
     return [
         Table(
-            'Resampling by 2 with [1, 3, 3, 1]; milliseconds as a recorded graph, "called" '
-            'from Python',
+            'Resampling by 2 with [1, 3, 3, 1]; milliseconds of a CUDA graph; "called" is '
+            'called from Python',
             {
                 'input': ('shape', '{}'),
                 '': ('direction', '{}'),

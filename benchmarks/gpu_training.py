@@ -1,4 +1,4 @@
-"""Section of gpu.py: a training by `main.py` that is stopped and resumed."""
+"""One section of gpu.py: training with `main.py` is stopped and resumed."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ LOG = '--config.training.log_freq=50'
 
 
 def command(run: Run, mode: str, *flags: str) -> list[str]:
-    """The command line of main.py in a mode, for the config, data and device of the run."""
+    """Return the command line of main.py in a mode, with the config, data and device of the run."""
     data = ['--config.data.dataset=NPZ', f'--config.data.path={run.npz}'] if run.npz else []
     fast = [] if run.quick else ['--config.training.precision=bfloat16']
     workdir = str(run.folder / 'training')
@@ -31,13 +31,13 @@ def command(run: Run, mode: str, *flags: str) -> list[str]:
 
 
 def logged_steps(log: pathlib.Path) -> int:
-    """The last step that a training has logged, -1 if none."""
+    """Return the last step in a training log; -1 if it has none."""
     text = log.read_text() if log.is_file() else ''
     return max(map(int, re.findall(r'step: (\d+)', text)), default=-1)
 
 
 def training(run: Run) -> list[Table]:
-    """Train with main.py until a minute is left, stop by SIGTERM, resume, and draw samples."""
+    """Train with main.py until a minute is left, stop with SIGTERM, resume, and draw samples."""
     workdir = run.folder / 'training'
     shutil.rmtree(workdir, ignore_errors=True)
     if not run.npz and not run.quick:
@@ -59,7 +59,7 @@ def training(run: Run) -> list[Table]:
     draw_grid(run, workdir)
     return [
         Table(
-            'Training by `main.py`' + (' on random pictures' if 'random.npz' in run.npz else ''),
+            'Training with `main.py`' + (' on random images' if 'random.npz' in run.npz else ''),
             {
                 'config': ('config', '{}'),
                 'steps': ('steps', '{}'),
@@ -83,12 +83,12 @@ def random_pictures(run: Run) -> str:
 
 
 def stopped_training(run: Run, log: pathlib.Path) -> tuple[int, float]:
-    """Start a training and stop it by SIGTERM.
+    """Start training and stop it with SIGTERM.
 
-    It runs until a minute of the time is left, for a minute at least; in a dry run for 50 steps.
+    It runs until a minute of the time is left, but at least for a minute. A dry run has 50 steps.
 
     Returns:
-        Its exit status and the seconds that it took to exit.
+        The exit status, and the seconds from SIGTERM to exit.
     """
     compiled = [] if run.quick else ['--config.training.compile=True']
     process = subprocess.Popen(command(run, 'train', *compiled, LOG), cwd=ROOT)
@@ -103,7 +103,7 @@ def stopped_training(run: Run, log: pathlib.Path) -> tuple[int, float]:
 
 
 def draw_grid(run: Run, workdir: pathlib.Path) -> None:
-    """Draw samples of the trained network and copy their grid beside the report."""
+    """Draw samples of the trained network and copy their grid to the folder of the report."""
     sampler = ['--config.sampling.method=dpmpp_2m_sde', '--config.sampling.steps=30']
     n = '16' if run.quick else '64'
     subprocess.run(command(run, 'sample', *sampler, '--num_samples', n), cwd=ROOT, check=True)

@@ -1,11 +1,12 @@
-"""The cost of drift and divergence together, against two forward passes and a backward one.
+"""The cost of computing drift and divergence together instead of in two passes.
 
     python benchmarks/likelihood.py                     # under a minute on two cores
     python benchmarks/likelihood.py --batch 64 --json likelihood.json
 
-The likelihood's ODE needs the drift F(x, t) and e^T (dF/dx) e (Song et al. 2021, Sec. D.2). 'two
-passes': the drift without gradients, then the product with them, as published. Least times of the
-rounds, and median ratios in a round.
+The likelihood ODE needs the drift F(x, t) and e^T (dF/dx) e (Song et al. 2021, Sec. D.2). As in the
+2021 release, 'two passes' computes the drift without gradients, and then the product with a second
+forward and a backward pass. The table has the minimum time over the rounds and the median over the
+rounds of time / time of 'two passes'.
 """
 
 import statistics
@@ -19,7 +20,7 @@ from models.utils import create_model
 
 def main():
     parser = arguments(__doc__, repeats=2)
-    parser.add_argument('--batch', type=int, help='images (default: 8 on a CPU, 128 on a GPU)')
+    parser.add_argument('--batch', type=int, help='batch size (default: 8 on a CPU, 128 on a GPU)')
     args = parse_args(parser, repeats=1, batch=2)
     batch = args.batch or (128 if args.device.startswith('cuda') else 8)
     torch.manual_seed(args.seed)

@@ -1,4 +1,4 @@
-"""What a benchmark was measured on; importing this puts the library on the path."""
+"""Describes the machine of a benchmark; importing this module puts the library on the path."""
 
 import pathlib
 import platform
@@ -12,7 +12,7 @@ from validation.environment import device
 
 
 def machine() -> str:
-    """Processor, cores that this process may use, GPU, and versions, in one line."""
+    """Return CPU, number of usable cores, GPU, and package versions, in one line."""
     return (
         f'{device()}; Python {platform.python_version()}, NumPy {np.__version__}, '
         f'PyTorch {torch.__version__} ({torch.get_num_threads()} threads)'

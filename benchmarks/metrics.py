@@ -1,12 +1,12 @@
-"""Do the metrics measure what they should? Real CIFAR-10 images, plain and changed, against others.
+"""Do the metrics detect distorted images? Compares CIFAR-10 test and training images.
 
     python benchmarks/metrics.py --tfds_dir DIR --features 768 --inception_path weights.pth
     python benchmarks/metrics.py --tfds_dir DIR --command --folder features
 
-The first n training images (in a random order) are the reference; the first n test images are
-compared with it as they are, blurred, with noise, and with their pixels shuffled. Features are kept
-in --folder, a batch a file: run the same command to resume. With --command the untouched images are
-also written as PNG files and given to the command line of torch-fidelity.
+The reference is n randomly chosen training images. n randomly chosen test images are compared with
+it: unchanged, blurred, with noise, and with shuffled pixels. The features of each batch are stored
+in a file in --folder, so the same command resumes an interrupted run. With --command the unchanged
+images are also written as PNG files and compared with the command of torch-fidelity.
 """
 
 import argparse
@@ -31,19 +31,19 @@ from reports import results
 
 
 def blurred(images, rng):
-    """A Gaussian filter of standard deviation 1 pixel."""
+    """Blur images with a Gaussian filter of standard deviation 1 pixel."""
     filtered = scipy.ndimage.gaussian_filter(images.astype(np.float32), (0, 1, 1, 0))
     return filtered.round().astype(np.uint8)
 
 
 def noisy(images, rng):
-    """Gaussian noise of standard deviation 0.1 of the range."""
+    """Add Gaussian noise with a standard deviation of 0.1 of the range of pixel values."""
     changed = images + 25.5 * rng.standard_normal(images.shape)
     return np.clip(changed, 0, 255).round().astype(np.uint8)
 
 
 def shuffled(images, rng):
-    """The pixels of each image in a random order."""
+    """Shuffle the pixels of each image."""
     flat = images.reshape(len(images), -1, images.shape[-1])
     return np.stack([image[rng.permutation(len(image))] for image in flat]).reshape(images.shape)
 
@@ -65,20 +65,26 @@ def command_line() -> argparse.Namespace:
         '--backend',
         default='torch_fidelity',
         choices=evaluation.EXTRACTORS,
-        help='extractor of the features',
+        help='extractor of the features (default: %(default)s)',
     )
     parser.add_argument(
-        '--features', default='', help='layer of the extractor; its last by default'
+        '--features', default='', help='layer of the extractor (default: the last one)'
     )
     parser.add_argument(
-        '--inception_path', default='', help='its weights, if they cannot be fetched'
+        '--inception_path',
+        default='',
+        help='weights of the extractor, if they cannot be downloaded',
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--folder', default='runs/metrics', help='where features are kept')
-    parser.add_argument('-n', type=int, default=2000, help='images of either set')
+    parser.add_argument(
+        '--folder', default='runs/metrics', help='folder for the features (default: %(default)s)'
+    )
+    parser.add_argument(
+        '-n', type=int, default=2000, help='images of each set (default: %(default)s)'
+    )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
-        '--command', action='store_true', help="compare with torch-fidelity's own command"
+        '--command', action='store_true', help='compare with the command of torch-fidelity'
     )
     return parse_args(parser, 'folder', n=120, backend='pixels')
 
@@ -104,7 +110,7 @@ def main():
 
 
 def config_of(args):
-    """The config of the data and of the extractor."""
+    """Return a config with the settings of the data and of the extractor."""
     config = (digits_ddpmpp_continuous if args.quick else cifar10_ddpmpp_continuous).get_config()
     config.device = args.device
     config.data.tfds_dir = args.tfds_dir
@@ -115,20 +121,20 @@ def config_of(args):
 
 
 def chosen_images(config, split: str, args) -> np.ndarray:
-    """The first n images of a split, uint8 (n, H, W, C), in a random order."""
+    """Return n randomly chosen images of a split, uint8 (n, H, W, C)."""
     images = datasets.get_split(config, split)
     order = np.random.default_rng(args.seed).permutation(len(images))
     return images.read(order[: args.n])[0]
 
 
 class Features:
-    """Features of images, kept in --folder, a batch a file."""
+    """Computes features of images and stores each batch in a file in --folder."""
 
     def __init__(self, extractor, args):
         self.extractor, self.args, self.folder = extractor, args, pathlib.Path(args.folder)
 
     def __call__(self, name: str, x: np.ndarray) -> np.ndarray:
-        """The features of the images `x`, uint8 (N, H, W, C), under a name for their files."""
+        """Return the features of images `x`, uint8 (N, H, W, C); their files start with `name`."""
         starts = range(0, self.args.n, 100)
         return np.concatenate([self.batch(name, x[start : start + 100], start) for start in starts])
 
@@ -142,7 +148,7 @@ class Features:
 
 
 def compared(real: np.ndarray, x: np.ndarray) -> tuple[str, ...]:
-    """FID, KID, precision and recall of features, as text."""
+    """Return FID, KID, precision and recall of features, as text."""
     kernel = metrics.kernel_distance(real, x)
     precision, recall = metrics.precision_recall(real, x)
     distance = metrics.frechet_distance(metrics.statistics(real), metrics.statistics(x))
@@ -155,7 +161,7 @@ def compared(real: np.ndarray, x: np.ndarray) -> tuple[str, ...]:
 
 
 def by_command(images: dict, args) -> str:
-    """The output of torch-fidelity's command on the untouched images, written as PNG files."""
+    """Write the unchanged images as PNG files; return the output of torch-fidelity's command."""
     folder = pathlib.Path(args.folder)
     for split, x in images.items():
         (folder / f'{split}_{args.n}').mkdir(exist_ok=True)

@@ -1,17 +1,17 @@
-"""How fast feature maps are resampled by [1, 3, 3, 1].
+"""The speed of resampling feature maps with the filter [1, 3, 3, 1].
 
-`op.upfirdn2d` is compared with other compositions of PyTorch's operations.
+`op.upfirdn2d` is compared with other combinations of PyTorch operations.
 
     python benchmarks/ops.py                       # on the CPU: two minutes on one core
     python benchmarks/ops.py --device cuda --json ops.json
-    # registers and spills of the CUDA kernels only; needs no GPU
+    # only registers and spills of the CUDA kernels; needs no GPU
     python benchmarks/ops.py --kernels
 
-Each time is the least of `--repeats` rounds over all ways, one after another in each round, so that
-a busy machine slows all of them alike. Percentages are of the speed at which memory is copied: the
-time of `copy_` that reads and writes as many bytes as input and output have (twice that for forward
-and backward), over the time taken. All ways are first checked to agree to 1e-6 of the largest value
-(float64).
+Each time is the minimum over `--repeats` rounds. Each round runs all ways one after another, so
+that other load on the machine slows all of them equally. Percentages are relative to the speed of
+copying memory: the time of a `copy_` that moves the bytes of input and output (twice these bytes
+for forward and backward), divided by the measured time. Before they are timed, all ways are checked
+to agree within 1e-6 of the largest value (float64).
 """
 
 import argparse
@@ -77,10 +77,10 @@ def check_agreement(direction: str) -> None:
 
 
 def works(x: torch.Tensor, direction: str) -> dict:
-    """What is timed, by (way, 'forward' or 'both'): all ways, and a copy to compare them with."""
+    """Return the functions to time, by (way, 'forward' or 'both'): all ways, and a copy."""
     watched = x.detach().requires_grad_()
     grad = torch.randn_like(upfirdn2d(x, taps(x, 1), **SETTINGS[direction]))
-    # half of input and output: read once and written once, it moves as many bytes as both have
+    # half of input and output: copying it reads and writes as many bytes as both together have
     source = torch.cat([x.flatten(), grad.flatten()])[::2].clone()
     target = torch.empty_like(source)
 
@@ -95,7 +95,10 @@ def works(x: torch.Tensor, direction: str) -> dict:
 
 
 def fastest(works: dict, args) -> dict:
-    """The least seconds of each work in --repeats interleaved rounds, of calls of 3 ms together."""
+    """Return the minimum seconds per call of each function over --repeats interleaved rounds.
+
+    Functions faster than 3 ms are called several times in a row.
+    """
     for work in works.values():
         work()
     calls = {
@@ -123,7 +126,7 @@ def kernels(args) -> list[dict]:
 
 
 def kernel_table(rows: list[dict]) -> list[tuple]:
-    """Registers of each kernel by type and GPU, with shared memory and spills if there are any."""
+    """Make rows with the registers, shared memory and spills of each kernel by type and GPU."""
     targets = list(dict.fromkeys(row['target'] for row in rows))
     cells = {}
     for row in rows:
@@ -167,11 +170,13 @@ def command_line() -> argparse.Namespace:
         '--repeats',
         type=int,
         default=5,
-        help='rounds, of which the best counts (default: %(default)s)',
+        help='number of rounds; the best one is reported (default: %(default)s)',
     )
-    parser.add_argument('--threads', type=int, help="of PyTorch on the CPU (default: PyTorch's)")
-    parser.add_argument('--seed', type=int, default=0, help='of the images (default: %(default)s)')
-    parser.add_argument('--kernels', action='store_true', help='only what the CUDA kernels take')
+    parser.add_argument('--threads', type=int, help="PyTorch's threads on the CPU")
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of the images (default: %(default)s)'
+    )
+    parser.add_argument('--kernels', action='store_true', help='only compile the CUDA kernels')
     parser.add_argument(
         '--json', metavar='PATH', help='write the rows, the machine and the arguments to this file'
     )
@@ -210,8 +215,8 @@ def report_resampling(args) -> list[dict]:
                 for layout in FORMATS:
                     rows += measure(shape, direction, dtype, layout, args)
     print(
-        f'{args.device}, seed {args.seed}, best of {args.repeats} interleaved repeats; of '
-        'copy: share of the speed of copying\n'
+        f'{args.device}, seed {args.seed}, best of {args.repeats} interleaved repeats; '
+        '"of copy": share of the speed of copying\n'
     )
     print_table(args, resampling_table(rows))
     print()
@@ -219,15 +224,15 @@ def report_resampling(args) -> list[dict]:
 
 
 def report_kernels(args) -> list[dict]:
-    """Compile and print the CUDA kernels; without NVRTC there are none."""
+    """Compile the CUDA kernels and print their resources; return no rows without NVRTC."""
     try:
         rows = kernels(args)
     except (ImportError, RuntimeError) as error:
-        print(f'Nothing on the CUDA kernels: {error}')
+        print(f'Skipped the CUDA kernels: {error}')
         return []
     print(
-        'Registers per thread of the CUDA kernels, and bytes of shared memory or spills if '
-        'any, as NVRTC compiles them\n'
+        'Registers per thread of the CUDA kernels compiled by NVRTC, and bytes of shared memory '
+        'and spills if not zero\n'
     )
     print_table(args, kernel_table(rows))
     return rows

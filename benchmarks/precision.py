@@ -1,12 +1,12 @@
-"""Does bfloat16 train as float32 does? Losses over 300 steps, against other seeds of float32.
+"""Does training in bfloat16 reach the same loss as in float32? Compares losses after 300 steps.
 
     python benchmarks/precision.py                      # the quickstart's network
     python benchmarks/precision.py --network cifar10    # NCSN++ on CIFAR-10's shape, for a GPU
 
-Every run has the same images in the same order. A seed decides weights, times and noise; a run in
-bfloat16 shares all of them with the float32 run of its seed. The loss is the mean over the last
-third of the steps. z: the mean difference between the precisions, over the standard deviation of
-float32 losses between seeds.
+Every run uses the same images in the same order. The seed determines weights, times and noise,
+which are the same for the bfloat16 run and the float32 run of a seed. The loss is the mean over the
+last third of the steps. z is the mean difference between the precisions, divided by the standard
+deviation of the float32 losses over the seeds.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from data.tensors import to_tensor
 
 
 def final_loss(config, seed: int, precision: str, steps: int) -> float:
-    """The mean loss of the last third of the steps."""
+    """Train a network and return the mean loss of the last third of the steps."""
     config.training.precision = precision
     torch.manual_seed(seed)
     state, scaler = run_lib.create_state(config), datasets.get_data_scaler(config)
@@ -84,7 +84,7 @@ def main():
     show(
         args,
         f'{args.network}, mean loss of the last {args.steps // 3} of {args.steps} steps; '
-        f'spread between seeds {spread:.5f}, '
+        f'standard deviation over seeds {spread:.5f}, '
         f'bfloat16 minus float32 {shift:+.5f}, z = {shift / spread:+.2f}',
         rows,
         {

@@ -1,19 +1,24 @@
-"""How good samples are for their network evaluations: every solver, for VE, VP and sub-VP.
+"""Sample quality against network evaluations (NFE) of every solver, for VE, VP and sub-VP.
 
     # two cores: about an hour
     python benchmarks/quality.py --json docs/quality/quality.json --plots docs/quality
-    # the image-size target from these images (x_train, y_train) instead of digits
+    # fit the target `images` to these images (x_train, y_train) instead of to digits
     python benchmarks/quality.py --npz cifar10.npz ...
 
-Three targets. The plane: a mixture of three Gaussians whose score is exact; sliced 2-Wasserstein
-distance of 10 n samples to exact ones.
-Images: a mixture of ten Gaussians in 3,072 dimensions, fitted to real images (tests/oracles.py),
-whose score is exact too: no error is a network's; Frechet distance to its mean and covariance, in
-its first 64 principal components, whitened. A network: those of the digits configs (in --runs,
-trained first if need be); Frechet distance in pixels to the training images. Of each: mean and half
-the range over seeds, and the distance of as many exact samples (of held-out images). Samplers are
-built from the configs, by `config.sampling` alone. Rows that are in the JSON file already, of the
-same n and seeds, are not measured again.
+There are three targets:
+
+- plane: a mixture of three Gaussians with an exact score. The distance is the sliced 2-Wasserstein
+  distance of 10 n samples to exact samples.
+- images: a mixture of ten Gaussians in 3,072 dimensions, fitted to real images (tests/oracles.py).
+  Its score is exact too, so all errors come from the solver. The distance is the Frechet distance
+  to the mean and covariance of the mixture, in its first 64 principal components, whitened.
+- network: the networks of the digits configs (in --runs, trained first if missing). The distance is
+  the Frechet distance in pixels to the training images.
+
+The table has the mean distance and half the range over the seeds. The solver 'exact' is the
+distance of the same number of exact samples (for `network`, of held-out images). Samplers are built
+from `config.sampling` only. Rows of the JSON file with the same n and seeds are not measured
+again.
 """
 
 import argparse
@@ -50,7 +55,7 @@ PC = dict(
     ve=dict(predictor='reverse_diffusion', corrector='langevin', snr=0.16),
     vp=dict(predictor='euler_maruyama', corrector='none'),
     subvp=dict(predictor='euler_maruyama', corrector='none'),
-)  # as published for CIFAR-10
+)  # as in the 2021 release for CIFAR-10
 STEPS = (9, 18, 36, 72)
 HEUN_STEPS = (5, 9, 18, 36)
 SOLVERS = {
@@ -97,7 +102,7 @@ SOLVERS = {
 
 
 class Plane:
-    """Sliced 2-Wasserstein distance (64 directions) of 10 n samples to 20 times as many others."""
+    """Sliced 2-Wasserstein distance (64 directions) of 10 n samples to 200 n exact ones."""
 
     unit, shape, sigma_max = 'sliced Wasserstein distance', (2,), 10.0
 
@@ -186,7 +191,7 @@ TARGETS = dict(plane=Plane, images=Images, network=Network)
 
 
 def large_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """Scikit-learn's digits (N, 3, 32, 32), each in a colour of a palette, and labels (N,)."""
+    """Load scikit-learn's digits (N, 3, 32, 32), each in a random colour, and labels (N,)."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -198,7 +203,7 @@ def large_digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def cifar10(path) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first 10,000 training images (N, 3, 32, 32) of an NPZ file, and their labels (N,)."""
+    """Load the first 10,000 training images (N, 3, 32, 32) of an NPZ file, and labels (N,)."""
     with np.load(path) as file:
         images, labels = torch.tensor(file['x_train']), torch.tensor(file['y_train'])
     return images.permute(0, 3, 1, 2)[:10000] / 255, labels.reshape(-1)[:10000]
@@ -207,7 +212,7 @@ def cifar10(path) -> tuple[torch.Tensor, torch.Tensor]:
 def config_of(sde_name: str, sigma_max: float | None = None):
     config = importlib.import_module(CONFIGS[sde_name]).get_config()
     config.device = 'cpu'
-    if sigma_max:  # exact targets, which come with no sampler of their own
+    if sigma_max:  # exact targets; the digits configs have other samplers
         config.sampling.update(PC[sde_name])
         config.model.sigma_max = sigma_max
     return config
@@ -220,16 +225,16 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument('--targets', default=','.join(TARGETS))
     parser.add_argument('--sdes', default=','.join(CONFIGS))
     parser.add_argument(
-        '--solvers', default='', help='only those whose names begin so, with commas between them'
+        '--solvers', default='', help='comma-separated prefixes of the solvers to run'
     )
-    parser.add_argument('--npz', help='images and labels for the image-size target')
+    parser.add_argument('--npz', help='NPZ file with images and labels for the target `images`')
     parser.add_argument('-n', type=int, default=2000, help='samples (default: %(default)s)')
     parser.add_argument('--seeds', type=int, default=2)
     parser.add_argument(
         '--most',
         type=int,
         default=2000,
-        help='steps times evaluations of pc, steps of others (default: %(default)s)',
+        help='maximum number of steps; for pc, of evaluations (default: %(default)s)',
     )
     parser.add_argument(
         '--runs',
@@ -255,7 +260,7 @@ def main():
 
 
 def begun(parser: argparse.ArgumentParser, args) -> dict:
-    """The report in --json, if there is one with the same protocol; else an empty one."""
+    """Return the report in --json if it exists and has the same protocol, else an empty one."""
     protocol = dict(seeds=args.seeds, n=args.n, images='CIFAR-10' if args.npz else 'digits')
     if not args.json or not pathlib.Path(args.json).is_file():
         return dict(machine=machine(), **protocol, quick=args.quick, rows=[])
@@ -263,13 +268,14 @@ def begun(parser: argparse.ArgumentParser, args) -> dict:
     same = all(report[key] == value for key, value in protocol.items())
     if not same or args.quick != report.get('quick', False):
         parser.error(
-            f'{args.json} is of {report["seeds"]} seeds, n={report["n"]} and {report["images"]}'
+            f'{args.json} has other settings: {report["seeds"]} seeds, n={report["n"]}, '
+            f'{report["images"]}; choose another file for --json'
         )
     return report
 
 
 def measure(report: dict, sde_name: str, target_name: str, args) -> None:
-    """Add the rows of a target that are not in the report yet, and write it after each."""
+    """Add the missing rows of a target to the report, and write the report after each row."""
     known, target = {identity(row) for row in report['rows']}, None
     for solver, way in ways(sde_name, args.most, args.quick):
         row = dict(sde=sde_name, target=target_name, solver=solver, settings=way)
@@ -301,19 +307,19 @@ def table(rows: list[dict]) -> list[tuple]:
 
 
 def draw(rows: list[dict], folder: pathlib.Path, sdes: list[str]) -> None:
-    """Plot distance against evaluations for each SDE."""
+    """Plot distance against network evaluations for each SDE."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in sdes:
         plots.quality([row for row in rows if row['sde'] == name], folder / f'{name}.png')
 
 
 def ways(sde_name: str, most: int, quick: bool = False):
-    """Yield (solver, settings) of all that is measured for an SDE, the first being exact samples.
+    """Yield (solver, settings) of every row of an SDE; the first row is exact samples.
 
     Args:
         sde_name: 've', 'vp' or 'subvp'.
-        most: largest number of steps times evaluations of a step.
-        quick: the first settings of each solver, with three steps.
+        most: maximum number of steps times evaluations per step.
+        quick: yield only the first settings of each solver, with three steps.
     """
     yield 'exact', {}
     for solver, settings in SOLVERS.items():
@@ -342,11 +348,11 @@ def show(row):
 
 
 def measured(args, sde_name, target, way) -> dict:
-    """Distance and cost of samples, mean and half the range over seeds.
+    """Measure distance (mean and half the range over seeds) and cost of samples.
 
     Args:
-        way: settings of `config.sampling`, of which a prior_mean is replaced by the target's mean;
-            empty: exact samples.
+        way: settings of `config.sampling`; a prior_mean is replaced by the mean of the target. If
+            empty, exact samples are measured.
     """
     distances, nfe, started = [], 0, time.perf_counter()
     for seed in range(args.seeds):
@@ -364,7 +370,7 @@ def measured(args, sde_name, target, way) -> dict:
 
 
 def drawn(sde_name, target, way):
-    """Samples by settings of `config.sampling`, and the network evaluations that they cost."""
+    """Draw samples with the settings `way` of `config.sampling`; return them and the NFE."""
     config = config_of(sde_name, target.sigma_max)
     mean = {'prior_mean': target.mean} if 'prior_mean' in way else {}
     with config.ignore_type():  # prior_mean may be an image

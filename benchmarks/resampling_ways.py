@@ -1,6 +1,6 @@
-"""Ways to resample by [1, 3, 3, 1]: `op.upfirdn2d`, and other compositions of PyTorch operations.
+"""Ways to resample with the filter [1, 3, 3, 1]: `op.upfirdn2d`, and other PyTorch operations.
 
-Ways up take x (B, C, H, W) to (B, C, 2 H, 2 W), ways down the other way.
+Functions `up_*` resize x (B, C, H, W) to (B, C, 2 H, 2 W). Functions `down_*` do the opposite.
 """
 
 import importlib
@@ -19,12 +19,12 @@ SETTINGS = {'up': dict(up=2, pad=(2, 1)), 'down': dict(down=2, pad=(1, 1))}
 
 
 def up_composed(x):
-    """A transposed convolution per channel: what `upfirdn2d` uses without kernels of its own."""
+    """A transposed convolution per channel, as `upfirdn2d` uses without its own kernels."""
     return library._composed(x, taps(x, 4), 2, 1, (2, 2), (2 * x.shape[2], 2 * x.shape[3]))
 
 
 def up_separable(x):
-    """The same, one axis after the other."""
+    """`up_composed` as two one-dimensional convolutions, one axis after the other."""
     h = (2 * LINE).to(x).expand(x.shape[1], 1, 1, 4)
     x = F.conv_transpose2d(x, h, stride=(1, 2), padding=(0, 1), groups=x.shape[1])
     return F.conv_transpose2d(
@@ -33,7 +33,7 @@ def up_separable(x):
 
 
 def up_cut_later(x):
-    """The same with a full border, which is then cut off."""
+    """`up_composed` without padding; the border of the output is cut off afterwards."""
     return F.pad(
         F.conv_transpose2d(x, taps(x, 4).expand(x.shape[1], 1, 4, 4), stride=2, groups=x.shape[1]),
         (-1, -1, -1, -1),
@@ -54,7 +54,7 @@ def up_phases(x):
 
 
 def up_slices(x):
-    """Sums of shifted images, interleaved; one axis after the other."""
+    """Weighted sums of shifted images, interleaved; one axis after the other."""
     h = (2 * LINE).tolist()
     for axis in (3, 2):
         length = x.shape[axis]
@@ -67,26 +67,26 @@ def up_slices(x):
 
 
 def down_composed(x):
-    """A strided convolution per channel: what `upfirdn2d` uses without kernels of its own."""
+    """A strided convolution per channel, as `upfirdn2d` uses without its own kernels."""
     return library._composed(x, taps(x, 1), 1, 2, (1, 1), (x.shape[2] // 2, x.shape[3] // 2))
 
 
 def down_padded_before(x):
-    """The same, the border put around before."""
+    """`down_composed` with the padding added in a separate operation before."""
     return F.conv2d(
         F.pad(x, (1, 1, 1, 1)), taps(x, 1).expand(x.shape[1], 1, 4, 4), stride=2, groups=x.shape[1]
     )
 
 
 def down_separable(x):
-    """The same, one axis after the other."""
+    """`down_composed` as two one-dimensional convolutions, one axis after the other."""
     h = LINE.to(x).expand(x.shape[1], 1, 1, 4)
     x = F.conv2d(x, h, stride=(1, 2), padding=(0, 1), groups=x.shape[1])
     return F.conv2d(x, h.transpose(2, 3), stride=(2, 1), padding=(1, 0), groups=x.shape[1])
 
 
 def down_phases(x):
-    """The four phases of the image as channels, and 2x2 filters on each."""
+    """The four phases of the image as channels, and a 2x2 filter on each."""
     x = F.pixel_unshuffle(F.pad(x, (1, 1, 1, 1)), 2)
     h = LINE.to(x).reshape(2, 2).T  # phase, tap
     kernels = (
@@ -98,7 +98,7 @@ def down_phases(x):
 
 
 def down_slices(x):
-    """Sums of every second pixel from four places on; one axis after the other."""
+    """Weighted sums of every second pixel at four offsets; one axis after the other."""
     h = LINE.tolist()
     padded = F.pad(x, (1, 1, 1, 1))
     x = sum(h[k] * padded[..., k : k + x.shape[3] - 1 : 2] for k in range(4))
@@ -111,7 +111,7 @@ def taps(x, gain):
 
 def ways(direction: str) -> dict:
     kernel = torch.outer(LINE, LINE) * (4 if direction == 'up' else 1)
-    kernels = {}  # as the networks do, the filter is kept on the device
+    kernels = {}  # the filter stays on the device, as in the networks
 
     def own(x):
         if x.device not in kernels:

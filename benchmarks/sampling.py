@@ -1,12 +1,13 @@
-"""The time that samplers add to their network: predictor-corrector against evaluations alone.
+"""The time that the predictor-corrector sampler adds to its network evaluations.
 
     python benchmarks/sampling.py                       # a minute on two cores
     python benchmarks/sampling.py --batch 64 --steps 20 --json sampling.json
 
-A round draws images with NCSN++ on CIFAR-10 (reverse diffusion and Langevin, as published and with
-random numbers for each image), and times as many bare network evaluations on the same batch. Least
-time of the rounds, and the median over them of the ratio of the two in a round: what is over 1 are
-the sampler's own formulas.
+A round draws images with NCSN++ on CIFAR-10 (reverse diffusion and Langevin) in two ways: with
+random numbers for the whole batch, as in the 2021 release, and with separate ones for each image.
+It also times the same number of network evaluations alone on the same batch. The table has the
+minimum time over the rounds, and the median over the rounds of sampler time / evaluation time. The
+part of this ratio above 1 is the cost of the sampler's formulas.
 """
 
 import statistics
@@ -22,9 +23,9 @@ from runtime.randomness import per_image
 
 def main():
     parser = arguments(__doc__, repeats=3)
-    parser.add_argument('--batch', type=int, help='images (default: 4 on a CPU, 256 on a GPU)')
+    parser.add_argument('--batch', type=int, help='batch size (default: 4 on a CPU, 256 on a GPU)')
     parser.add_argument(
-        '--steps', type=int, help='of the sampler (default: 2 on a CPU, 20 on a GPU)'
+        '--steps', type=int, help='sampler steps (default: 2 on a CPU, 20 on a GPU)'
     )
     args = parse_args(parser, repeats=1, batch=2, steps=2)
     gpu = args.device.startswith('cuda')
@@ -75,7 +76,7 @@ def measure(args, gpu: bool) -> list[dict]:
 
 
 def ways(config, model, shape) -> dict:
-    """The sampler of a config, with random numbers for the batch and for each image."""
+    """Return the sampler of a config twice: with random numbers for the batch and per image."""
     sde = sde_lib.get_sde(config)
     sample = sampling.get_sampling_fn(config, sde, shape, lambda x: x, sde.sampling_eps)
 

@@ -1,4 +1,4 @@
-"""What the sections of gpu.py share: the run, and tables for the report."""
+"""Classes shared by the sections of gpu.py: the run, and tables for the report."""
 
 import dataclasses
 import pathlib
@@ -14,8 +14,8 @@ class Run:
     """The settings of a run of gpu.py.
 
     Attributes:
-        quick: whether sizes are tiny, on a CPU.
-        until: the end of the time, by `time.monotonic()`.
+        quick: whether to use tiny sizes, on a CPU.
+        until: when the time is used up, on the clock of `time.monotonic()`.
     """
 
     device: str
@@ -36,7 +36,7 @@ class Run:
 
 @dataclasses.dataclass
 class Table:
-    """Rows (dicts), and for each column its key and format; a missing value is an empty cell."""
+    """Rows (dicts), and the key and format of each column; a missing value is an empty cell."""
 
     title: str
     columns: dict[str, tuple[str, str]]
@@ -54,4 +54,4 @@ class Table:
 
 
 class Failed(Exception):
-    """A section whose tables show something wrong: (what, tables)."""
+    """Raised by a section whose tables show an error: (message, tables)."""

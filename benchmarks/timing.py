@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: command lines, interleaved timing, limits, the network, reports."""
+"""Shared by the benchmarks: command lines, timing, matrix products, the network, reports."""
 
 import argparse
 import atexit
@@ -17,20 +17,23 @@ import reports
 from configs.ve import cifar10_ncsnpp_continuous
 from runtime.memory import keep_memory
 
-QUICK = '(quick run: tiny sizes, untrained networks and few repeats; do not quote these figures)'
+QUICK = '(quick run: tiny sizes, untrained networks and few repeats; do not quote these numbers)'
 
 
 def arguments(doc: str, **defaults) -> argparse.ArgumentParser:
-    """A parser with what all of them take; `defaults` of --repeats."""
+    """Return a parser with the arguments that benchmarks share; `defaults` override theirs."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument(
-        '--repeats', type=int, default=5, help='rounds over all ways (default: %(default)s)'
+        '--repeats',
+        type=int,
+        default=5,
+        help='number of rounds over all variants (default: %(default)s)',
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='of weights and images (default: %(default)s)'
+        '--seed', type=int, default=0, help='seed of weights and images (default: %(default)s)'
     )
     parser.add_argument(
         '--json', metavar='PATH', help='write the rows and the machine to this file'
@@ -53,7 +56,7 @@ def parse_args(
     parser.add_argument(
         '--quick',
         action='store_true',
-        help='run the same code on tiny sizes, in seconds; the figures mean nothing',
+        help='run the same code on tiny sizes, in seconds; ignore the measured numbers',
     )
     if parser.parse_known_args()[0].quick:
         parser.set_defaults(**quick)
@@ -65,7 +68,7 @@ def parse_args(
 
 
 def shrink(config):
-    """Make network and training tiny, less than a second for a few steps; return the config."""
+    """Make network and training tiny (a few steps in less than a second); return the config."""
     config.model.update(nf=8, ch_mult=(1, 2), num_res_blocks=1, num_scales=25)
     config.optim.warmup = 1
     config.training.update(
@@ -81,7 +84,7 @@ def shrink(config):
 
 
 def seconds(work, device: str, calls: int = 1) -> float:
-    """The seconds of a call of `work`, of `calls` in a row, until the device is done."""
+    """Return the seconds per call of `work` over `calls` calls, with the device synchronized."""
     if device.startswith('cuda'):
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -93,10 +96,10 @@ def seconds(work, device: str, calls: int = 1) -> float:
 
 
 def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Time ways, functions without arguments, in rounds over all of them.
+    """Time `ways`, functions without arguments, in rounds over all of them.
 
     Returns:
-        The seconds of each way in all `repeats` rounds.
+        The seconds of each function in each of the `repeats` rounds.
     """
     for way in ways.values():
         for _ in range(warmup):
@@ -109,10 +112,11 @@ def interleaved(ways: dict, device: str, repeats: int, warmup: int = 1) -> dict[
 
 
 class Products:
-    """Products of square matrices, the limit of networks: `ways` to time, then `rate` in FLOP/s.
+    """Products of square matrices, the upper limit of the speed of networks.
 
-    Each way is as many products as take about as long as a network: on a busy machine the least of
-    short times is nearer to that of an idle machine. With `quick` the matrices are tiny.
+    `ways` are functions to time; `rate` then returns the FLOP/s. Each function computes enough
+    products to take about as long as a network, because on a busy machine the minimum of short
+    times is closer to that of an idle machine. With `quick` the matrices are tiny.
     """
 
     def __init__(self, device: str, dtypes=(torch.float32,), quick: bool = False):
@@ -137,10 +141,10 @@ class Products:
 
 
 def dtypes(device: str) -> dict:
-    """The precisions in which the device computes, by name.
+    """Return the precisions to measure on the device, by name.
 
-    bfloat16 is one on a GPU, and on a CPU with instructions for it; without, it is a hundred times
-    slower than float32.
+    bfloat16 is included on a GPU, and on a CPU that has instructions for it. Without them it is a
+    hundred times slower than float32.
     """
     found = {'float32': torch.float32}
     if device.startswith('cuda') or torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -153,14 +157,14 @@ def name_of(dtype) -> str:
 
 
 def ncsnpp(device: str, quick: bool = False, **training):
-    """The config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters).
+    """Return the config of NCSN++ on CIFAR-10 (continuous VE, 62.8 million parameters).
 
-    Memory is set as in training.
+    The memory allocator is configured as in training.
 
     Args:
         device: name of the PyTorch device.
         quick: replace the network by a tiny one of the same kind.
-        training: values of `config.training`.
+        training: values that replace those of `config.training`.
     """
     keep_memory(device)
     config = cifar10_ncsnpp_continuous.get_config()
@@ -172,15 +176,15 @@ def ncsnpp(device: str, quick: bool = False, **training):
 
 
 def inputs(config, batch: int):
-    """Noisy images (B, C, H, W) and noise levels (B,) as the network sees them."""
+    """Return random inputs (B, C, H, W) and noise levels (B,) for the network."""
     data = config.data
     x = torch.rand(batch, data.num_channels, data.image_size, data.image_size, device=config.device)
     return x, torch.exp(torch.empty(batch, device=config.device).uniform_(-4, 3))
 
 
 def divergence_ways(sde, model, x) -> dict:
-    """Functions to time: the drift of the probability flow, and its divergence in two ways."""
-    import likelihood  # late, as above
+    """Return functions to time: the probability flow drift, without and with its divergence."""
+    import likelihood  # late: only some benchmarks need it
     from models.utils import get_score_fn, times_like
 
     flow = sde.reverse(get_score_fn(sde, model, continuous=True), probability_flow=True)
@@ -202,7 +206,7 @@ def divergence_ways(sde, model, x) -> dict:
 
 
 def flops(work) -> int:
-    """The floating-point operations of convolutions and products in `work()`, by definition."""
+    """Count the floating-point operations of convolutions and matrix products in `work()`."""
     aten = torch.ops.aten
     uncounted_by_pytorch = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: (
@@ -220,17 +224,17 @@ def flops(work) -> int:
 
 
 def print_table(args, rows):
-    """Print rows of text as aligned columns below the heads; mark those of a quick run."""
+    """Print rows of text (the first is the header) as columns; add a note for a quick run."""
     print(reports.table(rows))
     if args.quick:
         print(QUICK)
 
 
 def show(args, title: str, rows: list[dict], columns: dict, **extra):
-    """Print machine, title and a table, and write args.json if given.
+    """Print the machine, a title and a table, and write args.json if given.
 
     Args:
-        columns: {head: (key of the row, format)}.
+        columns: {header: (key of the row, format)}.
     """
     report = dict(
         machine=machine(),

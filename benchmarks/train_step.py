@@ -1,15 +1,19 @@
-"""The cost of a training step of NCSN++ in forward passes, and the share outside the network.
+"""The time of a training step of NCSN++, relative to forward passes and to matrix products.
 
-    # three minutes on two cores, of whose two rounds the first warms up
+    # three minutes on two cores; the first of the two rounds is the warm-up
     python benchmarks/train_step.py
     python benchmarks/train_step.py --settings precision=bfloat16,compile=True --json step.json
 
-A row is a step with its settings: least time of the rounds; its time over that of a forward pass
-(without gradients) with the same settings, of which up to three are timed together, about as long
-as a step, for the least of short times is too good on a busy machine; the share of the rate of
-matrix products in the same precision that the operations of convolutions and products make,
-forwards and backwards, without what is computed twice; the share of the step that clipping,
-optimizer and moving average take; on a GPU the memory that PyTorch had allocated at most.
+Each row is a step with its settings. The columns are:
+
+- seconds: minimum time over the rounds.
+- forwards: time / time of a forward pass (without gradients) with the same settings. Up to three
+  forward passes are timed together, which take about as long as a step, because the minimum of
+  short times is too optimistic on a busy machine.
+- of products: rate (FLOP/s) of the step's convolutions and matrix products / rate of matrix
+  products in the same precision. Recomputed operations do not count.
+- clip, Adam, EMA: share of the step for gradient clipping, optimizer and moving average.
+- memory: peak memory allocated by PyTorch, on a GPU.
 """
 
 import functools
@@ -23,7 +27,7 @@ import sde_lib
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 CPU = ['', 'batch_size=64']
-SMALL = ['batch_size=2', 'batch_size=4,accumulation=2']  # of --quick
+SMALL = ['batch_size=2', 'batch_size=4,accumulation=2']  # for --quick
 GPU = [
     '',
     'precision=bfloat16',
@@ -34,7 +38,7 @@ GPU = [
 
 
 def parse(text: str) -> dict:
-    """'precision=bfloat16,compile=True' as settings of `config.training`."""
+    """Parse 'precision=bfloat16,compile=True' as settings of `config.training`."""
     values = dict(part.split('=') for part in text.split(',') if part)
     return {key: parse_value(value) for key, value in values.items()}
 
@@ -47,7 +51,7 @@ def parse_value(text: str) -> bool | int | str:
 
 @functools.cache
 def operations(device, quick: bool = False) -> int:
-    """The operations of a step for one image, without recomputation or compilation."""
+    """Count the operations of a step for one image, without recomputation or compilation."""
     config = ncsnpp(device, quick, batch_size=1)
     step = losses.get_step_fn(sde_lib.get_sde(config), True, losses.optimization_manager(config))
     state, (x, _) = run_lib.create_state(config), inputs(config, 1)
@@ -55,7 +59,7 @@ def operations(device, quick: bool = False) -> int:
 
 
 def measure(setting: dict, args) -> dict:
-    """The row of one setting."""
+    """Measure a step with one setting and return its row."""
     gpu = args.device.startswith('cuda')
     torch.manual_seed(args.seed)
     config = ncsnpp(args.device, args.quick, **(dict(batch_size=512 if gpu else 32) | setting))
@@ -106,7 +110,7 @@ def main():
     parser.add_argument(
         '--settings',
         action='append',
-        help='of config.training, such as precision=bfloat16,batch_size=64; may be repeated',
+        help='values of config.training, such as precision=bfloat16,batch_size=64; may be repeated',
     )
     args = parse_args(parser, repeats=1)
     usual = GPU if args.device.startswith('cuda') else CPU
@@ -123,7 +127,7 @@ def main():
             'images/s': ('images_per_second', '{:.1f}'),
             'forwards': ('forwards', '{:.2f}'),
             'of products': ('of_products', '{:.2f}'),
-            'of it clip, Adam, EMA': ('update', '{:.1%}'),
+            'clip, Adam, EMA': ('update', '{:.1%}'),
             'memory, GiB': ('memory', '{:.1f}'),
         },
     )

@@ -1,10 +1,10 @@
-"""Draws the figures of docs/architecture.md into docs/figures.
+"""Draw the figures of docs/architecture.md into docs/figures.
 
-    python docs/architecture.py                  # ten seconds
-    python docs/architecture.py schedules fir    # some of them
+    python docs/architecture.py                  # all figures, ten seconds
+    python docs/architecture.py schedules fir    # only these figures
 
-They are made from formulas, from networks that are built without weights, and from
-docs/architecture.json, which benchmarks/architecture.py writes.
+The figures use formulas, networks that are built without weights, and docs/architecture.json, which
+benchmarks/architecture.py writes.
 """
 
 import json
@@ -46,7 +46,7 @@ PANELS = (
     (0.2, 2.85, RED, 'sampling'),
 )
 TOP, MIDDLE, LOOP, FLOW = 6.05, 3.75, 1.5, 0.34  # lower edges of the rows of boxes
-# place of the formula, which stands above its name in the code
+# lower edge of the formula, formula, and its name in the code below it
 SDE = (
     (6.3, r'$x_t = m(t)\,x_0 + \mathrm{std}(t)\,z$', 'SDE.perturb\nSDE.marginal_prob'),
     (4.85, r'time $t \to$ label', 'SDE.network_label'),
@@ -85,7 +85,7 @@ ODE = ('probability flow', 'ODE solver: samples, codes, likelihoods', 'solvers.o
 
 
 def overview():
-    """Training, score function and sampling, and what each of them takes from the SDE."""
+    """Draw training, score function and sampling, with the SDE methods that each of them uses."""
     width, height = 11.4, 7.9
     with figure('overview', width, height, layout=None) as drawn:
         axes = canvas(drawn, width, height)
@@ -129,7 +129,7 @@ def score_row(axes):
 
 
 def sampling_rows(axes):
-    """Draw the predictor-corrector loop, and below it the probability flow."""
+    """Draw the predictor-corrector loop, and the probability flow ODE below it."""
     box(axes, (4.85, LOOP - 0.12, 4.3, 1.34), RED, fill=0.03)
     for (x, wide), texts in zip(COLUMNS, SAMPLING):
         box(axes, (x, LOOP, wide, 1.1), RED, *texts)
@@ -163,7 +163,7 @@ SCHEDULES = (
 
 
 def schedules():
-    """Mean, standard deviation and signal-to-noise ratio of the three SDEs over time."""
+    """Plot mean, standard deviation and signal-to-noise ratio of the three SDEs over time."""
     t = torch.linspace(1e-5, 1, 2001, dtype=torch.float64)
     one = torch.ones(len(t), 1, dtype=torch.float64)
     with figure('schedules', 11, 3.6) as drawn:
@@ -207,7 +207,7 @@ SHORTER = {
 
 
 def options():
-    """Size, memory and time of NCSN++ with each option, as a multiple of the baseline."""
+    """Plot size, memory and time of NCSN++ with each option, relative to the baseline."""
     report = json.loads((ROOT / 'docs' / 'architecture.json').read_text())
     rows = [row for row in report['rows'] if row['option'] != 'baseline']
     places = spaced([row['option'] for row in rows])
@@ -225,7 +225,7 @@ def options():
 
 
 def spaced(options: list[str]) -> list[float]:
-    """Places of bars, with a gap where the name of the option changes."""
+    """Return the positions of the bars, with a gap where the name of the option changes."""
     groups = ['config' if 'config' in name else name.partition('=')[0] for name in options]
     steps = [1.0, *(1.0 if a == b else 1.45 for a, b in zip(groups, groups[1:]))]
     return np.cumsum(steps).tolist()
@@ -238,7 +238,7 @@ def shorter(option: str) -> str:
 
 
 def bars(axes, places, ratios):
-    """Bars from 1 to each ratio, with the ratio beside each that differs from 1.00."""
+    """Draw bars from 1 to each ratio; write the ratio next to the bar unless it is 1.00."""
     colours = [RED if ratio > 1 else BLUE for ratio in ratios]
     axes.barh(places, ratios - 1, left=1, height=0.72, color=colours)
     axes.axvline(1, color=INK, linewidth=1)
@@ -265,7 +265,7 @@ def logarithmic(axes):
 
 
 def fir():
-    """The response of both filters, and what they make of rings that get finer outwards."""
+    """Plot the response of both filters, and rings of growing frequency that they downsample."""
     large = rings()
     images = {
         'rings, 128 pixels': large,
@@ -282,7 +282,7 @@ def fir():
 
 
 def rings(size: int = 128) -> torch.Tensor:
-    """Rings (1, 1, size, size) whose frequency grows to 0.5 cycles a pixel at the edge."""
+    """Make rings (1, 1, size, size) with a frequency of 0.5 cycles per pixel at the edge."""
     radius = np.hypot(*np.meshgrid(*[np.arange(size) - size / 2 + 0.5] * 2))
     phase = np.pi * radius**2 / size
     image = 0.5 + 0.5 * np.cos(phase) * (radius < size / 2)
@@ -290,7 +290,7 @@ def rings(size: int = 128) -> torch.Tensor:
 
 
 def response(taps, frequency):
-    """|H| of a filter that is scaled to sum 1, at frequencies in cycles a pixel."""
+    """Return |H| of a filter, scaled to sum 1, at frequencies in cycles per pixel."""
     taps = np.asarray(taps, float) / np.sum(taps)
     return np.abs(np.exp(-2j * np.pi * np.outer(frequency, np.arange(len(taps)))) @ taps)
 

@@ -1,8 +1,8 @@
-"""What the site has beside the pages of this folder: linked files, and the API reference.
+"""Add linked files and the API reference to the site, besides the pages of this folder.
 
-Pages are read on their own as well, so they link to files outside this folder by `../`. On the
-site these files lie beside the pages. A page of the reference lists modules, whose docstrings
-mkdocstrings renders.
+Pages can also be read without the site, so they link to files outside this folder with `../`. The
+site contains copies of these files, and the links are adapted. Each page of the API reference lists
+modules, whose docstrings mkdocstrings renders.
 """
 
 import pathlib
@@ -38,7 +38,7 @@ REFERENCE = {
 
 
 def on_files(files, config):
-    """Add the linked files outside the folder, and the pages of the reference."""
+    """Add the linked files outside the folder, and the pages of the API reference."""
     pages = [file for file in files if file.src_uri.endswith('.md')]
     for name in sorted({name for page in pages for name in _outside(page)}):
         linked = {'abs_src_path': str(ROOT / name), 'inclusion': InclusionLevel.INCLUDED}
@@ -50,8 +50,8 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Point links to files outside the folder to their place on the site."""
-    markdown = markdown.replace('](../docs/', '](../')  # of a page from another folder
+    """Change links to files outside the folder to their paths on the site."""
+    markdown = markdown.replace('](../docs/', '](../')  # links in a page from another folder
     return LINK.sub(lambda link: f'{link[1]}{_on_site(page.file.src_uri, link)}', markdown)
 
 
@@ -66,5 +66,5 @@ def _is_outside(uri: str, link) -> bool:
 
 
 def _on_site(uri: str, link) -> str:
-    """The path of a link on the site: one `../` less if it leaves the folder."""
+    """Return the path of a link on the site, with one `../` less if it leaves the folder."""
     return link[2][3:] + link[3] if _is_outside(uri, link) else link[2] + link[3]

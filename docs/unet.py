@@ -1,4 +1,4 @@
-"""The picture of a U-Net of `configs`, drawn from the network itself, built without its weights."""
+"""Draw the U-Net of a config; the network is built without weights to read its structure."""
 
 import importlib
 
@@ -29,7 +29,7 @@ DASHED = (0, (4, 3))
 
 
 def built(name: str):
-    """The config `configs.{name}` and its U-Net, without weights."""
+    """Return the config `configs.{name}` and its U-Net, without weights."""
     config = importlib.import_module(f'configs.{name}').get_config()
     config.device = 'meta'
     with torch.device('meta'):
@@ -39,15 +39,15 @@ def built(name: str):
 class Picture:
     """A U-Net with its down path on the left, its up path on the right and the bottom in between.
 
-    The resolution halves from row to row. A block is high where its maps are large and wide where
-    they have many channels; neither is to scale.
+    The resolution is halved from row to row. Blocks with larger feature maps are drawn higher, and
+    blocks with more channels wider, but not to scale.
 
     Args:
         config: the config of the network.
         model: the network.
         row: height of a row, in inches.
-        shift: how far each row begins to the right of the one above.
-        span: width between both paths, where they are closest.
+        shift: horizontal offset of each row to the row above, in inches.
+        span: smallest distance between both paths, in inches.
     """
 
     def __init__(self, config, model, row: float, shift: float, span: float):
@@ -89,7 +89,7 @@ class Picture:
         return 0.14 + 0.2 * self.channels[i] / max(self.channels)
 
     def length(self, i: int, level) -> float:
-        """The width of all blocks of a level."""
+        """Return the total width of the blocks of a resolution."""
         attentions = sum(attention is not None for _, attention in level.blocks)
         blocks = len(level.blocks) + (level.resample is not None)
         length = blocks * (self.width(i) + GAP) + (THIN + GAP) * attentions
@@ -98,7 +98,7 @@ class Picture:
     # Parts
 
     def block(self, x, y, i, colour, width=None, hatch=None, height=None) -> float:
-        """Draw a block of level i with its left edge at x and its middle at y.
+        """Draw a block of resolution i with its left edge at x and its middle at y.
 
         Returns:
             Its right edge.
@@ -107,7 +107,7 @@ class Picture:
 
         width, height = width or self.width(i), height or self.height(i)
         place = (x, y - height / 2), width, height
-        if hatch:  # the edge would have the white of the hatches, so it is drawn again over them
+        if hatch:  # the edge would get the white of the hatches, so it is drawn separately below
             hatched = dict(facecolor=colour, edgecolor='white', hatch=hatch, linewidth=0)
             self.axes.add_patch(Rectangle(*place, **hatched))
         face = 'none' if hatch else colour
@@ -119,7 +119,7 @@ class Picture:
         return isinstance(self.model.all_modules[position], ResnetBlockBigGANpp)
 
     def level(self, x, i, level):
-        """Draw the blocks of a level, each with its attention, then its resampling."""
+        """Draw the blocks of a resolution, each with its attention, then its resampling."""
         y = self.middle[i]
         for _, attention in level.blocks:
             x = self.block(x, y, i, SKY) + GAP
@@ -130,7 +130,7 @@ class Picture:
             self.block(x + GAP, y, i, colour, hatch='////')
 
     def paths(self):
-        """Draw all levels, and the convolutions before the first and after the last."""
+        """Draw all resolutions, and the convolutions before the first and after the last block."""
         for i, (down, up) in enumerate(self.levels):
             self.level(self.down[i][0], i, down)
             self.level(self.up[i][0], i, up)
@@ -150,7 +150,7 @@ class Picture:
         label(axes, centre, self.below[-1] - 0.13, 'bottom', size=8.5)
 
     def kept(self):
-        """Draw the maps that the up path takes from the down path, with their sizes."""
+        """Draw the connections from the down path to the up path, with the sizes of their maps."""
         line = dict(arrowstyle='-|>', color=GREY, linewidth=1.1, linestyle=DASHED)
         for i, (_, up) in enumerate(self.levels):
             y, left, right = self.middle[i], self.down[i][1], self.up[i][0]
@@ -177,7 +177,7 @@ class Picture:
     # Pyramids
 
     def input_pyramid(self):
-        """Draw the input, and the smaller versions of it that the down path gets."""
+        """Draw the input, and its smaller versions that the down path receives."""
         kind, x = self.model.progressive_input, BORDER
         label(self.axes, x, self.above[0] + 0.1, 'input $x$', size=9, va='bottom')
         for i in range(1 if kind == 'none' else self.depth):
@@ -189,7 +189,7 @@ class Picture:
                 arrow(self.axes, (x, self.foot(i - 1)), (x, y + half), colour=PURPLE)
 
     def output_pyramid(self):
-        """Draw the output, and the smaller versions of it that the up path makes."""
+        """Draw the output, and its smaller versions that the up path produces."""
         kind, x = self.model.progressive, self.total[0] - BORDER
         label(self.axes, x, self.above[0] + 0.1, 'output', size=9, va='bottom')
         for i in range(1 if kind == 'none' else self.depth):
@@ -201,19 +201,19 @@ class Picture:
                 arrow(self.axes, (x, y + half), (x, self.foot(i - 1)), colour=PURPLE)
 
     def image(self, x, i) -> float:
-        """Draw a square for an image of level i around x; return half its side."""
+        """Draw a square for an image of resolution i, centred at x; return half its side."""
         side = self.height(i) * 0.8
         self.block(x - side / 2, self.middle[i], i, PURPLE if i else WHITE, side, height=side)
         return side / 2
 
     def foot(self, i) -> float:
-        """The lower edge of that square."""
+        """Return the lower edge of the square of `image`."""
         return self.middle[i] - self.height(i) * 0.4
 
     # Legend
 
     def legend(self, centre, y):
-        """Draw what the colours mean, in a line around `centre`."""
+        """Draw the legend of the colours in one line, centred at `centre`."""
         x = centre - sum(width for *_, width in self.marks()) / 2
         for colour, hatch, text, width in self.marks():
             indent = 0.5 if colour is None else 0.3
@@ -225,7 +225,7 @@ class Picture:
             x += width
 
     def marks(self):
-        """Yield colour (None: a line), hatch, meaning and width of each entry of the legend."""
+        """Yield colour (None for a line), hatch, text and width of each entry of the legend."""
         inside = self.resamples_inside(self.model.down_levels[0].resample)
         resampling = (BLUE, 'residual block that resamples') if inside else (GREY, 'resampling')
         entries = [
@@ -241,7 +241,7 @@ class Picture:
 
 
 def head(kind: str, i: int) -> str:
-    """The head of an arrow between pyramid and network; residual sums go both ways."""
+    """Return the style of an arrow between pyramid and network; 'residual' has two heads."""
     return '<|-|>' if kind == 'residual' and i else '-|>'
 
 

@@ -1,4 +1,4 @@
-"""Draw samples, inpainted digits and interpolations of the pretrained models in one picture.
+"""Draw one picture with samples, inpainted digits and interpolations of the pretrained models.
 
 Run `python examples/demo.py`; it writes runs/demo.png.
 """
@@ -27,13 +27,13 @@ MODELS = {
 
 
 def tiled(rows: torch.Tensor) -> torch.Tensor:
-    """Join images (rows, columns, 1, H, W) in [0, 1], with white lines between them."""
+    """Invert images (rows, columns, 1, H, W) in [0, 1] and join them, with white lines between."""
     rows = torch.nn.functional.pad(1 - rows.clamp(0, 1), (1, 1, 1, 1), value=1)[:, :, 0]
     return torch.cat([torch.cat([*row], 1) for row in rows])
 
 
 def draw(path: str | os.PathLike, seed: int = 0) -> None:
-    """Draw the picture to `path`."""
+    """Draw the picture and save it to `path`."""
     figure, axes = plt.subplots(
         1,
         5,
@@ -76,7 +76,7 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--output', default='runs/demo.png', help='default: %(default)s')
+    parser.add_argument('--output', default='runs/demo.png', help='PNG file (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     draw(args.output, args.seed)

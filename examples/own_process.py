@@ -6,9 +6,9 @@ They are trained and evaluated with the same commands as the models of the 2021 
     python main.py --config examples/own_process.py --workdir runs/own --mode eval
     python main.py --config examples/own_process.py --workdir runs/own --mode sample
 
-Training takes half a minute on one CPU core and gives about 3.2 bits/dim. Copy this file to any
-folder and change it. A `register_...` decorator gives a class the name by which `get_config`
-selects it. Pass `--config` in every command, because the names are registered when the file runs.
+Training takes half a minute on one CPU core and reaches about 3.2 bits/dim. Copy this file to any
+folder and change it. A `register_...` decorator gives a class the name that selects it in
+`get_config`. Pass `--config` in every command, because the names are registered when the file runs.
 docs/extending.md lists everything that can be added.
 """
 
@@ -38,9 +38,9 @@ class CosineVPSDE(SDE):
         alphabar(t) = cos^2(theta(t)) / cos^2(theta(0)),  theta(t) = (t + s)/(1 + s) pi/2,
         beta(t) = -d/dt log alphabar(t) = pi/(1 + s) tan(theta(t)).
 
-    Given x_0, x_t has the mean sqrt(alphabar) x_0 and the variance 1 - alphabar. As beta is
-    infinite at t = 1, the process ends at T = 0.99, where the factor of x_0 is 0.016. The paper
-    clips the beta of its steps instead.
+    Given x_0, x_t has the mean sqrt(alphabar) x_0 and the variance 1 - alphabar. Because beta is
+    infinite at t = 1, the process ends at T = 0.99, where sqrt(alphabar) is 0.016. The paper clips
+    the beta of its discrete steps instead.
     """
 
     T = 0.99
@@ -75,7 +75,7 @@ class CosineVPSDE(SDE):
 
 @register_predictor(name='posterior')
 class PosteriorPredictor(Predictor):
-    """Draw from p(x_s | x_t, x_0), s < t, with the denoised estimate instead of x_0.
+    """Draws from p(x_s | x_t, x_0), s < t, with the denoised estimate instead of x_0.
 
     References:
         Ho et al. 2020, Eqs. 6 and 7.
@@ -85,7 +85,7 @@ class PosteriorPredictor(Predictor):
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self._step(x, t, (t - self.sde.T / self.sde.N).clamp(min=0))
 
-    # a step of any time grid (config.sampling.skip_type), between two floats
+    # a step between two times t > s of any time grid (config.sampling.skip_type)
     def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
         return self._step(x, times_like(x, t), times_like(x, s))
 
@@ -100,9 +100,9 @@ class PosteriorPredictor(Predictor):
 
 @register_model(name='small_cnn')
 class SmallCNN(nn.Module):
-    """Residual 3x3 convolutions at full resolution.
+    """A network of residual 3x3 convolutions at full resolution.
 
-    They predict the noise in x (B, C, H, W), given the label 999 t / T (B,).
+    It predicts the noise in x (B, C, H, W), given the labels 999 t / T (B,).
     """
 
     def __init__(self, config: ConfigDict):
@@ -129,7 +129,7 @@ class SmallCNN(nn.Module):
 
 @register_dataset(name='shapes')
 def shapes(config: ConfigDict, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Discs (label 0) and crosses (label 1) of random positions and sizes.
+    """Make discs (label 0) and crosses (label 1) with random positions and sizes.
 
     Returns:
         8-bit images (n, size, size, 1) and labels (n,).

@@ -1,10 +1,9 @@
 """Run notebooks from top to bottom and save them with their outputs and pictures.
 
-  python notebooks/execute.py [NAME ...]     # tour, images, control; all of them unless some are
-  named
+  python notebooks/execute.py [NAME ...]     # tour, images or control (default: all notebooks)
 
-A cell whose metadata have "picture": "name" draws one picture, which is also kept as
-assets/name.png: README and notebooks show the same.
+A cell with "picture": "name" in its metadata draws one picture, which is also saved as
+assets/name.png. So README and notebooks show the same pictures.
 """
 
 import base64
@@ -21,7 +20,7 @@ from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 ASSETS = FOLDER.parent / 'assets'
-ORDER = ('tour', 'images', 'control')  # what comes first makes what others find in RUNS
+ORDER = ('tour', 'images', 'control')  # the first ones create files in RUNS for the others
 METADATA = {
     'kernelspec': {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'},
     'language_info': {'name': 'python'},
@@ -29,13 +28,13 @@ METADATA = {
 
 
 class ThisPython(AsyncKernelManager):
-    """Starts the interpreter that runs this file, whatever kernels the machine knows by name."""
+    """Starts the interpreter that runs this file, not an installed kernel with the same name."""
 
     kernel_spec = KernelSpec(**get_kernel_dict())
 
 
 def notebooks() -> list[pathlib.Path]:
-    """All notebooks, in the order in which they run."""
+    """Return all notebooks, in the order in which they run."""
     return sorted(
         FOLDER.glob('*.ipynb'),
         key=lambda path: (ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), path.stem),
@@ -43,10 +42,16 @@ def notebooks() -> list[pathlib.Path]:
 
 
 def execute(path, env=None, limit: float = float('inf')):
-    """Run the notebook at `path` and return it with fresh outputs; the file stays as it is.
+    """Run the notebook at `path` and return it with new outputs; the file is not changed.
 
-    `env`: variables of the environment to set. `limit`: seconds, after which TimeoutError
-    (nbclient's CellTimeoutError) is raised; an error in a cell is a CellExecutionError.
+    Args:
+        path: path of the notebook.
+        env: environment variables to set.
+        limit: time limit of the whole notebook in seconds.
+
+    Raises:
+        TimeoutError: after the time limit (nbclient's CellTimeoutError).
+        CellExecutionError: if a cell raises an error.
     """
     notebook, end = nbformat.read(path, as_version=4), time.monotonic() + limit
     client = NotebookClient(
@@ -59,7 +64,7 @@ def execute(path, env=None, limit: float = float('inf')):
             max(1, int(end - time.monotonic())) if limit < float('inf') else -1
         ),
     )
-    # without it pictures go into the notebook
+    # without MPLBACKEND, pictures are drawn in the notebook
     inherited = {key: value for key, value in os.environ.items() if key != 'MPLBACKEND'}
     client.execute(env={**inherited, **(env or {})})
     notebook.metadata = nbformat.from_dict(METADATA)
@@ -71,7 +76,7 @@ def execute(path, env=None, limit: float = float('inf')):
 
 
 def _settled(outputs):
-    """Outputs without what differs from run to run: warnings, progress bars, pieces of text."""
+    """Remove what differs between runs (warnings, progress bars); join the pieces of text."""
     kept = []
     for output in outputs:
         if output.output_type != 'stream':
@@ -86,7 +91,7 @@ def _settled(outputs):
 
 
 def pictures(notebook) -> dict[str, list[bytes]]:
-    """The PNGs of every cell that names a picture, by that name."""
+    """Return the PNGs of every cell that names a picture, by that name."""
     return {
         cell.metadata.picture: [
             base64.b64decode(output.data['image/png'])
@@ -107,8 +112,8 @@ def main(names):
         for name, images in drawn.items():
             if len(images) != 1:
                 sys.exit(
-                    f'{path.name}: the cell of the picture {name!r} drew {len(images)} '
-                    'pictures, not one'
+                    f'{path.name}: expected one picture from the cell of {name!r}, '
+                    f'got {len(images)}'
                 )
         for name, (image,) in drawn.items():
             (ASSETS / f'{name}.png').write_bytes(image)

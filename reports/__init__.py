@@ -1,4 +1,4 @@
-"""From numbers in files to tables, plots and pictures."""
+"""Reports on evaluations: numbers from result files as tables, plots and pictures."""
 
 from reports.numbers import Number
 from reports.pictures import save_grid, save_image

@@ -1,4 +1,4 @@
-"""Reports of work directories: python -m reports WORKDIR ... --output DIR."""
+"""Write reports on work directories: python -m reports WORKDIR ... --output DIR."""
 
 import argparse
 import sys
@@ -10,12 +10,12 @@ from runtime.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the report that the command line asks for."""
+    """Parse the command line and write the report."""
     parser = argparse.ArgumentParser(
         'python -m reports',
-        description='Write report.md, summary.csv, protocols.json and pictures on the evaluations '
-        'of work directories, from their files.',
-        epilog='Several runs in one report: '
+        description='Write report.md, summary.csv, protocols.json and pictures from the evaluation '
+        'files of work directories.',
+        epilog='To compare several runs in one report: '
         'python -m reports runs/vp runs/subvp --output comparison',
     )
     parser.add_argument(
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         '--eval_folder',
         default='eval',
         metavar='NAME',
-        help='folder of the results in each WORKDIR (%(default)s)',
+        help='folder of the results in each WORKDIR (default: %(default)s)',
     )
     given = parser.parse_args(arguments)
     try:

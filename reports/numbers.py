@@ -1,8 +1,8 @@
-"""A number of an evaluation, with all that it depends on.
+"""A number of an evaluation, with everything that it depends on.
 
-A `Number` knows its value, the protocol of its file, and the size of the sets that it was computed
-from; `Number.limits` has a sentence for each set that is small. What a file does not contain is
-'unknown'.
+A `Number` has a value, the protocol of its file, and the sizes of the sets that it was computed
+from. `Number.limits` returns a warning for each set that is small. Values that a file does not
+contain are 'unknown'.
 """
 
 import collections
@@ -14,13 +14,13 @@ import numpy as np
 UNKNOWN = 'unknown'
 SPLITS = {'train': 'training', 'test': 'test'}
 
-# (extractor, feature) of a Frechet distance that is called FID. Files of the 2021 release, which
-# had no other features, do not contain them.
+# (extractor, feature) of a Frechet distance that is called FID. Files of the 2021 release do not
+# contain them, because it had no other features.
 FID_FEATURES = (('Inception (2015)', 'pool_3'), ('inception-v3-compat', '2048'), (UNKNOWN, UNKNOWN))
 
 
 class Metric(NamedTuple):
-    """How a metric is shown: its name, the name with FID's features, and the key of its error."""
+    """How a metric is shown: kind, name, name with the features of FID, and key of its error."""
 
     kind: str
     name: str
@@ -46,13 +46,13 @@ METRICS = {
 
 
 class Least(NamedTuple):
-    """A size below which a number gets a note.
+    """A set size below which a number gets a note.
 
     Attributes:
         of: Kind or quantity of the number.
-        counts: What is counted; the smallest count decides.
+        counts: Names of the sets to count. The smallest count is compared with `least`.
         least: The smallest count without a note.
-        note: What a smaller count means for the number.
+        note: The effect of a smaller count on the number.
     """
 
     of: str
@@ -81,7 +81,7 @@ LEAST = (
         'kernel',
         SETS,
         1000,
-        'the standard error is larger than with the blocks of 1000 of Binkowski et al. 2018',
+        'the standard error is larger than with blocks of 1000 as in Binkowski et al. 2018',
     ),
     Least(
         'kernel',
@@ -100,8 +100,8 @@ LEAST = (
         'coverage',
         SETS,
         1000,
-        'comparable only with values for the same n, because the balls around few features are '
-        'wide and cover too much (Kynkaanniemi et al. 2019 use 50000)',
+        'comparable only with values for the same n, because with few features the balls around '
+        'them are too wide (Kynkaanniemi et al. 2019 use 50000)',
     ),
     Least(
         'bits/dim',
@@ -113,28 +113,28 @@ LEAST = (
 
 
 class Number(NamedTuple):
-    """A number of an evaluation with all that it depends on.
+    """A number of an evaluation with everything that it depends on.
 
-    Texts are '' where something does not apply and 'unknown' where no file contains it.
+    A text is '' if it does not apply, and 'unknown' if no file contains it.
 
     Attributes:
         kind: 'loss', 'bits/dim', 'samples', or the kind of a `Metric`.
         quantity: Name of the number in tables.
         value: The number.
-        protocol: Protocol of the file that it comes from; {} if that has none.
+        protocol: Protocol of the file of the number; {} if the file has none.
         n: Number of images or samples.
-        counted: What n counts.
-        reference: The real images that it is of, or compared with.
+        counted: Noun for n, such as 'images' or 'samples'.
+        reference: The real images that the number describes or that samples are compared with.
         n_reference: Number of reference images.
         sampler: Sampler with the settings that change its samples.
-        nfe: Network evaluations for a batch.
+        nfe: Network evaluations per batch.
         features: Backend, extractor and feature.
         error: Standard error.
-        blocks: Blocks from which the error of a kernel distance comes.
-        note: How it was averaged.
-        complete: Whether all files of the evaluation are there.
+        blocks: Number of blocks for the error of a kernel distance.
+        note: How the number was averaged.
+        complete: Whether all files of the evaluation exist.
         real: ', real to real' for a metric between two sets of real images.
-        parts: Bits/dim of each image, or the first samples.
+        parts: Bits/dim of each image, or the first samples, for plots and pictures.
     """
 
     kind: str
@@ -156,9 +156,9 @@ class Number(NamedTuple):
     parts: np.ndarray | None = None
 
     def text(self, sign: str = '±', digits: int = 4) -> str:
-        """The value with `digits` digits, or with its error in two.
+        """Format the value with `digits` digits, or with its error if it has one.
 
-        Fractions of images have three decimals.
+        The error has two digits. Fractions of images have three decimals.
         """
         size, digits = (self.error, 2) if self.error else (self.value, digits)
         decimals = 3
@@ -169,7 +169,7 @@ class Number(NamedTuple):
         return f'{self.value:.{decimals}f}{error}{"" if self.complete else " (so far)"}'
 
     def basis(self) -> dict[str, str]:
-        """The columns that follow the value in every table."""
+        """Return the columns that follow the value in every table."""
         images = (str(self.n_reference), self.reference) if self.n_reference else (self.reference,)
         features = (part for part in self.features if part not in ('none', ''))
         seed = '' if self.real or self.given else str(self.protocol.get('seed', UNKNOWN))
@@ -184,11 +184,11 @@ class Number(NamedTuple):
 
     @property
     def given(self) -> str:
-        """Name of the file or folder that the samples of --mode metrics come from, else ''."""
+        """The file or folder of the samples in --mode metrics, else ''."""
         return self.protocol['input']['name'] if 'input' in self.protocol else ''
 
     def words(self) -> dict[str, str]:
-        """Its attributes, its basis and its protocol by name; 'unknown' for any other name."""
+        """Return attributes, basis and protocol by name; 'unknown' for any other name."""
         protocol = self.protocol
         parts = {
             name: value
@@ -202,13 +202,13 @@ class Number(NamedTuple):
         return collections.defaultdict(lambda: UNKNOWN, known)
 
     def limits(self) -> list[str]:
-        """Sentences on what limits the number: a missing protocol, small sets.
+        """Return sentences on the limits of the number: a missing protocol, small sets.
 
-        At most one comes from each count: that of the first rule in LEAST that applies.
+        Each count gives at most one sentence, that of the first rule in LEAST that applies.
         """
         found = {}
         if not self.protocol:
-            found[''] = 'the file has no protocol: what this number depends on is unknown'
+            found[''] = 'the file has no protocol, so the settings of this number are unknown'
         if self.real:
             return [*found.values()]
         counts = {
@@ -227,7 +227,7 @@ class Number(NamedTuple):
         return [*found.values(), *self._rank(known)]
 
     def _rank(self, known: dict[str, int]) -> list[str]:
-        """A note if there are too few features for a covariance matrix of full rank."""
+        """Return a note if the features are too few for a covariance matrix of full rank."""
         # published statistics, of 2048 dimensions, have no protocol
         dimensions = self.protocol.get('reference', {}).get('dimensions', 2048)
         names = [name for name in SETS if name in known]

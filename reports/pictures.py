@@ -1,4 +1,4 @@
-"""Images as PNG files: one by one, and in grids whose columns may have titles."""
+"""Write images as PNG files: single images, and grids with optional column titles."""
 
 import os
 
@@ -8,7 +8,7 @@ import torch
 SMALLEST = 64  # height of a tile in pixels; smaller images are enlarged
 PADDING = 2  # pixels between tiles
 MARGIN = 4  # pixels around a title
-FONT_SIZES = range(14, 8, -1)  # the first in which every word fits its column
+FONT_SIZES = range(14, 8, -1)  # the first is used at which every word fits into its column
 
 
 def save_grid(
@@ -19,19 +19,19 @@ def save_grid(
 ) -> torch.Tensor:
     """Write 8-bit images as one PNG, row by row.
 
-    Images below 64 pixels are enlarged by an integer factor, pixel by pixel.
+    Images smaller than 64 pixels are enlarged by repeating pixels an integer number of times.
 
     Args:
         path: The PNG file.
-        images: (n, H, W, C), 8 bits.
-        columns: Images in a row. Default: the side of a square.
+        images: 8-bit images (n, H, W, C).
+        columns: Images in a row. Default: the square root of n, for a square grid.
         titles: A title for each column, above the grid.
 
     Returns:
         The picture (3, height, width), in [0, 1].
 
     Raises:
-        ValueError: if there is not one title for each column.
+        ValueError: if the number of titles is not the number of columns.
     """
     import torchvision  # late: it imports PyTorch's compiler, which takes a second
 
@@ -56,7 +56,7 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def _header(titles: list[str], tile_width: int, width: int) -> torch.Tensor:
-    """White strip (3, height, width) with a title above each tile, its lines broken to fit."""
+    """Draw a white strip (3, height, width) with a title for each column, broken into lines."""
     from PIL import Image, ImageDraw
 
     room = tile_width - MARGIN
@@ -75,7 +75,7 @@ def _header(titles: list[str], tile_width: int, width: int) -> torch.Tensor:
 
 
 def _font(words: list[str], room: int):
-    """The largest font in which every word is at most `room` pixels wide; else the smallest."""
+    """Find the largest font in which every word fits into `room` pixels, else the smallest."""
     from PIL import ImageFont
 
     for size in FONT_SIZES:

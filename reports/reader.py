@@ -1,4 +1,4 @@
-"""Read the numbers of an evaluation from its files, those of the 2021 release included."""
+"""Read the numbers of an evaluation from its files, including files of the 2021 release."""
 
 import collections
 import math
@@ -9,7 +9,8 @@ import numpy as np
 from reports import results
 from reports.numbers import FID_FEATURES, METRICS, SPLITS, UNKNOWN, Number
 
-# Settings that change samples, and the methods that use them (none: all). Named if they are not 0.
+# Settings that change samples, and the methods that use them (empty: all methods). They are shown
+# if they are not 0.
 NAMED_SETTINGS = {'eta': ('ddim',), 'churn': ('heun',), 'prior_mean': (), 'thresholding': ()}
 
 
@@ -26,10 +27,10 @@ def samples_of(eval_dir: pathlib.Path, checkpoint: int, most: float = math.inf) 
     Args:
         eval_dir: Folder of the evaluation.
         checkpoint: Number of the checkpoint.
-        most: No more files are read once they hold this number of samples.
+        most: Stop reading files after this number of samples.
 
     Returns:
-        One number, or none without files.
+        A list with one number; empty without files.
     """
     files, images, n = [], [], 0
     for file in _batches(eval_dir / f'ckpt_{checkpoint}', 'samples_*.npz'):
@@ -74,13 +75,13 @@ def _loss(eval_dir, checkpoint) -> list[Number]:
 
 
 def _bits(eval_dir, checkpoint, split) -> list[Number]:
-    """Read bits/dim: the mean over images, each averaged over its passes."""
+    """Read bits/dim: the mean over images of the average over the passes of each image."""
     files = list(_batches(eval_dir, f'{split}_ckpt_{checkpoint}_bpd_*.npz'))
     if not files:
         return []
     passes = collections.defaultdict(list)  # by batch
     for i, file in enumerate(files):
-        # in the 2021 release the array has no name and the batch no number
+        # in files of the 2021 release the array has no name and the batch has no number
         values = file['bpd'] if 'bpd' in file else file['arr_0']
         passes[file.get('batch', i)].append(np.ravel(values))
     parts = np.concatenate([np.mean(passes[i], axis=0, dtype=np.float64) for i in sorted(passes)])
@@ -103,14 +104,14 @@ def _bits(eval_dir, checkpoint, split) -> list[Number]:
 
 
 def _dequantization(passes: dict) -> str:
-    """'uniformly dequantized, 5 passes' from the passes over each batch."""
+    """Return 'uniformly dequantized, 5 passes' from the passes over each batch."""
     counts = sorted({len(batch) for batch in passes.values()})
     plural = '' if counts == [1] else 'es'
     return f'uniformly dequantized, {" to ".join(map(str, counts))} pass{plural}'
 
 
 def _metrics(eval_dir, checkpoint) -> list[Number]:
-    """Read the metrics of the samples, each followed by the same between real images, if known."""
+    """Read the metrics of the samples, each followed by its value for real images if known."""
     file = results.load(eval_dir / f'report_{checkpoint}.npz') or {}
     protocol = file.pop('protocol', {})
     data = protocol.get('reference', {}).get('data')
@@ -134,17 +135,17 @@ def _metrics(eval_dir, checkpoint) -> list[Number]:
 
 
 def _metric(key: str, file: dict, prefix: str, protocol: dict, basis: dict) -> Number:
-    """The metric `key` of the set of images whose values in `file` begin with `prefix`."""
+    """Return the metric `key` of one set of images; its values in `file` start with `prefix`."""
     metric, values = METRICS[key], collections.defaultdict(lambda: UNKNOWN)
     for name, value in file.items():
         if name.startswith(prefix):
             values[name.removeprefix(prefix)] = value.item()
     extractor = protocol.get('extractor', {})
     features = tuple(extractor.get(part, UNKNOWN) for part in ('backend', 'extractor', 'feature'))
-    # the network, or the layer of FID's network
+    # the name of the network, or the layer for the network of FID
     space = next(part for part in features[1:] if part not in ('none', 'inception-v3-compat'))
     is_fid = features[1:] in FID_FEATURES
-    if key != 'IS':  # which needs no real images
+    if key != 'IS':  # IS needs no real images
         basis = basis | dict(reference=_reference(protocol), n_reference=values['n_reference'])
     return Number(
         kind=metric.kind,
@@ -161,7 +162,7 @@ def _metric(key: str, file: dict, prefix: str, protocol: dict, basis: dict) -> N
 
 
 def _batches(folder, pattern):
-    """Yield the files of a pattern by number, if they have the protocol of the first."""
+    """Yield the files of a pattern by number; skip those whose protocol is not the first one's."""
     whole = None
     for path in sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name)):
         file = results.load(path)
@@ -182,7 +183,7 @@ def _mean_nfe(files) -> str:
 
 
 def _sampler(protocol: dict) -> str:
-    """The sampler and the settings that change its samples: 'heun, churn 7, guidance 4'."""
+    """Describe the sampler and its settings, as in 'heun, churn 7, guidance 4'."""
     if 'input' in protocol:
         return f'from {protocol["input"]["name"]}'
     settings = protocol.get('sampling', {})
@@ -204,7 +205,7 @@ def _sampler(protocol: dict) -> str:
 
 
 def _reference(protocol: dict) -> str:
-    """The images that metrics compare with; files, published or given, have an 'origin'."""
+    """Describe the reference images; statistics from a file have an 'origin' instead of 'data'."""
     reference = protocol.get('reference', {})
     if 'origin' in reference:
         return f'images of {reference["origin"]}'
@@ -212,7 +213,7 @@ def _reference(protocol: dict) -> str:
 
 
 def _images(data: dict | None, noun: str) -> str:
-    """'test set of CIFAR10', from what a protocol contains about images."""
+    """Describe the images of a protocol, as in 'test set of CIFAR10'."""
     if not data:
         return UNKNOWN
     return (

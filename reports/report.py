@@ -1,10 +1,10 @@
-"""Reports on evaluations: pictures and tables, made from the files of work directories alone.
+"""Reports on evaluations: tables and pictures from the files of work directories.
 
     python -m reports runs/vp runs/subvp --output comparison
 
-writes report.md, summary.csv, protocols.json and pictures; `--mode eval` ends with a report on its
-work directory. Every number is shown with the n, the seed, the sampler and the features that it
-depends on, and with a note if its sets are small. What a file does not contain is 'unknown'.
+writes report.md, summary.csv, protocols.json and pictures. `--mode eval` ends with a report on its
+work directory. Every number is shown with n, seed, sampler and features, and with a note if a set
+is small. Values that a file does not contain are 'unknown'.
 """
 
 import collections
@@ -35,7 +35,7 @@ COMPARED = (
     'atol',
 )
 
-# How numbers were computed: the kinds of numbers, and a sentence of `Number.words`.
+# How numbers were computed: the kind of a number, and a sentence with fields of `Number.words`.
 METHODS = (
     (
         'loss',
@@ -46,13 +46,13 @@ METHODS = (
     (
         'bits/dim',
         'Bits/dim: the probability flow ODE over {n} of the {reference}, solved to rtol {rtol} and '
-        'atol {atol} with {NFE} network evaluations for a batch of {batch_size} on average. '
-        'Hutchinson probes for the divergence: {probes}. Images are {note}; each counts with '
-        'the mean of its passes. Seed {seed}, device {device}.',
+        'atol {atol} with an average of {NFE} network evaluations per batch of {batch_size}. '
+        'Hutchinson probes for the divergence: {probes}. Images are {note}; the value of an '
+        'image is the mean of its passes. Seed {seed}, device {device}.',
     ),
     (
         'drawn',
-        'Sampling: {n} by {Sampler}, num_scales {num_scales}, with {NFE} network evaluations for a '
+        'Sampling: {n} with {Sampler}, num_scales {num_scales}, and {NFE} network evaluations per '
         'batch. Samples are truncated to 8 bits. Seed {seed}, device {device}.',
     ),
     ('given', 'Samples: {n} from `{name}`, unchanged, in {order} order. Their origin is unknown.'),
@@ -65,23 +65,23 @@ METHODS = (
     ('IS', 'IS: {note}.'),
     (
         'real',
-        'Real to real: the same metrics of {n}, compared with the same reference. The same number '
-        'of samples from a perfect model would score the same.',
+        'Real to real: the same metrics for {n} instead of samples, compared with the same '
+        'reference. A perfect model would get the same values with the same number of samples.',
     ),
 )
 SUMMARY = (
     'Data: {dataset}, {image_size}x{image_size} pixels, channels: {num_channels}. SDE: '
     '{sde}, continuous training: {continuous}. Network: {name}, EMA weights (rate {ema_rate}). '
-    'Newest checkpoint: `{checkpoint}`, digest of the weights `{weights}`.'
+    'Latest checkpoint: `{checkpoint}`, digest of the weights `{weights}`.'
 )
 SUMMARY_OF_FILE = (
     'Samples: {n} from `{name}`, {image_size}x{image_size} pixels, channels: {num_channels}, '
     'digest of the images `{files}`.'
 )
 LEGEND = (
-    'Lower is better, except for IS, precision and recall. ± is the standard error (bits/dim: over '
-    'images; kernel distances: over blocks; IS: the standard deviation over parts). NFE: network '
-    'evaluations for a batch of samples or images.'
+    'Lower is better, except for IS, precision and recall. ± is the standard error over images '
+    '(bits/dim) or blocks (kernel distances), and for IS the standard deviation over parts of the '
+    'samples. NFE: network evaluations per batch of samples or images.'
 )
 
 
@@ -92,7 +92,7 @@ class Run(NamedTuple):
         label: Name in the report.
         workdir: The work directory.
         eval_dir: The folder of its evaluation.
-        numbers: {checkpoint: [number, ...]}, in order of the checkpoints.
+        numbers: {checkpoint: [number, ...]}, sorted by checkpoint.
     """
 
     label: str
@@ -110,7 +110,7 @@ def write(
 ) -> pathlib.Path:
     """Write report.md, summary.csv, protocols.json and pictures on one or several work directories.
 
-    The same files always give the same report.
+    The report depends only on the files of the work directories.
 
     Args:
         workdirs: Work directories with evaluations and TensorBoard files.
@@ -149,8 +149,8 @@ def _read(workdir, label, eval_folder) -> Run:
     numbers = {checkpoint: found for checkpoint, found in numbers.items() if found}
     if not numbers:
         raise UserError(
-            f'{eval_dir} has no results: python main.py --config ... --workdir '
-            f'{workdir} --mode eval makes them'
+            f'{eval_dir} has no results: run python main.py --config ... --workdir '
+            f'{workdir} --mode eval first'
         )
     return Run(label, workdir, eval_dir, numbers)
 
@@ -196,7 +196,7 @@ def _summary(run, checkpoint, number) -> dict:
 
 
 def _write_protocols(runs, path):
-    """Write the protocols as JSON: by run, checkpoint and quantity ('samples' for all metrics)."""
+    """Write the protocols as JSON, by run, checkpoint and quantity ('samples' for all metrics)."""
     protocols = {
         run.label: {
             checkpoint: {
@@ -219,7 +219,7 @@ def _report(runs, pictures, output) -> list[str]:
     if len(runs) == 1:
         lines += _section(runs[0], shown, output, '##')
     else:
-        lines += [f'{len(runs)} runs side by side, each at its newest checkpoint; then each alone.']
+        lines += [f'Latest checkpoints of {len(runs)} runs, first side by side, then separately.']
         lines += ['## Side by side', *_side_by_side(runs), *shown]
         for run in runs:
             lines += [f'## {run.label}', *_section(run, [], output, '###')]
@@ -231,7 +231,7 @@ def _report(runs, pictures, output) -> list[str]:
 
 
 def _side_by_side(runs) -> list[str]:
-    """One table of all runs, sorted by quantity."""
+    """Make one table of all runs, sorted by quantity."""
     rows = [
         ((run.label, '' if number.given else run.newest), number)
         for run in runs
@@ -244,7 +244,7 @@ def _side_by_side(runs) -> list[str]:
 
 
 def _incomparable(numbers) -> str:
-    """List what else than the run differs between numbers of the same quantity."""
+    """List settings that differ between the numbers of the same quantity."""
     found = collections.defaultdict(set)
     for number in numbers:
         words = number.words()
@@ -259,13 +259,13 @@ def _incomparable(numbers) -> str:
 
 
 def _section(run: Run, pictures: list[str], output, level: str) -> list[str]:
-    """Paragraphs on one run.
+    """Make the paragraphs on one run.
 
     Args:
         run: The run.
         pictures: Paragraphs that follow the picture of its samples.
         output: Folder of the report.
-        level: What its headings begin with.
+        level: Markdown prefix of its headings, such as '##'.
     """
     numbers = run.numbers[run.newest]
     given = numbers[0].given
@@ -287,7 +287,7 @@ def _section(run: Run, pictures: list[str], output, level: str) -> list[str]:
 
 
 def _limits(run: Run) -> list[str]:
-    """What limits the numbers, each sentence once with all quantities that it is about."""
+    """List the limits of the numbers; each sentence appears once, with all its quantities."""
     found = collections.defaultdict(dict)
     for numbers in run.numbers.values():
         for number in numbers:
@@ -307,7 +307,7 @@ def _checkpoints(run: Run) -> list[str]:
 
 
 def _methods(numbers: list[Number]) -> list[str]:
-    """How the numbers were computed, one line for each kind."""
+    """Describe how the numbers were computed, in one line for each kind."""
     words = {
         'real' if number.real else number.kind: number.words()
         for number in numbers
@@ -320,7 +320,7 @@ def _methods(numbers: list[Number]) -> list[str]:
 
 
 def _samples(run: Run, output) -> list[str]:
-    """Write the picture of the first samples; its paragraphs, none without samples."""
+    """Write the picture of the first samples; return its paragraphs, none without samples."""
     found = samples_of(run.eval_dir, run.newest, 100)
     if not found:
         return []

@@ -1,8 +1,8 @@
-"""Results in npz files, each with the protocol by which it was computed.
+"""Results in npz files, each with its protocol.
 
-A protocol is a dict of everything that the numbers depend on, kept as JSON under the key
-'protocol'. A file is used again only for the same protocol. Files are written atomically (temporary
-file, then rename), so an interrupted evaluation resumes with the first file that is missing.
+A protocol is a dict of everything that the numbers of a file depend on. It is stored as JSON under
+the key 'protocol'. A file is used again only for the same protocol. Files are written atomically
+(temporary file, then rename), so an interrupted evaluation resumes at the first missing file.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from absl import logging
 
 
 def stored(path: str | os.PathLike, protocol: dict, make: Callable[[], dict]) -> dict:
-    """The arrays of the file at `path` if it has this protocol, else of make(), written there."""
+    """Return the arrays in `path` if it has this protocol, else call make() and save its arrays."""
     found = matching(path, protocol)
     if found is not None:
         return found
@@ -28,7 +28,7 @@ def stored(path: str | os.PathLike, protocol: dict, make: Callable[[], dict]) ->
 
 
 def matching(path: str | os.PathLike, protocol: dict) -> dict | None:
-    """The arrays of the file at `path` if it has this protocol, else None."""
+    """Return the arrays of the file at `path` if it has this protocol, else None."""
     found = load(path)
     return found if found is not None and found.pop('protocol') == normal(protocol) else None
 
@@ -46,10 +46,10 @@ def save(path: str | os.PathLike, protocol: dict, **arrays) -> None:
 
 
 def load(path: str | os.PathLike) -> dict | None:
-    """The arrays of the file at `path` and its 'protocol', {} if it has none.
+    """Read the arrays of the file at `path` and its 'protocol', {} if it has none.
 
     Returns:
-        None if there is no file, or, with a warning, if it cannot be read.
+        The arrays. None if the file does not exist or, with a warning, if it cannot be read.
     """
     if not os.path.isfile(path):
         return None
@@ -63,12 +63,12 @@ def load(path: str | os.PathLike) -> dict | None:
 
 
 def normal(protocol: dict) -> dict:
-    """The protocol as it is read from a file: lists instead of tuples."""
+    """Return the protocol as it is read from a file, with lists instead of tuples."""
     return json.loads(json.dumps(protocol))
 
 
 def differences(found: dict, expected: dict, prefix: str = '') -> list[str]:
-    """Sentences on what differs between the protocol of a file and the expected one."""
+    """List the differences between the protocol of a file and the expected one, as sentences."""
     lines = []
     for key in sorted(found.keys() | expected.keys()):
         ours, theirs = expected.get(key), found.get(key)
@@ -80,7 +80,7 @@ def differences(found: dict, expected: dict, prefix: str = '') -> list[str]:
 
 
 def digest(path: str | os.PathLike) -> str:
-    """The first 16 digits of the SHA-256 of a file, or of all names and contents in a folder."""
+    """Return 16 digits of the SHA-256 of a file, or of all names and contents in a folder."""
     path, sha = pathlib.Path(path).expanduser(), hashlib.sha256()
     is_folder = path.is_dir()
     files = sorted(p for p in path.rglob('*') if p.is_file()) if is_folder else [path]

@@ -1,4 +1,4 @@
-"""One style for all plots, and what they have in common."""
+"""The style of all plots, and helper functions for figures, axes and legends."""
 
 import contextlib
 import os
@@ -32,16 +32,16 @@ STYLE = {
 def figure(
     path: str | os.PathLike, width: float, height: float, rows: int = 1, columns: int = 1
 ) -> Iterator[tuple['Figure', np.ndarray]]:
-    """Yield a figure and its axes, in a row; write it to `path` at the end of the block.
+    """Yield a figure and the flat array of its axes; write it to `path` at the end of the block.
 
-    No window is needed.
+    It works without a display.
 
     Args:
         path: The PNG file.
-        width: Of the figure, in inches.
-        height: Of the figure, in inches.
-        rows: Rows of axes.
-        columns: Columns of axes.
+        width: Width of the figure in inches.
+        height: Height of the figure in inches.
+        rows: Number of rows of axes.
+        columns: Number of columns of axes.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -54,9 +54,9 @@ def figure(
 
 
 def log_scale(axes: 'Axes', values: np.ndarray, ratio: float) -> None:
-    """Make the vertical axis logarithmic if the values are positive and span more than `ratio`.
+    """Make the vertical axis logarithmic if values are positive and max / min exceeds `ratio`.
 
-    Ticks are plain numbers.
+    Tick labels are plain numbers.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -71,7 +71,7 @@ def log_scale(axes: 'Axes', values: np.ndarray, ratio: float) -> None:
 
 
 def plain(value: float, _: float | None = None) -> str:
-    """The label of a tick: 0.01, not 10^-2."""
+    """Format a tick label as 0.01, not 10^-2."""
     return f'{value:g}'
 
 

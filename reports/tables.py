@@ -9,9 +9,9 @@ from reports.reader import numbers_of
 
 
 def evaluation_rows(eval_dir: str | os.PathLike, checkpoint: int) -> list[tuple[str, str, str]]:
-    """Rows (quantity, value, remark) of a checkpoint, for `table`.
+    """Return rows (quantity, value, remark) of a checkpoint, for `table`.
 
-    What limits a number follows in rows below it, each sentence once.
+    The limits of a number follow in the rows below it; each sentence appears once.
     """
     rows, shown = [], set()
     for number in numbers_of(pathlib.Path(eval_dir), checkpoint):
@@ -24,7 +24,7 @@ def evaluation_rows(eval_dir: str | os.PathLike, checkpoint: int) -> list[tuple[
 
 
 def _remark(number: Number) -> str:
-    """What a number depends on, in one line."""
+    """Describe in one line what a number depends on."""
     basis = number.basis()
     counted, images = basis['n'], basis['Real images']
     if number.counted == 'images':
@@ -54,11 +54,11 @@ def markdown(header: Sequence, rows: Iterable[Sequence]) -> str:
 
 
 def number_table(header: Sequence[str], rows: Sequence[tuple[Sequence, Number]]) -> str:
-    """Numbers with all that they depend on, in Markdown.
+    """Make a Markdown table of numbers with everything that they depend on.
 
     Args:
-        header: Names of columns after the quantity.
-        rows: (cells of these columns, number).
+        header: Names of the extra columns after the quantity.
+        rows: Pairs (cells of these columns, number).
     """
     cells = [
         (number.quantity + number.real, *first, number.text(), *number.basis().values())
@@ -68,9 +68,9 @@ def number_table(header: Sequence[str], rows: Sequence[tuple[Sequence, Number]])
 
 
 def checkpoint_table(numbers: dict[int, list[Number]]) -> str:
-    """Checkpoints against quantities, in Markdown.
+    """Make a Markdown table with a row for each checkpoint and a column for each quantity.
 
-    Below are the parts of the basis in which the checkpoints differ.
+    The last rows list the parts of the basis in which the checkpoints differ.
     """
     quantities = dict.fromkeys(
         x.quantity for found in numbers.values() for x in found if not x.real
@@ -91,7 +91,7 @@ def checkpoint_table(numbers: dict[int, list[Number]]) -> str:
 
 
 def _differences(columns) -> list[tuple]:
-    """Rows for the parts of the basis that are not the same in all of a column."""
+    """Return rows for the parts of the basis that differ within a column."""
     bases = [[number.basis() for number in column if number] for column in columns]
     rows = []
     for name in bases[0][0]:

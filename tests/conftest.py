@@ -1,4 +1,4 @@
-"""Shared by all tests: path, one thread, a fixed seed, reference numbers, relative error."""
+"""Fixtures and helpers shared by all tests."""
 
 import importlib
 import json
@@ -15,12 +15,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 DATA = pathlib.Path(__file__).parent / 'data'
 sys.path.insert(0, str(ROOT))
 pytest_plugins = ['tiers']
-# sums are then added in one order everywhere, and small tensors are fastest
+# with one thread, sums have the same order everywhere, and small tensors are fastest
 torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """Skip tests marked `gpu` where PyTorch sees no CUDA device."""
+    """Skip tests marked `gpu` if PyTorch finds no CUDA device."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker('gpu'):
@@ -39,13 +39,13 @@ def pytest_runtest_makereport():
 
 @pytest.fixture(autouse=True)
 def _seed():
-    """Draw the same random numbers in every test, alone or after others."""
+    """Start every test with the same seed, so that results do not depend on other tests."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(params=['ve', 'vp', 'subvp'])
 def sde(request):
-    """Each SDE of the library, with its defaults."""
+    """Return each SDE of the library, with its defaults."""
     import sde_lib
 
     return {'ve': sde_lib.VESDE, 'vp': sde_lib.VPSDE, 'subvp': sde_lib.subVPSDE}[request.param]()
@@ -53,22 +53,22 @@ def sde(request):
 
 @pytest.fixture(scope='module')
 def target():
-    """A mixture of three Gaussians in the plane."""
+    """Return a mixture of three Gaussians in the plane."""
     import oracles
 
     return oracles.planar_mixture()
 
 
 def parity(name: str) -> dict:
-    """The arrays of a reference file in tests/data, by key."""
+    """Load the arrays of a reference file in tests/data, by key."""
     with np.load(DATA / f'{name}.npz') as file:
         return dict(file)
 
 
 def relative_error(value, reference) -> float:
-    """The largest absolute error over the largest reference value, or over 1 if that is zero.
+    """Return max |value - reference| / max |reference|; the divisor is 1 if the maximum is 0.
 
-    Shapes must agree.
+    Shapes must be equal.
     """
     value, reference = (
         np.asarray(v.detach() if isinstance(v, torch.Tensor) else v, np.float64)
@@ -79,11 +79,12 @@ def relative_error(value, reference) -> float:
 
 
 def load_config(module: str, data=(), **model):
-    """The config of a module such as 'configs.ve.cifar10_ncsnpp', on the CPU, with changes.
+    """Load the config of a module such as 'configs.ve.cifar10_ncsnpp', on the CPU, with changes.
 
     Args:
-        data: other values of `config.data`.
-        model: other values of `config.model`.
+        module: name of the module.
+        data: values that replace those of `config.data`.
+        model: values that replace those of `config.model`.
     """
     config = importlib.import_module(module).get_config()
     config.device = 'cpu'
@@ -94,7 +95,7 @@ def load_config(module: str, data=(), **model):
 
 
 def digits_config(sde: str, method: str, **settings):
-    """The config of a small network for digits and an SDE by name, sampled by `method`."""
+    """Return the config of a small digits network with the SDE `sde` and the sampler `method`."""
     config = load_config(
         {
             've': 'configs.ve.digits_ncsnpp_continuous',
@@ -108,7 +109,7 @@ def digits_config(sde: str, method: str, **settings):
 
 
 def reference_config(name: str):
-    """The config of the network in a reference file, which names a module and changes to it."""
+    """Return the config for a reference file, which contains a module name and changes to it."""
     changes = json.loads(str(parity(name)['config']))
     module = changes.pop('base')
     model = dict(nf=32 if name == 'net_ddpm_vp' else 8, dropout=0.0)
@@ -125,10 +126,10 @@ def reference_config(name: str):
 
 @pytest.fixture(scope='session')
 def saved_model(tmp_path_factory):
-    """A SavedModel with the signature of TF-GAN's Inception: its folder, and the network.
+    """Save a SavedModel with the signature of TF-GAN's Inception; return its folder and network.
 
-    It takes images in [-1, 1], of any size, to 'logits' and 'pool_3': fixed random projections of
-    the image at 299 x 299, reduced to 4 x 4.
+    It accepts images in [-1, 1] of any size and returns 'logits' and 'pool_3': fixed random
+    projections of the image, resized to 299 x 299 and reduced to 4 x 4.
     """
     from runtime.tensorflow import tensorflow
 
@@ -168,7 +169,7 @@ def trained(config, workdir, numbers=(1,)):
 
 @pytest.fixture(scope='session')
 def place(tmp_path_factory):
-    """A folder with colour pictures and the work directories of the networks of `control_runs`.
+    """Return a folder with colour pictures and work directories of the networks of `control_runs`.
 
     The networks are trained for five steps.
     """
@@ -207,7 +208,7 @@ def unregistered(monkeypatch):
 
 @pytest.fixture
 def example(unregistered):
-    """The config of examples/own_process.py, on the CPU, with its classes registered."""
+    """Return the config of examples/own_process.py, on the CPU, with its classes registered."""
     from commands import command_line
 
     config = command_line.load_config(str(ROOT / 'examples' / 'own_process.py'))
@@ -216,7 +217,7 @@ def example(unregistered):
 
 
 def run_main(workdir, mode, *arguments, config='configs/vp/digits_ddpmpp_continuous.py'):
-    """Run `main.py` in a process of its own, with one thread."""
+    """Run `main.py` in a separate process, with one thread."""
     return subprocess.run(
         [
             sys.executable,

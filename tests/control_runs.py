@@ -21,15 +21,15 @@ TASKS = (
     'temper',
     'mix',
 )
-# arguments that a task cannot do without
+# required arguments of the tasks
 NEEDED = {'inpaint': dict(mask='left'), 'classes': dict(labels='3,5,8')}
 
 
 def config_for(module='configs.vp.digits_ddpmpp_continuous', data=(), **model):
-    """The config of a small network with a short training and tasks of less than a second.
+    """Return the config of a small network with short training and tasks of less than a second.
 
-    Tasks neither repeat steps nor use consistency, and draw one batch. The last layers do not start
-    at zero, so that a network depends on its labels after five steps.
+    Tasks use neither resampling nor consistency, and draw one batch. The last layers do not start
+    at zero, so that the network depends on its labels after five steps.
     """
     config = load_config(
         module,
@@ -79,12 +79,12 @@ CONFIGS = {
 
 
 def pictures(n, size=(SIZE, SIZE), seed=0, low=100, high=156):
-    """Pictures (n, height, width, 3) of random pixels, neither dark nor bright."""
+    """Make n random pictures (n, height, width, 3) with grey levels from `low` to `high`."""
     return np.random.default_rng(seed).integers(low, high, (n, *size, 3), np.uint8)
 
 
 def written(folder, images):
-    """The folder, with images (n, H, W, 3) or (n, H, W) as 0.png, 1.png, ..."""
+    """Write images (n, H, W, 3) or (n, H, W) as 0.png, 1.png, ...; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / f'{i}.png')
@@ -94,7 +94,7 @@ def written(folder, images):
 def run(place, tmp_path, task, name='plain', config=None, **settings):
     """Run a task and return its arrays and its gallery (height, width, 3).
 
-    Required arguments are added.
+    Required arguments of the task are added.
     """
     folder = control.control(
         config or CONFIGS[name](place),
@@ -114,7 +114,7 @@ def run(place, tmp_path, task, name='plain', config=None, **settings):
 def tiles(gallery, rows, columns):
     """Return the pictures (rows, columns, 8, 8, 3) in a gallery.
 
-    Each pixel is a square of 8 pixels, and margins are 2 pixels wide; titles are above.
+    Each pixel is drawn as a square of 8 x 8 pixels. Margins are 2 pixels wide, titles are above.
     """
     gallery = gallery[-(66 * rows + 2) :]
     assert gallery.shape == (66 * rows + 2, 66 * columns + 2, 3)
@@ -126,7 +126,7 @@ def tiles(gallery, rows, columns):
 
 
 def blocks(images, factor):
-    """Means over blocks of pixels (..., height, width, C)."""
+    """Return the means over blocks of `factor` x `factor` pixels of (..., height, width, C)."""
     *rest, height, width, channels = images.shape
     return (
         images.astype(float)
@@ -136,7 +136,7 @@ def blocks(images, factor):
 
 
 def refused(config, workdir, task, **settings):
-    """Return the error of a task: one sentence, and nothing is written."""
+    """Return the error message of a task; check that it is one line and that nothing is written."""
     with pytest.raises((UserError, NotImplementedError)) as caught:
         control.control(
             config,

@@ -16,7 +16,7 @@ def small_ve(**model):
 
 
 def randomized(config, scale=0.1):
-    """Return a training state far from its first values: weights, averages and moments differ."""
+    """Return a training state whose weights, EMA weights and Adam moments are all random."""
     torch.manual_seed(1)
     state = run_lib.create_state(config)
     for parameter in state['model'].parameters():

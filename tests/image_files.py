@@ -1,4 +1,4 @@
-"""Image files that the tests make, of crops of the two photographs that scikit-learn brings."""
+"""Write image files for tests: crops of the two photographs that come with scikit-learn."""
 
 import functools
 import io
@@ -18,7 +18,7 @@ def photographs():
 
 
 def crops(n, height, width=None, seed=0):
-    """n different crops of the photographs, (n, height, width, 3)."""
+    """Return n different crops of the photographs, (n, height, width, 3)."""
     rng, width = np.random.default_rng(seed), width or height
     tops, lefts = rng.integers(0, 427 - height, n), rng.integers(0, 640 - width, n)
     return np.stack(
@@ -51,7 +51,7 @@ def folder(path, images, name='{:02d}.png'):
 
 
 def everything(config, split='train'):
-    """All images and labels of a split, in its order."""
+    """Return all images and labels of a split, in its order."""
     source = datasets.get_split(config, split)
     return source.read(np.arange(len(source)))
 

@@ -1,9 +1,9 @@
-"""Targets whose density, score and samples are exact at every time of every SDE; shared helpers.
+"""Targets with exact density, score and samples at every time of every SDE; shared helpers.
 
 If x_0 ~ sum_k w_k N(mu_k, C_k) and x_t | x_0 ~ N(m x_0, std^2 I), then x_t ~ sum_k w_k N(m mu_k,
-m^2 C_k + std^2 I). With C_k = U_k diag(v_k) U_k^T the covariance at any level (m, std) is U_k
-diag(m^2 v_k + std^2) U_k^T: one eigendecomposition serves all. Everything is computed in float64,
-whatever comes in.
+m^2 C_k + std^2 I). With C_k = U_k diag(v_k) U_k^T the covariance at any noise level (m, std) is U_k
+diag(m^2 v_k + std^2) U_k^T, so one eigendecomposition is enough for all noise levels. Everything is
+computed in float64, for inputs of any precision.
 """
 
 import math
@@ -15,7 +15,7 @@ from sampling import get_corrector, get_pc_sampler, get_predictor
 from sde_lib import SDE, VESDE, VPSDE, expand, subVPSDE
 from solvers import get_solver
 
-# SDEs by name: of N steps; and with a noise that few steps can follow
+# SDEs by name, as functions of N; SDEs whose noise is small enough for few steps
 SDES = {
     've': lambda N: VESDE(0.01, 30, N=N),
     'vp': lambda N: VPSDE(N=N),
@@ -25,7 +25,7 @@ FEW_STEP_SDES = {'ve': lambda: VESDE(0.01, 10), 'vp': VPSDE, 'subvp': subVPSDE}
 
 
 class OrnsteinUhlenbeck(SDE):
-    """dx = -x dt + sqrt(2) dw on [0, 2]: a user's SDE, the abstract methods and nothing else."""
+    """dx = -x dt + sqrt(2) dw on [0, 2]: an SDE of a user with only the abstract methods."""
 
     @property
     def T(self):
@@ -49,13 +49,13 @@ def identity(x):
 
 
 def affine(step, t):
-    """a and b of a map x -> a x + b applied at times t, given as a function of (x, t)."""
+    """Return a and b of the function step(x, t) = a x + b, for times t."""
     zero = step(torch.zeros_like(t), t)
     return step(torch.ones_like(t), t) - zero, zero
 
 
 def pc_sampler(sde, predictor, corrector, shape=(2000, 2), snr=0.15, **settings):
-    """The predictor-corrector sampler for a predictor and a corrector by name, or None."""
+    """Return the predictor-corrector sampler for the names of a predictor and a corrector."""
     return get_pc_sampler(
         sde,
         shape,
@@ -68,7 +68,7 @@ def pc_sampler(sde, predictor, corrector, shape=(2000, 2), snr=0.15, **settings)
 
 
 def walked(solver, sde, score_fn, x, times, **settings):
-    """x carried along `times` by a few-step solver."""
+    """Return x after the steps of a few-step solver along `times`."""
     solver = get_solver(solver)(sde, score_fn, times, **settings)
     for i in range(len(times) - 1):
         x = solver.step(x, i)
@@ -76,7 +76,7 @@ def walked(solver, sde, score_fn, x, times, **settings):
 
 
 def distance_from(target, x):
-    """How far mean and covariance are from the target's, in units of its standard deviation."""
+    """Return the errors of mean and covariance, in units of the target's standard deviation."""
     x = x.double().flatten(1)
     scale = target.covariance.diagonal().mean()
     return max(
@@ -86,7 +86,7 @@ def distance_from(target, x):
 
 
 def level(sde, t):
-    """The mean coefficient m(t) and std(t) of x_t given x_0, each (B,) in float64."""
+    """Return the mean coefficient m(t) and std(t) of x_t given x_0, each (B,) in float64."""
     t = t.double()
     m, std = sde.marginal_prob(torch.ones_like(t)[:, None], t)
     return m[:, 0], std
@@ -95,9 +95,9 @@ def level(sde, t):
 class GaussianMixture(nn.Module):
     """A Gaussian mixture sum_k w_k N(mu_k, C_k) over points of `shape`.
 
-    The weights are (K,), the means (K, D), the covariances (K, D, D); `shape` is (D,) by default.
-    `log_prob` and `score` are at a noise level (m, std), by default that of the data. It is a
-    module, so it can move to a device.
+    The weights have shape (K,), the means (K, D), the covariances (K, D, D). `shape` is (D,) by
+    default. `log_prob` and `score` are for a noise level (m, std), by default that of the data. The
+    class is a module, so that it can be moved to a device.
     """
 
     def __init__(self, weights, means, covariances, shape=None):
@@ -128,13 +128,13 @@ class GaussianMixture(nn.Module):
         )
 
     def component(self, k):
-        """The k-th Gaussian alone."""
+        """Return the k-th Gaussian of the mixture."""
         return GaussianMixture(
             [1.0], self.means[k : k + 1], self.covariances[k : k + 1], self.shape
         )
 
     def sample(self, n: int, seed: int = 0):
-        """n exact draws, (n, *shape), that share nothing with those of torch.manual_seed(seed)."""
+        """Draw n exact samples, (n, *shape), independent of those after torch.manual_seed(seed)."""
         generator = torch.Generator(self.means.device).manual_seed(2**32 - 1 - seed)
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(
@@ -149,9 +149,10 @@ class GaussianMixture(nn.Module):
         ).reshape(n, *self.shape)
 
     def _components(self, x, m, std):
-        """Offsets and variances in the eigenbasis of each component, and its log-density.
+        """Compute offsets and variances in the eigenbasis of each component, and its log-density.
 
-        Returns x - m mu (B, K, D), the variances (B, K, D), and log(w_k N_k(x)) (B, K).
+        Returns:
+            x - m mu (B, K, D), the variances (B, K, D), and log(w_k N_k(x)) (B, K).
         """
         m, std = (
             torch.as_tensor(v, dtype=torch.float64, device=x.device).reshape(-1, 1, 1)
@@ -165,11 +166,11 @@ class GaussianMixture(nn.Module):
         return offset, variance, self.weights.log() + log_density
 
     def log_prob(self, x, m=1.0, std=0.0):
-        """log p(x) in nats, (B,)."""
+        """Return log p(x) in nats, (B,)."""
         return self._components(x, m, std)[2].logsumexp(1)
 
     def score(self, x, m=1.0, std=0.0):
-        """grad_x log p(x), shape of x."""
+        """Return grad_x log p(x), with the shape of x."""
         offset, variance, log_joint = self._components(x, m, std)
         return torch.einsum(
             'bk,kde,bke->bd', log_joint.softmax(1), self.axes, -offset / variance
@@ -177,11 +178,11 @@ class GaussianMixture(nn.Module):
 
 
 class ExactNetwork(nn.Module):
-    """A perfectly trained network, whose score is that of `target`.
+    """A perfectly trained network with the score of `target`.
 
-    `models.utils.get_score_fn(sde, network, continuous=continuous)` returns that score. Its label
-    and output follow the conventions of the SDE's networks, written here a second time. `calls`
-    counts the forward passes.
+    `models.utils.get_score_fn(sde, network, continuous=continuous)` returns this score. Labels and
+    outputs follow the conventions of the SDE, which are implemented here independently of the
+    library. `calls` counts the forward passes.
     """
 
     def __init__(self, sde, target: GaussianMixture, continuous: bool = True):
@@ -192,11 +193,11 @@ class ExactNetwork(nn.Module):
         self.N = sde.N
         self.calls = 0
         if not continuous:
-            # its length is how a discrete network says how many levels it knows
+            # the length of `sigmas` is the number of noise levels of a discrete network
             self.sigmas = torch.zeros(sde.N)
 
     def level(self, labels):
-        """The (m, std), each (B,), that a label stands for."""
+        """Return the noise level (m, std) of labels, each (B,)."""
         ve = isinstance(self.sde, VESDE)
         if ve and self.continuous:  # the label is sigma
             return level(
@@ -227,8 +228,8 @@ class ExactNetwork(nn.Module):
 class ExactClassifier(ExactNetwork):
     """A perfectly trained classifier of noisy points into the components of `target`.
 
-    It maps (x, labels) to logits (B, K) in float64. The logits are log(w_k p_t(x | k)),
-    differentiable in x; labels are those of the networks at continuous times. `shape` is that of a
+    It maps (x, labels) to logits (B, K) in float64. The logits are log(w_k p_t(x | k)) and are
+    differentiable in x. Labels are those of networks in continuous time. `shape` is the shape of a
     point.
     """
 
@@ -244,7 +245,7 @@ class ExactClassifier(ExactNetwork):
 class ExactConditionalNetwork(ExactNetwork):
     """A perfectly trained class-conditional network, called with (x, labels, classes=None).
 
-    None stands for the whole mixture; otherwise the i-th point belongs to component classes[i].
+    With classes=None the target is the whole mixture, otherwise component classes[i] for point i.
     """
 
     def __init__(self, sde, target: GaussianMixture, continuous: bool = True):
@@ -263,7 +264,7 @@ class ExactConditionalNetwork(ExactNetwork):
 
 
 def planar_mixture():
-    """Three correlated Gaussians of unequal weights in the plane.
+    """Return a mixture of three correlated Gaussians with unequal weights in the plane.
 
     The mean and covariance of the mixture are of order one.
     """
@@ -275,7 +276,7 @@ def planar_mixture():
 
 
 def gaussian(mean, variances, shape=None):
-    """N(mean, diag(variances)), of sequences of D numbers."""
+    """Return N(mean, diag(variances)); both arguments are sequences of D numbers."""
     return GaussianMixture(
         [1.0],
         [list(mean)],
@@ -287,11 +288,11 @@ def gaussian(mean, variances, shape=None):
 class SubspaceMixture(nn.Module):
     """A mixture in R^D that is Gaussian noise except in a few dimensions.
 
-    Its score is cheap even in thousands of dimensions. x = (u, v): u (M of the D numbers) of a
-    GaussianMixture, v independent of it with variance `rest`. A mixture whose means and principal
-    axes span M dimensions, and whose covariances are `rest` in all others, is one in coordinates of
-    that span: `fit`. A solver behaves the same in any such coordinates, unless it looks at single
-    numbers. `log_prob` and `score` are as in GaussianMixture.
+    The score is cheap even in thousands of dimensions. x = (u, v), where u (M of the D numbers) is
+    from a GaussianMixture, and v is independent of u with variance `rest`. A mixture whose means
+    and principal axes span M dimensions, with the variance `rest` in all others, has this form in
+    rotated coordinates (see `fit`). A solver gives the same results in rotated coordinates, unless
+    it treats numbers separately. `log_prob` and `score` are as in GaussianMixture.
     """
 
     def __init__(self, inside: GaussianMixture, rest: float, shape):
@@ -305,9 +306,9 @@ class SubspaceMixture(nn.Module):
     def fit(cls, images, labels, rank: int):
         """Fit a mixture to images (n, ...) with labels (n,), one component for each label.
 
-        A component has the mean of its label and its first `rank` principal components (Tipping &
-        Bishop 1999). All share one variance in the other directions. `constant` (M,) is the
-        position of the image of ones.
+        A component has the mean and the first `rank` principal components of the images with its
+        label (Tipping & Bishop 1999). All components have the same variance in the other
+        directions. `constant` (M,) is the image of ones in the new coordinates.
         """
         x, parts, left = images.double().flatten(1), [], 0.0
         for label in labels.unique():
@@ -333,7 +334,7 @@ class SubspaceMixture(nn.Module):
         return found
 
     def sample(self, n: int, seed: int = 0):
-        """n exact draws, (n, *shape)."""
+        """Draw n exact samples, (n, *shape)."""
         generator = torch.Generator().manual_seed(2**31 - 1 - seed)
         others = torch.randn(
             n, math.prod(self.shape) - self.size, dtype=torch.float64, generator=generator
@@ -350,13 +351,13 @@ class SubspaceMixture(nn.Module):
         return x.flatten(1)[:, self.size :], (m**2 * self.rest + std**2).to(x)
 
     def log_prob(self, x, m=1.0, std=0.0):
-        """log p(x) in nats, (B,)."""
+        """Return log p(x) in nats, (B,)."""
         others, variance = self._others(x, m, std)
         noise = -0.5 * (others.double() ** 2 / variance + (2 * math.pi * variance).log()).sum(1)
         return self.inside.log_prob(x.flatten(1)[:, : self.size], m, std) + noise
 
     def score(self, x, m=1.0, std=0.0):
-        """grad_x log p(x), shape of x."""
+        """Return grad_x log p(x), with the shape of x."""
         others, variance = self._others(x, m, std)
         return torch.cat(
             [self.inside.score(x.flatten(1)[:, : self.size], m, std).to(x), -others / variance], 1
@@ -365,11 +366,11 @@ class SubspaceMixture(nn.Module):
 
 # Any SDE ------------------------------------------------------------------------------------------
 
-MEAN, STD = 0.3, 0.5  # of the data, a Gaussian: scores, samples and likelihoods are known exactly
+MEAN, STD = 0.3, 0.5  # of Gaussian data, with exact scores, samples and likelihoods
 
 
 def marginal(sde, t):
-    """Mean and standard deviation at time t of what began as the data."""
+    """Return the mean and standard deviation of the Gaussian data diffused to time t."""
     m, std = sde.marginal_prob(
         torch.ones(1, 1, dtype=torch.float64), torch.tensor([float(t)], dtype=torch.float64)
     )
@@ -377,7 +378,7 @@ def marginal(sde, t):
 
 
 class ExactNoise(torch.nn.Module):
-    """The network that predicts minus std times the exact score from the label 999 t / T."""
+    """A network that predicts minus std times the exact score, given the label 999 t / T."""
 
     def __init__(self, sde):
         super().__init__()

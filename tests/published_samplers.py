@@ -1,4 +1,4 @@
-"""Samplers of `controllable_generation` by names of predictors, correctors and SDEs."""
+"""Make the samplers of `controllable_generation` from names of predictors and correctors."""
 
 import math
 
@@ -28,7 +28,7 @@ def made(
     inverse_scaler=identity,
     **settings,
 ):
-    """A sampler of `make` by names, for a continuous network, down to where this SDE stops."""
+    """Return a sampler from `make` for a continuous network, with the final time of the SDE."""
     return make(
         sde=sde,
         predictor=predictor and get_predictor(predictor),
@@ -54,14 +54,14 @@ def measured_sampler(
 
 
 def walked(times, resample, jump):
-    """Times in which each stretch of `jump` steps is repeated `resample` times."""
+    """Return the times of a sampler that runs each `jump` steps `resample` times."""
     stretches = [times[i : i + jump] for i in range(0, len(times) - 1, jump)]
     assert (len(times) - 1) % jump == 0
     return [t for stretch in stretches for _ in range(resample) for t in stretch] + times[-1:]
 
 
 def correlated(shape):
-    """A Gaussian of points of `shape` with strong correlations.
+    """Return a Gaussian over points of `shape` with strong correlations.
 
     Variances are of order one, and covariances not much smaller.
     """
@@ -77,7 +77,7 @@ HALF = torch.tensor([1.0, 1.0, 0.0, 0.0])
 
 
 def inpainted(sde, data, mask, shape=(4,), seed=SEED, **settings):
-    """Few samples in few steps; no corrector whose step depends on the whole batch."""
+    """Inpaint a few samples in few steps, with a corrector that treats samples independently."""
     torch.manual_seed(seed)
     network = ExactNetwork(sde, correlated(shape))
     return made(get_pc_inpainter, sde, **dict(dict(corrector='ald'), **settings))(

@@ -1,4 +1,4 @@
-"""Inputs for `upfirdn2d` and its kernels, and the definition that results are compared with."""
+"""Inputs for `upfirdn2d` and its kernels, and the definition as a reference."""
 
 import importlib
 import itertools
@@ -15,7 +15,7 @@ FORMATS = {'planes': torch.contiguous_format, 'pixels': torch.channels_last}
 
 
 def definition(x, h, up, down, before, size, flip):
-    """out[n] = sum_k h[k] x_up[n down + k - before] on both axes, window by window, in float64."""
+    """Compute out[n] = sum_k h[k] x_up[n down + k - before] on both axes, in float64."""
     x, h = x.double().cpu().numpy(), h.double().cpu().numpy()
     h = h[::-1, ::-1] if flip else h
     border = [max(start, 0) for start in before]
@@ -46,7 +46,7 @@ def definition(x, h, up, down, before, size, flip):
 
 
 def transposed(setting, taps_shape, size):
-    """The arguments of the transposed operation, whose output has the `size` of the input."""
+    """Return the arguments of the transposed operation, which maps to the `size` of the input."""
     up, down, before, _, flip = setting
     return (
         down,
@@ -61,7 +61,7 @@ def settings(seed, n, meet=True):
     """Yield n random (shape, shape of the taps, (up, down, before, size, flip)).
 
     Args:
-        meet: leave out those where an output does not touch the image.
+        meet: leave out settings with an output that does not depend on the image.
     """
     rng = np.random.default_rng(seed)
     while n:
@@ -79,7 +79,7 @@ def settings(seed, n, meet=True):
 
 
 def tolerance(dtype, taps):
-    """A few roundings of sums of numbers up to 4 or so, and one of the result in `dtype`."""
+    """Allow a few rounding errors of sums of numbers up to about 4, and one in `dtype`."""
     accumulation = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     size = 4 * taps.abs().sum().item()
     return dict(rtol=0.6 * torch.finfo(dtype).eps, atol=8 * accumulation * size)
@@ -99,7 +99,7 @@ def check(call, x, taps, setting):
 
 
 def numbers(shape, dtype, layout='planes', device='cpu'):
-    """Normal numbers; `layout` is one of FORMATS, or the name of a kernel that ends in one."""
+    """Draw normal numbers; `layout` is one of FORMATS, or a kernel name that ends in one."""
     return (
         torch.randn(shape, dtype=torch.float64)
         .to(device, dtype)
@@ -118,7 +118,7 @@ def filters(shape, dtype, device='cpu'):
 
 
 def fast_cases(vector):
-    """Yield (kernel, shape, setting) for which the fast kernels are made, with and without rests.
+    """Yield (kernel, shape, setting) of the fast kernels, with and without remainders.
 
     Args:
         vector: the number of values in 16 bytes.
@@ -153,7 +153,10 @@ RESAMPLINGS = {
 
 
 def check_compiled_is_eager(way, layout, device='cpu'):
-    """In one graph, backward as well; and the output keeps the memory format of the input."""
+    """Check that a compiled call is one graph (backward too), with the eager results.
+
+    The output has the memory format of the input.
+    """
     torch._dynamo.reset()
     x = numbers((2, 3, 6, 6), torch.float32, layout, device).requires_grad_()
     w = torch.randn(3, 3, 3, 3, device=device)

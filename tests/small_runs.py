@@ -1,4 +1,4 @@
-"""Short trainings of small networks, in this process and in others."""
+"""Short trainings of small networks, in this process or in separate processes."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from conftest import ROOT
 
 
 def config_for(steps, **training):
-    """Return a config of a small network that trains for a number of steps."""
+    """Return the config of a small network that is trained for `steps` steps."""
     config = digits_ddpmpp_continuous.get_config()
     config.device = 'cpu'
     config.model.update(nf=8, num_scales=25)
@@ -32,7 +32,7 @@ def config_for(steps, **training):
 
 
 def final_state(workdir):
-    """Return the weights, averages, random state and step from which a training resumes."""
+    """Return the weights, EMA weights, random state and step from which training resumes."""
     content = checkpoints.load(checkpoints.resume_path(workdir))
     return [
         *content['model'].values(),
@@ -43,12 +43,12 @@ def final_state(workdir):
 
 
 def same_end(a, b):
-    """Return whether two trainings ended in the same state, bit for bit."""
+    """Return whether two trainings have the same final state, bit for bit."""
     return all(map(torch.equal, final_state(a), final_state(b)))
 
 
 def start(workdir, steps, *arguments, start_new_session=False, **environment):
-    """Start a training of `main.py` in a process of its own; `arguments` are further flags."""
+    """Start training with `main.py` in a separate process; `arguments` are additional flags."""
     return subprocess.Popen(
         [
             sys.executable,
@@ -85,14 +85,14 @@ def wait_for_step(process, workdir, step, seconds=120):
         if log.is_file() and f'step: {step}, training_loss' in log.read_text():
             return
         time.sleep(0.02)
-    raise AssertionError(f'there was no step {step}: {process.communicate()[1]}')
+    raise AssertionError(f'step {step} was not logged: {process.communicate()[1]}')
 
 
 def stopped_while(wanted, log, *command, number=signal.SIGTERM, pause=0.5):
-    """Start `main.py` and signal it `pause` seconds after `wanted` appeared in the log.
+    """Start `main.py` and send a signal `pause` seconds after `wanted` appears in the log.
 
     Returns:
-        Its exit status, its last line, and the seconds from the signal to its end.
+        Exit status, last line of the log, and the seconds from the signal to the exit.
     """
     before = len(log.read_text()) if log.is_file() else 0
     process = start(*command)

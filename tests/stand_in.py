@@ -1,8 +1,8 @@
-"""A device without float64, as PyTorch's MPS is, for machines that have none.
+"""A simulated device without float64, like PyTorch's MPS, for machines without such a device.
 
-Its tensors say that they are on 'meta', the one device type that needs no hardware, but hold their
-values on the CPU, where every operation runs. A float64 tensor there is a TypeError, as it is on
-MPS, and so are operands on two devices.
+Its tensors report the device 'meta', the only device type that needs no hardware. Their values are
+on the CPU, where every operation runs. As on MPS, a float64 tensor raises TypeError, and so do
+operands on two devices.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from runtime import randomness
 
-# may mix devices, in indices on the CPU
+# operations that may mix devices; index operations accept indices on the CPU
 MOVES = ('aten::_to_copy', 'aten::copy_', 'aten::index.Tensor', 'aten::index_put_')
 
 
 class Held(torch.Tensor):
-    """A tensor on the device; `held` is its content."""
+    """A tensor on the simulated device; `held` is its content."""
 
     @staticmethod
     def __new__(cls, held):
@@ -62,7 +62,7 @@ def _run(func, args, kwargs):
         here if device is None else torch.device(device).type == 'meta'
     ):
         return args[0] if name == 'aten::copy_' else result
-    known = {id(value.held): value for value in here}  # of an operation in place
+    known = {id(value.held): value for value in here}  # for in-place operations
     return tree_map(
         lambda value: (
             known.get(id(value))
@@ -81,7 +81,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Constructors(TorchFunctionMode):
-    """Tensors of given values, which PyTorch would leave empty on 'meta'."""
+    """Creates tensors with values, which PyTorch would leave empty on 'meta'."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -95,7 +95,7 @@ class _Constructors(TorchFunctionMode):
 
 @contextlib.contextmanager
 def without_float64(monkeypatch):
-    """Within the block 'meta' is the device; yields its name."""
+    """Simulate the device within the block; yield its name, 'meta'."""
     monkeypatch.setattr(randomness, 'WITHOUT_FLOAT64', {'meta'})
     monkeypatch.setattr(
         sys.modules['torch.optim.optimizer'],

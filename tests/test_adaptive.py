@@ -1,4 +1,4 @@
-"""The solver with a step size for each image."""
+"""The adaptive solver, which has a separate step size for each image."""
 
 import math
 
@@ -29,10 +29,11 @@ def test_tighter_tolerances_take_more_steps(name):
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 @pytest.mark.parametrize('rtol', [0.05, 0.01])
 def test_refused_steps_leave_the_variance_as_it_is(name, rtol):
-    """In one dimension, where the step size depends most on the noise.
+    """Rejected steps do not change the variance of the samples.
 
-    With noise drawn again after a rejected step the variance is up to twice as large. n = 4,000, so
-    that a standard error is 0.011.
+    The test is in one dimension, where the step size depends most on the noise. If the noise were
+    drawn again after a rejected step, the variance would be up to twice as large. With n = 4,000
+    the standard error is 0.011.
     """
     sde, target = FEW_STEP_SDES[name](), gaussian([0.5], [0.09])
     options = Options(method='adaptive', rtol=rtol, atol=rtol / 10, noise_removal=False)

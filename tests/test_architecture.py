@@ -1,4 +1,4 @@
-"""docs/architecture.md has the numbers of the networks, the tables of its file, and valid names."""
+"""Numbers, tables and names in docs/architecture.md are correct."""
 
 import importlib
 import json
@@ -17,15 +17,15 @@ REPORT = json.loads((ROOT / 'docs' / 'architecture.json').read_text())
 
 @pytest.fixture(scope='module')
 def architecture():
-    """benchmarks/architecture.py as a module."""
+    """Return benchmarks/architecture.py as a module."""
     with pytest.MonkeyPatch.context() as patch:
-        # after the library, some of whose modules have the same names
+        # after the library, because some modules of both have the same names
         patch.setattr(sys, 'path', [*sys.path, str(ROOT / 'benchmarks')])
         yield importlib.import_module('architecture')
 
 
 def quoted() -> list[str]:
-    """Everything in backticks, but for blocks of code."""
+    """Return all text in backticks, except blocks of code."""
     return re.findall(r'`([^`\n]+)`', re.sub(r'```.*?```', '', TEXT, flags=re.DOTALL))
 
 
@@ -57,9 +57,9 @@ def test_sizes_of_options(architecture, option):
 
 
 def test_levels(architecture):
-    """The file has the levels of today, and the stem is as computed by hand.
+    """The resolutions in the file are up to date, and those of the stem equal values by hand.
 
-    It is nf 3x3 convolutions over 3 channels and 32 x 32 pixels, two operations each.
+    The stem has nf 3x3 filters over 3 channels and 32 x 32 pixels, with two operations per product.
     """
     rows = architecture.levels(architecture.BASELINE)
     assert rows == REPORT['levels']
@@ -112,7 +112,7 @@ def test_pictures_and_files_exist():
 
 
 def resolves(name: str) -> bool:
-    """Whether a dotted name is a key of the configs, or something in a module of the library."""
+    """Return whether a dotted name is a config key, or exists in a module of the library."""
     section, _, key = name.partition('.')
     config = families.small(families.ncsnpp(families.ve(families.cifar10(), True)))
     if section in config and key.partition('=')[0] in config[section]:

@@ -1,4 +1,4 @@
-"""Arrays in npz files."""
+"""Data sets of arrays in npz files."""
 
 import re
 
@@ -21,7 +21,10 @@ from runtime.errors import UserError
     ],
 )
 def test_npz_under_all_its_names(tmp_path, names):
-    """Image k is constant k, of 40 grey levels; with or without a test set."""
+    """Arrays are found under all supported names, with or without a test set.
+
+    Image k is constant k, of 40 grey levels.
+    """
     labels = np.arange(30)
     images = labels.astype(np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
     arrays = (
@@ -214,7 +217,7 @@ def test_arrays_of_16_bits(tmp_path, caplog):
 
 
 def test_corrupt_arrays_are_told_in_one_sentence(tmp_path):
-    """Bytes of an npz file changed at random: whatever NumPy raises is a UserError."""
+    """If random bytes of an npz file are changed, any error of NumPy becomes a UserError."""
     np.savez(tmp_path / 'a.npz', images=crops(9, 8), labels=np.arange(9))
     whole, rng, told = (tmp_path / 'a.npz').read_bytes(), np.random.default_rng(0), 0
     config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)

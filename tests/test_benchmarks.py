@@ -1,4 +1,4 @@
-"""Benchmarks run; what scripts, notebooks and documentation use of the library exists."""
+"""Benchmarks run, and scripts, notebooks and documentation use names that exist."""
 
 import ast
 import functools
@@ -26,9 +26,9 @@ SCRIPTS = sorted(
     if re.search(r'^def main\(', path.read_text(), re.MULTILINE)
 )
 ARGUMENTS = {
-    'all': ['--only', 'likelihood'],  # the others run by themselves
+    'all': ['--only', 'likelihood'],  # the others are tested separately
     'faults': ['--work', 'evaluation'],
-}  # test_faults_training.py runs the trainings
+}  # test_faults_training.py tests the other kinds
 OURS = {
     'docs',
     *(path.stem for path in (*ROOT.glob('*.py'), *FOLDER.glob('*.py'))),
@@ -43,7 +43,7 @@ OURS = {
 @pytest.mark.slow
 @pytest.mark.parametrize('name', sorted({*SCRIPTS} - {'gpu'}))
 def test_quick_run(name, tmp_path):
-    """A benchmark ends with status 0 and marks its tables and files as those of a quick run."""
+    """A benchmark exits with status 0 and marks its tables and files as those of a quick run."""
     takes_json = '--json' in flags(name) and name != 'all'
     files = ['--json', tmp_path / 'rows.json'] if takes_json else []
     done = started(f'{name}.py', '--quick', *ARGUMENTS.get(name, ()), *files, folder=tmp_path)
@@ -70,7 +70,7 @@ def started(script: str, *arguments, folder):
 
 @pytest.mark.slow
 def test_gpu_dry_run(tmp_path):
-    """gpu.py runs all its sections on a CPU, stops a training by SIGTERM and resumes it."""
+    """gpu.py runs all its sections on a CPU, stops training with SIGTERM and resumes it."""
     done = started('gpu.py', '--dry-run', '--folder', tmp_path, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / 'gpu.json').read_text())
@@ -81,7 +81,7 @@ def test_gpu_dry_run(tmp_path):
     (training,) = report['sections']['training']['tables'][0]['rows']
     assert training['status'] == 143 and training['resumed'] > training['steps']
     assert (tmp_path / 'grid.png').is_file()
-    assert (tmp_path / 'gpu.md').read_text().startswith('# Dry run: figures mean nothing')
+    assert (tmp_path / 'gpu.md').read_text().startswith('# Dry run: ignore the measured numbers')
 
 
 def test_all_runs_benchmarks_that_exist():
@@ -91,9 +91,9 @@ def test_all_runs_benchmarks_that_exist():
 
 @pytest.mark.slow
 def test_figures_of_the_documentation(tmp_path, monkeypatch):
-    """docs/architecture.py draws the figures in docs/figures.
+    """docs/architecture.py draws the same figures as those in docs/figures.
 
-    Other versions of Matplotlib may round differently.
+    Small differences are allowed, because other versions of Matplotlib may round differently.
     """
     kept = drawing.FIGURES
     monkeypatch.setattr(drawing, 'FIGURES', tmp_path)
@@ -111,7 +111,7 @@ def test_figures_of_the_documentation(tmp_path, monkeypatch):
 
 
 def test_picture_of_the_readme(tmp_path):
-    """assets/make_pictures.py draws panels of digits, the first with the real ones."""
+    """assets/make_pictures.py draws panels of digits, the first with real digits."""
     for name in ('a', 'b'):
         (tmp_path / name / 'eval' / 'ckpt_1').mkdir(parents=True)
         np.savez(
@@ -131,7 +131,7 @@ def test_picture_of_the_readme(tmp_path):
 
 @functools.cache
 def script(path: str):
-    """The file as a module."""
+    """Return the file as a module."""
     spec = importlib.util.spec_from_file_location(
         path.removesuffix('.py').replace('/', '_'), ROOT / path
     )
@@ -144,7 +144,7 @@ def script(path: str):
 
 
 def sources() -> dict[str, str]:
-    """The Python code of scripts, notebooks and documentation, by file."""
+    """Return the Python code of scripts, notebooks and documentation, by file."""
     found = {}
     folders = ('benchmarks', 'docs', 'assets', 'notebooks', 'validation')
     for path in sorted(path for folder in folders for path in (ROOT / folder).iterdir()):
@@ -173,7 +173,7 @@ def documents():
 
 
 def faults_of(source: str, package: str = '') -> list[str]:
-    """The names, attributes and arguments in `source` that our modules do not have, by line."""
+    """List names, attributes and arguments in `source` that our modules do not have, with lines."""
     nodes, faults = [*ast.walk(ast.parse(source))], Faults(package)
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -191,7 +191,7 @@ def faults_of(source: str, package: str = '') -> list[str]:
 
 
 class Faults:
-    """The faults of a source in `package`, and which objects of ours its names mean."""
+    """The faults of a source in `package`, and the objects that its names refer to."""
 
     def __init__(self, package: str):
         self.package, self.known, self.found = package, {}, []
@@ -200,7 +200,7 @@ class Faults:
         self.found.append(f'line {node.lineno}: {text}')
 
     def value(self, node):
-        """The object of ours that an expression names, or None."""
+        """Return the object of our modules that an expression refers to, or None."""
         if isinstance(node, ast.Name):
             return self.known.get(node.id)
         parent = self.value(node.value) if isinstance(node, ast.Attribute) else None
@@ -228,7 +228,7 @@ class Faults:
                 self.known[alias.asname or alias.name] = value
 
     def forget_variable(self, node):
-        """A variable or an argument of the same name is not ours."""
+        """Forget a name if a variable or an argument has the same name."""
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             self.known.pop(node.id, None)
         elif isinstance(node, ast.arg):
@@ -249,10 +249,10 @@ class Faults:
 
 
 def bind(function, call: ast.Call):
-    """Raise TypeError if a call does not suit the function; values of * and ** are not known."""
+    """Raise TypeError if arguments do not match the function; values of * and ** are unknown."""
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some builtins have none
+    except ValueError:  # some builtins have no signature
         return
     named = {keyword.arg: None for keyword in call.keywords if keyword.arg}
     if any(isinstance(argument, ast.Starred) for argument in call.args):
@@ -316,7 +316,7 @@ def exists(name: str) -> bool:
 
 
 def flags(name: str) -> set[str]:
-    """The options of a benchmark, with those that it takes from timing.py."""
+    """Return the options of a benchmark, including those from timing.py."""
     source = (FOLDER / f'{name}.py').read_text()
     if 'from timing import' in source:
         shared = {
@@ -338,7 +338,7 @@ def flags(name: str) -> set[str]:
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_quoted_commands_have_their_options(path):
-    """The script of `benchmarks/name.py --option` exists and has the option."""
+    """Every quoted command `benchmarks/name.py --option` has an existing script and option."""
     text = (
         path.read_text() if path.suffix == '.md' else ast.get_docstring(ast.parse(path.read_text()))
     )

@@ -1,4 +1,4 @@
-"""The discrete chains of the SDEs: their steps, tables, labels and refusals."""
+"""The discrete Markov chains of the SDEs: steps, tables, labels and errors."""
 
 import math
 
@@ -10,25 +10,25 @@ from oracles import affine, level
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)
-EXACT = 1e-12  # float64 formulas written twice: only rounding differs
+EXACT = 1e-12  # tolerance for two float64 formulas that differ only by rounding
 
 
 @pytest.mark.parametrize('n', [10, 100, 1000, 2000])
 def test_ve_chain_has_the_marginals(n):
-    """The variances of its steps add up to sigma_i^2, exactly."""
-    # inside the i-th cell of step_index, away from its rounding
+    """The variances of the VE steps add up to sigma_i^2, up to rounding."""
+    # in the middle of the i-th interval of step_index, where rounding cannot change the index
     t = (torch.arange(n, dtype=torch.float64) + 0.5) / (n - 1)
     f, G = VESDE(N=n).discretize(torch.ones_like(t), t)
     assert (f == 0).all()
     sigmas = 0.01 * 5000 ** (torch.arange(n, dtype=torch.float64) / (n - 1))
-    # up to 2000 differences of squares, summed
+    # a sum of up to 2000 differences of squares
     torch.testing.assert_close((G**2).cumsum(0).sqrt(), sigmas, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize('n', [100, 1000, 2000])
 @pytest.mark.parametrize('name', ['vp', 'subvp'])
 def test_vp_and_subvp_chains_have_the_marginals(name, n):
-    """The moments of x_{i+1} = x_i + f + G z, propagated exactly, are the SDE's up to O(1/N)."""
+    """The exact moments of x_{i+1} = x_i + f + G z equal those of the SDE up to O(1/N)."""
     sde = SDES[name](N=n)
     t = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     a = affine(lambda x, t: sde.discretize(x, t)[0], t)[0]
@@ -38,10 +38,10 @@ def test_vp_and_subvp_chains_have_the_marginals(name, n):
         for factor, variance in zip((1 + a[:end]).tolist(), (G[:end] ** 2).tolist()):
             m, v = factor * m, factor**2 * v + variance
         exact_m, exact_std = level(sde, torch.tensor([end / n]))
-        # log m: the quadratic terms of log(1 - beta_i / 2) or log(1 - beta_i) / 2, at most 34/N
-        # together for betas up to 20
+        # log m: the quadratic terms of log(1 - beta_i / 2) or log(1 - beta_i) / 2 are at most 34/N
+        # in total for betas up to 20
         assert abs(math.log(m) - exact_m.log().item()) < 40 / n
-        # the variance forgets its errors within 1/beta: what stays is about beta_N / 8 = 2.5/N
+        # errors of the variance decay within 1/beta; about beta_N / 8 = 2.5/N remains
         assert abs(math.sqrt(v) - exact_std.item()) < 3 / n
 
 
@@ -53,9 +53,10 @@ def test_ten_steps():
 
 
 def test_vp_chain_is_ddpm():
-    """x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z, beta_i from beta_min/N to beta_max/N.
+    """The VP step is that of DDPM, with beta_i from beta_min/N to beta_max/N.
 
-    The tables of alphas and of their products are those of these betas.
+    It is x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z. The tables of alphas and of their
+    products belong to these betas.
     """
     sde = VPSDE(N=1000)
     betas = np.linspace(0.1 / 1000, 20 / 1000, 1000)
@@ -72,19 +73,19 @@ def test_vp_chain_is_ddpm():
         sqrt_alphas_cumprod=np.sqrt(alphabars),
         sqrt_1m_alphas_cumprod=np.sqrt(1 - alphabars),
     ).items():
-        # float32, and an exp of up to -10
+        # float32 rounding, and exp of arguments down to -10
         np.testing.assert_allclose(getattr(sde, name), table, rtol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize('n', [1, 10, 20])
 def test_vp_refuses_too_few_steps(n):
-    """beta_N = 20/N would reach 1: the message names the smallest N that works."""
+    """VP with beta_N = 20/N >= 1 raises an error that contains the smallest valid N."""
     with pytest.raises(ValueError, match='at least 21'):
         VPSDE(N=n)
     sde = VPSDE(N=21)
     f, G = sde.discretize(torch.ones(1), torch.ones(1))
     assert torch.isfinite(f).all() and torch.isfinite(G).all()
-    sde.N = n  # an N that is assigned later raises the error where the chain is used
+    sde.N = n  # if N is assigned later, the error is raised when the chain is used
     with pytest.raises(ValueError, match='at least 21'):
         sde.discretize(torch.ones(1), torch.ones(1))
 
@@ -96,10 +97,11 @@ def test_ve_chain_of_one_level_is_refused():
 
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 def test_ancestral_step_is_the_chains_posterior(name):
-    """For Gaussian data the chain x_i = a x_{i-1} + b z has a Gaussian posterior.
+    """The ancestral step equals the Gaussian posterior of the chain for Gaussian data.
 
-    Its mean is the ancestral one for any variance of the data; its std is VP's for data of variance
-    1 (a^2 + b^2 = 1), VE's for a single point.
+    The chain is x_i = a x_{i-1} + b z. The means are equal for any variance of the data. The
+    standard deviations are equal for data of variance 1 with VP (a^2 + b^2 = 1), and for a single
+    point with VE.
     """
     n, i = 50, torch.tensor([1, 10, 30, 48])
     sde = SDES[name](N=n)
@@ -120,7 +122,7 @@ def test_ancestral_step_is_the_chains_posterior(name):
         mean, v = m * mu, m**2 * c + variance  # of x_{i-1}
         marginal = a**2 * v + b**2  # of x_i
         got_mean, got_std = sde.ancestral_step(x, t, -(x - a * mean) / marginal)
-        # sums that cancel
+        # terms of the sums cancel
         torch.testing.assert_close(
             got_mean, mean + a * v / marginal * (x - a * mean), rtol=1e-9, atol=0
         )
@@ -129,7 +131,7 @@ def test_ancestral_step_is_the_chains_posterior(name):
 
 
 def test_the_last_ancestral_step_of_ve_ends_on_the_estimate():
-    """Below the smallest sigma is 0: the step at i = 0 removes all noise and adds none."""
+    """The VE step at i = 0, from the smallest sigma to 0, removes all noise and adds none."""
     sde, x = VESDE(N=50), torch.tensor([0.3])
     mean, std = sde.ancestral_step(x, torch.zeros(1), -x)
     assert std == 0
@@ -143,7 +145,7 @@ def test_ancestral_step_of_subvp_is_refused():
 
 @pytest.mark.parametrize('n', [100, 1000])
 def test_langevin_alpha(n):
-    """1 for VE; 1 - beta_i for VP and sub-VP, not the running product."""
+    """alpha is 1 for VE, and 1 - beta_i for VP and sub-VP (not the cumulative product)."""
     i = torch.tensor([0, 7, n // 2, n - 2])
     t = (i + 0.5).double() / (n - 1)
     exact = 1 - torch.linspace(0.1 / n, 20 / n, n, dtype=torch.float64)[i]
@@ -153,10 +155,10 @@ def test_langevin_alpha(n):
 
 
 def test_discrete_levels():
-    """VE counts labels from the largest sigma down, VP up from the least noise; sub-VP has none."""
+    """VE labels start at the largest sigma, VP labels at the smallest noise; sub-VP has none."""
     labels = torch.tensor([0, 40, 99])
     m, std = VESDE(N=100).discrete_level(labels)
-    # an exp in float32
+    # exp in float32
     torch.testing.assert_close(
         std.double(), 50 * 5000 ** (-labels.double() / 99), rtol=1e-5, atol=0
     )
@@ -170,7 +172,7 @@ def test_discrete_levels():
 
 
 def test_with_steps(sde):
-    """Another length of the chain for the same process; the SDE itself keeps its own."""
+    """`with_steps` returns the same process with another N and does not change the SDE itself."""
     other, fresh, t = sde.with_steps(50), type(sde)(N=50), torch.tensor([0.1, 0.5, 1.0])
     assert (
         type(other) is type(sde) and (other.N, sde.N) == (50, 1000) and repr(other) == repr(fresh)
@@ -183,9 +185,9 @@ def test_with_steps(sde):
 
 @pytest.mark.parametrize('n', [50, 300])
 def test_tables_follow_an_assigned_n(sde, n):
-    """`sde.N = n` is the same as building the SDE with n steps."""
+    """Assigning `sde.N = n` has the same effect as creating the SDE with n steps."""
     fresh = type(sde)(N=n)
-    sde.discretize(torch.ones(1), torch.ones(1))  # so that the tables of N = 1000 have been made
+    sde.discretize(torch.ones(1), torch.ones(1))  # creates the tables for N = 1000
     sde.N = n
     x, t = torch.ones(3), torch.tensor([0.1, 0.5, 1.0])
     pairs = [

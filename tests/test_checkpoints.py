@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, whole or not at all."""
+"""Checkpoints are loaded as they were saved, or raise an error without side effects."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def tiny(nf=8, **model):
 
 @pytest.fixture
 def state():
-    """A state some steps in: every tensor of it differs from a fresh one's."""
+    """Return a state after some steps, in which every tensor differs from that of a new state."""
     torch.manual_seed(0)
     state = run_lib.create_state(tiny())
     for parameter in state['model'].parameters():
@@ -55,7 +55,7 @@ def test_round_trip(state, tmp_path):
     assert not equal(contents(state), contents(fresh))
     restored = utils.restore_checkpoint(tmp_path / 'deep' / 'a.pth', fresh, 'cpu')
     assert restored is fresh and equal(contents(state), contents(fresh))
-    # nothing partial is left
+    # no partial file remains
     assert [path.name for path in (tmp_path / 'deep').iterdir()] == ['a.pth']
 
 
@@ -162,9 +162,9 @@ def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('layouts', [(False, True), (True, False)])
 def test_the_layout_of_a_file_does_not_matter(tmp_path, layouts):
-    """Optimizer and average take the memory layout of the network.
+    """Optimizer and EMA get the memory layout of the network, for any layout of the file.
 
-    The next steps are those of a training that was not interrupted.
+    The next steps equal those of an uninterrupted training.
     """
 
     def fresh(channels_last):
@@ -200,7 +200,7 @@ def test_the_layout_of_a_file_does_not_matter(tmp_path, layouts):
         )
     steps(other, step_fn, range(3, 6))
     for a, b in zip(state['ema'].shadow_params, other['ema'].shadow_params):
-        # rounding, and Adam, which divides by small numbers
+        # rounding, amplified by Adam, which divides by small numbers
         torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-5)
 
 

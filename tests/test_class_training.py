@@ -86,7 +86,7 @@ def final_state(workdir):
 def test_interrupted_training_with_classes_ends_where_an_uninterrupted_one_does(
     place, tmp_path, name
 ):
-    """Bit-identical, including hidden labels, dropout and times after the interruption."""
+    """The final states are bit-identical, including label dropout, dropout and times."""
     for folder, steps in (('whole', (7,)), ('parts', (3, 7))):
         for n in steps:
             config = CONFIGS[name](place)
@@ -99,7 +99,7 @@ def test_interrupted_training_with_classes_ends_where_an_uninterrupted_one_does(
 
 
 def test_a_classifier_loads_by_its_folder_and_its_file(place):
-    """It has its EMA weights, and fits a network with the same SDE and data."""
+    """The loaded classifier has EMA weights, and fits a network with the same SDE and data."""
     file = place / 'classifier' / 'checkpoints' / 'checkpoint_1.pth'
     content = checkpoints.load(file)
     x, labels = torch.randn(3, 1, SIZE, SIZE), torch.tensor([1.0, 300.0, 999.0])
@@ -121,7 +121,7 @@ def test_a_classifier_loads_by_its_folder_and_its_file(place):
 
 
 def test_a_classifier_learns_digits(place, tmp_path, caplog):
-    """After 150 steps it recognises most clean digits, and noise no better than chance."""
+    """After 150 steps it recognises most clean digits; its accuracy on noise is that of chance."""
     config = CONFIGS['classifier'](place)
     config.training.update(n_iters=151, snapshot_freq=75, batch_size=64, eval_freq=75, log_freq=75)
     config.model.ema_rate = 0.9
@@ -138,17 +138,17 @@ def test_a_classifier_learns_digits(place, tmp_path, caplog):
         float(t): float(share) for t, share in re.findall(r'at t=([\d.]+): ([\d.]+)', lines[-1])
     }
     assert [*shares] == [0.001, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]
-    # of 359, four standard errors
+    # four standard errors for 359 images
     assert shares[0.001] > 0.7 and shares[0.001] > shares[0.5] and shares[1.0] < 0.1 + 4 * 0.016
     network = trained.load_classifier(tmp_path, CONFIGS['plain'](place))
     test = datasets.get_split(config, 'test')
     x = torch.from_numpy(2 * (test.images + 0.5) / 17 - 1).permute(0, 3, 1, 2).float()
     right = (network(x, torch.full((359,), 1.0)).argmax(1).numpy() == test.labels).mean()
-    assert abs(right - shares[0.001]) < 0.05  # other dequantization noise
+    assert abs(right - shares[0.001]) < 0.05  # dequantization noise is different
 
 
 def test_samples_of_a_network_that_knows_classes_have_labels(place, tmp_path):
-    """Labels are drawn uniformly and stored with the samples, in an evaluation too."""
+    """Labels are drawn uniformly and stored with the samples, also in an evaluation."""
     config = CONFIGS['classes'](place)
     folder = sample(config, place / 'classes', num_samples=12, output=str(tmp_path / 'out'))
     found = dict(np.load(folder / 'samples.npz'))

@@ -1,4 +1,4 @@
-"""The classifier of noisy images: logits, gradients, sizes, what is refused."""
+"""The classifier of noisy images: logits, gradients, sizes, errors."""
 
 import math
 
@@ -17,7 +17,7 @@ EMBEDDINGS = {
 
 
 def classifier(embedding='positional', data=(), **model):
-    """A small wide residual network, in evaluation mode, away from its start."""
+    """Return a small wide residual network in evaluation mode, with changed initial weights."""
     settings = dict(
         name='wideresnet', nf=8, widen=1, num_res_blocks=1, num_classes=CLASSES, dropout=0.5
     )
@@ -44,9 +44,9 @@ def test_a_classifier_answers_logits(embedding, channels, size, n):
 
 @pytest.mark.parametrize('embedding', EMBEDDINGS)
 def test_a_classifier_judges_each_image_by_itself_and_by_its_noise(embedding):
-    """The logits of an image depend only on the image and its label, not on the rest of the batch.
+    """The logits of an image depend only on the image and its time label, not on the batch.
 
-    In training they also depend on dropout.
+    In training mode they also depend on dropout.
     """
     network, x = classifier(embedding, dict(num_channels=3)), torch.rand(3, 3, 8, 8)
     labels = torch.tensor([0.3, 5.0, 40.0])
@@ -62,7 +62,10 @@ def test_a_classifier_judges_each_image_by_itself_and_by_its_noise(embedding):
 
 
 def test_a_classifier_is_told_the_logarithm_of_sigma():
-    """With integer frequencies, sigma and e sigma give the same logits; other ratios do not."""
+    """Logits depend on log sigma.
+
+    With integer frequencies, sigma and e sigma give the same logits; other ratios do not.
+    """
     network, x, sigma = (
         classifier('fourier', dict(num_channels=1)),
         torch.rand(3, 1, 8, 8),
@@ -70,14 +73,14 @@ def test_a_classifier_is_told_the_logarithm_of_sigma():
     )
     network.fourier.W.data.round_()
     logits = network(x, sigma)
-    # log sigma times 16 and 2 pi, in float32
+    # log sigma times 16 times 2 pi, in float32
     torch.testing.assert_close(network(x, math.e * sigma), logits, rtol=0, atol=1e-3)
     assert (network(x, 1.5 * sigma) - logits).abs().amax(1).min() > 1e-2
 
 
 @pytest.mark.parametrize('embedding', EMBEDDINGS)
 def test_a_classifier_passes_its_gradient_on(embedding):
-    """Every parameter gets a gradient; that of the image equals finite differences in float64."""
+    """Every parameter gets a gradient; the gradient of the image equals finite differences."""
     network = classifier(embedding, dict(num_channels=1), dropout=0.0).double()
     x, labels = (
         torch.rand(2, 1, 8, 8, dtype=torch.float64).requires_grad_(),
@@ -131,8 +134,8 @@ def test_the_first_block_of_a_level_halves_the_size_but_at_the_first_level():
 def test_the_published_classifier_is_a_wide_resnet_28_10(module):
     """It has 28 convolutions and 36,479,194 parameters, as in Zagoruyko & Komodakis 2016 (36.5M).
 
-    That number (their Table 4) excludes the time embedding and the biases of the convolutions,
-    which the original lacks.
+    The number in their Table 4 does not include the time embedding and the biases of the
+    convolutions, which their network does not have.
     """
     with torch.device('meta'):
         network = mutils.get_model('wideresnet')(load_config(module))

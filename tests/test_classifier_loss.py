@@ -19,8 +19,8 @@ from oracles import ExactClassifier, level, planar_mixture
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = dict(ve=lambda: VESDE(0.01, 20), vp=VPSDE, subvp=subVPSDE)
-# where times start here: likelihood weights grow like 1/t, and so does the scatter of a Monte Carlo
-# mean
+# The smallest time here, because likelihood weights grow like 1/t, and the scatter of a Monte Carlo
+# mean grows with them.
 EPS = 1e-2
 
 
@@ -30,7 +30,10 @@ def sde(request):
 
 
 def test_the_loss_of_a_classifier_is_the_cross_entropy_by_hand(sde):
-    """The mean of -log p(right class); times, uniform in [1e-5, 1], are drawn before the noise."""
+    """The loss is the mean of -log p(right class).
+
+    Times are uniform in [1e-5, 1] and are drawn before the noise.
+    """
 
     def classify(x, labels):
         return torch.stack([x[:, 0] * labels.log(), x[:, 1] - x[:, 0], x.square().sum(1)], 1).tanh()
@@ -52,9 +55,9 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy_by_hand(sde):
 
 
 def test_the_loss_of_a_classifier_is_least_at_the_exact_one(sde):
-    """Bayes' rule beats versions of it that are too sure, too unsure, or biased to one class.
+    """The exact classifier has a smaller loss than too confident, too uncertain or biased ones.
 
-    The difference, over the same draws, exceeds four standard errors.
+    The difference of the losses for the same random numbers exceeds four standard errors.
     """
     target = planar_mixture()
     exact = ExactClassifier(sde, target)
@@ -87,7 +90,7 @@ def test_the_loss_of_a_classifier_is_least_at_the_exact_one(sde):
 
 
 def test_times_of_a_classifier_reach_down_to_eps(sde):
-    """As those of a network; in training it is in training mode, in evaluation it is not."""
+    """Times are uniform from eps to 1; the classifier is in training mode only for training."""
     seen, n = [], 20000
 
     class Recording(nn.Module):
@@ -117,9 +120,9 @@ def test_times_of_a_classifier_reach_down_to_eps(sde):
 def test_a_classifier_learns():
     """A small wide residual network comes within 2 % of the best possible accuracy.
 
-    The data are two Gaussians of images, horizontal and vertical stripes, with means 3 standard
-    deviations s apart. At time t the best possible accuracy is Phi(1.5 m s / sqrt(m^2 s^2 +
-    std^2)). It is measured on 10000 images, to 0.5 %.
+    The data are images from two Gaussians, whose means are horizontal and vertical stripes. The
+    distance of the means is 3 standard deviations s. At time t the best possible accuracy is
+    Phi(1.5 m s / sqrt(m^2 s^2 + std^2)). The accuracy is measured on 10000 images, to 0.5 %.
     """
     settings = load_config(
         'configs.vp.digits_wideresnet',

@@ -1,4 +1,4 @@
-"""The main program from end to end on the embedded digits, in its own process."""
+"""The main program from end to end on the digits of scikit-learn, in a separate process."""
 
 import os
 import pathlib
@@ -54,7 +54,7 @@ def check(result):
 def test_train_evaluate_sample(tmp_path, sde):
     log = check(run(tmp_path, 'train', *TINY, config=CONFIGS[sde]))
     assert 'step: 4, training_loss' in log and 'step: 4, eval_loss' in log
-    assert '\r' not in log  # no progress bar where there is no terminal
+    assert '\r' not in log  # no progress bar without a terminal
     assert 'tensorflow' not in log.lower()
     assert (tmp_path / 'checkpoints' / 'checkpoint_1.pth').is_file() and (
         tmp_path / 'checkpoints-meta' / 'checkpoint.pth'
@@ -106,7 +106,7 @@ def test_train_evaluate_sample(tmp_path, sde):
 
 
 def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path):
-    """With fewer files than before, neither samples nor likelihoods of the first evaluation remain.
+    """If a second evaluation writes fewer files, none of the first evaluation remain.
 
     Likelihoods are averaged over repeats before their error is computed.
     """
@@ -135,7 +135,7 @@ def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path):
 def test_number_of_steps_is_free(tmp_path):
     check(run(tmp_path, 'train', *TINY))
     log = check(run(tmp_path, 'sample', *TINY, '--num_samples=2', '--config.sampling.steps=40'))
-    assert 'with 80 network evaluations' in log  # a corrector and a predictor step each
+    assert 'with 80 network evaluations' in log  # each step is a corrector and a predictor step
 
 
 def test_data_are_described_and_their_statistics_made_without_a_workdir(tmp_path):
@@ -172,7 +172,7 @@ def test_data_are_described_and_their_statistics_made_without_a_workdir(tmp_path
 
 
 def test_own_pictures_from_training_to_a_report(tmp_path):
-    """A folder of random pictures with two classes, 12 pixels high and of various widths."""
+    """The pictures are random, 12 pixels high and of several widths, in two classes."""
     from PIL import Image
 
     digits = np.random.default_rng(0).integers(0, 256, (120, 12, 16), np.uint8)
@@ -311,7 +311,7 @@ def test_help_exits_with_0():
 
 
 def evaluated(workdir, caplog, eval_folder='eval', **settings) -> str:
-    """The log of an evaluation of the loss."""
+    """Evaluate the loss and return the log."""
     config = config_for(3)
     config.eval.update(
         enable_sampling=False, enable_bpd=False, metrics_floor=False, most_images=50, **settings

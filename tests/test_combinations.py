@@ -14,10 +14,10 @@ from sde_lib import VPSDE
 
 
 def refused(sde, predictor, corrector, probability_flow):
-    """Whether a combination is undefined.
+    """Return whether a combination is undefined.
 
-    Either it has no step at all, or it is ancestral sampling along an ODE or without a Markov
-    chain.
+    It is undefined if it has neither predictor nor corrector, or if it is ancestral sampling with
+    an ODE or an SDE without a Markov chain.
     """
     return (predictor == corrector == 'none') or (
         predictor == 'ancestral_sampling' and (sde == 'subvp' or probability_flow)
@@ -31,10 +31,10 @@ COMBINATIONS = list(itertools.product(SDES, PREDICTORS.names(), CORRECTORS.names
     'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if not refused(*c)]
 )
 def test_every_combination_runs(name, predictor, corrector, probability_flow):
-    """Results are finite and keep known values, also with a classifier.
+    """Results are finite and keep the known values, also with a classifier.
 
-    There are 30 steps because the chain of VP needs more than 20. Along the ODE the gradient of
-    consistency is added.
+    The number of steps is 30 because the VP chain needs more than 20. For the ODE, the gradient of
+    the consistency loss is added.
     """
     sde, data, target = SDES[name](30), torch.randn(3, 4), planar_mixture()
     x = inpainted(
@@ -80,7 +80,7 @@ def test_every_combination_runs(name, predictor, corrector, probability_flow):
 def test_combinations_without_a_definition_are_refused(
     name, predictor, corrector, probability_flow
 ):
-    """Undefined combinations raise an error when the sampler is made, before there is a network.
+    """Undefined combinations raise an error when the sampler is made, before it gets a network.
 
     The plain sampler is tested with all combinations.
     """
@@ -126,7 +126,7 @@ def test_resampling_without_a_step_is_refused(make, predictor, loop, message):
 def test_without_anything_known_the_loop_is_the_plain_one(
     name, predictor, corrector, probability_flow
 ):
-    """Each step is a corrector step and a predictor step at the same time, bit by bit."""
+    """Without known values, each step equals the corrector and predictor step, bit by bit."""
     sde = SDES[name](25)
     model, start, states, seen = (
         Score(ExactNetwork(sde, planar_mixture()), sde),

@@ -1,4 +1,4 @@
-"""The command line: values and types, config files, and one sentence for each fault."""
+"""The command line: values and types, config files, and one line for each error."""
 
 import importlib
 import pathlib
@@ -18,7 +18,7 @@ DIGITS = f'--config={ROOT / "configs/vp/digits_ddpmpp_continuous.py"}'
 
 
 def parsed(*arguments):
-    """The flags that the main program has after these arguments."""
+    """Return the flags of the main program for these arguments."""
     importlib.import_module('main')
     with flagsaver.flagsaver():
         command_line.parse_flags(['main.py', *arguments])
@@ -127,7 +127,7 @@ def get_config():
         "'1,2'",
         'config.model.nf must be an integer from 1 to 16384, got 32.0',
     ]
-    with pytest.raises(TypeError), config.unlocked():  # checked again once the file is read
+    with pytest.raises(TypeError), config.unlocked():  # checked again after the file is read
         config.model.nf = '32'
 
 
@@ -234,7 +234,10 @@ def test_a_wrong_type_in_a_config_without_our_defaults_is_told_in_one_line(tmp_p
     [('train', 'cpu', True), ('train', 'cuda:0', False), ('data', 'cpu', False)],
 )
 def test_the_main_program_keeps_memory_where_it_computes_on_a_cpu(monkeypatch, mode, device, kept):
-    """The allocator is set for the whole process, so nothing else sets it."""
+    """The main program configures the memory allocator, and only for computations on a CPU.
+
+    This affects the whole process, so the library itself must not do it.
+    """
     calls = []
 
     class Allocator:

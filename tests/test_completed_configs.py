@@ -1,4 +1,4 @@
-"""Configs are completed where they come in; needed keys are reported before anything is written."""
+"""Every entry point completes configs, and reports missing keys before it writes files."""
 
 import copy
 import logging
@@ -37,7 +37,7 @@ MODULES = (
 
 
 def without(config, *keys) -> ConfigDict:
-    """A copy of the config that lacks the keys ('section.name')."""
+    """Return a copy of the config without the keys ('section.name')."""
     content = copy.deepcopy(config.to_dict())
     for key in keys:
         section, _, name = key.rpartition('.')
@@ -46,7 +46,7 @@ def without(config, *keys) -> ConfigDict:
 
 
 def lean(config) -> ConfigDict:
-    """A copy of the config with the keys alone that it must have."""
+    """Return a copy of the config with only the required keys."""
     needed = {
         f'model.{key}'
         for name in (config.model.name, config.training.sde)
@@ -131,7 +131,7 @@ def small(n_iters=3) -> ConfigDict:
 
 
 def test_every_entry_point_takes_a_lean_config(tmp_path):
-    """Its results are those of the whole one; it is not changed."""
+    """Results with a minimal config equal those with the complete one; it is not changed."""
     config = small()
     for key, value in (
         ('eval.metrics_backend', 'pixels'),
@@ -206,9 +206,9 @@ def test_a_needed_key_is_never_assumed_when_a_checkpoint_is_loaded(tmp_path):
 
 
 class Own(torch.nn.Module):
-    """A network that reads a key of its own and may reject what the checks feed it.
+    """A network that reads its own key and may reject the inputs of the checks.
 
-    It takes images of one size only, and with `my_way` 'values' raises an error for large values.
+    It accepts images of one size only. With `my_way` 'values' it raises an error for large values.
     """
 
     def __init__(self, config):
@@ -306,7 +306,7 @@ def test_arguments_become_keys_of_the_config(sentence, expected):
 
 
 def test_a_network_by_image_size_is_checked_and_trained(tmp_path):
-    """'ncsnv2' names a function, not a class."""
+    """The network 'ncsnv2', which is registered as a function, not a class, can be trained."""
     config = load_config(
         'configs.ve.ncsnv2.cifar10',
         dict(image_size=8, dataset='DIGITS', num_channels=1),

@@ -1,4 +1,4 @@
-"""Rules of the keys of a config: every fault is reported, every key has a rule and a default."""
+"""Rules of config keys: every error is reported, every key has a rule and a default."""
 
 import ast
 import inspect
@@ -104,9 +104,9 @@ def test_a_network_whose_groups_have_one_value_is_refused(tmp_path):
 
 
 def reads_with_a_default() -> list[str]:
-    """Every `section.get('key', ...)` of a key of the config, as 'file:line'."""
+    """Find every `section.get('key', ...)` of a config key, as 'file:line'."""
     found, keys = [], {name for section in rules.RULES.values() for name in section}
-    # what they are called where they are read
+    # names of the sections in the code
     sections = {'config', 'settings', 'chosen', *rules.RULES}
     for path in [
         *ROOT.glob('*.py'),
@@ -124,7 +124,10 @@ def reads_with_a_default() -> list[str]:
 
 
 def test_a_default_is_written_in_one_place():
-    """Configs are completed before they are read; reports read protocols of results."""
+    """Defaults are not repeated in the code, because configs are completed before they are read.
+
+    Only reports may have defaults, because they read protocols of results.
+    """
     assert {place.partition(':')[0] for place in reads_with_a_default()} <= {'reader.py'}
     shared = defaults.base().sampling
     for name in solvers.SOLVERS.names():

@@ -1,7 +1,7 @@
-"""A config takes a step of training and sampling, or is refused by sentences that name its keys.
+"""A config allows a step of training and sampling, or raises an error that names its keys.
 
-Configs are mutated at random, with values that are nearly right, of a wrong type, or absurd. The
-environment variable CONFIGS is their number, 300 by default.
+Configs are changed at random, to values that are nearly right, of a wrong type, or absurd. The
+environment variable CONFIGS is the number of tested configs (default: 300).
 """
 
 import copy
@@ -78,7 +78,7 @@ MISSPELT = ('nff', 'sigma_mx', 'Name', 'dropOut', 'lr', 'x')
 
 @functools.cache
 def base(module: str) -> ConfigDict:
-    """The config of a module for images of 8 or 16 pixels, so small that a step is fast."""
+    """Return a small config of a module for images of 8 or 16 pixels, so that a step is fast."""
     config = load_config(f'configs.{module}')
     config.data.update(
         dataset='FOLDER',
@@ -98,7 +98,7 @@ def base(module: str) -> ConfigDict:
 
 @functools.cache
 def accepted(key: str) -> list:
-    """The values that the key may have, of all that are tried."""
+    """Return those of the tested values that the key accepts."""
     section, _, name = key.rpartition('.')
     return [value for value in ANYTHING if rules.RULES[section][name].accepts(value)]
 
@@ -107,8 +107,8 @@ def accepted(key: str) -> list:
 def mutations(draw):
     """Draw (module, {key: value}): changes to a config.
 
-    Either every value is accepted by its rule, so that only the combination is tested, or some keys
-    have a wrong value or type, are missing, or have another name.
+    Either the rules accept every value, so that only the combination is tested, or some keys have a
+    wrong value or type, are missing, or have another name.
     """
     module, tidy = draw(st.sampled_from(MODULES)), draw(st.booleans())
     found = flatten(base(module))
@@ -148,7 +148,7 @@ def mutated(module: str, changes: dict) -> ConfigDict:
 
 
 def flatten(config) -> dict:
-    """{'model.nf': 8, ...}"""
+    """Return the config as {'model.nf': 8, ...}."""
     return {
         f'{section}.{name}' if name else section: value
         for section, content in config.items()
@@ -157,7 +157,7 @@ def flatten(config) -> dict:
 
 
 def take_a_step(config, classifies: bool):
-    """Everything that a training and a sampler begin with; all numbers must be finite."""
+    """Run a step of training and the start of a sampler; all numbers must be finite."""
     device, settings = torch.device(config.device), config.training
     state, sde, known = (
         run_lib.create_state(config),
@@ -194,7 +194,7 @@ def take_a_step(config, classifies: bool):
 
 @torch.no_grad()
 def begin_sampling(config, model, x):
-    """A step of the sampler from the prior."""
+    """Run a step of the sampler from the prior."""
     score = Score(model, sde_lib.get_sde(config), config.training.continuous)
     options = sampling.Options.of(config.sampling)
     sampling.check(score, options)
@@ -214,7 +214,7 @@ def begin_sampling(config, model, x):
 
 
 def names_a_key(line: str, keys) -> bool:
-    """A key with its section, or one whose name is no common word."""
+    """Return whether a line contains a key with its section, or a key that is no common word."""
     known = {name.rpartition('.')[2] for name in keys} | {
         name for section in rules.RULES.values() for name in section
     }
@@ -253,7 +253,7 @@ REGISTERED = {
 
 
 def wrong_alone(changes: dict, mode: str) -> dict[str, str]:
-    """{key: how its sentence begins} of the mutated keys that are wrong on their own."""
+    """Return {key: start of its message} for changed keys that are wrong by themselves."""
     found, trains = {}, mode in ('train', 'classifier')
     has_network = trains or mode in ('eval', 'sample', 'control')
     for key, value in changes.items():
@@ -276,9 +276,10 @@ def wrong_alone(changes: dict, mode: str) -> dict[str, str]:
 
 
 def is_refused(config, changes, workdir, mode) -> bool:
-    """Whether the config is refused, with a sentence for each key that is wrong on its own.
+    """Return whether the config raises an error; check its messages.
 
-    Every sentence names a key; one about a key on its own names one that was mutated.
+    Each key that is wrong by itself has a message. Every message names a key; a message about a
+    single key names a key that was changed.
     """
     wrong = wrong_alone(changes, mode)
     try:
@@ -318,7 +319,7 @@ def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
     classifies = config.model.get('name') == 'wideresnet'
     refused = is_refused(config, changes, workdir, 'classifier' if classifies else 'train')
     with pytest.MonkeyPatch.context() as patch:
-        # building the network takes most of the time: once is enough
+        # building the network takes most of the time, so it is built only once
         others = [check for check in preflight.CHECKS if check.run is not check_network]
         patch.setattr(preflight, 'CHECKS', others)
         others = [mode for mode in MODES if is_refused(config, changes, workdir, mode)]

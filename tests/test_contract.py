@@ -1,4 +1,4 @@
-"""Names and signatures that code written for the 2021 release relies on."""
+"""Names and signatures that are needed by code written for the 2021 release."""
 
 import importlib.util
 import inspect
@@ -107,7 +107,7 @@ op.FusedLeakyReLU(channel, negative_slope=0.2, scale=2 ** 0.5)
 
 
 def find(dotted: str):
-    """The object that a dotted name means, importing as much of it as is a module."""
+    """Return the object with a dotted name; import the part of the name that is a module."""
     first, *rest = dotted.split('.')
     found, path = importlib.import_module(first), first
     for part in rest:
@@ -118,7 +118,7 @@ def find(dotted: str):
 
 @pytest.mark.parametrize('published', SIGNATURES, ids=lambda line: line.partition('(')[0])
 def test_signature(published):
-    """The same names in the same places with the same defaults; what we added has defaults."""
+    """Arguments have the same names, order and defaults; additional arguments have defaults."""
     name, _, arguments = published.partition('(')
     expected = inspect.signature(eval(f'lambda {arguments.removesuffix(")")}: None')).parameters
     ours = inspect.signature(find(name))
@@ -133,7 +133,7 @@ def test_signature(published):
     ours.bind(*[key for key, parameter in expected.items() if parameter.default is parameter.empty])
     assert list(ours.parameters)[: len(expected)] == list(expected)
     for key, parameter in expected.items():
-        if parameter.default is not ...:  # a device: any default will do
+        if parameter.default is not ...:  # the default device may differ
             assert ours.parameters[key].default == parameter.default, key
 
 
@@ -147,7 +147,7 @@ def test_abstract_members():
 
 
 def test_attributes_of_sdes():
-    """The tables that forks read: of N values, and consistent with each other."""
+    """The tables that forks read have N values and are consistent with each other."""
     import sde_lib
 
     for sde in (sde_lib.VPSDE(0.2, 10.0, N=50), sde_lib.subVPSDE(0.2, 10.0, N=50)):
@@ -208,7 +208,7 @@ def test_registering_ones_own(kind, monkeypatch):
         'model': (mutils.register_model, mutils.get_model),
         'corrector': (sampling.register_corrector, sampling.get_corrector),
     }[kind]
-    # what this test registers goes with it
+    # registrations are undone after the test
     monkeypatch.setattr(registry, '_classes', dict(registry._classes))
 
     @register

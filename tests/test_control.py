@@ -1,4 +1,4 @@
-"""`--mode control` on small trained networks: every task, its input, its results."""
+"""`--mode control` with small trained networks: tasks, inputs and results."""
 
 import shutil
 
@@ -33,7 +33,7 @@ from score_model import ScoreModel
 
 @pytest.mark.parametrize('task', TASKS)
 def test_every_task(place, tmp_path, task):
-    """Arrays have the right keys, shapes and types, and the gallery shows them."""
+    """The result arrays have the right keys, shapes and types, and the gallery shows them."""
     name = {'classes': 'classes', 'colorize': 'colour'}.get(task, 'plain')
     channels = 3 if name == 'colour' else 1
     config = CONFIGS[name](place)
@@ -82,7 +82,7 @@ def test_every_task(place, tmp_path, task):
                 [found['inputs'][:, None], found['known'][:, None], found['samples']], 1
             )
         ).all()
-    if 'nfe' in found:  # 25 steps, and with a measurement all but the last twice
+    if 'nfe' in found:  # 25 steps; with a measurement, all but the last are repeated
         assert found['nfe'] == (25 if task == 'classes' else 49)
 
 
@@ -91,7 +91,7 @@ def test_the_tasks_are_all_tested_and_their_names_reserved():
 
 
 def test_inputs_are_test_images_of_the_data_set(place, tmp_path):
-    """Each once, in their 17 levels spread over 256, drawn by the seed."""
+    """Inputs are different test images, chosen by the seed, with 17 grey levels spread over 256."""
     config = CONFIGS['plain'](place)
     images = datasets.get_split(config, 'test').images
     first = run(place, tmp_path, 'inpaint', config=config)[0]['inputs']
@@ -107,11 +107,11 @@ def test_inputs_are_test_images_of_the_data_set(place, tmp_path):
 
 
 def test_reconstruction_errors_are_in_8_bit_grey_levels(place, tmp_path):
-    """Also for data with 17 grey levels."""
+    """Errors are in 8-bit grey levels, also for data with 17 grey levels."""
     config = CONFIGS['plain'](place)
     config.data.uniform_dequantization = False
     found = run(place, tmp_path, 'reconstruct', config=config)[0]
-    x = torch.from_numpy(found['inputs']).permute(0, 3, 1, 2) / 255  # the rounding to 8 bits: 0.5
+    x = torch.from_numpy(found['inputs']).permute(0, 3, 1, 2) / 255  # rounding to 8 bits: 0.5
     decoded = ScoreModel.load(place / 'plain', device='cpu').decode(
         found['codes'], rtol=0.1, atol=0.1
     )
@@ -122,12 +122,12 @@ def test_reconstruction_errors_are_in_8_bit_grey_levels(place, tmp_path):
 
 
 def test_the_seed_decides(place, tmp_path):
-    """A seed gives the same results, whatever was drawn before; another seed gives others."""
+    """The same seed gives the same results, regardless of earlier draws; another seed does not."""
     folder = written(tmp_path / 'pictures', pictures(3)[..., 0])
     for name, task, key, settings in (
         ('plain', 'inpaint', 'samples', dict(input=folder)),
         ('classes', 'classes', 'samples', {}),
-        # which dequantizes at random
+        # this task dequantizes randomly
         ('plain', 'reconstruct', 'codes', dict(input=folder / '0.png')),
     ):
         found = []
@@ -151,11 +151,11 @@ MASKS = (*measurements.MASKS, 'half', 'most')
     ],
 )
 def test_known_pixels_come_back_as_they_were(place, tmp_path, mask, source):
-    """Known pixels do not change, although the network's data have only 17 grey levels."""
+    """Known pixels do not change, although the data of the network have only 17 grey levels."""
     drawn = np.zeros((SIZE, SIZE), bool)
     drawn[1:3, 2:7] = True
     expected = measurements.named_mask(mask, SIZE, SIZE).bool().numpy() if mask in MASKS else drawn
-    if mask not in MASKS:  # white is known: of any size, and above middle grey
+    if mask not in MASKS:  # white is known; any size, threshold middle grey
         values = {'picture': (255, 0), 'large picture': (255, 0), 'grey picture': (140, 110)}[mask]
         image = np.where(drawn, *values).astype(np.uint8)
         image = image.repeat(4, 0).repeat(4, 1) if mask == 'large picture' else image
@@ -187,7 +187,7 @@ def test_known_pixels_come_back_as_they_were(place, tmp_path, mask, source):
     ],
 )
 def test_labels_guide_what_is_filled_in(place, tmp_path, guide, labels, expected):
-    """One label for all pictures or one for each, for a network or a classifier."""
+    """Labels guide inpainting: one label for all pictures, or one label for each."""
     name = 'classes' if guide in ('network', 'both') else 'plain'
     classifier = {
         'classifier': place / 'classifier',
@@ -221,7 +221,7 @@ def test_the_weight_of_the_guidance(place, tmp_path, guide):
 
 
 def test_pictures_from_a_file_a_folder_and_a_zip_file(place, tmp_path):
-    """Pictures are sorted by name, also those in sub-folders, and cropped to the central square."""
+    """Pictures (also in sub-folders) are sorted by name and cropped to the central square."""
     images = pictures(3)
     folder = written(tmp_path / 'some', images[:2])
     written(folder / 'deeper', [images[2]])  # some/deeper/0.png, after 0.png and 1.png
@@ -259,7 +259,7 @@ def test_pictures_from_a_file_a_folder_and_a_zip_file(place, tmp_path):
 
 
 def test_a_picture_too_few_is_left_out(place, tmp_path):
-    """Pairs are made of neighbours."""
+    """Pairs are neighbouring pictures, so the last of an odd number is left out."""
     folder = written(tmp_path / 'five', pictures(5))
     assert (
         run(place, tmp_path, 'mix', 'colour', input=folder)[0]['inputs'] == pictures(5)[:4]
@@ -267,10 +267,10 @@ def test_a_picture_too_few_is_left_out(place, tmp_path):
 
 
 def test_small_pictures_as_measurements(place, tmp_path):
-    """Pictures of 4x4 pixels as the means of blocks of results of 8x8 pixels.
+    """Pictures of 4x4 pixels are used as block means of results with 8x8 pixels.
 
-    The network has 17 grey levels, and results are truncated to them: where no value was clipped,
-    the means differ by at most two of 17 levels.
+    The network has 17 grey levels, and results are truncated to them. Unless values were clipped,
+    the means differ by at most two of the 17 levels.
     """
     small = pictures(3, (4, 4), low=100, high=150)
     config = CONFIGS['plain'](place)
@@ -301,7 +301,7 @@ def test_small_pictures_as_measurements(place, tmp_path):
 
 
 def test_control_by_command_line(place, tmp_path):
-    """All flags, in two tasks, and the place where results go by default."""
+    """Two tasks use all flags, and results are written to the default folder."""
     folder = written(tmp_path / 'in', pictures(3))
     shutil.copytree(place / 'plain', tmp_path / 'w')
     done = run_main(
@@ -337,7 +337,7 @@ def test_control_by_command_line(place, tmp_path):
 
 
 def test_the_guidance_of_the_config_is_that_of_the_sampler(place, tmp_path, monkeypatch):
-    """Its weight and its labels, in batches, each label with each of its results."""
+    """The sampler gets the weight of the config and, in every batch, the label of each result."""
     seen = []
     original = score_model.classifier_free_guidance
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""`--mode control` on exact networks, whose pictures are known."""
+"""`--mode control` with exact networks, for which the right results are known."""
 
 import functools
 
@@ -16,17 +16,17 @@ from models import utils as mutils
 from oracles import ExactClassifier, ExactConditionalNetwork, ExactNetwork, GaussianMixture
 
 # Colour pictures with 256 grey levels, drawn from a Gaussian around middle grey and far from black
-# and white, so that nothing is clipped. A network sees values in [-1, 1] for the VP SDE and in
-# [0, 1] for the VE SDE.
+# and white, so that no value is clipped. The networks work on values in [-1, 1] for the VP SDE and
+# in [0, 1] for the VE SDE.
 
-SPREAD = 0.12  # standard deviation of a pixel where black is -1 and white 1: 15 grey levels
+SPREAD = 0.12  # standard deviation of a pixel with black at -1 and white at 1: 15 grey levels
 SHAPE, D = (3, SIZE, SIZE), 3 * SIZE * SIZE
 
 
 def independent(mean=0.0, scale=1.0):
-    """A Gaussian with independent values.
+    """Return a Gaussian of images with independent pixels.
 
-    If 0 means middle grey, white is at `mean` + `scale`.
+    Pixels have the mean `mean` and the standard deviation `scale` * SPREAD.
     """
     return GaussianMixture(
         [1.0], torch.full((1, D), mean), (scale * SPREAD) ** 2 * torch.eye(D)[None], SHAPE
@@ -34,9 +34,10 @@ def independent(mean=0.0, scale=1.0):
 
 
 def mirrored(noise):
-    """A Gaussian of images whose right half mirrors the left half.
+    """Return a Gaussian of images whose right half is the mirror image of the left half.
 
-    `noise` is the fraction of the variance in which the halves differ.
+    Pixels have the variance (1 + `noise`) SPREAD^2, and the covariance SPREAD^2 with their mirror
+    image.
     """
     unit, flip = torch.eye(D, dtype=torch.float64), torch.arange(D).reshape(SHAPE).flip(2).flatten()
     return GaussianMixture(
@@ -45,7 +46,7 @@ def mirrored(noise):
 
 
 def shades(levels):
-    """A mixture of Gaussians of images, each about one grey."""
+    """Return a mixture of Gaussians of images; the mean of each Gaussian is one grey level."""
     k = len(levels)
     return GaussianMixture(
         [1.0] * k,
@@ -55,7 +56,7 @@ def shades(levels):
 
 
 def exact_config(place, steps=60, sde='vpsde', **settings):
-    """The config for pictures in colour, with more steps and exacter codes."""
+    """Return the config for colour pictures, with more steps and more accurate codes."""
     config = CONFIGS['colour'](place)
     config.control.update(dict(rtol=1e-5, atol=1e-5) | settings)
     config.sampling.steps, config.training.sde, config.data.centered = steps, sde, sde != 'vesde'
@@ -71,7 +72,7 @@ def exact(monkeypatch):
         monkeypatch.setattr(
             score_model, 'load_averaged_model', lambda config, path: network(sde, target)
         )
-        config.force_config = True  # the network is not the one that was trained
+        config.force_config = True  # the network is replaced, so it differs from the trained one
         return sde
 
     return use
@@ -84,16 +85,16 @@ def test_results_agree_with_the_measurement_to_a_grey_level(
 ):
     """Samples agree with the measurement of their picture, up to the truncation to 8 bits.
 
-    Truncation takes up to one level from each pixel, and so from each mean. Dequantization adds up
-    to one level to the picture, which the means of the picture lack. A blur also measures
-    components that it almost removes: these add 3 % of the deviations, which are up to 40 levels.
+    Truncation lowers each pixel, and so each mean, by up to one grey level. Dequantization adds up
+    to one level to the picture, but not to the means that are compared. A blur also measures
+    components that it almost removes. They add 3 % of the deviations, which are up to 40 levels.
     """
     config = exact_config(place, sde=sde)
     exact(config, independent() if sde == 'vpsde' else independent(0.5, 0.5))
     config.data.uniform_dequantization = dequantized
     found, _ = run(place, tmp_path, task, 'colour', config)
     inputs, samples = found['inputs'], found['samples']
-    assert samples.min() > 0 and samples.max() < 255  # none was clipped
+    assert samples.min() > 0 and samples.max() < 255  # no value was clipped
     blur = measurements.blur(SIZE, SIZE, config.control.blur)
     measure = {
         'upscale2': lambda x: blocks(x, 2),
@@ -106,14 +107,14 @@ def test_results_agree_with_the_measurement_to_a_grey_level(
     assert difference.min() > -most and difference.max() < (
         most if dequantized or task == 'deblur' else 1e-3
     )
-    # the rest of them is new, and differs
+    # apart from the measurement, samples differ from the picture and from each other
     assert np.abs(samples.astype(float) - inputs[:, None]).mean() > 3
     assert np.abs(samples[:, 0].astype(float) - samples[:, 1]).mean() > 3
 
 
 @pytest.mark.parametrize('task', ['upscale2', 'upscale4', 'deblur'])
 def test_a_measured_picture_is_what_the_results_agree_with(place, tmp_path, exact, task):
-    """Small or blurred pictures are used as they are; the gallery shows them as squares."""
+    """Small or blurred pictures are used unchanged; the gallery shows their pixels as squares."""
     config = exact_config(place)
     exact(config, independent())
     factor = {'upscale2': 2, 'upscale4': 4, 'deblur': 1}[task]
@@ -127,12 +128,12 @@ def test_a_measured_picture_is_what_the_results_agree_with(place, tmp_path, exac
         3,
     )
     squares = smooth.repeat(factor, 1).repeat(factor, 2)
-    assert np.abs(found['known'].astype(int) - squares).max() <= 1  # by truncation
+    assert np.abs(found['known'].astype(int) - squares).max() <= 1  # because of truncation
     assert (
         tiles(gallery, 3, 1 + RESULTS)
         == np.concatenate([found['known'][:, None], found['samples']], 1)
     ).all()
-    if task != 'deblur':  # which amplifies the noise of a picture that was never blurred
+    if task != 'deblur':  # deblurring amplifies the noise of a picture that was never blurred
         difference = blocks(found['samples'], factor) - smooth[:, None]
         assert difference.min() > -1.001 and difference.max() < 1e-3
 
@@ -140,8 +141,8 @@ def test_a_measured_picture_is_what_the_results_agree_with(place, tmp_path, exac
 def test_what_is_missing_is_filled_in_by_what_is_known(place, tmp_path, exact):
     """The missing half is the mirror image of the known half, up to the noise of the target.
 
-    With variances 1 + e and covariances 1, a pixel given its mirror image has the variance
-    1 + e - 1 / (1 + e). From 768 pixels its standard deviation is known to 3 %; 15 % is allowed.
+    With variances 1 + e and covariances 1, the variance of a pixel given its mirror image is
+    1 + e - 1 / (1 + e). Over 768 pixels, the standard deviation is known to 3 %; 15 % is allowed.
     """
     noise, config = 0.03, exact_config(place, steps=200, resample=2)
     exact(config, mirrored(noise))
@@ -172,7 +173,7 @@ def test_what_is_missing_is_filled_in_by_what_is_known(place, tmp_path, exact):
     ],
 )
 def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, task, method):
-    """Every sample is nearest to its class: dark, middle or bright, in the order of the labels."""
+    """The mean of every sample is that of its class (dark, middle or bright)."""
     config, levels = exact_config(place), [-0.5, 0.0, 0.5]
     config.model.num_classes, config.sampling.method = 3 * (how == 'network'), method
     sde = exact(
@@ -182,7 +183,7 @@ def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, t
     judge.module.num_classes = 3
     monkeypatch.setattr(control_job, 'load_classifier', lambda path, config: judge)
     settings = dict(labels='2,0,1,2') | (dict(classifier='exact') if how == 'classifier' else {})
-    if task == 'inpaint':  # all but one pixel are missing, of which the label says what to make
+    if task == 'inpaint':  # all pixels but one are missing, so the label determines the result
         corner = np.zeros((SIZE, SIZE), np.uint8)
         corner[0, 0] = 255
         settings |= dict(mask=written(tmp_path / 'mask', [corner]) / '0.png')
@@ -195,13 +196,13 @@ def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, t
         3,
     )
     expected = 127.5 * (np.array(levels)[[2, 0, 1, 2]] + 1)
-    # they are 64 apart
+    # the means of the classes differ by 64
     assert np.abs(found['samples'].mean((2, 3, 4)) - expected[:, None]).max() < 10
 
 
 @pytest.mark.parametrize('name', ['vpsde', 'subvpsde', 'vesde'])
 def test_codes_decode_to_their_pictures(place, tmp_path, exact, name):
-    """Codes are those of the closed form and decode to the pictures, truncated to 8 bits."""
+    """Codes equal the closed form and decode to the pictures, truncated to 8 bits."""
     config = exact_config(place, sde=name)
     scale, mean = (0.5, 0.5) if name == 'vesde' else (1.0, 0.1)
     sde = exact(config, independent(mean, scale))
@@ -215,26 +216,27 @@ def test_codes_decode_to_their_pictures(place, tmp_path, exact, name):
         (m**2 * (scale * SPREAD) ** 2 + std**2).sqrt() for m, std in ((m0, std0), (m1, std1))
     )
     expected = mean * m1 + spread1 * (x - mean * m0) / spread0
-    # a hundred times the solver's tolerance
+    # a hundred times the tolerance of the solver
     np.testing.assert_allclose(found['codes'], expected, atol=1e-3 * spread1.item())
-    # in grey levels
+    # errors in grey levels
     assert (
         found['mean_error'].max() <= found['largest_error'].max() < 0.1
         and (found['mean_error'] > 0).all()
     )
     shown = tiles(gallery, IMAGES, 3)
     assert (shown[:, 0] == found['inputs']).all() and (shown[:, 2] == found['samples']).all()
-    # whose middle is grey, and 3 deviations black and white
+    # codes are shown with 0 as middle grey and 3 standard deviations as black or white
     prior = found['codes'].transpose(0, 2, 3, 1) / (50 if name == 'vesde' else 1)
-    # the prior's deviation is measured, to 1 %
+    # the standard deviation of the prior is measured to 1 %
     assert np.abs(shown[:, 1] - np.clip(127.5 + 255 / 6 * prior, 0, 255)).max() < 4
 
 
 def test_between_around_and_mixed(place, tmp_path, exact):
-    """Where pixels are independent, the flow acts on each pixel separately.
+    """Interpolated, perturbed and mixed codes decode to the expected pictures.
 
-    Halves of codes decode to halves of pictures, and half the temperature halves the distance from
-    the mean. The tolerance is one or two levels, for two roundings to 8 bits.
+    The pixels are independent, so the flow acts on each pixel separately. Halves of codes decode to
+    halves of pictures, and half the temperature halves the distance from the mean. The tolerance is
+    one or two grey levels, because values are rounded to 8 bits twice.
     """
     config = exact_config(place, temperatures=(0.5, 1.0, 0.0))
     config.control.steps = 5
@@ -271,7 +273,7 @@ def test_between_around_and_mixed(place, tmp_path, exact):
     )
     deviation = found['samples'] - 127.5
     lengths = np.sqrt(np.square(deviation).sum((2, 3, 4)))
-    # along the circle: a straight way would pass at 0.7
+    # interpolation is along a circle; a straight line would pass at 0.7
     assert (lengths.min(1) > 0.9 * lengths[:, [0, -1]].min(1)).all()
     assert (
         tiles(gallery, IMAGES // 2, 7)
@@ -280,7 +282,7 @@ def test_between_around_and_mixed(place, tmp_path, exact):
 
 
 def test_samples_are_those_of_their_labels(place, tmp_path, exact):
-    """In --mode sample, of images dark or bright, by the label."""
+    """With --mode sample, images are dark or bright according to their labels."""
     config = exact_config(place)
     config.model.num_classes = 2
     exact(config, shades([-0.5, 0.5]), ExactConditionalNetwork)

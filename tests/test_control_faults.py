@@ -1,4 +1,4 @@
-"""Errors of `--mode control`: one sentence that names the fault, and no results."""
+"""Errors of `--mode control`: one line that names the cause, and no results."""
 
 import zipfile
 
@@ -14,7 +14,7 @@ from control_runs import CONFIGS, SIZE, pictures, refused, written
 
 @pytest.fixture(scope='module')
 def files(place):
-    """Pictures and checkpoints with faults. Classifiers among them are untrained."""
+    """Return a folder of pictures, checkpoints and untrained classifiers, some of them faulty."""
     folder = place / 'files'
     written(folder / 'one', pictures(1))
     written(folder / 'four', pictures(4))

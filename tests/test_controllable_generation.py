@@ -1,4 +1,4 @@
-"""Inpainting: which pixels are kept, and when the sampler visits which time."""
+"""Inpainting: the known pixels, and the times that the sampler visits."""
 
 import math
 
@@ -27,7 +27,7 @@ from sde_lib import VPSDE
 
 @pytest.mark.parametrize('name', ALL_SDES)
 def test_without_denoising_what_is_known_has_the_noise_of_the_end(name):
-    """Without denoising, known values are draws of p_eps given the data.
+    """Without denoising, known values are samples of p_eps given the data.
 
     The tolerance is five standard errors of 4000 values. eps = 0.1 T makes the noise visible.
     """
@@ -76,7 +76,7 @@ def test_masks_broadcast_to_the_data():
         )
     ]
     assert all(torch.equal(x, results[0]) for x in results)
-    # nothing is known of the second image
+    # no pixel of the second image is known
     each = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     x = inpainted(sde, data, each)
     assert torch.equal(x[each == 1], data[each == 1]) and (x[each == 0] != data[each == 0]).all()
@@ -102,7 +102,7 @@ def test_all_known_is_returned_and_none_known_is_unconditional():
         Score(network, sde),
         (3, 4),
         Options(method='pc', predictor='reverse_diffusion', corrector='ald'),
-        # draws what it then does not use
+        # draws the same random numbers as inpainting, without using them
         loop=Loop(project=lambda x, t: (torch.randn_like(x), x)[1]),
     )
     assert torch.equal(inpainted(sde, data, torch.zeros(4)), free)
@@ -114,7 +114,7 @@ def test_other_values_in_a_mask_are_refused():
 
 
 def test_the_inverse_scaler_comes_last():
-    """On the known as on the rest."""
+    """The inverse scaler is applied to known and unknown values at the end."""
     sde, data = VPSDE(N=25), torch.randn(3, 4)
     assert torch.equal(
         inpainted(sde, data, HALF, inverse_scaler=lambda x: (x + 1) / 2),
@@ -137,7 +137,7 @@ def test_samples_have_the_dtype_of_the_network(of_network, of_data):
 
 
 class Recorder:
-    """Predictor and corrector classes that record their input, and then replace the state."""
+    """Makes predictor and corrector classes that record their input and then change the state."""
 
     def __init__(self):
         self.seen = []
@@ -157,13 +157,13 @@ class Recorder:
 @pytest.mark.parametrize('resample, jump', [(1, 1), (2, 1), (2, 8)])
 @pytest.mark.parametrize('name', ALL_SDES)
 def test_the_state_agrees_with_the_known_at_its_own_time(name, resample, jump):
-    """At every time t the known part of the state is a draw of p_t given the data.
+    """At every time t the known part of the state is a sample of p_t given the data.
 
-    This holds from the start, whatever predictor and corrector do to the state, and after each jump
-    back. The tolerance is five standard errors of 2000 draws at each of 25 times. The data are so
-    large that their mean at T is one std away from the mean of the prior. Except for three times of
-    the user's SDE, p_t and p_t' at neighbouring times differ enough to be told apart: by 0.11 std
-    in the mean or by 16 % in the variance, mostly by far more.
+    This holds from the start and after each jump back, for any change of the state by predictor and
+    corrector. The tolerance is five standard errors of 2000 samples at each of 25 times. The data
+    are so large that their mean at T is one std away from the mean of the prior. Except for three
+    times of the user's SDE, the test can distinguish p_t from p_t' at the next time: they differ by
+    at least 0.11 std in the mean or 16 % in the variance, usually by far more.
     """
     n, sde, recorder = 2000, ALL_SDES[name](25), Recorder()
     m, std = level(sde, torch.tensor([float(sde.T)]))
@@ -193,7 +193,7 @@ def test_the_state_agrees_with_the_known_at_its_own_time(name, resample, jump):
             z.var(0) - 1
         ).abs().max() < 5 * math.sqrt(2 / n)
         assert z.T.corrcoef()[0, 1].abs() < 5 / math.sqrt(n)
-    # what is unknown is left to predictor and corrector
+    # only predictor and corrector change the unknown part
     for (kind, _, before), (_, _, state) in zip(recorder.seen[:-1], recorder.seen[1:], strict=True):
         if kind == 'corrector':
             assert torch.equal(state[:, HALF == 0], 3 * before[:, HALF == 0] + 100)
@@ -202,7 +202,7 @@ def test_the_state_agrees_with_the_known_at_its_own_time(name, resample, jump):
 
 @pytest.mark.parametrize('resample, jump', [(1, 1), (3, 1), (1, 4), (3, 4), (2, 12)])
 def test_times_of_resampling(resample, jump):
-    """The last step would lead nowhere to come back from. The callback sees every visit."""
+    """Each `jump` steps are repeated, except the last step; the callback sees all visits."""
     sde, visits, seen = VPSDE(N=25), [], []
 
     class Walker(Predictor):

@@ -23,14 +23,16 @@ from sampling import get_ode_sampler, get_predictor
 from sde_lib import VPSDE
 from solvers import time_grid
 
-STARTS = dict(ve=0.2, vp=0.02, subvp=0.02)  # times at which the score of the mixture is smooth
+STARTS = dict(
+    ve=0.2, vp=0.02, subvp=0.02
+)  # final times, at which the score of the mixture is smooth
 
 
 def propagated(predictor_class, sde, target, n, probability_flow=False, end=0.0):
-    """Mean and variance of a Gaussian target after steps of T/n from T to `end`, without sampling.
+    """Compute mean and variance of a Gaussian target after steps of T/n from T to `end`.
 
-    A step is x -> a x + b + c z; a, b and c follow from x = 0 and x = 1 with z = 1. The start is
-    the target's moments at T.
+    No samples are drawn. A step is x -> a x + b + c z; a, b and c are found from x = 0 and x = 1
+    with z = 1. The start has the moments of the target at T.
     """
     sde.N = n
     predictor = predictor_class(
@@ -64,9 +66,9 @@ def slope(x, y):
 def test_euler_maruyama_is_of_weak_order_one(name, probability_flow):
     """The error of the variance falls as 1/N.
 
-    It is measured at t = 1/2, where noise and data weigh alike: at t = 0 the first-order error of
-    VE happens to cancel. beta dt is at most 20/400, so that the second order is a twentieth of the
-    first.
+    It is measured at t = 1/2, where noise and data have similar weights. At t = 0 the first-order
+    error of VE happens to be zero. beta dt is at most 20/400, so that the second-order error is a
+    twentieth of the first-order error.
     """
     sde, target, steps = SDES[name](1000), gaussian([0.7], [0.4]), [400, 800, 1600]
     exact = moments(sde, target, 0.5)[1]
@@ -94,9 +96,9 @@ def test_euler_maruyama_is_of_weak_order_one(name, probability_flow):
     ],
 )
 def test_the_chains_converge_too(name, predictor):
-    """Four times the steps leave less than half the error.
+    """Four times as many steps reduce the error to less than half.
 
-    No order is measured, because table look-ups shift times by up to a step.
+    The order is not measured, because table look-ups shift times by up to a step.
     """
     sde, target = SDES[name](1000), gaussian([0.7], [0.4])
     exact = moments(sde, target, 0.0)
@@ -111,7 +113,7 @@ def test_the_chains_converge_too(name, predictor):
 
 
 def flowed(sde, target, x, start, end):
-    """The exact flow of a Gaussian target between two times: (x - mean) / std is constant."""
+    """Return the exact flow of a Gaussian target, for which (x - mean) / std is constant."""
     (m0, s0), (m1, s1) = (level(sde, torch.tensor([t])) for t in (start, end))
     variances = target.covariance.diag()
     return m1 * target.mean + ((m1**2 * variances + s1**2) / (m0**2 * variances + s0**2)).sqrt() * (
@@ -124,9 +126,9 @@ def flowed(sde, target, x, start, end):
 def test_ode_sampler_follows_the_exact_flow_with_the_solvers_order(name, method, least, most):
     """The slope of error against evaluations is the order: 5 for RK45, 3 for RK23.
 
-    Half an order too few would show, and so would the wrong method. The slopes of RK45 are steeper
-    than five because its steps adapt: at these tolerances the number of steps still grows more
-    slowly than asymptotically.
+    The test would detect an order that is too small by a half, or the wrong method. The slopes of
+    RK45 are steeper than five because its steps adapt: at these tolerances the number of steps
+    still grows more slowly than asymptotically.
     """
     sde, target = SDES[name](1000), gaussian([0.7, -0.3], [0.4, 0.1])
     z = torch.tensor([[1.1, -0.6]], dtype=torch.float64) * (30 if name == 've' else 1)
@@ -138,7 +140,7 @@ def test_ode_sampler_follows_the_exact_flow_with_the_solvers_order(name, method,
         assert x.dtype == torch.float64
         errors.append((x - exact).abs().max().item())
         evaluations.append(nfe)
-        # errors of that size at each of some tens of steps, and the flow contracts them
+        # some tens of steps have errors of this size, and the flow reduces them
         assert errors[-1] < 30 * tolerance
     assert least < -slope(evaluations, errors) < most
 
@@ -149,15 +151,15 @@ def test_ode_sampler_with_other_methods(method):
     target = gaussian([0.7, -0.3], [0.4, 0.1])
     z = torch.tensor([[1.1, -0.6]], dtype=torch.float64)
     x, _ = get_ode_sampler(sde, (1, 2), identity, method=method)(ExactNetwork(sde, target), z)
-    # 1e-5 at each of some tens of steps
+    # an error of 1e-5 at each of some tens of steps
     torch.testing.assert_close(x, flowed(sde, target, z, 1.0, 1e-3), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize('name', SDES)
 def test_encoding_then_decoding_returns(name, target):
-    """The ODE sampler decodes the likelihood's latent codes.
+    """The ODE sampler decodes the latent codes of the likelihood to the data.
 
-    Both solve with tolerance 1e-5 over some tens of steps.
+    Both have a tolerance of 1e-5 and need some tens of steps.
     """
     sde, x = SDES[name](1000), target.sample(16, seed=2)
     network, eps = ExactNetwork(sde, target), sde.sampling_eps
@@ -181,7 +183,7 @@ ORDERS = [
 
 @pytest.fixture(scope='module')
 def problems():
-    """For each SDE: its score, a start, and the end of the flow (1,000 steps of order 3)."""
+    """Return score, start and end of the flow for each SDE; the end uses 1,000 steps of order 3."""
     found = {}
     for name, make in FEW_STEP_SDES.items():
         sde, target = make(), planar_mixture()
@@ -197,9 +199,10 @@ def problems():
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
 @pytest.mark.parametrize('solver, settings, order', ORDERS, ids=lambda value: str(value))
 def test_order_of_convergence(problems, name, solver, settings, order):
-    """log2 of the ratio of errors for 150 and 300 steps is the order.
+    """The order is log2 of the ratio of the errors for 150 and 300 steps.
 
-    The median over points, because those that begin near where paths part converge late.
+    It is the median over points, because points that start close to where paths separate converge
+    late.
     """
     sde, score_fn, x, end = problems[name]
     errors = [

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints: what is written is read as it was, nothing is replaced unasked."""
+"""Conversion of checkpoints keeps all values, and replaces files only if asked."""
 
 import json
 import pathlib
@@ -35,7 +35,10 @@ def test_safetensors_are_plain_weights_with_a_config_beside(tmp_path):
 
 
 def test_what_a_training_state_lacks_is_logged(tmp_path, caplog):
-    """Safetensors hold one set of weights and nothing of Adam; published states hold all."""
+    """Converting from safetensors logs that EMA weights and Adam moments are missing.
+
+    Safetensors files contain one set of weights only; training states contain everything.
+    """
     caplog.set_level('WARNING')
     convert.convert(DATA / OFFICIAL[0], tmp_path / 'a.pth', small_ve())
     convert.convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors', small_ve())
@@ -89,7 +92,7 @@ def test_of_a_folder_only_what_is_written_is_replaced(tmp_path):
 
 
 def test_weights_that_are_no_numbers_are_converted_as_they_are(tmp_path):
-    """A converter does not judge; the validation does."""
+    """Conversion does not check for NaN weights; the validation does."""
     state = randomized(small_ve())
     next(state['model'].parameters()).data[0] = float('nan')
     checkpoints.save(tmp_path / 'a.pth', state)
@@ -132,7 +135,7 @@ class Trap:
 
 
 def test_what_is_no_checkpoint(tmp_path, monkeypatch):
-    """One sentence each; nothing is executed."""
+    """Files that are no checkpoints raise a one-line error, and no code in them is executed."""
     monkeypatch.chdir(tmp_path)
     contents = {
         'empty.pth': b'',
@@ -176,7 +179,7 @@ SIZE = [
 
 
 def test_the_command(tmp_path):
-    """Converts, and main.py samples from what it wrote with the config beside it."""
+    """convert.py writes a checkpoint and its config, and main.py draws samples with them."""
     done = command(DATA / JAX[0], tmp_path / 'a.safetensors', *SIZE)
     assert done.returncode == 0 and '(flax, step 600000, 0.1 million parameters)' in done.stderr, (
         done.stderr
@@ -200,7 +203,7 @@ def test_the_command(tmp_path):
 
 
 def test_errors_of_the_command(tmp_path):
-    """What does not fit is listed, key by key; every other error is a line."""
+    """Tensors that do not fit are listed by key; every other error is one line."""
     (tmp_path / 'a.json').write_text('{}')
     (tmp_path / 'a.safetensors').write_text('')
     done = command(DATA / JAX[0], tmp_path / 'b.pth', *SIZE, '--config.model.num_res_blocks=2')

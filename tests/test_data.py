@@ -1,4 +1,4 @@
-"""Data sets: what batches hold, what they are a function of, and the way to and from 8 bits."""
+"""Data sets: contents of batches, dependence on seed and step, conversion from and to 8 bits."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def config():
 
 
 def numbered(n, levels=256):
-    """n images, the k-th of which is constant k: a batch then tells which images it holds."""
+    """Return n images; image k is constant k, so that it can be identified in a batch."""
     return Images(
         np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8),
         np.arange(n),
@@ -70,7 +70,7 @@ def test_evaluation_is_one_pass_in_order_with_the_tail():
 
 
 def test_evaluation_data_are_never_flipped_and_training_data_are(config):
-    config.data.dataset, config.data.random_flip = 'digits', True  # names in any case
+    config.data.dataset, config.data.random_flip = 'digits', True  # names are case-insensitive
     train_ds, eval_ds, _ = datasets.get_dataset(config)
     test = datasets.get_split(config, 'test')
     batch = next(iter(eval_ds))

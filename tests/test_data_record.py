@@ -1,4 +1,4 @@
-"""What a network was trained on."""
+"""The record of the data set that a network was trained on."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def test_the_names_of_classes_are_kept_with_the_statistics_and_the_model(tmp_pat
     config.eval.update(metrics_backend='pixels', stats_dir=str(tmp_path / 'stats'))
     path = statistics(config)
     assert json.loads(path.with_suffix('.json').read_text())['classes'] == ['cats', 'dogs']
-    assert statistics(config) == path  # which are used again
+    assert statistics(config) == path  # the same file is used again
     config.model.num_classes = 2
     train = datasets.get_dataset(config)[0].data
     datasets.record(config, train, tmp_path)

@@ -1,4 +1,4 @@
-"""Devices without float64, such as MPS, give what the CPU gives, from training to likelihoods."""
+"""Devices without float64, such as MPS, give the results of the CPU in training and sampling."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from test_networks import TINY
 
 
 def on_both(run, model, monkeypatch):
-    """Results of run(model, device) on the CPU and on the device without float64."""
+    """Return the results of run(model, device) on the CPU and on the device without float64."""
     results = []
     torch.manual_seed(3)
     results.append(run(model, 'cpu'))
@@ -61,13 +61,13 @@ def test_samplers(kind, name, monkeypatch):
 @pytest.mark.parametrize('continuous', [True, False])
 @pytest.mark.parametrize('kind', ['ve', 'vp'])
 def test_training(kind, continuous, monkeypatch):
-    """Three steps: losses, parameters, averages; and the loss of the averaged weights."""
+    """Three steps give equal losses, parameters and EMA weights, and an equal loss of these."""
     module = {'ve': 'configs.ve.cifar10_ncsnpp', 'vp': 'configs.vp.cifar10_ddpmpp'}[
         kind
     ] + '_continuous' * continuous
 
     def run(model, device):
-        # without dropout, whose masks differ between devices
+        # no dropout, because its masks differ between devices
         config = load_config(module, dict(image_size=8), **TINY, num_scales=30)
         config.optim.warmup = 0
         torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_training(kind, continuous, monkeypatch):
         return [*found, *network.parameters(), *state['ema'].shadow_params]
 
     ours, theirs = on_both(run, torch.nn.Identity(), monkeypatch)
-    # rounding, and Adam, which divides by small numbers
+    # rounding, amplified by Adam, which divides by small numbers
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=2e-5)
 
 
@@ -144,9 +144,9 @@ def test_a_device_that_is_missing_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_random_numbers_of_mps_are_kept_and_come_back(monkeypatch):
-    """The random stream of MPS is saved with a checkpoint and continues from there.
+    """The random state of MPS is saved with a checkpoint and restored on resume.
 
-    A block with its own random numbers does not change it.
+    A block with separate random numbers does not change it.
     """
     stream = torch.Generator().manual_seed(5)
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)

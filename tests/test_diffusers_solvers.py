@@ -1,4 +1,4 @@
-"""Few-step solvers against those of diffusers: the same network, noise and grid of times."""
+"""Few-step solvers equal those of diffusers with the same network, noise and time grid."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from solvers import get_solver, levels, time_grid
 
 
 class Table(SDE):
-    """An SDE whose levels are given by the number of a step, as in diffusers."""
+    """An SDE whose noise levels are given by the step number, as in diffusers."""
 
     def __init__(self, alpha, sigma):
         super().__init__(len(alpha))
@@ -28,7 +28,7 @@ class Table(SDE):
 
 
 def chain(scheduler):
-    """The SDE of a scheduler's chain, its exact score, a noise predictor, and a start."""
+    """Return the SDE of a scheduler, an exact score, the noise predictor for it, and a start."""
     sde = Table(scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt())
     target = planar_mixture()
 
@@ -108,7 +108,11 @@ class Sigma(Table):
     [('ddim', 'EDMEulerScheduler'), ('dpmpp_2m', 'EDMDPMSolverMultistepScheduler')],
 )
 def test_edm_schedulers_of_diffusers(solver, theirs):
-    """Their grid is 'karras'; their network has preconditioning (Karras et al. 2022, Table 1)."""
+    """Solvers equal the EDM schedulers, which use the grid 'karras' and preconditioned networks.
+
+    References:
+        Karras et al. 2022, Table 1.
+    """
     diffusers = pytest.importorskip('diffusers')
     scheduler, sde, target = getattr(diffusers, theirs)(), Sigma(), planar_mixture()
     scheduler.set_timesteps(12)
@@ -131,7 +135,7 @@ def test_edm_schedulers_of_diffusers(solver, theirs):
         y = mine.step(y, i)
     if solver == 'ddim':
         assert (mine.denoised(y) - x).abs().max() < 1e-4
-    else:  # ours lowers the order of its last step, theirs of that to sigma = 0
+    else:  # our last step has a lower order; in theirs, the step to sigma = 0 has it
         long = get_solver(solver)(sde, score_fn, torch.cat([sigmas[:-1], torch.tensor([1e-9])]))
         y = start
         for i in range(12):

@@ -1,4 +1,4 @@
-"""Several processes on the CPU (gloo) give the losses, samples and files of one."""
+"""Several processes on the CPU (gloo) give the same losses, samples and files as one process."""
 
 import os
 import pathlib
@@ -43,7 +43,7 @@ EVALUATION = [
 
 
 def command(processes, workdir, mode, *arguments):
-    """The command line in several processes."""
+    """Return the command line for several processes."""
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     place = '--config', CONFIG, '--workdir', str(workdir), '--mode', mode
     return [
@@ -76,13 +76,13 @@ def logged(log, name):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """The work directories and logs of the same training in one process and in two."""
+    """Run the same training in one and in two processes; return work directories and logs."""
     folder = tmp_path_factory.mktemp('trained')
     return {n: (folder / str(n), run(n, folder / str(n), 'train')) for n in (1, 2)}
 
 
 def endless(tmp_path, *arguments, wanted='step: 4, training_loss'):
-    """Start a job of two processes and wait until its log has `wanted`; it trains forever."""
+    """Start a job of two processes that trains forever; wait until its log contains `wanted`."""
     log = tmp_path / 'stdout.txt'
     flags = (
         '--config.training.n_iters=100000',
@@ -123,7 +123,7 @@ def test_a_signal_to_two_processes_saves_and_stops(tmp_path):
 
 
 def workers_of(tmp_path) -> dict[int, int]:
-    """The process ids of the two processes of a job, by rank."""
+    """Return the process ids of the two processes of a job, by rank."""
     workers = {}
     for folder in pathlib.Path('/proc').glob('[0-9]*'):
         try:
@@ -134,14 +134,14 @@ def workers_of(tmp_path) -> dict[int, int]:
             )
             if str(tmp_path) in (folder / 'cmdline').read_text() and 'LOCAL_RANK' in settings:
                 workers[int(settings['RANK'])] = int(folder.name)
-        except OSError:  # not ours, or gone
+        except OSError:  # the process belongs to another user, or has ended
             continue
     assert workers.keys() == {0, 1}
     return workers
 
 
 def test_a_signal_to_one_of_two_processes_while_a_snapshot_is_sampled(tmp_path):
-    """Both exit within seconds with status 143, and the samples are drawn on resume."""
+    """Both processes exit within seconds with status 143; the samples are drawn on resume."""
     slow = ['--config.training.snapshot_freq=4', '--config.sampling.steps=20000']
     job = endless(tmp_path, *slow, wanted='step: 4, training_loss')
     time.sleep(0.5)
@@ -156,7 +156,7 @@ def test_a_signal_to_one_of_two_processes_while_a_snapshot_is_sampled(tmp_path):
 
 
 def test_a_dead_process_ends_the_job_with_a_message(tmp_path):
-    """If one is killed in training, the other reports it soon and the checkpoint stays."""
+    """If one process is killed, the other soon reports it, and the checkpoint remains."""
     job = endless(tmp_path)
     os.kill(workers_of(tmp_path)[1], signal.SIGKILL)
     said = job.communicate(timeout=60)[1]
@@ -179,7 +179,7 @@ def test_training_gives_the_losses_of_one_process(trained):
     one, two = (checkpoint(trained[n][0]) for n in (1, 2))
     assert one['step'] == two['step'] == 21 and list(one['model']) == list(two['model'])
     for a, b in zip(one['ema']['shadow_params'], two['ema']['shadow_params']):
-        # 21 steps of Adam, which divides by small numbers
+        # rounding, amplified by 21 steps of Adam, which divides by small numbers
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
 
 
@@ -203,13 +203,13 @@ def test_training_draws_the_samples_of_one_process(trained):
         np.load(workdir / 'samples' / 'iter_20' / 'sample.np').astype(int)
         for workdir, _ in trained.values()
     )
-    # of the 17 grey levels one up or down
+    # a difference of one of the 17 grey levels
     assert one.shape == (16, 8, 8, 1) and np.abs(one - two).max() <= 255 // 16
     assert (one != two).mean() < 0.01
 
 
 def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
-    """Common random numbers continue; each process's own continue if their number stays."""
+    """Shared random numbers continue; those of a process only with the same number of processes."""
     run(2, tmp_path / 'two', 'train', '--config.training.n_iters=9')
     before = checkpoint(tmp_path / 'two')
     assert len(before['rng']['own']) == 2 and not torch.equal(*before['rng']['own'])
@@ -228,7 +228,7 @@ def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
 def test_evaluation_gives_the_files_of_one_process(trained, tmp_path):
     """Losses, likelihoods, samples, features, statistics and metrics are the same.
 
-    The solver of the likelihood takes another number of steps in each process.
+    The solver of the likelihood uses a different number of steps in each process.
     """
     workdir = trained[1][0]
     for n in (1, 2):
@@ -255,7 +255,7 @@ def test_evaluation_gives_the_files_of_one_process(trained, tmp_path):
                 b[key], a[key], rtol=1e-6, atol=1e-6, err_msg=f'{name} {key}'
             )
     nfe = {int(np.load(path)['nfe']) for path in one.values() if 'bpd' in path.name}
-    assert len(nfe) > 1, 'batches whose solvers take the same number of steps show nothing'
+    assert len(nfe) > 1, 'expected batches with different numbers of solver steps'
     a, b = (
         np.load(next((tmp_path / str(n)).glob('digits_pixels*_stats.npz')))['pool_3']
         for n in (1, 2)

@@ -1,4 +1,4 @@
-"""README and docs: their Python runs, their commands parse, their links lead somewhere."""
+"""README and docs: Python code runs, commands can be parsed, links have targets."""
 
 import importlib
 import re
@@ -36,7 +36,7 @@ def blocks(path, language: str) -> list[str]:
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_python_runs(path, tmp_path, monkeypatch):
-    """All code of a page, from top to bottom, in an empty folder."""
+    """The code of a page runs from top to bottom in an empty folder."""
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks(path, 'python'):
@@ -44,7 +44,7 @@ def test_python_runs(path, tmp_path, monkeypatch):
 
 
 def commands(path) -> list[list[str]]:
-    """The words of every `python main.py ...` of a page."""
+    """Return the words of every command `python main.py ...` of a page."""
     lines = '\n'.join(blocks(path, 'sh')).replace('\\\n', ' ').splitlines()
     found = [shlex.split(line, comments=True) for line in lines if 'main.py' in line]
     return [words[words.index('main.py') :] for words in found]
@@ -56,7 +56,7 @@ def commands(path) -> list[list[str]]:
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_commands_are_understood(path, tmp_path):
-    """By the parser of the command line, with files of the user replaced by ones that exist."""
+    """The parser accepts every command; files of the user are replaced by existing ones."""
     importlib.import_module('main')
     digits = f'--config={ROOT / "configs/vp/digits_ddpmpp_continuous.py"}'
     for words in commands(path):
@@ -92,7 +92,7 @@ def test_the_readme_is_short():
     assert (ROOT / 'README.md').stat().st_size <= 8000
 
 
-# Turns of phrase that readers stumbled over; the second line only in documentation.
+# Phrases that are hard to understand; the second line is forbidden in documentation only.
 PHRASES = (
     'is told|tells|anew|goes on|so many|behind the|such as do not|is refused|damaged|known are'
 )
@@ -121,10 +121,10 @@ def test_plain_words_in_code():
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
-    """Every link leads somewhere, and every docstring of the reference parses."""
+    """Every link has a target, and every docstring of the API reference can be parsed."""
     pytest.importorskip('mkdocs')
     command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert 'excluded from the built site' not in done.stderr  # MkDocs does not count it as one
+    assert 'excluded from the built site' not in done.stderr  # not a warning in MkDocs
     assert (tmp_path / 'api' / 'sampling' / 'index.html').is_file()

@@ -8,7 +8,7 @@ from models.ema import ExponentialMovingAverage
 
 
 def two_layers():
-    """Parameters of several shapes, one of which is not trained."""
+    """Return a network with parameters of several shapes, one of which is not trained."""
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     network[0].bias.requires_grad_(False)
     return network
@@ -69,9 +69,9 @@ def test_moving_average_refuses_other_parameters(method, other):
 
 
 def test_moving_average_lends_itself():
-    """store, copy_to, restore, as in an evaluation during training.
+    """store, copy_to and restore exchange the weights for an evaluation during training.
 
-    The frozen parameter is unchanged.
+    The frozen parameter does not change.
     """
     network = two_layers()
     ema = ExponentialMovingAverage(network.parameters(), decay=0.5)
@@ -110,7 +110,7 @@ def test_moving_average_in_a_checkpoint():
     assert all(map(torch.equal, other.shadow_params, ema.shadow_params))
     kept = values(ema.shadow_params)
     other.update(other_network.parameters())
-    assert all(map(torch.equal, ema.shadow_params, kept))  # what was loaded is a copy
+    assert all(map(torch.equal, ema.shadow_params, kept))  # the loaded parameters are copies
 
     shorter = ema.state_dict() | dict(shadow_params=kept[:-1])
     reshaped = ema.state_dict() | dict(shadow_params=[kept[0].t(), *kept[1:]])

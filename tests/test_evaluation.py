@@ -1,4 +1,4 @@
-"""What `--mode eval` does, killed in the middle or not."""
+"""Results of `--mode eval`, also after interruptions."""
 
 import os
 import pathlib
@@ -32,7 +32,7 @@ def config(tmp_path):
 
 
 def test_tfgan_end_to_end(config, tmp_path, saved_model):
-    """The published names in the report, and their values once more from the files."""
+    """The report has the names of the 2021 release, and values that follow from the files."""
     config.eval.update(
         metrics_backend='tfgan',
         inception_path=saved_model[0],
@@ -73,7 +73,7 @@ def test_samples_that_collapsed_are_measured_and_told(caplog):
 
 
 def content(folder):
-    """The content of every file in a folder: the arrays of npz files, the bytes of others.
+    """Return the content of every file in a folder: arrays of npz files, bytes of others.
 
     The array `seconds` is left out.
     """
@@ -137,7 +137,7 @@ def test_an_evaluation_killed_anywhere_ends_as_one_left_alone(config, tmp_path, 
 
 
 def test_kill_9_and_on_to_the_same_report(tmp_path):
-    """The same with real processes and real kills."""
+    """An evaluation in a process that is killed and resumed writes the same report."""
     command = [
         sys.executable,
         'main.py',
@@ -189,12 +189,12 @@ def test_other_settings_are_computed_anew(config, tmp_path):
     trained(config, tmp_path)
     run_lib.evaluate(config, tmp_path)
     first = content(tmp_path / 'eval')
-    config.eval.num_samples = 140  # more of the same: the full batch stays
+    config.eval.num_samples = 140  # more samples of the same kind, so the full batch is kept
     run_lib.evaluate(config, tmp_path)
     second = content(tmp_path / 'eval')
     same = {key for key in first if first[key] == second.get(key)}
     assert 'ckpt_1/samples_0.npz' in same and not {'ckpt_1/samples_1.npz', 'report_1.npz'} & same
-    config.eval.batch_size = 70  # each batch has a seed of its own
+    config.eval.batch_size = 70  # each batch has a separate seed
     run_lib.evaluate(config, tmp_path)
     assert not [
         key

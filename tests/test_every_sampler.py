@@ -1,4 +1,4 @@
-"""Every sampling method in every use: plain, by class, inpainting, latent codes, rounding."""
+"""Every sampling method in every use: plain, with classes, inpainting, latent codes, rounding."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ METHODS = ['pc', 'adaptive', *SOLVERS.names()]
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
 @pytest.mark.parametrize('method', ['adaptive', *SOLVERS.names()])
 def test_plain_samples(name, method):
-    """The distribution and the network evaluations; those of 'pc' have their own tests."""
+    """Samples have the right distribution and NFE; 'pc' is tested elsewhere."""
     config, target = digits_config(name, method), planar_mixture()
     sde = get_sde(config)
     x, nfe = get_sampling_fn(config, sde, (4000, 2), identity, sde.sampling_eps)(
@@ -59,7 +59,7 @@ def test_samples_of_classes(name, method):
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
 @pytest.mark.parametrize('method', ['ode', *METHODS])
 def test_inpainting(name, method):
-    """A known coordinate of a Gaussian is kept and draws the other to its conditional mean."""
+    """A known coordinate is kept, and the other moves towards its conditional mean."""
     config = digits_config(name, method)
     sde = get_sde(config)
     mean = torch.tensor([[0.2, -0.3]])
@@ -75,13 +75,13 @@ def test_inpainting(name, method):
         model, mask, known, options, Loop(resample=1 if method == 'adaptive' else 3)
     )
     assert torch.allclose(x[:, 0], known[:, 0], atol=1e-6)
-    assert 0.1 < x[:, 1].mean() < 0.75  # -0.3 without it, 0.5 given it
+    assert 0.1 < x[:, 1].mean() < 0.75  # the mean is -0.3 without and 0.5 with the known coordinate
 
 
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
 @pytest.mark.parametrize('method', ['heun', 'ddim', 'dpm_solver', 'dpmpp_2m', 'unipc'])
 def test_codes(name, method):
-    """Decoding returns to the encoded point, more closely with more steps."""
+    """Decoding returns the encoded point; the error decreases with more steps."""
     sde, target = FEW_STEP_SDES[name](), planar_mixture()
     model, x, errors = Score(ExactNetwork(sde, target), sde), target.sample(200).double(), []
     for steps in (30, 120):
@@ -97,7 +97,7 @@ def test_codes_of_solvers_with_noise_are_refused():
 
 
 class Still(nn.Module):
-    """A network that predicts no noise: VP samples stay near their start."""
+    """A network that predicts zero noise, so that VP samples stay close to their start."""
 
     def forward(self, x, labels):
         return torch.zeros_like(x)

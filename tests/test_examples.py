@@ -1,4 +1,4 @@
-"""The example file: its SDE against exact answers, its commands, and keys of its own."""
+"""The example file: its SDE compared with exact results, its commands, and its own keys."""
 
 import math
 import subprocess
@@ -29,9 +29,9 @@ EXAMPLE = ROOT / 'examples' / 'own_process.py'
 
 @pytest.mark.parametrize('s', [0.008, 0.05])
 def test_the_marginal_solves_the_moment_equations(example, s):
-    """dm/dt = -beta/2 m and dv/dt = beta (1 - v), integrated numerically.
+    """`marginal_prob` agrees with numerical solutions of dm/dt = -beta/2 m, dv/dt = beta (1 - v).
 
-    beta is that of the drift, and agrees with the diffusion.
+    beta is taken from the drift and agrees with the diffusion.
     """
     sde = sde_lib.SDES.get('cosinevp')(cosine_s=s)
 
@@ -48,12 +48,12 @@ def test_the_marginal_solves_the_moment_equations(example, s):
     np.testing.assert_allclose(mean[:, 0], found.y[0], rtol=1e-6)
     np.testing.assert_allclose(std**2, found.y[1], rtol=1e-6)
     drift, diffusion = sde.sde(torch.ones(5, 1, dtype=torch.float64), t)
-    # the variance stays 1 where it is 1
+    # a variance of 1 does not change
     np.testing.assert_allclose(diffusion**2, -2 * drift[:, 0], rtol=1e-12)
 
 
 def test_the_schedule_is_that_of_the_paper(example):
-    """Nichol & Dhariwal 2021, Eq. 17, with s = 0.008.
+    """The schedule is Eq. 17 of Nichol & Dhariwal 2021 with s = 0.008.
 
     In float32 the standard deviation is accurate down to the smallest times.
     """
@@ -79,10 +79,10 @@ def exact_model(sde):
     ids=lambda settings: '-'.join(settings.values()),
 )
 def test_sampling_with_the_exact_score_reaches_the_data(example, settings):
-    """Mean and standard deviation of the samples are those of the data.
+    """Mean and standard deviation of the samples equal those of the data.
 
-    Of 8000 values the mean is known to 0.006, the standard deviation to 0.004; steps of T/N add
-    errors of order 1/N.
+    For 8000 values the standard error of the mean is 0.006, and that of the standard deviation
+    0.004. Steps of T/N add errors of order 1/N.
     """
     samples, nfe = exact_model(sde_lib.get_sde(example)).draw(
         500, method='pc', steps=400, **settings
@@ -94,7 +94,7 @@ def test_sampling_with_the_exact_score_reaches_the_data(example, settings):
 
 @pytest.mark.parametrize('method', ['heun', 'dpmpp_2m', 'unipc'])
 def test_solvers_follow_the_flow_of_the_cosine_sde(example, method):
-    """For Gaussian data the flow keeps the distance from the mean in standard deviations."""
+    """For Gaussian data, (x - mean) / std is constant along the flow."""
     sde, z = sde_lib.get_sde(example), torch.randn(100, 1, 4, 4)
     samples, _ = sampling.sample(
         exact_model(sde),
@@ -115,7 +115,7 @@ def test_likelihoods_of_gaussian_data_are_exact(example):
     torch.testing.assert_close(
         result.nats, sde.prior_logp(code) + 16 * math.log(end_std / start_std), atol=2e-3, rtol=0
     )
-    # but for the prior, which is almost p_T
+    # exact except for the prior, which is almost p_T
     exact = torch.distributions.Normal(MEAN, STD).log_prob(data).flatten(1).sum(1)
     torch.testing.assert_close(result.nats, exact, atol=0.05, rtol=0)
 
@@ -193,7 +193,7 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
 
 
 def test_a_config_file_may_be_loaded_again(unregistered):
-    """As in a notebook: its classes take the places of the earlier ones."""
+    """As in a notebook, the new classes replace the earlier ones."""
     for _ in range(3):
         config = command_line.load_config(str(EXAMPLE))
     assert type(sde_lib.get_sde(config)) is sys.modules['own_process'].CosineVPSDE
@@ -227,7 +227,7 @@ def test_the_sdes_of_this_library_are_built_from_their_own_keys():
 
 
 def test_the_keys_that_define_a_model_follow_from_its_sde(example):
-    """A key of another SDE than the one in use, own ones included, does not define the model."""
+    """A key that belongs to an unused SDE (also a registered one) does not define the model."""
     unused = {
         'vpsde': {'sigma_min', 'sigma_max', 'cosine_s'},
         'subvpsde': {'sigma_min', 'sigma_max', 'cosine_s'},
@@ -255,7 +255,7 @@ def test_the_keys_that_define_a_model_follow_from_its_sde(example):
 
 
 def test_own_keys_of_an_sde_are_accepted_by_name(example, tmp_path):
-    """The constructor's arguments are keys of the config, also with a network of the library."""
+    """Arguments of the constructor are config keys, also with a network of the library."""
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.training.sde = 'cosinevp'
     config.model.cosine_s = 0.02
@@ -306,10 +306,10 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
 
 
 def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
-    """An unknown name that the work directory does not have gets the known names instead."""
+    """An unknown name that the work directory does not use gives an error with the known names."""
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.sampling.predictor = 'mine'
-    config.sampling.my_step = 3  # a key of that predictor
+    config.sampling.my_step = 3  # a key of the registered predictor
     stored.write(config, tmp_path)
     with pytest.raises(UserError) as caught:
         preflight.check(config, tmp_path, 'sample')

@@ -1,4 +1,4 @@
-"""What users register by name, and the page docs/extending.md."""
+"""Classes and functions that users register by name, and the page docs/extending.md."""
 
 import re
 import sys
@@ -26,7 +26,7 @@ EXAMPLE = ROOT / 'examples' / 'own_process.py'
 
 
 def test_a_data_set_is_described_by_what_it_returns(unregistered, example):
-    """Statistics of other images than those that its function returns now are recognised."""
+    """Name and digest of a data set depend on the images that its function returns."""
     before = datasets.describe(example, 'train')
     assert (
         before['dataset'] == 'SHAPES'
@@ -42,7 +42,7 @@ def test_a_data_set_is_described_by_what_it_returns(unregistered, example):
         and labels.dtype == np.int64
         and set(labels) == {0, 1}
     )
-    # discs are full, crosses are not
+    # discs are filled, crosses are not
     assert images[labels == 0].mean() > 1.3 * images[labels == 1].mean() > 0
     assert (
         datasets.describe(example, 'train')['digest'] != before['digest']
@@ -89,7 +89,7 @@ def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
             rf'of integers from 0 to 3 .*, {got}$',
         ):
             datasets.get_split(config, 'train')
-    assert datasets.register_dataset(flat, levels=4) is flat  # once more, as in a notebook
+    assert datasets.register_dataset(flat, levels=4) is flat  # registered again, as in a notebook
     with pytest.raises(
         UserError, match="the data set name 'FLAT' is taken by .*flat: choose another"
     ):
@@ -102,7 +102,10 @@ def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
 
 
 def test_a_measurement_is_a_task(unregistered, example, tmp_path):
-    """Five weighted sums of the pixels are no picture, so A^+ y is shown as known."""
+    """A registered measurement becomes a task.
+
+    Its result, five weighted sums of the pixels, is not a picture, so A^+ y is shown as known.
+    """
     weights = torch.linalg.qr(torch.randn(64, 5))[0].T
 
     @register_measurement(name='sums')
@@ -143,7 +146,7 @@ PAGE = (ROOT / 'docs' / 'extending.md').read_text()
 
 @pytest.fixture(scope='module')
 def page_file(tmp_path_factory):
-    """The Python blocks of the page as one config file."""
+    """Write the Python blocks of the page as one config file."""
     path = tmp_path_factory.mktemp('page') / 'page.py'
     path.write_text('\n\n'.join(re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)))
     return path
@@ -152,7 +155,7 @@ def page_file(tmp_path_factory):
 def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path):
     config = command_line.load_config(str(page_file))
     config.device, config.model.num_scales = 'cpu', 10
-    # with samples by the predictor and the corrector
+    # with samples from the predictor and the corrector
     config.training.update(n_iters=3, snapshot_freq=2)
     config.eval.update(enable_bpd=True, bpd_repeats=1, bpd_rtol=0.1, bpd_atol=0.1)
     config.control.update(images=2, results=2)
@@ -173,7 +176,7 @@ def test_the_blocks_of_the_page_work_together(page_file, unregistered, tmp_path)
 
 
 def test_the_solver_of_the_page_has_order_one(page_file, unregistered):
-    """On Gaussian data, whose flow is known: half the steps, twice the error."""
+    """For Gaussian data, whose flow is known, half the steps give twice the error."""
     command_line.load_config(str(page_file))
     sde, z = sde_lib.SDES.get('ou')(rate=12.0), torch.randn(50, 1, 2, 2, dtype=torch.float64)
     (start, start_std), (end, end_std) = marginal(sde, 1), marginal(sde, 1e-3)
@@ -186,7 +189,7 @@ def test_the_solver_of_the_page_has_order_one(page_file, unregistered):
 
 
 def test_the_page_names_what_there_is():
-    """Its table has all registries, and its members of an SDE exist."""
+    """The table of the page has all registries, and the members of an SDE that it lists exist."""
     for function in (
         'sde_lib.register_sde',
         'models.utils.register_model',

@@ -1,4 +1,4 @@
-"""Features of images: TF-GAN's network, those of torch-fidelity, and errors about weights."""
+"""Features of images from TF-GAN and torch-fidelity, and errors about their weights."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_no_way_to_the_weights_is_told_in_one_sentence(config, monkeypatch):
         evaluation.get_extractor(config)
     assert '\n' not in str(e.value)
     config.data.image_size = 256
-    with pytest.raises(UserError, match='inception_v3'):  # as published for large images
+    with pytest.raises(UserError, match='inception_v3'):  # as in the 2021 release for large images
         evaluation.get_extractor(config)
     config.eval.inception_path = '/nowhere'
     with pytest.raises(UserError, match='/nowhere.*SavedModel'):
@@ -82,7 +82,7 @@ def test_no_way_to_the_weights_is_told_in_one_sentence(config, monkeypatch):
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-    """A file such as torch-fidelity fetches, with random weights."""
+    """Write a weight file in the format that torch-fidelity downloads, with random weights."""
     import torch_fidelity.feature_extractor_inceptionv3 as inception
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Faults of files: nothing corrupt is taken for whole, nothing in a file is executed."""
+"""Corrupt and hostile files: corruption is always detected, and no code is executed."""
 
 import builtins
 import errno
@@ -38,14 +38,14 @@ def whole(tmp_path_factory):
 
 def test_a_sealed_file_is_an_ordinary_one(whole, tmp_path):
     (tmp_path / 'a.pth').write_bytes(whole)
-    # as the 2021 release reads it, and any zip program
+    # readable like a file of the 2021 release, and by any zip program
     assert torch.load(tmp_path / 'a.pth', weights_only=True)['step'] == 7
     with zipfile.ZipFile(tmp_path / 'a.pth') as archive:
         assert archive.testzip() is None and archive.comment.startswith(b'sha256:')
 
 
 def test_every_flipped_byte_is_noticed(whole, tmp_path):
-    """At 200 places at random, and at each of the last ones, where the seal is."""
+    """A flipped bit is detected in 200 random bytes, and in each of the last 100, with the seal."""
     places = [
         *np.random.default_rng(0).integers(0, len(whole), 200),
         *range(len(whole) - 100, len(whole)),
@@ -66,7 +66,7 @@ def test_every_truncation_is_noticed(whole, tmp_path):
 
 
 def test_flipped_bytes_of_data_in_files_of_others(tmp_path):
-    """Without a seal the archive's own sums are what there is."""
+    """Without a seal, the CRCs of the zip archive detect a changed byte."""
     torch.save(KEYS, tmp_path / 'a.pth')
     content = (tmp_path / 'a.pth').read_bytes()
     assert checkpoints.load(tmp_path / 'a.pth')['step'] == 7
@@ -77,7 +77,7 @@ def test_flipped_bytes_of_data_in_files_of_others(tmp_path):
 
 
 class Limited(io.FileIO):
-    """A file on a disk that is full, or fails, after a number of bytes."""
+    """A file on a disk that is full or fails after a number of bytes."""
 
     left, fault = 2000, errno.ENOSPC
 
@@ -114,9 +114,9 @@ def test_a_disk_that_fails(whole, tmp_path, monkeypatch, fault, bytes_left):
 
 @pytest.mark.parametrize('name', ['replace', 'fsync', 'link'])
 def test_a_call_that_fails(whole, tmp_path, monkeypatch, name):
-    """If renaming or flushing fails, the old file stays.
+    """If renaming or flushing fails, the old file remains.
 
-    On a file system without links the old file is renamed instead.
+    On a file system without hard links the old file is renamed instead.
     """
     path = tmp_path / 'a.pth'
     path.write_bytes(whole)
@@ -159,9 +159,9 @@ def test_without_links_one_of_the_two_is_always_there(whole, tmp_path, monkeypat
 
 
 def test_saving_takes_no_longer_than_the_copy(tmp_path, monkeypatch):
-    """A slow writer does not stop training.
+    """A slow writer does not block training.
 
-    The state is written as it was at the call, and a failure is reported.
+    The saved state is that of the call, and a failure is reported.
     """
     state = dict(model={'w': torch.zeros(3)})
     write = files._write
@@ -233,7 +233,10 @@ def cut(count):
 
 
 def files_with_code(folder):
-    """{file name: (what makes it, words of its error)}; all would create `folder`/sprung."""
+    """Return {file name: (function that writes it, words of the error)} of files with code.
+
+    The code would create the file `folder`/sprung.
+    """
     system = {'model': Trap(os.system, f'touch {folder}/sprung')}
     opening = f'open("{folder}/sprung", "w")'
     popen = Trap(subprocess.Popen, ['touch', f'{folder}/sprung'])
@@ -254,7 +257,10 @@ def files_with_code(folder):
 
 
 def other_files():
-    """{file name: (what makes it, words of its error)}; none of them is a checkpoint."""
+    """Return {file name: (function that writes it, words of the error)} of other files.
+
+    None of them is a checkpoint.
+    """
     deep = b'\x80\x02' + b'(' * 100_000 + b'l' * 100_000 + b'.'
     bomb = archive(zipfile.ZIP_DEFLATED, data_pkl=bytes(50_000_000))
     found = {
@@ -282,7 +288,7 @@ def other_files():
 
 
 def test_hostile_files_are_refused(tmp_path):
-    """One sentence each that names the file; nothing is executed; memory stays bounded."""
+    """Each file raises a one-line error with its name; no code is executed."""
     hostile = files_with_code(tmp_path) | other_files()
     assert len(hostile) == 60
     for name, (make, words) in hostile.items():
@@ -295,9 +301,9 @@ def test_hostile_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize('kind', ['compressed', 'sealed', 'bytearray', 'old'])
 def test_memory_stays_bounded(tmp_path, kind):
-    """A file of a few bytes or a megabyte would need gigabytes when loaded.
+    """Small files that would need gigabytes raise an error without using that memory.
 
-    It is loaded in a separate process, whose memory is measured.
+    Each file is loaded in a separate process, whose memory is measured.
     """
     path = tmp_path / 'bomb.pth'
     if kind == 'bytearray':
@@ -333,7 +339,7 @@ def test_memory_stays_bounded(tmp_path, kind):
 
 
 def test_a_huge_claim_is_no_memory(tmp_path):
-    """A tensor said to have far more values than the file has bytes."""
+    """A tensor that claims far more values than the file has bytes raises an error."""
     torch.save(
         {'model': {'w': torch.zeros(10)}}, tmp_path / 'a.pth', _use_new_zipfile_serialization=False
     )

@@ -1,4 +1,4 @@
-"""Signals under training, evaluation and sampling: nothing is lost, the same command resumes."""
+"""Signals during training, evaluation and sampling: nothing is lost, the same command resumes."""
 
 import os
 import re
@@ -28,7 +28,7 @@ from small_runs import config_for, same_end, start, stopped_while, wait_for_step
 
 
 def test_samples_that_a_signal_kept_from_being_drawn_come_after_the_resume(tmp_path, monkeypatch):
-    """After a signal no long work is started; the state is saved first."""
+    """After a signal the state is saved, and sampling is not started until training resumes."""
     drawn = []
 
     def drawing(config, state, step, workdir, writer):
@@ -89,14 +89,14 @@ def test_a_signal_saves_and_stops(tmp_path, number, status):
     assert len(steps) == stopped + 4
 
 
-SLOW = '--config.sampling.steps=20000'  # half a minute and more
+SLOW = '--config.sampling.steps=20000'  # half a minute or more
 
 
 def test_a_signal_while_a_snapshot_is_sampled(tmp_path):
     """The signal ends the process within five seconds, after the checkpoint is saved.
 
-    The resumed training draws the missed samples and ends as an uninterrupted one, even if a second
-    signal comes while they are drawn.
+    The resumed training draws the missing samples and has the final state of an uninterrupted one,
+    even if a second signal comes while they are drawn.
     """
     config = config_for(7, snapshot_sampling=True, snapshot_freq=4)
     run_lib.train(config, tmp_path / 'whole')
@@ -112,7 +112,7 @@ def test_a_signal_while_a_snapshot_is_sampled(tmp_path):
     ):
         code, line, took = stopped_while(wanted, log, parts, 7, *snapshots, number=number)
         assert code == status and took < 5
-        # the second may come before the sampling
+        # the second signal may come before the sampling
         saved = r' after step 4 \(checkpoint saved\)' if number == signal.SIGTERM else '.*'
         assert re.fullmatch(
             f'Stopped by signal {int(number)}{saved}. Run the same command to resume.', line
@@ -132,7 +132,7 @@ def test_a_signal_while_the_last_samples_are_drawn(tmp_path, monkeypatch):
 
     def look():
         calls.append(1)
-        if len(calls) == 70:  # network evaluations; 50 are of step 2
+        if len(calls) == 70:  # network evaluations; the first 50 are for step 2
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(interruption, 'look', look)
@@ -140,14 +140,14 @@ def test_a_signal_while_the_last_samples_are_drawn(tmp_path, monkeypatch):
         run_lib.train(config, tmp_path / 'parts')
     monkeypatch.undo()
     assert caught.value.code == 143 and not (tmp_path / 'parts' / 'samples' / 'iter_3').exists()
-    run_lib.train(config, tmp_path / 'parts')  # all steps are done, but not their samples
+    run_lib.train(config, tmp_path / 'parts')  # all steps are done, but the samples are missing
     name = 'samples/iter_3/sample.np'
     assert (tmp_path / 'parts' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
     assert same_end(tmp_path / 'whole', tmp_path / 'parts')
 
 
 def test_a_signal_while_a_classifier_is_tested(tmp_path, monkeypatch):
-    """Its accuracy is logged on resume."""
+    """After a signal during the test, the accuracy is logged on resume."""
     config = load_config('configs.vp.digits_wideresnet', widen=1)
     config.training.update(batch_size=8, n_iters=3, snapshot_freq=2, log_freq=1)
     command_line.log_to(tmp_path / 'stdout.txt')
@@ -162,7 +162,7 @@ def test_a_signal_while_a_classifier_is_tested(tmp_path, monkeypatch):
         run_lib.train_classifier(config, tmp_path)
     monkeypatch.undo()
     assert caught.value.code == 143 and 'accuracy' not in (tmp_path / 'stdout.txt').read_text()
-    for _ in range(2):  # the second time there is nothing to do
+    for _ in range(2):  # the second call has nothing to do
         run_lib.train_classifier(config, tmp_path)
     assert re.findall(r'step: (\d), accuracy', (tmp_path / 'stdout.txt').read_text()) == ['2']
 
@@ -183,9 +183,9 @@ def evaluation_config(folder):
 
 
 def test_a_signal_while_an_evaluation_samples(tmp_path):
-    """The first batch is kept and the same command draws the second.
+    """The first batch is kept, and the same command draws the second one.
 
-    The files are those of an uninterrupted evaluation.
+    The files equal those of an uninterrupted evaluation.
     """
     config = evaluation_config(tmp_path)
     run_lib.train(config, tmp_path)
@@ -250,7 +250,7 @@ def test_a_signal_while_pictures_are_drawn(tmp_path, command):
 
 @pytest.mark.parametrize('place', ['decoding', 'likelihood', 'features', 'encoding'])
 def test_a_signal_while_other_work_is_done(tmp_path, monkeypatch, place):
-    """The signal comes within the work itself, and interrupts it there."""
+    """A signal during the work interrupts it immediately."""
     config = evaluation_config(tmp_path)
     config.eval.update(enable_bpd=True, enable_sampling=False)
     run_lib.train(config, tmp_path)
@@ -293,7 +293,7 @@ def test_a_signal_while_other_work_is_done(tmp_path, monkeypatch, place):
 
 
 def test_threads_stop_too(monkeypatch):
-    """Images that wait to be decoded are not decoded any more."""
+    """Images in the queue are not decoded after a signal."""
     monkeypatch.setattr(interruption._noted, 'signal', 0)
     decoded = []
 
@@ -309,9 +309,10 @@ def test_threads_stop_too(monkeypatch):
 
 
 def test_an_error_that_a_signal_brings_about_is_one_line(caplog):
-    """Compilers and other processes of the group get the same signal, which causes errors here.
+    """Errors caused by a signal are reported in one line.
 
-    They are reported in one line; a UserError stays one.
+    Compilers and other processes of the group get the same signal and cause such errors. A
+    UserError remains a UserError.
     """
     with (
         caplog.at_level('INFO', logger='absl'),
@@ -338,9 +339,9 @@ def test_an_error_that_a_signal_brings_about_is_one_line(caplog):
     reason='compiling for a CPU needs a C++ compiler',
 )
 def test_a_signal_while_the_network_is_compiled(tmp_path):
-    """A signal to the whole group, compilers included, is reported in one line.
+    """A signal to the whole process group, including compilers, is reported in one line.
 
-    The process does not wait for kernels that are still to be compiled.
+    The process does not wait for kernels that are not compiled yet.
     """
     process = start(
         tmp_path,
@@ -383,7 +384,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
         text=True,
     )
     assert process.stdout.readline() == 'go\n'
-    for pause in (0.3, 2.0, 0.0):  # the second is the first, delivered twice
+    for pause in (0.3, 2.0, 0.0):  # the second counts as the first one delivered twice
         process.send_signal(signal.SIGTERM)
         time.sleep(pause)
         assert pause == 0 or process.poll() is None

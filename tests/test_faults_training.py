@@ -1,4 +1,4 @@
-"""Faults under training: nothing is lost, and training resumes as if nothing had happened."""
+"""Faults during training: nothing is lost, and training resumes as if uninterrupted."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ def test_a_full_disk_stops_training_with_a_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('damage', ['cut', 'flipped', 'empty', 'gone'])
 def test_the_one_before_is_used(tmp_path, damage, caplog):
-    """If the latest file is corrupt, training resumes from the previous one, with the same end."""
+    """If the latest file is corrupt, training resumes from the previous one, with equal results."""
     run_lib.train(config_for(8), tmp_path / 'whole')
     run_lib.train(config_for(5), tmp_path / 'parts')
     path = checkpoints.resume_path(tmp_path / 'parts')
@@ -55,7 +55,7 @@ def test_the_one_before_is_used(tmp_path, damage, caplog):
 
 
 def test_a_corrupt_one_never_replaces_the_one_before(tmp_path, monkeypatch):
-    """Even where the next save fails at its last call."""
+    """A corrupt file never replaces the previous one, even if the next save fails at its end."""
     run_lib.train(config_for(5), tmp_path)
     path = checkpoints.resume_path(tmp_path)
     path.write_bytes(path.read_bytes()[:1000])
@@ -121,11 +121,11 @@ def test_one_training_at_a_time(tmp_path):
     )
     first.kill()
     first.communicate()
-    run_lib.train(config_for(1), tmp_path)  # it died, and with it its lock
+    run_lib.train(config_for(1), tmp_path)  # the first process has died, which released its lock
 
 
 def test_bad_steps_in_a_row_stop_training(tmp_path, monkeypatch):
-    """Parameters and averages stay finite; the error names step, learning rate and checkpoint."""
+    """Weights and EMA weights stay finite; the error has step, learning rate and checkpoint."""
 
     backward = torch.Tensor.backward
     calls = []
@@ -148,11 +148,11 @@ def test_bad_steps_in_a_row_stop_training(tmp_path, monkeypatch):
     skips = training_log.Skips('cpu')
     for norm in (1.0, float('inf'), float('nan'), 2.0, float('nan')):
         skips.count(torch.tensor(norm))
-    skips.report(5, 0.1, 3, 'x')  # two in a row, then one
+    skips.report(5, 0.1, 3, 'x')  # two bad steps in a row, then one
     for norm in (float('nan'), float('nan')):
         skips.count(torch.tensor(norm))
     with pytest.raises(UserError, match='3 steps in a row'):
-        skips.report(7, 0.1, 3, 'x')  # which began before the last log line
+        skips.report(7, 0.1, 3, 'x')  # the first of these steps was before the last log line
 
 
 def test_the_log_forgets_what_comes_again(tmp_path):
@@ -162,21 +162,21 @@ def test_the_log_forgets_what_comes_again(tmp_path):
 
     for step in range(4):
         logging.info('step: %d, training_loss: 1.0', step)
-    logging.warning('something went wrong behind step 3')
+    logging.warning('something went wrong after step 3')
     training_log.forget_steps(path, 2)
     logging.info('step: 2, training_loss: 1.0')
     told = [line.split('INFO ')[-1].split('WARNING ')[-1] for line in path.read_text().splitlines()]
     assert told == [
         'step: 0, training_loss: 1.0',
         'step: 1, training_loss: 1.0',
-        'something went wrong behind step 3',
+        'something went wrong after step 3',
         'step: 2, training_loss: 1.0',
     ]
 
 
 @pytest.mark.parametrize('work, kills', [('training', 5), ('two', 3)])
 def test_kills_at_random_moments(tmp_path, work, kills):
-    """The short version of benchmarks/faults.py, of one process and of two that train together."""
+    """A short run of benchmarks/faults.py, with one process and with two that train together."""
     done = subprocess.run(
         [
             sys.executable,

@@ -1,4 +1,4 @@
-"""Downloads of published files, by a stand-in for `gdown`, and the table of published files."""
+"""Downloads of published files with a simulated `gdown`, and the table of published files."""
 
 import hashlib
 import importlib
@@ -33,7 +33,7 @@ class DownloadError(Exception):
 
 
 class Drive(types.SimpleNamespace):
-    """A stand-in for `gdown`: serves `content` after the faults in `faults`, and lists `names`."""
+    """A simulated `gdown`: raises `faults`, then returns `content`; folders contain `names`."""
 
     DownloadError = DownloadError
 
@@ -73,7 +73,7 @@ def names_in(folder):
 
 
 def refused(call, *words):
-    """The message of the UserError that a call ends in: one line with all these words."""
+    """Return the message of the UserError of a call; check that it is one line with `words`."""
     with pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)
@@ -103,7 +103,7 @@ def test_a_file_is_downloaded_once(drive, path, sha256):
     ],
 )
 def test_an_interrupted_download(drive, path, fault):
-    """One line that says how to get the file by hand; the next call downloads it."""
+    """A one-line error explains how to get the file by hand; the next call downloads it."""
     drive.faults = [fault]
     file = DriveFile('id', 'checkpoint.pth')
     refused(lambda: fetch(file, path, PAGE), ' '.join(str(fault).split()), PAGE, str(path))
@@ -112,7 +112,7 @@ def test_an_interrupted_download(drive, path, fault):
 
 
 def test_an_interruption_before_the_rename(drive, path):
-    """What is complete is verified and used, not downloaded again."""
+    """A complete NAME.part is verified and used, not downloaded again."""
     path.parent.mkdir()
     path.with_name('checkpoint.pth.part').write_bytes(CONTENT)
     drive.content = b'other'
@@ -121,12 +121,12 @@ def test_an_interruption_before_the_rename(drive, path):
 
 
 def test_another_digest_than_expected(drive, path):
-    """A download is deleted, so that the next call starts again; a file that is there stays."""
+    """A download with a wrong digest is deleted; an existing file is not."""
     drive.content, file = b'other', DriveFile('id', 'checkpoint.pth', SHA256)
     refused(lambda: fetch(file, path, PAGE), SHA256, hashlib.sha256(b'other').hexdigest())
     assert names_in(path.parent) == []
     path.write_bytes(b'other')
-    refused(lambda: fetch(file, path, PAGE), SHA256, str(path), 'delete it')
+    refused(lambda: fetch(file, path, PAGE), SHA256, str(path), 'delete the file')
     assert path.read_bytes() == b'other'
     path.unlink()
     drive.content = CONTENT
@@ -175,7 +175,7 @@ def test_published_statistics(drive, tmp_path):
 
 @pytest.mark.parametrize('number, chosen', [(None, 9), (9, 9), (12, 12)])
 def test_checkpoints_in_folders(drive, tmp_path, number, chosen):
-    """By default the smallest; what is there is not downloaded again."""
+    """The default is the smallest number; an existing file is not downloaded again."""
     name = 'vp/cifar10_ddpm'
     drive.names = ('log.txt', 'vp/checkpoint_12.pth', 'vp/checkpoint_9.pth', 'checkpoint_x.pth')
     path = fetch_published(name, tmp_path, number)
@@ -261,7 +261,7 @@ def test_published_numbers(name, fid, inception_score, fid_ode, bpd):
     )
     numbers = [number for number in (fid, inception_score, fid_ode, bpd) if number]
     expect = ' '.join(importlib.import_module(model.module).__doc__.split())
-    # the config promises the same
+    # the docstring of the config has the same numbers
     assert all(re.search(rf'(?<!\d){number:.2f}(?!\d)', expect) for number in numbers)
 
 

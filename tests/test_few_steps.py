@@ -1,4 +1,4 @@
-"""Few-step solvers: marginals, evaluations, settings, and solvers of a user."""
+"""Few-step solvers: marginals, network evaluations, settings, and registered solvers."""
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ from solvers import SOLVERS, get_solver, levels
     ids=str,
 )
 def test_solvers_with_noise_keep_the_marginals(name, solver, settings):
-    """Mean and covariance of a Gaussian at the end are those of the SDE.
+    """Final mean and covariance for a Gaussian target are those of the SDE.
 
-    n = 20,000, so that 4 standard errors are about 0.03 of a variance.
+    With n = 20,000, four standard errors are about 0.03 of a variance.
     """
     sde, target = FEW_STEP_SDES[name](), gaussian([1.0, -0.5], [0.3, 0.05])
     options = Options(method=solver, steps=400, noise_removal=False, eps=0.01, **settings)

@@ -1,4 +1,4 @@
-"""Folders and zip files: classes, splits, links, odd names."""
+"""Folders and zip files: classes, splits, links, unusual names."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ def test_train_and_test_folders_are_the_splits(tmp_path, names):
         (f'{names[0]}/a', f'{names[0]}/b', f'{names[0]}/b', f'{names[1]}/a', f'{names[1]}/b')
     ):
         save(above / place / f'{k}.png', images[k])
-    save(above / 'preview.png', images[5])  # of neither split, and no class
+    save(above / 'preview.png', images[5])  # belongs to neither split, and to no class
     config = config_of('FOLDER', 8, path=str(tmp_path))
     for split, expected, theirs in (
         ('train', images[:3], [0, 1, 1]),
@@ -140,7 +140,7 @@ def test_a_validation_set_is_not_mixed_into_the_test_set_and_strays_are_told(tmp
 
 
 def test_the_digest_tells_data_sets_apart(tmp_path):
-    """The digest of a folder depends on names and sizes of its pictures only; of arrays on content.
+    """The digest of a folder depends on names and sizes of pictures, that of arrays on the content.
 
     It does not depend on links in the path.
     """
@@ -155,7 +155,7 @@ def test_the_digest_tells_data_sets_apart(tmp_path):
     assert digest(path) != first
     digests = set()
     for seed in range(2):
-        np.savez(tmp_path / 'x.npz', images=crops(2, 16, seed=seed))  # of one size
+        np.savez(tmp_path / 'x.npz', images=crops(2, 16, seed=seed))  # equal file sizes
         digests.add(digest(str(tmp_path / 'x.npz')))
     assert len(digests) == 2
 
@@ -180,7 +180,7 @@ def test_a_broken_link_is_a_corrupt_picture(tmp_path):
 
 
 def test_all_formats_are_read_and_what_is_left_out_is_counted(tmp_path, caplog):
-    """The first of several frames is used; files of operating systems are not counted."""
+    """Only the first frame is used; files of operating systems are not counted."""
     images = crops(6, 16)
     for image, ending in zip(images, ('bmp', 'tif', 'TIFF', 'png')):
         save(tmp_path / f'a.{ending}', image)
@@ -209,7 +209,7 @@ def test_all_formats_are_read_and_what_is_left_out_is_counted(tmp_path, caplog):
     assert contents(found) == contents(
         [*images[:4], np.asarray(frames[0].convert('RGB')), images[5]]
     )
-    # once, for both splits and the digest
+    # logged once, for both splits and the digest
     (line,) = (
         record.getMessage() for record in caplog.records if 'Left out' in record.getMessage()
     )

@@ -1,4 +1,4 @@
-"""Folders that diffusers saved: outputs agree, and what does not fit is named."""
+"""Folders saved by diffusers: outputs agree, and settings that do not fit are reported."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from runtime.errors import CheckpointError
 
 
 def skip_unet(**settings):
-    """A network as google/ncsnpp-*: small."""
+    """Return a small network of the same kind as google/ncsnpp-*."""
     return diffusers.UNet2DModel(
         **dict(
             sample_size=16,
@@ -40,7 +40,7 @@ def skip_unet(**settings):
 
 
 def plain_unet(**settings):
-    """A network as google/ddpm-*: small."""
+    """Return a small network of the same kind as google/ddpm-*."""
     return diffusers.UNet2DModel(
         **dict(
             sample_size=16,
@@ -125,7 +125,7 @@ def test_folders_of_diffusers(name, form, tmp_path):
 
 
 def test_a_network_without_its_scheduler(tmp_path):
-    """Without a scheduler the noise levels are unknown: --config is required, and enough."""
+    """Without a scheduler the noise levels are unknown, so --config is required."""
     unet = saved(skip_unet(), tmp_path)
     config = formats.config_of(tmp_path)
     (tmp_path / 'scheduler' / 'scheduler_config.json').unlink()
@@ -139,9 +139,9 @@ def test_a_network_without_its_scheduler(tmp_path):
 
 
 def test_groups_of_the_middle_and_the_end(tmp_path):
-    """Skip networks with norm_num_groups raise CheckpointError unless it equals ours.
+    """Skip networks raise CheckpointError if their norm_num_groups differs from ours.
 
-    They use it in the middle and at the end, where our number of groups follows the channels.
+    They use it in the middle and at the end, where our number of groups depends on the channels.
     """
     saved(skip_unet(norm_num_groups=32), tmp_path / 'a')
     with pytest.raises(CheckpointError, match='norm_num_groups=32'):
@@ -159,7 +159,7 @@ def test_groups_of_the_middle_and_the_end(tmp_path):
 
 
 def test_frequencies_under_two_names(tmp_path):
-    """As older versions saved them."""
+    """Frequencies are also read under the name that older versions of diffusers used."""
     unet = saved(skip_unet(), tmp_path)
     file = tmp_path / 'unet' / 'diffusion_pytorch_model.safetensors'
     named = safetensors.torch.load_file(file)
@@ -241,7 +241,10 @@ def test_networks_of_diffusers_that_are_none_of_ours(settings, message, tmp_path
 
 
 def test_a_config_that_is_not_of_the_folder(tmp_path):
-    """Groups of a normalization, heads, centring: no name or shape tells them apart."""
+    """A --config that contradicts the folder raises an error.
+
+    Normalization groups, attention heads and centring change no name or shape of a tensor.
+    """
     saved(skip_unet(), tmp_path)
     for key, value, message in (
         ('attn_groups', 0, 'GroupNorm'),
@@ -258,7 +261,7 @@ def test_a_config_that_is_not_of_the_folder(tmp_path):
 
 
 def test_training_goes_on_from_a_folder_of_diffusers(tmp_path):
-    """The config is written next to the training state, and every key of it can be changed."""
+    """The config is written next to the training state, and all its keys can be changed."""
     saved(plain_unet(), tmp_path / 'folder')
     convert.convert(tmp_path / 'folder', tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.pth')
     config = stored.get_config(tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.json')

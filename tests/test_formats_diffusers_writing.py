@@ -1,4 +1,4 @@
-"""Folders written for diffusers: it opens them, and its outputs and images are ours."""
+"""diffusers loads the folders that we write, with our outputs and images."""
 
 import diffusers
 import numpy as np
@@ -25,7 +25,7 @@ WRITTEN = {
         dict(nf=32, attn_groups=32, center_input=False),
     ),
     'ddpm': ('configs.vp.ddpm.cifar10', dict(nf=32)),
-    'ddpm, attention behind every block': (
+    'ddpm, attention after every block': (
         'configs.vp.ddpm.cifar10',
         dict(nf=32, up_attention='block', num_res_blocks=2),
     ),
@@ -34,9 +34,9 @@ WRITTEN = {
 
 @pytest.mark.parametrize('name', WRITTEN)
 def test_diffusers_there_and_back(name, tmp_path):
-    """`from_pretrained` opens what we write, with the same outputs.
+    """`from_pretrained` loads our folders with the same outputs.
 
-    What is read again is bit-identical, with either config.
+    Weights that we read back are bit-identical, with either config.
     """
     module, model = WRITTEN[name]
     config = load_config(module, dict(image_size=16), **SMALL | model)
@@ -64,7 +64,7 @@ def test_diffusers_there_and_back(name, tmp_path):
 
     read_again()
     convert.convert(tmp_path / 'folder', tmp_path / 'b.pth')
-    (tmp_path / 'folder' / diffusers_format.OUR_CONFIG).unlink()  # as if diffusers had saved it
+    (tmp_path / 'folder' / diffusers_format.OUR_CONFIG).unlink()  # as saved by diffusers
     read_again()
 
 
@@ -86,15 +86,15 @@ def test_images_of_the_ve_pipeline_are_ours(tmp_path):
     ours, nfe = sampling.get_sampling_fn(
         config, sde, (2, 3, 16, 16), lambda x: x, sde.sampling_eps
     )(model)
-    assert nfe == 40 and np.mean((theirs > 0) & (theirs < 1)) > 0.02  # not all of it clipped
+    assert nfe == 40 and np.mean((theirs > 0) & (theirs < 1)) > 0.02  # not all values are clipped
     assert relative_error(ours.clamp(0, 1).permute(0, 2, 3, 1), theirs) < 1e-4
 
 
 def test_images_of_the_ddpm_pipeline_are_ours(tmp_path):
     """With times down to 0, as in the pipeline, the images are equal.
 
-    The published grid ends at 1e-3. There are 33 steps, whose times are exact in binary: the
-    published grid, which is kept here, finds the number of a step by truncation.
+    The grid of the 2021 release ends at 1e-3. The number of steps is 33, so that times are exact in
+    binary, because this grid computes the step number by truncation.
     """
     config = load_config(
         'configs.vp.ddpm.cifar10',
@@ -148,7 +148,7 @@ def test_networks_that_diffusers_cannot_express(module, model, message, tmp_path
     ],
 )
 def test_published_networks_that_diffusers_can_express(module):
-    """Names and shapes are those of the network that diffusers builds from our config."""
+    """Names and shapes equal those of the network that diffusers creates from our config."""
     config = load_config(module)
     assert diffusers_format.unfit(config) == []
     family = diffusers_format.family_of(config)

@@ -1,4 +1,4 @@
-"""Training states of the 2021 JAX release: every tensor is read, what does not fit is named."""
+"""Training states of the 2021 JAX release: all tensors are read, mismatches are reported."""
 
 import msgpack
 import numpy as np
@@ -16,7 +16,7 @@ from runtime.errors import CheckpointError
 
 
 def flax_tree(network, named: dict) -> dict:
-    """The nested dict of the JAX release for tensors of ours."""
+    """Return our tensors as the nested dict of the JAX release."""
     tree = {}
     for own, entry in jax.table(network).items():
         *path, leaf = entry.name.split('/')
@@ -28,7 +28,7 @@ def flax_tree(network, named: dict) -> dict:
 
 
 def packed(value, chunk=10**9) -> bytes:
-    """As jax.serialization writes it; arrays of more than `chunk` values in pieces."""
+    """Serialize like flax.serialization; split arrays with more than `chunk` values."""
 
     def split(tree):
         if isinstance(tree, dict):
@@ -124,7 +124,7 @@ NETWORKS = {
 @pytest.mark.parametrize('chunk', [10**9, 100])
 @pytest.mark.parametrize('name', NETWORKS)
 def test_states_of_jax(name, chunk, tmp_path):
-    """A state written by the table is read back: every parameter, its average, moments and step.
+    """A state written with the name table is read back: parameters, EMA weights, moments, step.
 
     All kinds of networks are tested.
     """
@@ -150,7 +150,10 @@ def test_states_of_jax(name, chunk, tmp_path):
 
 
 def test_the_table_of_jax_has_every_name_of_the_release():
-    """And no other; the numbering counts resamplings without parameters."""
+    """The table has exactly the names of the release, whose numbers count resampling layers.
+
+    These layers have no parameters.
+    """
     network = mutils.create_model(small_ve()).module
     release = jax.flat(jax.load(DATA / JAX[0])['params_ema'])
     assert {entry.name for entry in jax.table(network).values()} == release.keys()

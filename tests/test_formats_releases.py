@@ -1,4 +1,4 @@
-"""Files of the 2021 PyTorch release and of NCSN: outputs and training agree with theirs."""
+"""Files of the 2021 PyTorch release and of NCSN: outputs and training agree with the originals."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_outputs_of_the_releases(file, reference):
     assert relative_error(outputs(state['model'], x, labels), reference['raw_out']) < 1e-5
     with state['ema'].applied_to(state['model'].parameters()):
         assert relative_error(outputs(state['model'], x, labels), reference['ema_out']) < 1e-5
-    # what was stored has come back
+    # restore returns the stored weights
     assert relative_error(outputs(state['model'], x, labels), reference['raw_out']) < 1e-5
     model = load_averaged_model(small_ve(), DATA / file)
     assert relative_error(outputs(model, x, labels), reference['ema_out']) < 1e-5
@@ -34,9 +34,9 @@ def test_outputs_of_the_releases(file, reference):
 
 @pytest.mark.parametrize('file, reference', [OFFICIAL, JAX])
 def test_through_every_format_that_holds_it(file, reference, tmp_path):
-    """Conversion to safetensors and to a training state, and from there on, loses nothing.
+    """Conversion to safetensors, to a training state and further loses no information.
 
-    This holds for raw and for averaged weights.
+    This holds for raw and for EMA weights.
     """
     reference, config = parity(reference), small_ve()
     x, labels = torch.tensor(reference['x']), torch.tensor(reference['labels'])
@@ -56,7 +56,7 @@ def test_through_every_format_that_holds_it(file, reference, tmp_path):
 
 @pytest.mark.parametrize('through', ['', 'converted.pth'])
 def test_training_goes_on_from_the_release(through, tmp_path):
-    """The loss of its next step, as the release computed it."""
+    """The loss of the next step equals the loss that the release computed."""
     reference, config = parity(OFFICIAL[1]), small_ve()
     path = DATA / OFFICIAL[0]
     if through:
@@ -116,9 +116,9 @@ def steps_of_adam(network, optimizer, losses_of, numbers):
 
 @pytest.mark.parametrize('writer', ['save', 'Saver', 'convert'])
 def test_others_train_on_from_our_files(writer, tmp_path):
-    """20 steps of a plain Adam on plain weights equal those of our training.
+    """20 steps of PyTorch's Adam on the converted weights equal those of our training.
 
-    They are taken in float64, so that rounding hides nothing.
+    They are computed in float64, so that rounding cannot hide a difference.
     """
     config, losses_of = small_ve(), losses.get_sde_loss_fn(sde_lib.VESDE(), train=False)
     model = mutils.create_model(config).double()
@@ -129,7 +129,7 @@ def test_others_train_on_from_our_files(writer, tmp_path):
         ema=ExponentialMovingAverage(model.parameters(), decay=0.999),
     )
     steps_of_adam(model, state['optimizer'], losses_of, range(3))
-    # what others must not read
+    # this memory layout must not be written to the file
     assert any(not value['exp_avg'].is_contiguous() for value in state['optimizer'].state.values())
     path = tmp_path / 'a.pth'
     if writer == 'Saver':
@@ -137,7 +137,7 @@ def test_others_train_on_from_our_files(writer, tmp_path):
             saver.save(path, state)
     else:
         checkpoints.save(path, state)
-    if writer == 'convert':  # which has weights of float32
+    if writer == 'convert':  # converted weights are float32
         convert.convert(path, tmp_path / 'b.pth', config)
         path = tmp_path / 'b.pth'
     content = torch.load(path, weights_only=True)
@@ -166,12 +166,12 @@ def test_others_train_on_from_our_files(writer, tmp_path):
     torch.testing.assert_close(
         list(network.parameters()), list(model.parameters()), rtol=0, atol=1e-6
     )
-    # they have moved
+    # the weights have changed
     assert max((own - before).abs().max() for own, before in zip(model.parameters(), start)) > 1e-3
 
 
 def test_buffers_keep_their_dtype(tmp_path):
-    """Noise levels are float64 in files of the 2021 release, and in what is made from them."""
+    """Noise levels are float64 in files of the 2021 release, and in files converted from them."""
     convert.convert(DATA / OFFICIAL[0], tmp_path / 'a.pth', small_ve())
     ours, published = (
         torch_zip.load(path)['model']['module.sigmas']
@@ -184,7 +184,7 @@ def test_buffers_keep_their_dtype(tmp_path):
     'name, averaged', [('net_ncsn_cifar', False), ('net_ncsnv2_64', False), ('net_ncsnv2_64', True)]
 )
 def test_files_of_ncsn(name, averaged, tmp_path):
-    """[model, optimizer] of NCSN; [model, optimizer, epoch, step, average] of NCSNv2."""
+    """Files of NCSN ([model, optimizer]) and NCSNv2 ([model, optimizer, epoch, step, average])."""
     reference, config = parity(name), reference_config(name)
     named = {
         key.removeprefix('sd/'): torch.tensor(value)

@@ -67,9 +67,9 @@ def test_gpu_compiled_is_eager(way, layout):
 
 
 def test_gpu_graph():
-    """Forward and backward, recorded once and replayed with other numbers."""
+    """Forward and backward passes are recorded as a CUDA graph and replayed with other inputs."""
     x = torch.randn(2, 8, 8, 8, device='cuda', requires_grad=True)
-    # a copy cannot be recorded
+    # created first, because a copy from the CPU cannot be recorded
     enlarging, shrinking = (resampling.fir_filter(FIR, gain=gain).cuda() for gain in (4, 1))
 
     def step():
@@ -93,7 +93,7 @@ def test_gpu_graph():
 
 @pytest.mark.parametrize('stream', [True, False])
 def test_gpu_order(stream):
-    """A kernel runs after earlier work of its stream, also from threads without a CUDA context."""
+    """A kernel runs after earlier work of its stream, also in threads without a CUDA context."""
     from concurrent.futures import ThreadPoolExecutor
 
     taps, x = torch.ones(4, 4, device='cuda'), torch.zeros(8, 8, 256, 256, device='cuda')
@@ -114,7 +114,7 @@ def test_gpu_order(stream):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two CUDA devices')
 def test_gpu_second_device():
-    """Whatever device is current."""
+    """Kernels run on the device of their input, which may not be the current device."""
     for device in ('cuda:1', 'cuda:0', 'cuda:1'):
         x, taps = torch.randn(2, 8, 8, 8, device=device), torch.ones(4, 4, device=device)
         check(resample, x, taps, (2, 1, (2, 2), (16, 16), True))

@@ -1,4 +1,4 @@
-"""Grids of times, the transition between two times, and steps of predictors on any grid."""
+"""Time grids, transitions between two times, and predictor steps on any grid."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_one_step_begins_with_the_prior():
 
 @pytest.mark.parametrize('name', FEW_STEP_SDES)
 def test_the_transition_between_two_times(name):
-    """It equals `transition_prob`, and the marginal if it starts from the data (s = 0)."""
+    """The transition equals `transition_prob`; from the data (s = 0) it equals the marginal."""
     sde, one = FEW_STEP_SDES[name](), torch.ones(1, dtype=torch.float64)
     (m_s, std_s), (m, std) = (sde.mean_and_std(time * one) for time in (0.3, 0.7))
     between = sde.transition_prob(one, 0.3 * one, 0.7 * one)
@@ -86,7 +86,7 @@ def test_steps_on_any_grid(name, s):
         torch.testing.assert_close(
             stepped, mean + noise * torch.randn_like(x), rtol=1e-9, atol=1e-9
         )
-    for corrector in ('langevin', 'ald'):  # the size of a step of one is in proportion to alpha
+    for corrector in ('langevin', 'ald'):  # the step size is proportional to alpha
         corrector = get_corrector(corrector)(sde, score_fn, 0.16, 1)
         torch.manual_seed(1)
         _, x_mean = corrector.step(x, 0.6, s)
@@ -109,7 +109,7 @@ STEPPING = 'euler_maruyama', 'reverse_diffusion', 'ancestral_sampling'
     ],
 )
 def test_predictors_on_any_grid(name, skip_type, predictor):
-    """Every predictor on every grid and with every SDE; the steps of all are tested above."""
+    """Every predictor works on every grid and with every SDE."""
     config = digits_config(name, 'pc', predictor=predictor, corrector='none', skip_type=skip_type)
     target = planar_mixture()
     config.sampling.steps = 300
@@ -133,5 +133,5 @@ def test_on_a_grid_ancestral_sampling_is_ddim_with_eta_1():
         torch.manual_seed(i)
         x = ddim.step(x, i)
         assert torch.allclose(a, x, atol=1e-9)
-    # the data themselves, without noise
+    # the data without noise
     assert torch.allclose(ancestral.step(x, 1e-3, 0)[0], ddim.denoised(x), atol=1e-9)

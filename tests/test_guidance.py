@@ -1,4 +1,4 @@
-"""Guidance to classes on exact networks, classifiers and class-conditional networks."""
+"""Guidance to classes with exact networks, classifiers and class-conditional networks."""
 
 import math
 
@@ -23,8 +23,9 @@ def assert_classes(x, target):
     """Check mean and covariance of the 1500 samples of each class.
 
     Tolerances are four standard errors (std / sqrt(n) for a mean, at most sqrt(2/n) of the variance
-    for a covariance), and 2 % of a std and 6 % of a variance for steps of 1/200 and a corrector
-    with snr^2 = 2 %. The classes are four std apart, and their covariances differ by at least 40 %.
+    for a covariance), plus 2 % of a std and 6 % of a variance for the errors of 200 steps and of a
+    corrector with snr^2 = 2 %. The distance of the classes is four std, and their covariances
+    differ by at least 40 %.
     """
     assert torch.isfinite(x).all()
     for k in range(CLASSES):
@@ -45,14 +46,14 @@ def target():
 
 @pytest.mark.parametrize('name', SDES)
 def test_a_classifier_leads_to_its_classes(name, target):
-    """Whatever their weights are in the mixture."""
+    """Classifier guidance gives samples of each class, for any weights of the mixture."""
     sde = SDES[name](200)
     network = ExactNetwork(sde, target)
     torch.manual_seed(SEED)
     sampler = made(
         get_pc_conditional_sampler, sde, classifier=ExactClassifier(sde, target), snr=0.14
     )
-    x, nfe = sampler(network, LABELS)  # whose shape is the classifier's
+    x, nfe = sampler(network, LABELS)  # the shape is that of the classifier
     assert nfe == network.calls == 400
     assert_classes(x, target)
 
@@ -106,9 +107,9 @@ def test_a_network_that_knows_classes_leads_to_them(name, target):
 def test_a_classifiers_gradient_is_the_difference_of_scores(name, target):
     """grad log p(k | x) = grad log p(x | k) - grad log p(x), times the weight.
 
-    Computed in float64 at small and large times. The tolerance of 1e-5 leaves room for the noise
-    level, which the oracle recovers from the label. Images and labels are of different classes,
-    because for the same class the difference of the scores may be zero.
+    It is computed in float64 at small and large times. The tolerance is 1e-5 because the oracle
+    recovers the noise level from the label with an error. Images and labels are of different
+    classes, because for the same class the difference of the scores may be zero.
     """
     sde, labels = SDES[name](1000), torch.tensor([1, 2, 0, 2, 0, 1])
     t = torch.tensor([0.01, 0.1, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
@@ -123,7 +124,7 @@ def test_a_classifiers_gradient_is_the_difference_of_scores(name, target):
     unguided = get_score_fn(sde, ExactNetwork(sde, target), continuous=True)
     for weight in (-1.0, 0.0, 0.5, 1.0, 3.0):
         guided = classifier_guidance(sde, ExactClassifier(sde, target), labels, weight)(unguided)
-        with torch.no_grad():  # as samplers do
+        with torch.no_grad():  # as in samplers
             error = (guided(x, t) - whole - weight * (part - whole)) / scale
         assert error.abs().max() < 1e-5
 
@@ -145,14 +146,14 @@ def test_a_classifier_is_left_as_it_was(target):
     with torch.no_grad():
         gradient = guided(x, torch.full((4,), 0.5))
         p = (x @ classifier.weight.T + classifier.bias).softmax(1)
-        # of a linear softmax classifier
+        # the gradient of a linear softmax classifier
         torch.testing.assert_close(gradient, classifier.weight[labels] - p @ classifier.weight)
     assert not gradient.requires_grad and not x.requires_grad and classifier.weight.grad is None
 
 
 @pytest.mark.parametrize('name', SDES)
 def test_weightless_classes_have_no_influence(name, target):
-    """Bit by bit; and the weight is passed on."""
+    """Guidance with weight 0 changes nothing, bit by bit; other weights are passed on."""
     sde = SDES[name](25)
     classifier, network, labels = (
         ExactClassifier(sde, target),
@@ -184,7 +185,7 @@ def test_weightless_classes_have_no_influence(name, target):
                 guidance=classifier_guidance(sde, classifier, labels, weight),
             ),
         )
-    # the default
+    # the default weight is 1
     assert torch.equal(
         by_weight[1.0], sampled(get_pc_conditional_sampler, labels, classifier=classifier)
     )
@@ -230,7 +231,7 @@ def test_guidance_of_either_kind_is_the_way_of_the_class(name, target):
 
 @pytest.mark.parametrize('name', SDES)
 def test_guidance_without_a_classifier_is_a_line_between_two_scores(name, target):
-    """Its ends are these scores, bit by bit, and cost one evaluation; other points cost two."""
+    """Weights 0 and 1 give one of the scores, bit by bit, with one evaluation; others need two."""
     sde, labels, t = (
         SDES[name](1000),
         torch.tensor([0, 1, 2, 2]),
@@ -239,7 +240,7 @@ def test_guidance_without_a_classifier_is_a_line_between_two_scores(name, target
     x, network = sde.perturb(target.sample(4), t), ExactConditionalNetwork(sde, target)
     score_fn = get_score_fn(sde, network, continuous=True)
     free, given, (m, std) = score_fn(x, t), score_fn(x, t, classes=labels), level(sde, t)
-    for k in range(3):  # the oracle itself: the level is found again from a label, to 1e-9 of it
+    for k in range(3):  # check of the oracle: it recovers the noise level from the label, to 1e-9
         torch.testing.assert_close(
             given[labels == k],
             target.component(k).score(x, m, std)[labels == k],
@@ -253,9 +254,11 @@ def test_guidance_without_a_classifier_is_a_line_between_two_scores(name, target
         assert network.calls == evaluations
         if evaluations == 1:
             assert torch.equal(guided, given if weight else free)
-        # float64
+        # float64 rounding
         torch.testing.assert_close(guided, free + weight * (given - free), rtol=1e-10, atol=1e-10)
-    assert torch.equal(classifier_free_guidance(labels)(score_fn)(x, t), given)  # the default
+    assert torch.equal(
+        classifier_free_guidance(labels)(score_fn)(x, t), given
+    )  # the default weight
 
 
 def test_labels_of_another_shape_are_refused(target):
@@ -275,7 +278,7 @@ def test_the_shape_is_the_classifiers_unless_given(target):
     assert made(get_pc_conditional_sampler, sde, classifier=classifier)(network, [0, 1])[
         0
     ].shape == (2, 2)
-    # as configs make it
+    # the wrapper of networks that are created from configs
     assert made(get_pc_conditional_sampler, sde, classifier=Undivided(classifier))(network, [0, 1])[
         0
     ].shape == (2, 2)

@@ -98,6 +98,6 @@ def test_a_line_without_a_test_is_an_error(run, tmp_path):
     status, said = run('-m', 'pytest', '-q', '--limit=9')
     assert (
         status == 4
-        and "names tests that do not exist, run make durations: ['tests/test_a.py::test_gone']"
+        and "contains tests that do not exist, run make durations: ['tests/test_a.py::test_gone']"
         in said
     )

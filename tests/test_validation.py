@@ -94,8 +94,8 @@ def test_a_report_of_two(pair, tmp_path, capsys):
             and quantities['bits/dim']['seed'] == '42'
         )
         assert (
-            f'| {name} | is read, every name and shape | yes |' in text
-            and '| no config of the paper |' in text
+            f'| {name} | loads with matching names and shapes | yes |' in text
+            and '| config is not in the paper |' in text
         )
         # as a network that has learnt nothing must not pass
         assert f'| {name} | denoises | **NO** |' in text
@@ -145,7 +145,7 @@ def test_what_fails_is_told(pair, tmp_path, capsys):
     assert '| ve/digits_ncsnpp_continuous, nan (1) | weights are finite | **NO** | 1 of ' in text
     assert '| ve/digits_ncsnpp_continuous, ve (3) | weights are finite | yes |' in text
     assert (
-        '| vp/digits_ddpmpp_continuous | is read, every name and shape | **NO** |' in text
+        '| vp/digits_ddpmpp_continuous | loads with matching names and shapes | **NO** |' in text
         and 'does not match the network' in text
     )
     assert 'failed**' in text.splitlines()[2]
@@ -242,7 +242,7 @@ def test_the_papers_number_beside_ours():
     )
     assert beside(50000, 'FID', name='ve/church_ncsnpp_continuous') == (
         '',
-        'no number in the paper',
+        'not in the paper',
     )
 
 
@@ -313,9 +313,9 @@ def test_checks_of_samples_and_numbers():
 @pytest.mark.parametrize(
     'arguments, words',
     [
-        (['ve/nonsense'], 'the names are ve/cifar10_ncsnpp'),
-        (['configs/none.py=x'], 'no checkpoint x'),
-        ([f'configs/none.py={ROOT / "README.md"}'], 'no config configs/none.py'),
+        (['ve/nonsense'], 'expected one of ve/cifar10_ncsnpp'),
+        (['configs/none.py=x'], 'checkpoint x does not exist'),
+        ([f'configs/none.py={ROOT / "README.md"}'], 'config configs/none.py does not exist'),
         ([f'{VP}={ROOT / "README.md"}'], 'not a checkpoint of a known format'),
         (
             [f'{VP}={ROOT / "README.md"}', '--set', 'model.nff=3'],

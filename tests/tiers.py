@@ -1,16 +1,16 @@
-"""Tiers of tests, as a pytest plugin: what is slow or needs TensorFlow, and who finds out.
+"""A pytest plugin that marks tests which are slow or need TensorFlow.
 
     make test-fast                       # pytest -m "not slow and not tensorflow" --limit 5
     make durations                       # measure all tests and write tests/tiers.txt
     python tests/tiers.py --above 2 tests/test_ops.py    # list the tests above two seconds
 
-A test is in a tier by its marker, `pytest.mark.slow` or `pytest.mark.tensorflow`, or by its line in
-tests/tiers.txt. With `--limit`, a test that takes longer fails unless it is marked `slow`. With
-`-m "... not tensorflow"`, TensorFlow cannot be imported, so a test that needs it fails as well.
+A test belongs to a tier if it has the marker `pytest.mark.slow` or `pytest.mark.tensorflow`, or a
+line in tests/tiers.txt. With `--limit`, a test that takes longer fails unless it is marked `slow`.
+With `-m "... not tensorflow"`, TensorFlow cannot be imported, so a test that needs it fails.
 
-The time of a test is processor time, its child processes included, because it depends little on
-what else the machine does. A fixture that several tests share counts in full for each of them:
-without the first of them the next would pay.
+The time of a test is CPU time, including child processes, because other load on the machine changes
+it little. The time of a shared fixture counts in full for each test that uses it, because each of
+these tests would need that time if it ran alone.
 """
 
 import argparse
@@ -26,12 +26,12 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 TIERS = FOLDER / 'tiers.txt'
-START = pytest.StashKey[float]()  # of the test that runs now, by `clock`
-SHARED = pytest.StashKey[dict]()  # seconds of the fixtures that several tests share
+START = pytest.StashKey[float]()  # start of the current test, from `clock`
+SHARED = pytest.StashKey[dict]()  # seconds of the shared fixtures
 
 
 def clock() -> float:
-    """The processor time of this process and of its finished children, in seconds."""
+    """Return the CPU time of this process and of its finished children, in seconds."""
     return sum(os.times()[:4])
 
 
@@ -40,7 +40,9 @@ def clock() -> float:
 
 def pytest_addoption(parser):
     parser.addoption('--limit', type=float, help='fail tests that take more seconds than this')
-    parser.addoption('--record', metavar='PATH', help='write time and outcome of each test here')
+    parser.addoption(
+        '--record', metavar='PATH', help='write time and outcome of each test to this file'
+    )
 
 
 def pytest_configure(config):
@@ -54,7 +56,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Mark the tests of tests/tiers.txt; with `--limit` a line without a test is an error."""
+    """Mark the tests of tests/tiers.txt; with `--limit`, a line without a test is an error."""
     tiers = read_tiers()
     for item in items:
         for name in (item.nodeid, function_of(item.nodeid)):
@@ -68,13 +70,13 @@ def pytest_collection_modifyitems(config, items):
         ]
         if gone:
             raise pytest.UsageError(
-                f'{TIERS.name} names tests that do not exist, run make durations: {gone}'
+                f'{TIERS.name} contains tests that do not exist, run make durations: {gone}'
             )
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef, request):
-    """Time the fixtures that several tests share, apart from the test that happens to be first."""
+    """Time shared fixtures separately from the first test that uses them."""
     start, stash = clock(), request.config.stash
     try:
         return (yield)
@@ -93,7 +95,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item, call):
-    """Add the time of a test to its report, and fail it where that is over the limit."""
+    """Add the time of a test to its report; fail the test if the time is over the limit."""
     report = yield
     if report.when == 'call':
         own = clock() - item.config.stash[START]
@@ -111,7 +113,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def shared_costs(item) -> list[float]:
-    """The times of the shared fixtures that a test uses."""
+    """Return the times of the shared fixtures that a test uses."""
     costs = item.config.stash[SHARED]
     used = item._fixtureinfo.name2fixturedefs.values()
     return [costs[fixturedef] for definitions in used for fixturedef in definitions]
@@ -120,11 +122,11 @@ def shared_costs(item) -> list[float]:
 class Recorder:
     """Writes a line of JSON for each test: id, seconds, whether it is marked slow, outcome.
 
-    The seconds `own` are without the fixtures that several tests share.
+    The seconds `own` do not include shared fixtures.
     """
 
     def __init__(self, path: pathlib.Path):
-        self.file = path.open('w', buffering=1)  # by line, for a run that is stopped
+        self.file = path.open('w', buffering=1)  # line buffering, in case the run is stopped
 
     def pytest_runtest_logreport(self, report):
         if report.when == 'call' or report.outcome != 'passed':
@@ -141,7 +143,7 @@ class Recorder:
 
 
 def function_of(name: str) -> str:
-    """The id of a test without its parameters."""
+    """Return the id of a test without its parameters."""
     return name.partition('[')[0]
 
 
@@ -150,7 +152,7 @@ def file_of(name: str) -> str:
 
 
 def read_tiers() -> dict[str, list[str]]:
-    """The tiers of tests and of test functions, by their ids.
+    """Return the tiers of tests and test functions, by id.
 
     Each line of the file has a tier and an id, such as `slow tests/test_a.py::test_b`.
     """
@@ -162,7 +164,7 @@ def read_tiers() -> dict[str, list[str]]:
 
 
 def shortened(names: set[str], known: set[str]) -> list[str]:
-    """The ids `names`, sorted; all `known` cases of a function are replaced by the function."""
+    """Sort the ids `names`; replace all `known` cases of a function by the function."""
     cases = collections.defaultdict(set)
     for name in known:
         cases[function_of(name)].add(name)
@@ -175,7 +177,7 @@ def shortened(names: set[str], known: set[str]) -> list[str]:
 
 
 def measured(arguments: list[str]) -> dict[str, dict]:
-    """Run pytest with arguments and return the row of each test: seconds and outcome, by its id."""
+    """Run pytest with `arguments`; return the row of each test (seconds, outcome) by its id."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, 'tests.jsonl')
         command = [sys.executable, '-m', 'pytest', f'--record={path}', *arguments]
@@ -188,7 +190,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--above', type=float, default=2.5, help='seconds (default: %(default)s)')
+    parser.add_argument(
+        '--above', type=float, default=2.5, help='limit in seconds (default: %(default)s)'
+    )
     parser.add_argument('--write', action='store_true', help='write tests/tiers.txt')
     args, rest = parser.parse_known_args()
     if args.write:

@@ -1,4 +1,4 @@
-"""Networks of a few parameters."""
+"""Networks with a few parameters."""
 
 import torch
 from torch import nn

@@ -1,1 +1,1 @@
-"""Validation of checkpoints from end to end: the published ones, and yours."""
+"""End-to-end validation of checkpoints, published ones or your own."""

@@ -11,14 +11,14 @@
     python -m validation --samples 500 \\
         configs/vp/digits_ddpmpp_continuous.py=runs/quickstart/checkpoints/checkpoint_1.pth
 
-    # small models of handwritten digits, trained if need be, without an internet connection
+    # small models of handwritten digits, trained first if missing; needs no internet connection
     python -m validation --digits
 
-A MODEL is the name of a published one, or CONFIG=CHECKPOINT in any format that convert.py reads.
-Without models, and if the published ones cannot be downloaded, --digits is used. The report is
-OUTPUT/REPORT.md, with summary.csv, RUN_ENV.txt and pictures next to it. Parts that cannot be
-measured are left out, with the reason. Exit status 1: a check has failed; 2: nothing could be
-checked.
+A MODEL is the name of a published model, or CONFIG=CHECKPOINT with a checkpoint in any format that
+convert.py reads. Without a MODEL, the two published models above are validated, or --digits if they
+cannot be downloaded. The report is OUTPUT/REPORT.md; summary.csv, RUN_ENV.txt and pictures are in
+the same folder. If a part cannot be measured, the report states why. The exit status is 1 if a
+check failed, and 2 if nothing could be checked.
 """
 
 import argparse
@@ -41,7 +41,7 @@ DIGITS = {
     'configs/vp/digits_ddpmpp_continuous.py': 'runs/digits_vp',
 }
 
-# The data set is small: all test images, as in its own evaluation.
+# The data set is small, so all test images are used, as in the evaluation of its configs.
 SETTINGS_OF_DIGITS = {'eval.most_images': 0, 'eval.batch_size': 500}
 SHORTER = (
     '--config.training.n_iters=2001',
@@ -53,10 +53,10 @@ SHORTER = (
 def digits() -> list[str]:
     """Return VE NCSN++ and VP DDPM++ of digits, as arguments of the command line.
 
-    Models that are not there yet are trained first, side by side.
+    Missing models are trained first, in parallel.
 
     Raises:
-        UserError: if a training failed.
+        UserError: if training failed.
     """
     from checkpoints import snapshot_path
 
@@ -67,12 +67,12 @@ def digits() -> list[str]:
     }
     failed = [workdir for workdir, process in training.items() if process.wait() != 0]
     if failed:
-        raise UserError(f'the training in {", ".join(failed)} failed: see stdout.txt there')
+        raise UserError(f'training in {", ".join(failed)} failed: see stdout.txt in that folder')
     return [f'{config}={snapshot_path(workdir, 1)}' for config, workdir in DIGITS.items()]
 
 
 def _start_training(config: str, workdir: str) -> subprocess.Popen:
-    absl_logging.info('Training %s in %s, with its log in stdout.txt there.', config, workdir)
+    absl_logging.info('Started training of %s in %s (log in its stdout.txt).', config, workdir)
     where = ['--config', config, '--workdir', workdir, '--mode', 'train', '--config.device=cpu']
     return subprocess.Popen(
         [sys.executable, 'main.py', *where, *SHORTER],
@@ -83,7 +83,7 @@ def _start_training(config: str, workdir: str) -> subprocess.Popen:
 
 
 def setting(text: str) -> tuple[str, object]:
-    """Parse an override: 'eval.num_samples=50' -> ('eval.num_samples', 50)."""
+    """Parse an override: 'eval.num_samples=50' becomes ('eval.num_samples', 50)."""
     key, equals, value = text.partition('=')
     if not equals or '.' not in key and key not in ('seed', 'device'):
         raise argparse.ArgumentTypeError(f'expected section.key=value, got {text!r}')
@@ -94,7 +94,7 @@ def setting(text: str) -> tuple[str, object]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; `arguments` replace those of the process."""
+    """Parse the command line, or `arguments` instead if given."""
     parser = argparse.ArgumentParser(
         'python -m validation',
         description=__doc__,
@@ -102,32 +102,37 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('models', nargs='*', metavar='MODEL', help='published name, or CONFIG=CHECKPOINT')
-    add('--digits', action='store_true', help='the pair of handwritten digits')
+    add('--digits', action='store_true', help='validate the two models of handwritten digits')
     folder = dict(type=rules.expanded, metavar='DIR')
-    add('--output', default='runs/validation', help='folder of the report (%(default)s)', **folder)
+    add(
+        '--output',
+        default='runs/validation',
+        help='folder of the report (default: %(default)s)',
+        **folder,
+    )
     add(
         '--checkpoints',
         default='runs/published',
-        help='folder of downloads (%(default)s)',
+        help='folder of downloads (default: %(default)s)',
         **folder,
     )
     count = dict(type=int, metavar='N')
-    add('--samples', help='samples of each model (500)', **count)
-    add('--images', help='test images of losses and likelihoods; 0: all (100)', **count)
-    add('--batch', help='images at a time (100)', **count)
+    add('--samples', help='samples of each model (default: 500)', **count)
+    add('--images', help='test images for loss and likelihood; 0 means all (default: 100)', **count)
+    add('--batch', help='batch size (default: 100)', **count)
     add(
         '--set',
         type=setting,
         action='append',
         default=[],
         metavar='KEY=VALUE',
-        help='of every config; may be repeated',
+        help='config override for every model; may be repeated',
     )
     return parser.parse_args(arguments)
 
 
 def _settings(given: argparse.Namespace) -> dict:
-    """Return the overrides that the command line gives."""
+    """Return the config overrides of the command line."""
     counts = {
         'eval.num_samples': given.samples,
         'eval.most_images': given.images,
@@ -137,10 +142,10 @@ def _settings(given: argparse.Namespace) -> dict:
 
 
 def _models(given: argparse.Namespace) -> list:
-    """Return the models to validate, downloaded; empty for the pair of digits.
+    """Return the models to validate, downloaded if necessary; empty for --digits.
 
     Raises:
-        UserError: if a model that was given cannot be found.
+        UserError: if a model of the command line cannot be found.
     """
     from . import published, validate
 
@@ -150,7 +155,7 @@ def _models(given: argparse.Namespace) -> list:
     except UserError as error:
         if given.models:
             raise
-        absl_logging.warning('%s\nValidating --digits instead.', error)
+        absl_logging.warning('%s\nUsing --digits instead.', error)
         return []
 
 

@@ -27,7 +27,7 @@ def processor() -> str:
 
 
 def device() -> str:
-    """Return the hardware in a few words."""
+    """Describe the CPU cores and GPUs in a few words."""
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         if torch.cuda.is_available()
@@ -41,7 +41,7 @@ def device() -> str:
 def _revision() -> str:
     """Return the commit of this library, and whether files differ from it.
 
-    It is 'unknown' outside of a clone.
+    The result is 'unknown' outside a Git clone.
     """
 
     def git(*words):

@@ -1,10 +1,10 @@
-"""Download published checkpoints and statistics from Google Drive, by the package `gdown`.
+"""Download published checkpoints and statistics from Google Drive, with the package `gdown`.
 
     fetch_published('ve/cifar10_ncsnpp_continuous', 'models')
     # models/ve_cifar10_ncsnpp_continuous/checkpoint_24.pth
 
-A download goes to NAME.part, is verified by what the table `published` knows of the file, and is
-renamed: a file under its own name is complete. Interrupted downloads resume.
+A file is downloaded to NAME.part, checked against the SHA-256 in `published` if it has one, and
+then renamed. So a file with its final name is complete. Interrupted downloads resume.
 """
 
 import hashlib
@@ -26,16 +26,17 @@ SECONDS_WITHOUT_DATA, RETRIES = 30, 4
 def fetch_published(
     name: str, folder: str | os.PathLike, number: int | None = None
 ) -> pathlib.Path:
-    """Return the path of a published checkpoint, downloaded if it is not there.
+    """Return the path of a published checkpoint; download it if it is missing.
 
     Args:
-        name: of the model, as 'vp/cifar10_ddpmpp_continuous'.
-        folder: has a folder for each model, named after it with _ for /.
-        number: of the checkpoint; by default the one published by itself, else the smallest, which
-            gave Table 3 of the paper.
+        name: name of the model, such as 'vp/cifar10_ddpmpp_continuous'.
+        folder: folder of the downloads. It has a subfolder for each model, named after the model
+            with _ instead of /.
+        number: number of the checkpoint. Default: the checkpoint that was also published as a
+            single file, else the smallest number, which gave Table 3 of the paper.
 
     Raises:
-        UserError: if it cannot be downloaded; it says how to get the file by hand.
+        UserError: if it cannot be downloaded. The message explains how to get the file by hand.
     """
     model = published(name)
     place = pathlib.Path(folder).expanduser() / name.replace('/', '_')
@@ -51,26 +52,26 @@ def fetch_published(
 
 
 def fetch_statistics(folder: str | os.PathLike = 'assets/stats') -> pathlib.Path:
-    """Return the path of the published statistics of CIFAR-10, downloaded if it is not there."""
+    """Return the path of the published statistics of CIFAR-10; download them if missing."""
     file = CIFAR10_STATISTICS
     return fetch(file, pathlib.Path(folder) / file.name, DRIVE_PAGE.format(file.file_id))
 
 
 def fetch(file: DriveFile, path: str | os.PathLike, page: str) -> pathlib.Path:
-    """Return `path`, where the file is downloaded to if it is not there.
+    """Return `path`; download the file to it if it does not exist.
 
     Args:
-        file: what to download, and its digest if known.
-        path: where it belongs.
-        page: where it can be downloaded by hand, for the error.
+        file: the file to download, with its SHA-256 if known.
+        path: path of the downloaded file.
+        page: address of the page for a download by hand, for the error message.
 
     Raises:
-        UserError: if it cannot be downloaded, or has another digest.
+        UserError: if the file cannot be downloaded, or has another SHA-256.
     """
     path = pathlib.Path(path).expanduser()
     if path.is_file():
         if fault := _fault(path, file):
-            raise UserError(f'{fault}: delete it to download it again')
+            raise UserError(f'{fault}: delete the file to download it again')
         return path
     gdown = _gdown()
     part = path.with_name(f'{path.name}.part')
@@ -87,7 +88,7 @@ def fetch(file: DriveFile, path: str | os.PathLike, page: str) -> pathlib.Path:
         )
         if fault := _fault(part, file):
             part.unlink()
-            raise UserError(f'{fault}: it was deleted, try again')
+            raise UserError(f'{fault}: the file was deleted, run the command again')
         os.replace(part, path)
     except (OSError, gdown.DownloadError) as error:
         raise _by_hand(path, page, error) from error
@@ -96,7 +97,7 @@ def fetch(file: DriveFile, path: str | os.PathLike, page: str) -> pathlib.Path:
 
 
 def _file_in_folder(model: Published, number: int | None, place: pathlib.Path) -> DriveFile:
-    """Return the checkpoint with this number in the folder of a model; by default the smallest."""
+    """Find the checkpoint `number` in the folder of a model; by default the smallest number."""
     gdown = _gdown()
     try:
         entries = gdown.download_folder(
@@ -128,7 +129,7 @@ def _number(path: str | os.PathLike) -> int | None:
 
 
 def _fault(path: pathlib.Path, file: DriveFile) -> str | None:
-    """Return a sentence if a file has another digest than expected."""
+    """Return a message if a file does not have the expected SHA-256, else None."""
     if file.sha256 is None:
         return None
     sha = hashlib.sha256()
@@ -141,18 +142,18 @@ def _fault(path: pathlib.Path, file: DriveFile) -> str | None:
 
 
 def _gdown():
-    """Import `gdown`; UserError if it is not installed."""
+    """Import `gdown`; raise UserError if it is not installed."""
     try:
         import gdown
     except ImportError as error:
         raise UserError(
-            'downloads from Google Drive need the package gdown: pip install gdown'
+            'downloads from Google Drive need the package gdown: run pip install gdown'
         ) from error
     return gdown
 
 
 def _by_hand(path: pathlib.Path, page: str, error: Exception) -> UserError:
-    """Return an error of one line that says how to get a file by hand."""
+    """Return a one-line error that explains how to get a file by hand."""
     reason = textwrap.shorten(str(error), 300, placeholder=' ...') or type(error).__name__
     return UserError(
         f'{path.name} could not be downloaded ({reason}): download it by hand from {page} and '

@@ -1,7 +1,7 @@
 """Checks that every working checkpoint passes, even one of low quality.
 
-Its weights are finite, it denoises better than a linear estimate, its samples vary, and its metrics
-are in the range of possible values.
+The weights are finite, denoising is better than a linear estimate, samples vary, and metrics are in
+the range of possible values.
 """
 
 import math
@@ -19,13 +19,13 @@ from reports import Number
 from runtime.randomness import own_randomness
 from score_model import ScoreModel
 
-# Fractions of the way from data to noise.
+# Fractions of the time from data to noise.
 TIMES = (
     *(0.0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
     *(0.6, 0.7, 0.85, 1.0),
 )
 
-# Possible values, by the kind of a number.
+# Possible values, by `Number.kind`.
 RANGES = {
     'loss': (0.0, math.inf),
     'bits/dim': (-1.0, 9.0),
@@ -36,7 +36,7 @@ RANGES = {
 
 
 class Check(NamedTuple):
-    """Whether something holds (None: it could not be checked), and the evidence."""
+    """Result of a check: whether it passed (None if it could not be made), and the evidence."""
 
     name: str
     passed: bool | None
@@ -49,9 +49,9 @@ class Denoising(NamedTuple):
     Args:
         t: times (T,).
         network: errors of the network (T,).
-        linear: errors of the best estimate that is linear in the pixel itself (T,).
+        linear: errors of the best estimate that is a linear function of the pixel (T,).
         n: number of images.
-        variance: of a pixel: the error of the mean, which ignores x_t.
+        variance: variance of a pixel, which is the error of an estimate that ignores x_t.
     """
 
     t: np.ndarray
@@ -62,7 +62,7 @@ class Denoising(NamedTuple):
 
 
 def weights(state: dict) -> list[Check]:
-    """Check that the weights of a training state are finite, and whether it has two sets of them.
+    """Check that the weights are finite, and that raw and EMA weights differ.
 
     Returns:
         Both checks, in this order.
@@ -74,15 +74,15 @@ def weights(state: dict) -> list[Check]:
         if count := sum(not torch.isfinite(p).all() for p in tensors):
             broken.append(f'{count} of {len(tensors)} {name} tensors')
     if broken:
-        finite = Check('weights are finite', False, ', '.join(broken) + ' are not')
+        finite = Check('weights are finite', False, ', '.join(broken) + ' are not finite')
     else:
         count = sum(p.numel() for p in trained)
         finite = Check('weights are finite', True, f'{count:,} raw and averaged parameters')
     apart = _norm(p - q for p, q in zip(trained, averaged))
     if apart == 0:
-        two = Check('raw and averaged weights', None, 'are the same: the source had one set')
+        two = Check('raw and averaged weights', None, 'equal: the checkpoint has only one set')
     else:
-        share = f'{100 * apart / _norm(trained):.2g} % apart, relative to the norm of the former'
+        share = f'difference: {100 * apart / _norm(trained):.2g} % of the norm of the raw weights'
         two = Check('raw and averaged weights', True, share)
     return [finite, two]
 
@@ -98,9 +98,9 @@ def denoising(
 
     Args:
         model: the trained network.
-        split: images, as `data.images.Images`.
-        seed: of the choice of images and of the noise.
-        most: number of images.
+        split: images of the data set.
+        seed: seed of the choice of images and of the noise.
+        most: maximum number of images.
     """
     config, sde = model.config, model.sde
     images = at_most(split, most, seed)
@@ -125,22 +125,22 @@ def denoising(
 
 
 def of_denoising(found: Denoising) -> Check:
-    """Check that the network's error is below the linear one.
+    """Check that the error of the network is below that of the linear estimate.
 
-    This holds for the noise levels at which the linear estimate leaves 5 to 80 % of the variance.
-    At lower noise both see everything; at higher noise neither sees anything, and an error of the
-    predicted noise is many times as large in the image.
+    Only noise levels are tested at which the error of the linear estimate is 5 to 80 % of the
+    variance. At lower noise both estimates are nearly exact. At higher noise x_t contains almost no
+    information, and a small error of the predicted noise becomes a large error of the image.
     """
     left = found.linear / found.variance
     between = (left > 0.05) & (left < 0.8)
     if not between.any():
-        return Check('denoises', False, 'no such noise level')
+        return Check('denoises', False, 'found no noise level to test')
     ratio, t = (found.network / found.linear)[between], found.t[between]
     passed = bool(np.isfinite(found.network).all() and ratio.max() < 1)
     return Check(
         'denoises',
         passed,
-        f'squared error {ratio.min():.2f} to {ratio.max():.2f} of that of the best linear '
+        f'squared error {ratio.min():.2f} to {ratio.max():.2f} times that of the best linear '
         f'estimate, at t from {t.min():.2f} to {t.max():.2f}, {found.n} images',
     )
 
@@ -160,13 +160,13 @@ def of_samples(samples: np.ndarray, real: np.ndarray | None) -> Check:
     """Check that samples differ from each other about as much as real images do.
 
     Args:
-        samples: (n, H, W, C), 8 bits.
-        real: real images (m, H, W, C), or None if there are none.
+        samples: 8-bit images (n, H, W, C).
+        real: real images (m, H, W, C), or None without a data set.
     """
     spread = samples.astype(np.float64).std(0).mean()
-    evidence = f'standard deviation of a pixel {spread:.1f} of 255'
+    evidence = f'standard deviation of a pixel {spread:.1f} (of 255)'
     if real is None:
-        return Check('samples vary', bool(spread > 1), f'{evidence}, over {len(samples)} samples')
+        return Check('samples vary', bool(spread > 1), f'{evidence} over {len(samples)} samples')
     expected = real.astype(np.float64).std(0).mean()
     passed = bool(0.5 < spread / expected < 1.5)
-    return Check('samples vary', passed, f'{evidence}, of real images {expected:.1f}')
+    return Check('samples vary', passed, f'{evidence}, {expected:.1f} for real images')

@@ -16,7 +16,7 @@ from runtime.errors import UserError
 FOLDER_OF_ALL = '1tFmF_uh57O6lx9ggtZT_5LdonVK2cV-e'
 FOLDER_ADDRESS = 'https://drive.google.com/drive/folders/{}'
 DRIVE_PAGE = 'https://drive.google.com/file/d/{}/view'
-ELSEWHERE = {  # configs that have another name than the checkpoint
+ELSEWHERE = {  # models whose config has a different name
     've/ffhq_1024_ncsnpp_continuous': 've/ffhq_ncsnpp_continuous',
     'vp/cifar10_ddpm': 'vp/ddpm/cifar10',
     'vp/cifar10_ddpm_continuous': 'vp/ddpm/cifar10_continuous',
@@ -24,7 +24,7 @@ ELSEWHERE = {  # configs that have another name than the checkpoint
 
 
 class DriveFile(NamedTuple):
-    """A file at Google Drive. `sha256` is None where the authors did not publish it."""
+    """A file on Google Drive. `sha256` is None if the authors did not publish it."""
 
     file_id: str
     name: str
@@ -32,10 +32,10 @@ class DriveFile(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A model and its numbers in the paper, None where the paper has none.
+    """A model and its numbers in the paper; a number is None if the paper has none.
 
-    `folder` is the id of a folder at Google Drive, `file` a checkpoint in it that was also
-    published by itself.
+    `folder` is the id of a folder on Google Drive. `file` is a checkpoint of this folder that was
+    also published as a single file.
     """
 
     name: str
@@ -48,17 +48,17 @@ class Published(NamedTuple):
 
     @property
     def config(self) -> str:
-        """Return the path of its config, from the root of the repository."""
+        """The path of its config, relative to the root of the repository."""
         return f'configs/{ELSEWHERE.get(self.name, self.name)}.py'
 
     @property
     def module(self) -> str:
-        """Return the module of its config."""
+        """The module of its config."""
         return self.config.removesuffix('.py').replace('/', '.')
 
     @property
     def address(self) -> str:
-        """Return the address of its folder, for a browser."""
+        """The web address of its folder."""
         return FOLDER_ADDRESS.format(self.folder)
 
 
@@ -142,9 +142,9 @@ DEFAULT = ('ve/cifar10_ncsnpp_continuous', 'vp/cifar10_ddpmpp_continuous')
 
 
 def published(name: str) -> Published:
-    """Return the published model of that name; UserError with all names if there is none."""
+    """Return the published model `name`; raise UserError with all names if it does not exist."""
     if name not in PUBLISHED:
         raise UserError(
-            f'there is no published checkpoint {name!r}: the names are {", ".join(PUBLISHED)}'
+            f'{name!r} is not a published checkpoint: expected one of {", ".join(PUBLISHED)}'
         )
     return PUBLISHED[name]

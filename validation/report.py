@@ -1,4 +1,4 @@
-"""The report of a validation: REPORT.md, summary.csv and pictures, from its results."""
+"""Write the report of a validation: REPORT.md, summary.csv and pictures."""
 
 import csv
 import os
@@ -35,15 +35,15 @@ SUMMARY = (
     'paper',
     'remark',
 )
-# Quantities that the paper has, and the part of an evaluation that measures them.
+# Quantities reported in the paper, and the part of an evaluation that measures each.
 OF_PAPER = {'FID': 'metrics of samples', 'IS': 'metrics of samples', 'bits/dim': 'bits/dim'}
 
 
 def write(results: Sequence[Result], output: str | os.PathLike) -> pathlib.Path:
-    """Write the report to a folder, which has RUN_ENV.txt already.
+    """Write the report to a folder that already contains RUN_ENV.txt.
 
     Args:
-        results: of the checkpoints.
+        results: results of the checkpoints.
         output: the folder.
 
     Returns:
@@ -61,7 +61,7 @@ def write(results: Sequence[Result], output: str | os.PathLike) -> pathlib.Path:
         _explanation(results, output),
         '## Time',
         _times(results),
-        'Seconds per image: of whole batches, divided by their images, on the device above.',
+        'Seconds per image: the time of whole batches / number of images, on the device above.',
         '## Checks',
         _checks(results),
         '## Samples',
@@ -76,7 +76,7 @@ def write(results: Sequence[Result], output: str | os.PathLike) -> pathlib.Path:
 
 
 def _headline(results: Sequence[Result], output: pathlib.Path) -> str:
-    """Return the outcome, and what was run where, in a sentence each."""
+    """Return a sentence with the outcome, and one with date, device and seeds."""
     verdicts = [check.passed for result in results for check in result.checks]
     failed, skipped = verdicts.count(False), verdicts.count(None)
     facts, _, versions = (output / 'RUN_ENV.txt').read_text().partition('\n\n')
@@ -89,7 +89,7 @@ def _headline(results: Sequence[Result], output: pathlib.Path) -> str:
         f'{len(results)} checkpoint{"s" if len(results) > 1 else ""}, '
         f'{len(verdicts) - skipped} checks: {outcome}. '
         f'{facts["date"][:10]}, {facts["device"]}, PyTorch {pytorch}, '
-        f'seed {", ".join(map(str, seeds))}; everything else in [RUN_ENV.txt](RUN_ENV.txt).'
+        f'seed {", ".join(map(str, seeds))}; all other details are in [RUN_ENV.txt](RUN_ENV.txt).'
     )
 
 
@@ -119,7 +119,7 @@ def _numbers(results: Sequence[Result]) -> str:
 
 
 def _shown(result: Result) -> list[Number]:
-    """Return the numbers of the network, without those of real images alone."""
+    """Return the numbers of the network, without those that compare real images only."""
     return [number for number in result.numbers if not number.real and number.kind != 'samples']
 
 
@@ -139,7 +139,7 @@ def _measured(result: Result) -> list[tuple]:
 
 
 def _not_measured(result: Result) -> list[tuple]:
-    """Return a row for each number of the paper that was not measured."""
+    """Return a row for each number in the paper that was not measured."""
     measured = {number.quantity for number in _shown(result)}
     rows = []
     for quantity, part in OF_PAPER.items():
@@ -147,24 +147,24 @@ def _not_measured(result: Result) -> list[tuple]:
         if theirs is None or quantity in measured:
             continue
         left_out = part in result.left_out or 'denoising' in result.left_out
-        reason = 'left out: see the checks' if left_out else 'these features do not give it'
+        reason = 'left out: see the checks' if left_out else 'not defined for these features'
         rows.append((result.model.name, quantity, 'not measured', '', '', f'{theirs:g}', reason))
     return rows
 
 
 def _explanation(results: Sequence[Result], output: pathlib.Path) -> str:
-    """Return what the table of numbers means; write the detailed report that it links to."""
+    """Return an explanation of the table of numbers; write the detailed report that it links to."""
     text = (
-        'Averaged weights. ± is the standard error. *Real to real*: between held-out and '
-        'training images, for scale.'
+        'All numbers are for the EMA weights. ± is the standard error. *Real to real* compares '
+        'held-out with training images, for scale.'
     )
     measured = [result.workdir for result in results if result.numbers]
     if not measured:
         return text
     details = reports.write(measured, output / 'details').relative_to(output).as_posix()
     return (
-        f'{text} With samplers, features and all other settings: [{details}]({details}); in full '
-        'precision: [summary.csv](summary.csv).'
+        f'{text} [{details}]({details}) lists samplers, features and all other settings; '
+        '[summary.csv](summary.csv) has the numbers in full precision.'
     )
 
 
@@ -197,7 +197,7 @@ def _times(results: Sequence[Result]) -> str:
 
 def _checks(results: Sequence[Result]) -> str:
     return reports.markdown(
-        ('Checkpoint', 'Check', 'Passed', 'By'),
+        ('Checkpoint', 'Check', 'Passed', 'Evidence'),
         [
             (result.model.name, check.name, VERDICTS[check.passed], check.detail)
             for result in results
@@ -210,12 +210,12 @@ def _checks(results: Sequence[Result]) -> str:
 
 
 def of_paper(paper: Published | None, quantity: str, method: str) -> float | None:
-    """Return the paper's number for a quantity, None if it has none.
+    """Return the paper's number for a quantity; None if the paper has none.
 
     Args:
         paper: the published model.
-        quantity: 'FID', 'IS' or 'bits/dim'; others have no number.
-        method: of sampling; the paper has other numbers for 'ode'.
+        quantity: 'FID', 'IS' or 'bits/dim'; other quantities have no number.
+        method: sampling method; the paper has separate numbers for 'ode'.
     """
     if paper is None:
         return None
@@ -227,12 +227,12 @@ def of_paper(paper: Published | None, quantity: str, method: str) -> float | Non
 
 
 def compared(result: Result, number: Number) -> tuple[str, str]:
-    """Return the paper's number, and how far ours is from it or why they cannot be compared."""
+    """Return the paper's number, and our difference to it or why it is not comparable."""
     theirs = of_paper(result.model.paper, number.quantity, result.method)
     if theirs is None:
         if number.kind not in ('frechet', 'IS', 'bits/dim'):
             return '', ''
-        return '', 'no number in the paper' if result.model.paper else 'no config of the paper'
+        return '', 'not in the paper' if result.model.paper else 'config is not in the paper'
     if reasons := number.limits():
         return f'{theirs:g}', 'not comparable: ' + '; '.join(reasons)
     return f'{theirs:g}', f'{number.value - theirs:+.3g} from the paper'

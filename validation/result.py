@@ -1,4 +1,4 @@
-"""What is validated, and what was found: a `Model` and its `Result`."""
+"""A `Model` to validate, and the `Result` of its validation."""
 
 import dataclasses
 import pathlib
@@ -18,10 +18,10 @@ class Model(NamedTuple):
     """A checkpoint to be validated.
 
     Args:
-        name: of the model, in the report.
-        config_path: of its config, with :argument as for --config.
+        name: name of the model in the report.
+        config_path: path of its config, with :argument as for --config.
         source: file or folder in any of the `checkpoints.formats`.
-        paper: the published model with this config, if there is one.
+        paper: the published model with this config, if it exists.
     """
 
     name: str
@@ -31,27 +31,27 @@ class Model(NamedTuple):
 
     @property
     def slug(self) -> str:
-        """Return the name as the name of a file."""
+        """The name with all characters replaced that file names should not contain."""
         return re.sub(r'[^\w.-]+', '_', self.name)
 
 
 @dataclasses.dataclass
 class Result:
-    """All that was found of a model.
+    """All results of the validation of a model.
 
     Args:
         model: the checkpoint.
         config: its config, with the settings of the validation.
         about: 'source', 'format', 'digest', 'step' and 'parameters' of the checkpoint.
-        workdir: work directory of its evaluation; None if it could not be read.
-        number: of the checkpoint in that work directory.
-        checks: in the order of the report.
-        numbers: of its evaluation.
-        denoising: errors of denoising; None if there are no images.
+        workdir: work directory of its evaluation; None if the checkpoint could not be read.
+        number: number of the checkpoint in that work directory.
+        checks: results of the checks, in the order of the report.
+        numbers: numbers of its evaluation.
+        denoising: errors of denoising; None without a data set.
         left_out: the reason for each part that could not be measured.
-        costs: of a 'sample' and a 'likelihood': seconds per image, NFE, number of images.
-        images: at most 1000 samples (n, H, W, C), 8 bits.
-        real: at most as many test images; None if there are none.
+        costs: cost of a 'sample' and a 'likelihood': seconds per image, NFE, number of images.
+        images: at most 1000 samples, 8-bit (n, H, W, C).
+        real: at most 1000 test images; None without a data set.
     """
 
     model: Model
@@ -69,11 +69,11 @@ class Result:
 
     @property
     def method(self) -> str:
-        """Return the sampling method, in small letters."""
+        """The sampling method, in lower case."""
         return self.config.sampling.method.lower()
 
     def solver(self, what: str) -> str:
-        """Return how a 'sample' was drawn or a 'likelihood' was computed, in a few words."""
+        """Describe the sampler of a 'sample' or the solver of a 'likelihood' in a few words."""
         sampling, evaluation = self.config.sampling, self.config.eval
         if what == 'likelihood':
             return f'{evaluation.bpd_method}, rtol {evaluation.bpd_rtol:g}'

@@ -1,8 +1,8 @@
-"""Validate checkpoints: read, check, evaluate, and compare with the paper.
+"""Validate checkpoints: load, check, evaluate, and compare with the paper.
 
-Every checkpoint has a work directory below `output/models`, which is evaluated as by `--mode eval`;
-a later call continues where this one stopped. Parts that cannot be measured here (no data set, no
-internet connection, no weights of Inception) are left out, and the report states why.
+Every checkpoint gets a work directory in `output/models`, which is evaluated as with `--mode eval`.
+Another call resumes an interrupted evaluation. Parts that cannot be measured (without a data set,
+an internet connection or the weights of Inception) are left out, and the report states why.
 """
 
 import math
@@ -37,31 +37,31 @@ from .invariants import Check
 from .published import PUBLISHED, published
 from .result import Model, Result
 
-# Instead of the values in the configs.
+# These replace the values of the configs.
 DEFAULTS = {
     'eval.num_samples': 500,
     'eval.most_images': 100,
     'eval.batch_size': 100,
     'eval.bpd_repeats': 1,
 }
-PARTS = dict(loss='loss', bpd='bits/dim', sampling='metrics of samples')  # of an evaluation
-READ = 'is read, every name and shape'
-MOST_IMAGES = 1000  # samples, and real images, that are checked and shown
+PARTS = dict(loss='loss', bpd='bits/dim', sampling='metrics of samples')  # parts of an evaluation
+READ = 'loads with matching names and shapes'
+MOST_IMAGES = 1000  # maximum number of samples and of real images to check and show
 
 
 def load_config(path: str, settings: dict) -> ConfigDict:
-    """Return the config of a file, with `settings` {'section.key': value}.
+    """Load a config file and replace values by `settings`, {'section.key': value}.
 
     Args:
-        path: of the file, with :argument as for --config.
+        path: path of the file, with :argument as for --config.
         settings: values that replace those of the file.
 
     Raises:
-        UserError: if there is no such file, or a setting is not one of its keys.
+        UserError: if the file does not exist, or has no key of a setting.
     """
     file = rules.expanded(str(path).partition(':')[0])
     if not pathlib.Path(file).is_file():
-        raise UserError(f'there is no config {file}')
+        raise UserError(f'config {file} does not exist')
     config = command_line.load_config(str(path))
     if faults := rules.faults(config, own=('',)) or rules.missing(
         config, config.model.name, config.training.sde
@@ -79,14 +79,14 @@ def load_config(path: str, settings: dict) -> ConfigDict:
 
 
 def find(text: str, folder: str | os.PathLike) -> Model:
-    """Return the model that an argument of the command line names.
+    """Return the model of a command-line argument.
 
     Args:
         text: name of a published model, or CONFIG=CHECKPOINT.
-        folder: where published models are downloaded to.
+        folder: folder for downloaded models.
 
     Raises:
-        UserError: if there is no such model or checkpoint.
+        UserError: if the model or the checkpoint does not exist.
     """
     config, equals, source = text.partition('=')
     if not equals:
@@ -94,7 +94,7 @@ def find(text: str, folder: str | os.PathLike) -> Model:
         return Model(text, paper.config, fetch_published(text, folder), paper)
     source = rules.expanded(source)
     if not pathlib.Path(source).exists():
-        raise UserError(f'there is no checkpoint {source}')
+        raise UserError(f'checkpoint {source} does not exist')
     name = re.sub(r'^configs/|\.py(:.*)?$', '', config)
     paper = next((model for model in PUBLISHED.values() if model.config == config), None)
     return Model(name, config, pathlib.Path(source), paper)
@@ -108,7 +108,7 @@ def validate(
     Args:
         models: the checkpoints.
         output: folder of the report.
-        settings: values for every config, which replace `DEFAULTS` too.
+        settings: values that replace those of every config and of `DEFAULTS`.
 
     Returns:
         The path of the report, and whether all checks passed.
@@ -132,13 +132,13 @@ def validate(
             found.append(_unread(model, config, error))
     if all(result.workdir is None for result in found):
         reasons = '; '.join(result.checks[0].detail for result in found)
-        raise UserError(f'none of the checkpoints could be read: {reasons}')
+        raise UserError(f'none of the checkpoints could be loaded: {reasons}')
     passed = all(check.passed is not False for result in found for check in result.checks)
     return report.write(found, output), passed
 
 
 def _distinct(models: Sequence[Model]) -> list[Model]:
-    """Return the models with a file name and number after names that occur twice."""
+    """Return the models; append file name and number to names that occur more than once."""
     names = [model.name for model in models]
     return [
         model
@@ -164,8 +164,8 @@ def _unread(model: Model, config: ConfigDict, error: Exception) -> Result:
 
 
 def _validated(model: Model, config: ConfigDict, workdir: pathlib.Path) -> Result:
-    """Return all that can be found of a checkpoint."""
-    logging.info('%s: %s', model.name, model.source)
+    """Load, check and evaluate a checkpoint; return all results."""
+    logging.info('Started validation of %s: %s', model.name, model.source)
     named = re.search(r'checkpoint_(\d+)', model.source.name)
     number = int(named[1]) if named else 1
     config.eval.update(begin_ckpt=number, end_ckpt=number)
@@ -209,7 +209,7 @@ def _about(model: Model, state: dict) -> dict:
 
 
 def _forget_others(workdir: pathlib.Path, snapshot: pathlib.Path):
-    """Delete results of another checkpoint that was in this work directory before."""
+    """Delete the results of another checkpoint that this work directory had before."""
     for path in (workdir / 'eval').rglob('*.npz'):
         file = results.load(path)
         if file is None or file['protocol'].get('weights') != results.digest(snapshot):
@@ -217,7 +217,7 @@ def _forget_others(workdir: pathlib.Path, snapshot: pathlib.Path):
 
 
 def _check_denoising(result: Result, snapshot: pathlib.Path):
-    """Check the errors of denoising; return the test images, None if there are none."""
+    """Check the errors of denoising; return the test images, or None without a data set."""
     config = result.config
     try:
         split = datasets.get_split(config, 'test')
@@ -234,11 +234,11 @@ def _check_denoising(result: Result, snapshot: pathlib.Path):
 
 
 def _log_duration(config: ConfigDict, seconds: float):
-    """Log how long sampling will take, if that is long.
+    """Log a warning with the expected time of sampling if it is more than half an hour.
 
     Args:
-        config: with the sampler and the number of samples.
-        seconds: of one network evaluation for an image.
+        config: config with the sampler and the number of samples.
+        seconds: seconds of one network evaluation for one image.
     """
     settings = config.sampling
     evaluations = settings.steps or config.model.num_scales
@@ -247,8 +247,8 @@ def _log_duration(config: ConfigDict, seconds: float):
     hours = config.eval.num_samples * evaluations * seconds / 3600
     if settings.method.lower() == 'pc' and hours > 0.5:
         logging.warning(
-            '%d samples of %d evaluations will take about %.1f hours on this device: '
-            '--samples=%d takes half an hour.',
+            'Sampling %d images with %d network evaluations will take about %.1f hours on this '
+            'device; --samples=%d would take half an hour.',
             config.eval.num_samples,
             evaluations,
             hours,
@@ -264,14 +264,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _evaluate(result: Result, with_data: bool):
-    """Evaluate loss, likelihood and samples one by one, so that a failure leaves the others."""
+    """Evaluate loss, likelihood and samples separately, so that one can fail alone."""
     settings = result.config.eval
     backend = settings.metrics_backend
     if result.config.data.dataset == 'CIFAR10' and backend == 'tfgan' and not settings.stats_dir:
         try:
             fetch_statistics()
         except UserError as error:
-            logging.info('Without the published statistics: %s', _first_line(error))
+            logging.info('Skipped the published statistics: %s', _first_line(error))
     for part in ('loss', 'bpd', 'sampling') if with_data else ('sampling',):
         _evaluate_part(result, part)
     if PARTS['sampling'] in result.left_out:  # samples without their metrics
@@ -281,7 +281,7 @@ def _evaluate(result: Result, with_data: bool):
 
 
 def _evaluate_part(result: Result, part: str):
-    """Evaluate one of the `PARTS`; add a failed check, or the reason why it is left out."""
+    """Evaluate one of the `PARTS`; on error, add a failed check or why it is left out."""
     for key in PARTS:
         result.config.eval[f'enable_{key}'] = key == part
     try:
@@ -289,18 +289,18 @@ def _evaluate_part(result: Result, part: str):
     except (UserError, NotImplementedError) as error:
         result.left_out[PARTS[part]] = _first_line(error)
         logging.warning('%s', error)
-    except RuntimeError as error:  # the ODE solver's, if the network has no smooth flow
+    except RuntimeError as error:  # from the ODE solver if the network has no smooth flow
         result.checks.append(Check(PARTS[part], False, _first_line(error)))
 
 
 def _files(folder: pathlib.Path, pattern: str) -> list[dict]:
-    """Return the files of an evaluation, in the order of their numbers."""
+    """Load the files of an evaluation, in the order of their numbers."""
     paths = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
     return [file for file in map(results.load, paths) if file is not None]
 
 
 def _samples(workdir: pathlib.Path, number: int) -> np.ndarray:
-    """Return at most 1000 of the samples (n, H, W, C)."""
+    """Return at most 1000 of the samples, shape (n, H, W, C)."""
     files = _files(workdir / 'eval' / f'ckpt_{number}', 'samples_*.npz')
     if not files:
         return np.empty(0)
@@ -308,7 +308,7 @@ def _samples(workdir: pathlib.Path, number: int) -> np.ndarray:
 
 
 def _costs(workdir: pathlib.Path, number: int) -> dict[str, tuple[float, float, int]]:
-    """Return the costs of a sample and of a likelihood, as in `Result`."""
+    """Return the costs of a sample and of a likelihood, as in `Result.costs`."""
     folder = workdir / 'eval'
     parts = {
         'sample': (_files(folder / f'ckpt_{number}', 'samples_*.npz'), 'samples'),
