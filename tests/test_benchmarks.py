@@ -110,25 +110,6 @@ def test_figures_of_the_documentation(tmp_path, monkeypatch):
         )
 
 
-def test_picture_of_the_readme(tmp_path):
-    """assets/make_pictures.py draws panels of digits, the first with real digits."""
-    for name in ('a', 'b'):
-        (tmp_path / name / 'eval' / 'ckpt_1').mkdir(parents=True)
-        np.savez(
-            tmp_path / name / 'eval' / 'ckpt_1' / 'samples_0.npz',
-            samples=np.full((70, 8, 8, 1), 99, np.uint8),
-        )
-    script('assets/make_pictures.py').main(
-        [tmp_path / 'a', tmp_path / 'b'], tmp_path / 'digits.png'
-    )
-    drawn, kept = (
-        np.asarray(Image.open(path))
-        for path in (tmp_path / 'digits.png', ROOT / 'assets' / 'digits.png')
-    )
-    assert drawn.shape[:2] == (2 + 66 * 8, 2 + 66 * 26)
-    np.testing.assert_array_equal(drawn[:, : 2 + 66 * 8], kept[:, : 2 + 66 * 8])
-
-
 @functools.cache
 def script(path: str):
     """Return the file as a module."""
