@@ -284,7 +284,7 @@ def test_what_is_missing_is_downloaded(tmp_path, monkeypatch):
         ),
         (
             dict(dataset='MNIST', image_size=32, num_channels=1),
-            'the images of MNIST have 28x28 pixels',
+            'MNIST: its images have 28x28 pixels',
         ),
     ],
 )
