@@ -71,9 +71,9 @@ def decode(
 
 
 def _without_noise(model, options: Options) -> Options:
-    """Return the options without noise, thresholding and the final denoising step.
+    """Return the options without noise, without thresholding and without the last denoising step.
 
-    Methods that are no solvers are replaced by 'ode'.
+    Methods that are not few-step solvers are replaced by 'ode'.
     """
     solver = options.solver()
     if solver and not solver.follows_flow:
@@ -156,7 +156,7 @@ def mix(codes: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
 def reconstruction_error(x: Tensor, y: Tensor, levels: int = 256) -> tuple[Tensor, Tensor]:
     """Return the mean and the largest absolute difference (B,) of images x and y in [0, 1].
 
-    Both are in grey levels, of which `levels` lie between black and white.
+    Both are in grey levels; the images have `levels` of them, from black to white.
     """
     difference = (levels - 1) * (x - y).abs().flatten(1)
     return difference.mean(1), difference.amax(1)

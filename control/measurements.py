@@ -1,8 +1,8 @@
 """Linear measurements y = A x of an image x, and their registry.
 
 A measurement splits x into the part that y determines, P x with P = A^+ A (A^+ is the Moore-Penrose
-inverse, P an orthogonal projection), and a part of which y contains nothing. Samplers use only
-A^+ y and P: an image agrees with y if P x = A^+ y. Components that A almost removes count as
+inverse, P an orthogonal projection), and a part about which y contains no information. Samplers use
+only A^+ y and P: an image agrees with y if P x = A^+ y. Components that A almost removes count as
 unknown, because rounding errors of y would dominate them.
 
 Images are (B, C, H, W). Every measurement here except `Mask` averages pixels with weights that sum
@@ -36,7 +36,7 @@ class Measurement(abc.ABC):
 
     @abc.abstractmethod
     def pinv(self, y: Tensor) -> Tensor:
-        """Return A^+ y, the image of least norm among those that agree with y."""
+        """Return A^+ y, the image of smallest norm among those that agree with y."""
 
     def project(self, x: Tensor) -> Tensor:
         """Return P x = A^+ A x, shape of x."""
@@ -61,7 +61,7 @@ class Mask(Measurement):
     def __call__(self, x: Tensor) -> Tensor:
         return torch.where(self.mask.to(x.device), x, 0)
 
-    # a projection is its own inverse
+    # a projection is its own pseudo-inverse
 
     def pinv(self, y: Tensor) -> Tensor:
         return self(y)
@@ -181,8 +181,8 @@ def named_mask(name: str, height: int, width: int) -> Tensor:
     Args:
         name: the missing region. 'left', 'right', 'top' or 'bottom': that half of the image.
             'center': a rectangle half as wide and half as high as the image; 'border': everything
-            around it. 'half' or 'most': half or nine tenths of the pixels, chosen at random but the
-            same in every call.
+            around it. 'half' or 'most': half or nine tenths of the pixels, in a fixed random
+            choice.
         height: H.
         width: W.
 
@@ -205,7 +205,7 @@ def named_mask(name: str, height: int, width: int) -> Tensor:
 
 # The registry -------------------------------------------------------------------------------------
 
-MEASUREMENTS = Registry('task')  # of users: `make(config)` by the name of their task
+MEASUREMENTS = Registry('task')  # functions `make(config)` of users, by the name of the task
 # the names of the library's own tasks (commands/control.py)
 RESERVED = (
     'inpaint',
@@ -238,5 +238,5 @@ def register_measurement(make: Callable | None = None, *, name: str | None = Non
         return lambda make: register_measurement(make, name=name)
     name = name or make.__name__
     if name.lower() in RESERVED:
-        raise UserError(f'the task name {name!r} is taken by this library: choose another')
+        raise UserError(f'the task name {name!r} is used by this library: choose another')
     return MEASUREMENTS.register(make, name=name)

@@ -5,8 +5,8 @@ given y (Song et al. 2021, Sec. 5 and Appendix I.2),
 
     x_t <- x_t - P x_t + P x~_t,    x~_t ~ p_t(x_t | x_0 = A^+ y),
 
-beginning with the prior; after the last, noise-free step P x = A^+ y exactly. In inpainting A is a
-mask, in colorization the mean over the channels.
+beginning with the prior sample; after the last, noise-free step P x = A^+ y exactly. In inpainting
+A is a mask, in colorization the mean over the channels.
 
 The unknown part of x_t depends on y only through the score of the whole image, and at high noise
 levels the noise in x~_t hides most of y. Two options reduce this error at the cost of more network
@@ -40,12 +40,12 @@ def sample_measured(
         model: the score to follow, with its guidance.
         measurement: A.
         y: the measured values of images (B, C, H, W) as the network sees them.
-        options: the sampler. The method 'ode' is not possible, as its solver has no steps after
-            which the state could be projected. With `noise_removal` the images agree exactly with
-            y.
+        options: the sampler. The method 'ode' is not possible, because its solver has no steps
+            after which the state could be projected. With `noise_removal` the images agree
+            exactly with y.
         loop: `resample`, `jump` and a callback.
-        consistency: the weight of `measurement_guidance`; 0 for none. With it every network
-            evaluation is also differentiated.
+        consistency: the weight of `measurement_guidance`; 0 for none. Guidance also differentiates
+            every network evaluation.
         device: where to sample; None: the device of the network.
 
     Returns:

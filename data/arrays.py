@@ -41,7 +41,7 @@ READ_ERRORS = (  # what NumPy and zipfile raise for corrupt files
 
 
 class Names(NamedTuple):
-    """The names of the arrays with the images and the labels of a split, None if there are none."""
+    """The names of a split's arrays of images and of labels; None if an array is missing."""
 
     images: str | None
     labels: str | None
@@ -50,12 +50,12 @@ class Names(NamedTuple):
 def load(config: ConfigDict, split: str) -> Images:
     """Return a split of the arrays in the file `data.path`.
 
-    Images are (N, H, W, C) or (N, H, W) of type uint8 or uint16, labels (N,). 'x_train' and
-    'x_test', with 'y_train' and 'y_test', are the splits. Of a single array 'images', with
-    'labels', `data.test_fraction` is held out. For other names see ARRAY_NAMES and LABEL_NAMES;
-    'arr_1' has the labels of 'arr_0'. The number of grey levels is `data.levels` or a scalar
-    'levels' in the file, by default all levels of the type. `data.layout` is 'NHWC', or 'NCHW':
-    channels first.
+    Images are (N, H, W, C) or (N, H, W) of type uint8 or uint16, labels (N,). The splits are
+    'x_train' and 'x_test', with labels 'y_train' and 'y_test'. If the file has no test arrays but,
+    for example, 'images' and 'labels', the fraction `data.test_fraction` of the images is the test
+    set. ARRAY_NAMES and LABEL_NAMES list other names; 'arr_1' has the labels of 'arr_0'. The number
+    of grey levels is `data.levels` or a scalar 'levels' in the file, by default all levels of the
+    type. `data.layout` is 'NHWC' (channels last) or 'NCHW' (channels first).
     """
     data = config.data
     with open_arrays(data.path) as arrays:
@@ -90,7 +90,7 @@ def load(config: ConfigDict, split: str) -> Images:
 
 
 def get_levels(config: ConfigDict) -> int:
-    """The grey levels of the images in the file `data.path` once read, at most 256.
+    """The number of grey levels of images from the file `data.path` after reading, at most 256.
 
     The file is read only if `data.levels` is 0.
     """
@@ -111,14 +111,14 @@ def open_arrays(path: str) -> Iterator[Mapping[str, np.ndarray]]:
     """Open the arrays of an npz file by name.
 
     Raises:
-        UserError: if the file is missing, corrupt or no npz file, also when an array is read.
+        UserError: if the file is missing, corrupt or not an npz file, or an array cannot be read.
     """
     try:
         arrays = np.load(pathlib.Path(path).expanduser(), allow_pickle=False)
         if isinstance(arrays, np.ndarray):
             raise UserError(
-                f'config.data.path={path!r} holds an array without a name: '
-                'np.savez(path, images=array) gives it one'
+                f'config.data.path={path!r} contains a single array without a name: '
+                'save it with np.savez(path, images=array)'
             )
         with arrays:
             yield arrays
@@ -161,31 +161,29 @@ def _warn_of_unread(arrays: Mapping[str, np.ndarray], names: dict[str, Names], p
         ', '.join(sorted(unread)),
         path,
         images,
-        f'labels from {labels!r}' if labels else 'and no array holds labels',
+        f'labels from {labels!r}' if labels else 'and no array contains labels',
     )
 
 
 def _class_numbers(labels: np.ndarray, name: str, path: str) -> np.ndarray:
-    """Labels (N,) as int64, from shapes (N,) and (N, 1)."""
+    """Return labels as int64 (N,), from labels of shape (N,) or (N, 1)."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2 and ((labels != 0).sum(1) == 1).all():
         raise UserError(
-            f'{path}: {name!r} of shape {labels.shape} is one-hot; expected the number '
-            'of a class for each image, shape '
-            f'({len(labels)},). np.argmax({name}, 1) gives it'
+            f'{path}: {name!r} of shape {labels.shape} is one-hot; expected one integer '
+            f'class label per image, shape ({len(labels)},): convert it with np.argmax({name}, 1)'
         )
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f'{path}: {name!r} is {labels.dtype} of shape {labels.shape}; expected the '
-            'number of a class for each image, whole '
-            'numbers of shape (N,)'
+            f'{path}: {name!r} is {labels.dtype} of shape {labels.shape}; expected one '
+            'integer class label per image, shape (N,)'
         )
     return labels.astype(np.int64)
 
 
 def _channels_last(images: np.ndarray, data, name: str) -> np.ndarray:
-    """Images (N, H, W, C) from the layout `data.layout`, with type and shape checked."""
+    """Return images (N, H, W, C) from the layout `data.layout`; check their type and shape."""
     shape, expected = images.shape, image_shape(data)
     channels_first = data.layout.upper() == 'NCHW' and images.ndim == 4
     if images.ndim == 3:
@@ -201,12 +199,12 @@ def _channels_last(images: np.ndarray, data, name: str) -> np.ndarray:
         remedy = f'. Its channels come {place}: set --config.data.layout={layout}'
     raise UserError(
         f'{data.path}: {name!r} is {images.dtype} of shape {shape}; expected uint8 or uint16 of '
-        f'shape (N, {", ".join(map(str, wanted))}), as config.data says{remedy}'
+        f'shape (N, {", ".join(map(str, wanted))}), as set in config.data{remedy}'
     )
 
 
 def _grey_levels(images: np.ndarray, levels: int, data, name: str) -> np.ndarray:
-    """Images as uint8; `levels` is 0 for all levels of their type."""
+    """Return images as uint8; `levels` is 0 for all levels of their type."""
     if images.dtype == np.uint8 and levels > 256:
         raise UserError(
             f'{data.path}: {name!r} is uint8, but the number of grey levels is '
@@ -219,7 +217,7 @@ def _grey_levels(images: np.ndarray, levels: int, data, name: str) -> np.ndarray
 
 
 def _levels(arrays: Mapping[str, np.ndarray], data) -> int:
-    """The number of grey levels in the config or the file; 0 if it is in neither."""
+    """The number of grey levels from the config or the file; 0 if neither has it."""
     if 'levels' not in arrays:
         return data.levels
     levels = arrays['levels']

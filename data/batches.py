@@ -12,12 +12,12 @@ import numpy as np
 from data.images import Images, Streamed, Subset
 from runtime.errors import UserError
 
-# The first entry of the seed of each kind of random numbers, so that they are independent.
+# Seeds of different kinds of random numbers begin with different entries, and are independent.
 ORDER, TRAINING, PASS = 0, 1, 2
 
 
 class ImageArray(np.ndarray):
-    """An array that also answers `_numpy()`, as TensorFlow's eager tensors do, for notebooks."""
+    """An array with the method `_numpy()` of TensorFlow's eager tensors, for notebooks."""
 
     def _numpy(self):
         return np.asarray(self)
@@ -26,8 +26,8 @@ class ImageArray(np.ndarray):
 class Batches:
     """Batches of images: dicts with 'image' (B, H, W, C), float32 in [0, 1], and 'label' (B,).
 
-    If unreadable images are skipped, they are missing from the batches of a pass. In a sequence
-    without end, other images of the same rows take their places.
+    If unreadable images are skipped, they are missing from the batches of a pass. In an endless
+    sequence, other images of the same rows replace them.
 
     Args:
         images: The images.
@@ -36,9 +36,9 @@ class Batches:
         shuffle: Whether each epoch has a new order.
         random_flip: Whether half of the images are mirrored.
         dequantize: Whether uniform noise is added, new in each pass.
-        start: The number of the first batch of a sequence without end, one epoch after another.
-            None: one pass over all images.
-        rows: The rows of every batch of such a sequence that are read.
+        start: The number of the first batch of an endless sequence of epochs. None: one pass over
+            all images.
+        rows: The rows that are read of every batch of the endless sequence.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Batches:
             yield from (batch for batch in _ahead(make, numbers) if len(batch['label']))
 
     def batch(self, i: int) -> dict:
-        """Return the i-th batch, from 0, of the sequence without end."""
+        """Return the i-th batch, from 0, of the endless sequence."""
         places = np.arange(i * self.batch_size, (i + 1) * self.batch_size)
         epochs, places = np.divmod(places, len(self.data))
         indices = np.concatenate(
@@ -89,7 +89,7 @@ class Batches:
         found = self._collect(indices, self._rng(TRAINING, i), self.rows)
         size, n = len(indices[self.rows]), len(found['label'])
         if not n:
-            raise UserError(f'not one of the {size} images of a training batch could be read')
+            raise UserError(f'none of the {size} images of a training batch could be read')
         if n == size:
             return found
         return {key: value[np.arange(size) % n] for key, value in found.items()}

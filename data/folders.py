@@ -23,11 +23,11 @@ SPLITS = {'train': ('train', 'training'), 'test': ('test', 'val', 'valid', 'vali
 
 
 def load(config: ConfigDict, split: str) -> Streamed:
-    """Return the pictures of a split of the folder or zip file `data.path` in a random order.
+    """Return the pictures of a split of the folder or zip file `data.path` in a fixed random order.
 
-    The order is always the same. Sub-folders are classes. Folders called train and test (or else
-    validation) are the splits. Without them, `data.test_fraction` of the pictures are held out;
-    with 0 both splits have all.
+    Sub-folders are classes. Folders called train and test (or validation) are the splits. Without
+    them, the fraction `data.test_fraction` of the pictures is the test set; if it is 0, both splits
+    contain all pictures.
     """
     data = config.data
     listing = list_pictures(data.path)
@@ -60,12 +60,12 @@ def load(config: ConfigDict, split: str) -> Streamed:
 
 
 def get_levels(config: ConfigDict) -> int:
-    """The grey levels of decoded pictures: `data.levels`, at most 256; 256 by default."""
+    """The number of grey levels of decoded pictures: `data.levels`, at most 256 (the default)."""
     return min(config.data.levels or 256, 256)
 
 
 def has_test_set(path: str) -> bool:
-    """Whether a folder or zip file has folders for both splits."""
+    """Whether a folder or zip file contains folders for both splits."""
     return bool(arrange(list_pictures(path).names).split_folders)
 
 
@@ -75,7 +75,7 @@ class Arrangement(NamedTuple):
     Attributes:
         splits: 'train' or 'test' for each picture, None if it is in neither.
         classes: The folder that is the class of each picture, '' if there is none.
-        split_folders: The names of the folders of the splits in lower case; empty without any.
+        split_folders: The names of the split folders in lower case; empty if there are none.
     """
 
     splits: list[str | None]
@@ -83,7 +83,7 @@ class Arrangement(NamedTuple):
     split_folders: list[str]
 
     def used_classes(self) -> list[str]:
-        """The classes of the pictures that belong to a split: all of them without split folders."""
+        """The classes of the pictures in a split; without split folders, of all pictures."""
         if not self.split_folders:
             return self.classes
         return [name for name, split in zip(self.classes, self.splits) if split]
@@ -92,9 +92,9 @@ class Arrangement(NamedTuple):
 def arrange(names: list[str]) -> Arrangement:
     """Find the split and the class of each picture from its path.
 
-    The folders of the splits are at any one depth, above the folders of classes or below them, as
-    in images/train/cats/1.png or cats/train/1.png. Other folders and pictures next to them belong
-    to neither split. Folders that contain all pictures are no classes.
+    All split folders are at one depth, above or below the class folders, as in
+    images/train/cats/1.png or cats/train/1.png. Other folders and pictures at this depth belong to
+    neither split. A folder that contains all pictures is not a class.
     """
     paths = [tuple(name.split('/')) for name in names]
     parents = _parents_of_splits(paths)
@@ -113,7 +113,7 @@ def arrange(names: list[str]) -> Arrangement:
 
 
 def _parents_of_splits(paths: list[tuple[str, ...]]) -> dict[tuple[str, ...], dict[str, str]]:
-    """{parent: {name of a folder in lower case: split}} of the folders that contain both splits.
+    """Return {parent: {folder name in lower case: split}} for parents that contain both splits.
 
     Only the parents at the smallest depth count.
     """
@@ -127,7 +127,7 @@ def _parents_of_splits(paths: list[tuple[str, ...]]) -> dict[tuple[str, ...], di
 
 
 def _split_folders(names: set[str]) -> dict[str, str]:
-    """{name: split} among folders, such as {'train': 'train', 'val': 'test'}; {} without both."""
+    """Return {name: split}, such as {'train': 'train', 'val': 'test'}; {} unless both exist."""
     found = {}
     for split, words in SPLITS.items():
         name = next((word for word in words if word in names), None)
@@ -142,7 +142,7 @@ def _first(folders: tuple[str, ...]) -> str:
 
 
 def _in_order(classes: set[str]) -> list[str]:
-    """Sort the names of classes by label, by value if all are numbers; '' (no folder) is first."""
+    """Sort class names as labels number them, by value if all are numbers; '' (no folder) first."""
     if all(name.isascii() and name.isdigit() for name in classes if name):
         return sorted(classes, key=lambda name: (int(name or -1), name))
     return sorted(classes)
@@ -171,13 +171,13 @@ def read_pictures(path: str, data: ConfigDict) -> tuple[list[str], np.ndarray]:
 
     Args:
         path: The file, folder or zip file.
-        data: `config.data`, which says their size and channels; see `PictureDecoder`.
+        data: `config.data`, which sets their size and channels; see `PictureDecoder`.
 
     Returns:
-        Their names, sorted, and the pictures (n, H, W, C), uint8, with 256 grey levels.
+        The sorted names, and the pictures (n, H, W, C), uint8, with 256 grey levels.
 
     Raises:
-        UserError: naming the picture that cannot be read.
+        UserError: if a picture cannot be read; the message names it.
     """
     data = defaults.complete(ConfigDict(dict(data=data.to_dict()))).data
     to_picture = PictureDecoder(data, data.levels if data.levels > 256 else 0)
@@ -198,10 +198,11 @@ def read_pictures(path: str, data: ConfigDict) -> tuple[list[str], np.ndarray]:
 
 
 def digest(path: str) -> str:
-    """Return the first 16 digits of a SHA-256 by which the images at `path` differ from others.
+    """Return the first 16 digits of a SHA-256 that identifies the images at `path`.
 
     It covers names and sizes of the pictures in a folder, names and checksums of those in a zip
-    file, the content of an array's file, or names, sizes and first MiB of the files of a pattern.
+    file, the content of an npz or npy file, or names, sizes and first MiB of the files that match a
+    pattern.
     """
     root = pathlib.Path(path).expanduser()
     if root.suffix.lower() in ('.npz', '.npy') and root.is_file():
@@ -215,7 +216,7 @@ def digest(path: str) -> str:
             for file in sorted(map(pathlib.Path, glob.glob(str(root))))
         ]
     if not marks:
-        raise UserError(f'{path!r}: there is no such file')
+        raise UserError(f'{path!r}: no such file')
     # names need not be UTF-8
     return hashlib.sha256('\n'.join(marks).encode(errors='surrogateescape')).hexdigest()[:16]
 

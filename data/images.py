@@ -63,12 +63,12 @@ class Streamed:
             UnreadableImage.
         n: Number of images.
         shape: (H, W, C).
-        name: `name(i)` says where an image is, for errors.
+        name: `name(i)` returns the place of an image, for error messages.
         on_error: 'raise', or 'skip': `read` leaves out unreadable images, logs each once, and adds
             its number to the set `skipped`.
         levels: Number of grey levels.
-        parallel: Whether several threads decode. Tiny images are faster without, because Python's
-            lock is the bottleneck.
+        parallel: Whether several threads decode. One thread decodes tiny images faster, because
+            Python's lock is the bottleneck.
         classes: The names of the classes in the order of their labels; empty if unknown.
     """
 
@@ -122,7 +122,7 @@ class Streamed:
                 return
             self.skipped.add(i)
             logging.warning(
-                '%s %s; skipped, %d of %d images so far',
+                '%s %s; skipped (%d of %d images so far)',
                 self.name(i),
                 fault,
                 len(self.skipped),
@@ -194,12 +194,12 @@ def shown_classes(images: Images | Streamed, most: int = 20) -> str:
 
 
 def split_indices(n: int, test_fraction: float, split: str) -> np.ndarray:
-    """The images of a split in random order, out of n images of which a fraction is the test set.
+    """Return the indices of the images of a split in a fixed random order, out of n images.
 
     Args:
         n: Number of images.
-        test_fraction: The fraction in the test set, whose size is rounded up. With 0 both splits
-            have all images.
+        test_fraction: The fraction in the test set, whose size is rounded up. If it is 0, both
+            splits have all images.
         split: 'train' or 'test'.
     """
     order = np.random.default_rng(0).permutation(n)
@@ -210,7 +210,7 @@ def split_indices(n: int, test_fraction: float, split: str) -> np.ndarray:
 
 
 def image_shape(data: ConfigDict) -> tuple[int, int, int]:
-    """The shape (H, W, C) of images that `config.data` asks for."""
+    """The shape (H, W, C) of images that `config.data` sets."""
     return data.image_size, data.image_size, data.num_channels
 
 

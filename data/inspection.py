@@ -1,4 +1,4 @@
-"""What is checked and measured of a data set before a network is trained on it."""
+"""Checks and measurements of a data set before a network is trained on it."""
 
 import math
 
@@ -14,13 +14,14 @@ def check_arrays(name: str, images: np.ndarray, shape: tuple[int, ...], levels: 
     fits = images.shape == shape and images.dtype.kind in 'iu'
     if not fits or images.size and not 0 <= images.min() <= images.max() < levels:
         raise UserError(
-            f'the data set {name} must be images {shape} of integers from 0 to {levels - 1} with '
-            f'as many labels, got {images.dtype} {images.shape} and {shape[0]} labels'
+            f'the data set {name} must be integer images of shape {shape} with values from 0 to '
+            f'{levels - 1} and one label each, got {images.dtype} {images.shape} and {shape[0]} '
+            'labels'
         )
 
 
 def check_labels(images: Images | Streamed, num_classes: int) -> None:
-    """Raise UserError if the labels are known and do not suit `config.model.num_classes`."""
+    """Raise UserError if the labels are known and do not fit `config.model.num_classes`."""
     labels = images.labels if isinstance(images, Images) else np.arange(len(images.classes))
     if not num_classes or not len(labels):
         return
@@ -41,16 +42,16 @@ def check_labels(images: Images | Streamed, num_classes: int) -> None:
 
 
 def warn_of_range(images: np.ndarray, levels: int, adjustable: bool) -> None:
-    """Log a warning if images use less than half of their grey levels, as 12 of 16 bits do.
+    """Log a warning if images use less than half of their grey levels, as 12-bit images do.
 
     Args:
         images: (n, H, W, C), values 0 to levels - 1.
         levels: Number of grey levels.
-        adjustable: Whether `config.data.levels` can say what white is.
+        adjustable: Whether `config.data.levels` can set the value of white.
     """
     lowest, highest = (int(images.min()), int(images.max())) if images.size else (0, levels - 1)
     if 2 * (highest - lowest) < levels - 1:
-        remedy = ': config.data.levels says what white is (4096 for 12-bit images in 16-bit files)'
+        remedy = ': set config.data.levels to their number (4096 for 12-bit images in 16-bit files)'
         logging.warning(
             'Found only grey levels %d to %d of 0 to %d in %d training images%s.',
             lowest,
@@ -64,10 +65,11 @@ def warn_of_range(images: np.ndarray, levels: int, adjustable: bool) -> None:
 def largest_distance(
     images: Images | Streamed, seed: int = 0, subset: int = 2000, most: int = 50000
 ) -> tuple[float, int]:
-    """Estimate the largest Euclidean distance between two images in [0, 1], from below.
+    """Return a lower estimate of the largest Euclidean distance between two images in [0, 1].
 
-    `model.sigma_max` of a VE SDE should be near it. Begins with the widest of all pairs of `subset`
-    random images, and moves from its ends to the images farthest from them until no pair is wider.
+    `model.sigma_max` of a VE SDE should be near it. The search begins with the most distant pair
+    among `subset` random images. It then moves from both ends to the images farthest from them,
+    until the distance no longer grows.
 
     Args:
         images: The images.

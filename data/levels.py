@@ -1,4 +1,4 @@
-"""Grey levels: 16 bits to 8 bits, and images in [0, 1] to 8 bits."""
+"""Conversion of grey levels from 16 bits, and of images in [0, 1], to 8 bits."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def in_8_bits(values: np.ndarray, levels: int) -> np.ndarray:
 
     Args:
         values: Integers, of any shape.
-        levels: Their number. Up to 256 stay as they are, more become 256. 0: 65536.
+        levels: Number of grey levels. Up to 256 do not change, more become 256. 0: 65536.
 
     Raises:
         UnreadableImage: if a value is not from 0 to levels - 1.
@@ -28,8 +28,7 @@ def check_values(values: np.ndarray, levels: int) -> None:
     if lowest < 0 or highest >= levels:
         raise UnreadableImage(
             f'has values {f"down to {lowest}" if lowest < 0 else f"up to {highest}"}, '
-            f'but {levels} grey levels: expected 0 to '
-            f'{levels - 1}, of which the last is white (config.data.levels)'
+            f'but {levels} grey levels: expected 0 to {levels - 1} (white), see config.data.levels'
         )
 
 
@@ -44,8 +43,8 @@ def to_uint8(x: np.ndarray, levels: int = 256, dequantized: bool = False) -> np.
     Args:
         x: Images in [0, 1], of any shape; values outside are clipped.
         levels: Number of grey levels L.
-        dequantized: Whether a value x is level floor(L x), which inverts uniform dequantization,
-            or level floor((L - 1) x), as in the 2021 release.
+        dequantized: If True, a value x becomes level floor(L x), which inverts uniform
+            dequantization. If False, it becomes level floor((L - 1) x), as in the 2021 release.
 
     Returns:
         An array of the same shape, uint8, in which level v is 255 v / (L - 1), rounded.

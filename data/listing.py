@@ -15,7 +15,7 @@ from data.images import UnreadableImage, reason
 from runtime.errors import UserError
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.gif')
-SYSTEM_NAMES = {  # of files and folders that operating systems and network drives create
+SYSTEM_NAMES = {  # names of files and folders that operating systems and network drives create
     '.ds_store',
     'thumbs.db',
     'desktop.ini',
@@ -40,7 +40,7 @@ class Listing:
 
     Attributes:
         names: The paths of the pictures, sorted.
-        others: The number of other files by their ending, without those of operating systems.
+        others: The number of other files by their ending; system files are not counted.
 
     Raises:
         UserError: if there are no pictures.
@@ -51,7 +51,7 @@ class Listing:
         self.label = label
         self.names, self.others = _pictures_among(files)
         if not self.names:
-            raise UserError(f'{label} holds no pictures ({", ".join(EXTENSIONS)})')
+            raise UserError(f'{label} contains no pictures ({", ".join(EXTENSIONS)})')
 
     def warn_of_others(self) -> None:
         """Log how many files are not pictures."""
@@ -77,7 +77,7 @@ class FolderListing(Listing):
             raise UnreadableImage(f'cannot be read: {error.strerror}') from error
 
     def mark(self, name: str) -> int | str:
-        """The size of a file, by which versions of a data set differ."""
+        """Return the size of a file; it is part of the digest of the data set."""
         place = self.files[name]
         return os.stat(place).st_size if os.path.exists(place) else 'a broken link'
 
@@ -104,7 +104,7 @@ class ZipListing(Listing):
             raise UnreadableImage(f'cannot be read: {reason(error)}') from error
 
     def mark(self, name: str) -> int:
-        """The checksum of a file, by which versions of a data set differ."""
+        """Return the CRC of a file; it is part of the digest of the data set."""
         return self.files[name].CRC
 
 
@@ -113,7 +113,7 @@ def list_pictures(path: str, label: str = '') -> FolderListing | ZipListing:
 
     Args:
         path: The folder or zip file.
-        label: How errors refer to it. Default: as `config.data.path`.
+        label: Its name in error messages. Default: `config.data.path`.
 
     Raises:
         UserError: if there is no such folder or zip file, or no picture in it.
@@ -130,21 +130,21 @@ def list_pictures(path: str, label: str = '') -> FolderListing | ZipListing:
 
 
 def _with_slashes(name: str) -> str:
-    """The path of a file in a zip file with slashes, and without './' at its beginning."""
+    """Return the path of a file in a zip file with '/' as separator and without '.' parts."""
     return '/'.join(part for part in name.replace('\\', '/').split('/') if part not in ('', '.'))
 
 
 def _files(root) -> dict[str, str]:
-    """{path below the folder: real path} of the files below a folder, each real file once.
+    """Return {path below the folder: real path} of the files below a folder, each file once.
 
-    Links are followed. A file that is reached in several ways has the path without links if there
-    is one, else the first that is found. Links to a folder that contains them are ignored.
+    Links are followed. A file with several paths is listed under the path without links, or else
+    under the first path that is found. Links to a folder that contains them are ignored.
     """
     found, links, seen = {}, [], set()
     top = os.path.realpath(root)
     folders = collections.deque([('', top)])
     while folders or links:
-        if not folders:  # links come last
+        if not folders:  # links are followed last
             name, place = links.pop(0)
             if not os.path.isdir(place):
                 found.setdefault(place, name)
@@ -174,7 +174,7 @@ def _entries(folder: str) -> list[os.DirEntry]:
 
 
 def _pictures_among(names) -> tuple[list[str], collections.Counter]:
-    """The names that end as pictures do, sorted, and the number of other files by their ending."""
+    """The sorted names with an ending of pictures, and the number of other files by ending."""
     found, others = [], collections.Counter()
     for name in sorted(names):
         parts = name.lower().split('/')

@@ -1,4 +1,4 @@
-"""From the bytes of a picture's file to an array, with Pillow."""
+"""Decode the bytes of a picture's file to an array with Pillow."""
 
 import io
 
@@ -9,23 +9,23 @@ from data.images import UnreadableImage, reason
 from data.levels import check_values, in_8_bits
 from runtime.errors import UserError
 
-ORIENTATION = 0x0112  # the tag of EXIF data that says how to turn a picture
+ORIENTATION = 0x0112  # the EXIF tag of the orientation of a picture
 
 
 class PictureDecoder:
     """A function from the bytes of a picture's file to an array (H, W, C), uint8.
 
-    Transparent pixels become white. Of several frames the first is taken. Up to 256 grey levels
-    stay as they are; more, of 16-bit pictures, become 256.
+    Transparent pixels become white. Only the first of several frames is read. Up to 256 grey levels
+    do not change; the levels of 16-bit pictures become 256.
 
     Args:
         data: `config.data` with `image_size`, `num_channels` and `fit`: 'crop' takes the middle
-            square, resized by an antialiased bicubic filter; 'exact' raises UserError unless the
-            picture has the right size.
-        levels: White is the value levels - 1. 0: the largest of the file's type.
+            square and resizes it by an antialiased bicubic filter; 'exact' raises UserError unless
+            the picture has the right size.
+        levels: White is the value levels - 1. 0: White is the largest value of the type.
 
     Raises:
-        UnreadableImage: by the decoder, if the picture is corrupt or cannot be decoded.
+        UnreadableImage: when called, if the picture is corrupt or cannot be decoded.
     """
 
     def __init__(self, data: ConfigDict, levels: int = 0):
@@ -44,7 +44,7 @@ class PictureDecoder:
         except UserError:
             raise
         except UnidentifiedImageError as error:
-            raise UnreadableImage('is no picture') from error
+            raise UnreadableImage('is not a picture') from error
         except Exception as error:  # Pillow's decoders raise errors of many kinds
             raise UnreadableImage(f'cannot be decoded: {reason(error)}') from error
 
@@ -70,8 +70,8 @@ class PictureDecoder:
 
         if self.exact:
             raise UserError(
-                f'has {image.width}x{image.height} pixels, config.data.image_size is {self.size}: '
-                '--config.data.fit=crop takes the middle square of each picture and resizes it'
+                f'has {image.width}x{image.height} pixels; config.data.image_size is {self.size}: '
+                '--config.data.fit=crop crops the middle square of each picture and resizes it'
             )
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -80,7 +80,7 @@ class PictureDecoder:
 
 
 def _opened(content: bytes, levels: int):
-    """The Pillow image in a file, turned as its EXIF data say.
+    """Return the Pillow image in a file, rotated as its EXIF data specify.
 
     If only the EXIF data are corrupt, the picture is read without them.
     """
@@ -127,7 +127,7 @@ def _loaded(content: bytes, levels: int):
 
 
 def _without_exif(content: bytes) -> bytes:
-    """The same file with the EXIF data cut out (PNG) or under a name that decoders ignore."""
+    """Return the file with its EXIF data removed (PNG) or renamed so that decoders ignore them."""
     if content.startswith(b'\x89PNG') and b'eXIf' in content:
         start = content.index(b'eXIf') - 4  # length (4 bytes), name (4), data, checksum (4)
         length = int.from_bytes(content[start : start + 4], 'big')

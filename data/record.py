@@ -1,4 +1,4 @@
-"""What a network was trained on: `data.json` in its work directory."""
+"""The record of the data set that a network was trained on: `data.json` in its work directory."""
 
 import json
 import os
@@ -14,11 +14,11 @@ FILE = 'data.json'
 
 
 def identity(data: ConfigDict, keys: tuple[str, ...]) -> dict:
-    """Return the values of `config.data` that identify a data set, wherever its files are.
+    """Return the values of `config.data` that identify a data set, wherever its files are stored.
 
     Args:
         data: The completed `config.data`.
-        keys: The keys of `data` that choose among the images of the data set.
+        keys: The keys of `data` that this kind of data set uses.
     """
     values = dict(
         dataset=data.dataset.upper(), image_size=data.image_size, num_channels=data.num_channels
@@ -36,10 +36,10 @@ def write(
         workdir: The work directory.
         identity: The values that identify the data set.
         classes: The names of its classes in the order of their labels; empty if unknown.
-        conditional: Whether the network knows classes.
+        conditional: Whether the network is class-conditional.
 
     Raises:
-        UserError: if the network knows classes and was trained here with other ones.
+        UserError: if the network is class-conditional and was trained here with other classes.
     """
     path, before = pathlib.Path(workdir, FILE), _read(workdir).get('classes')
     if conditional and classes and before and before != list(classes):
@@ -55,7 +55,7 @@ def write(
 
 
 def differences(workdir: str | os.PathLike, identity: dict) -> list[str]:
-    """Return in words how a data set differs from the one in `workdir/data.json`."""
+    """Describe how a data set differs from the one in `workdir/data.json`."""
     found = _read(workdir)
     return [
         f'{key} is {found[key]!r} there and {value!r} in the config'
@@ -65,7 +65,7 @@ def differences(workdir: str | os.PathLike, identity: dict) -> list[str]:
 
 
 def _read(workdir) -> dict:
-    """The content of `workdir/data.json`; {} if there is none that can be read."""
+    """The content of `workdir/data.json`; {} if it is missing or cannot be read."""
     try:
         found = json.loads(pathlib.Path(workdir, FILE).read_text())
     except (OSError, ValueError):

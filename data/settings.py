@@ -1,4 +1,4 @@
-"""Whether `config.data` suits a data set."""
+"""Checks whether `config.data` fits a data set."""
 
 from ml_collections import ConfigDict
 
@@ -11,12 +11,12 @@ NEUTRAL = dict(levels=0, layout='NHWC')  # keys that only some data sets use, an
 
 
 def check_shape(data: ConfigDict, shape: tuple[int, int, int] | None) -> None:
-    """Raise UserError if a data set has no images of the shape that the config asks for."""
+    """Raise UserError if a data set cannot have images of the shape that the config sets."""
     if shape and image_shape(data) != shape:
         height, width, channels = shape
         raise UserError(
-            f'config.data.image_size={data.image_size} and num_channels={data.num_channels}: the '
-            f'images of {data.dataset} have {height}x{width} pixels and {channels} '
+            f'config.data.image_size={data.image_size} and num_channels={data.num_channels} do not '
+            f'fit {data.dataset}: its images have {height}x{width} pixels and {channels} '
             f'{"channel" if channels == 1 else "channels"}'
         )
     channels = (3,) if data.dataset.upper() in ('CELEBA', 'LSUN') else (1, 3)
@@ -28,7 +28,7 @@ def check_shape(data: ConfigDict, shape: tuple[int, int, int] | None) -> None:
 
 
 def check_values(data: ConfigDict, keys: tuple[str, ...]) -> None:
-    """Raise UserError if a key of `config.data` has a value that does not suit the data set."""
+    """Raise UserError if a key of `config.data` has a value that does not fit the data set."""
     for key in PLACES:
         if key in keys and not data[key]:
             what = f'the location of the {data.dataset} images'

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets (TFDS), and the crops of the published ones.
+"""Data sets of TensorFlow Datasets (TFDS), and the crops of the 2021 release.
 
 The files that TFDS has prepared are read by index, without its pipelines. Images are decoded with
 Pillow; those of CelebA and LSUN with TensorFlow's decoder and filters, which the published
@@ -25,8 +25,8 @@ from runtime.tensorflow import tensorflow
 def require_network(host: str = 'storage.googleapis.com') -> None:
     """Raise OSError if `host` cannot be resolved and there is no proxy.
 
-    Without this check a download would try for minutes. The default host is the first that TFDS
-    asks for any data set.
+    Without this check a download would be tried for minutes. The default host is the first one that
+    TFDS contacts for any data set.
     """
     if not urllib.request.getproxies():
         socket.getaddrinfo(host, 443)
@@ -36,7 +36,7 @@ def get_builder(config: ConfigDict, name: str) -> Any:
     """Return the builder of a TFDS data set, downloaded and prepared.
 
     Raises:
-        UserError: if the data set is not there and cannot be downloaded.
+        UserError: if the data set is not prepared and cannot be downloaded.
     """
     tensorflow()
     import tensorflow_datasets as tfds
@@ -47,7 +47,7 @@ def get_builder(config: ConfigDict, name: str) -> Any:
         if not pathlib.Path(builder.data_dir).is_dir():
             require_network()
         builder.download_and_prepare()
-    except Exception as error:  # whatever TFDS or the network raises, the remedy is the same
+    except Exception as error:  # all errors of TFDS or of the network have the same remedy
         raise UserError(
             f'config.data.dataset={config.data.dataset!r} is not prepared in '
             f'config.data.tfds_dir={directory or "the default directory of TFDS"!r} and could not '
@@ -67,7 +67,8 @@ def load(
 ) -> Streamed:
     """Return a split of a TFDS data set.
 
-    Images are the feature 'image', labels the feature 'label' if it is a whole number, else 0.
+    Images are the feature 'image', labels the feature 'label'. If it is not an integer, all labels
+    are 0.
 
     Args:
         config: The completed config.
@@ -78,8 +79,8 @@ def load(
         splits: The names of 'train' and 'test' in TFDS.
 
     Raises:
-        UserError: if the data set is not there and cannot be downloaded, or has no such split, or
-            no images.
+        UserError: if the data set is not prepared and cannot be downloaded, or has no such split,
+            or no images.
     """
     data, builder = config.data, get_builder(config, name)
     split = dict(zip(('train', 'test'), splits))[split]
@@ -127,7 +128,7 @@ def _check(data, info, split: str):
 
 
 def _records(info, split: str) -> tuple:
-    """The records of a split by index, and a function from an index to their place, for errors."""
+    """The records of a split by index, and a function that returns the place of a record."""
     paths = info.splits[split].filepaths
     if info.file_format.value == 'tfrecord':
         records = Records(paths)
@@ -147,7 +148,7 @@ def tensorflow_decoder(prepare: Callable, size: int) -> Callable[[bytes], np.nda
         try:
             image = tf.io.decode_image(content, channels=3, expand_animations=False)
         except Exception as error:  # TensorFlow's decoders raise errors of several kinds
-            raise UnreadableImage('holds no picture that can be decoded') from error
+            raise UnreadableImage('contains no picture that can be decoded') from error
         return np.clip(np.round(prepare(image, size).numpy()), 0, 255).astype(np.uint8)
 
     return decode
@@ -186,7 +187,7 @@ def resize_small(image: Any, resolution: int) -> Any:
 
 
 def _sides(image) -> tuple:
-    """Height and width: numbers if they are known, tensors if not, as inside a graph."""
+    """Height and width as numbers, or as tensors if they are unknown, as inside a graph."""
     height, width = image.shape[:2]
     if height and width:
         return height, width
@@ -195,15 +196,15 @@ def _sides(image) -> tuple:
 
 
 def celeba_crop(image: Any, size: int) -> Any:
-    """CelebA as in the paper's configs: the middle 140 x 140 pixels, reduced."""
+    """Crop the middle 140 x 140 pixels of a CelebA image and resize them, as in the paper."""
     return resize_small(central_crop(image, 140), size)
 
 
 def lsun_crop(image: Any, size: int) -> Any:
-    """LSUN as in the paper's configs.
+    """Crop and resize an LSUN image as in the paper.
 
-    At 128 pixels images are reduced, then cropped; otherwise the middle square is resized by a
-    bicubic filter.
+    For a size of 128 pixels the image is resized, then cropped; otherwise the middle square is
+    resized by a bicubic filter.
     """
     if size == 128:
         return central_crop(resize_small(image, size), size)

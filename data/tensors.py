@@ -22,7 +22,7 @@ def to_device(x: torch.Tensor, device: str | torch.device) -> torch.Tensor:
 
 
 def get_classes(batch: dict, config: ConfigDict) -> dict[str, torch.Tensor]:
-    """Return {'classes': (B,)} for networks that know classes, {} for others.
+    """Return {'classes': (B,)} for class-conditional networks, {} for others.
 
     Raises:
         UserError: if a label is not below `model.num_classes`.

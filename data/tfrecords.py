@@ -16,11 +16,11 @@ class Records:
     """The records of TFRecord files, by index.
 
     A record is its length (8 bytes), the checksum of the length (4), the content, and the checksum
-    of the content (4). After a corrupt length the next record is searched within SEARCH bytes, and
-    the bytes between count as one unreadable record.
+    of the content (4). After a corrupt length, the next record is searched for within SEARCH bytes;
+    the bytes in between count as one unreadable record.
 
     Raises:
-        UserError: if no record begins where one should, and none follows within SEARCH bytes.
+        UserError: if a record has no valid length and no record follows within SEARCH bytes.
     """
 
     SEARCH = 2**24
@@ -40,15 +40,15 @@ class Records:
         self.places = np.array(places, np.int64).reshape(-1, 3)  # file, position, length
 
     def _next(self, file, corrupt: int, end: int) -> int:
-        """Where the record after a corrupt one begins, or the end of the file."""
+        """Return where the record after a corrupt one begins, or the end of the file."""
         content = os.pread(file.fileno(), self.SEARCH, corrupt)
         for k in range(1, len(content) - 11):
             if _length(content[k : k + 12]) is not None:
                 return corrupt + k
         if corrupt == 0 or corrupt + len(content) < end:
             raise UserError(
-                f'{file.name}: at byte {corrupt} no record begins; the file is corrupt there or '
-                'no TFRecord file'
+                f'{file.name}: expected a record at byte {corrupt}; the file is corrupt there or '
+                'not a TFRecord file'
             )
         return end
 
@@ -56,7 +56,7 @@ class Records:
         return len(self.places)
 
     def name(self, i: int) -> str:
-        """Where a record is, for errors."""
+        """Return the place of a record, for error messages."""
         k, position, _ = self.places[i]
         record = i - np.searchsorted(self.places[:, 0], k)
         return f'{self.paths[k]}: record {record}, at byte {position},'
@@ -69,7 +69,7 @@ class Records:
         with open(self.paths[k], 'rb', buffering=0) as file:
             content = os.pread(file.fileno(), length + 4, position + 12)
         if len(content) < length + 4:
-            raise UnreadableImage('is cut short')
+            raise UnreadableImage('is truncated')
         if checksum(content[:-4]) != content[-4:]:
             raise UnreadableImage('does not match its checksum')
         return content[:-4]
@@ -83,7 +83,7 @@ def _length(header: bytes) -> int | None:
 
 
 def checksum(content: bytes) -> bytes:
-    """CRC-32C, rotated and offset, as TFRecord files have it (4 bytes)."""
+    """Return the CRC-32C in the form of TFRecord files: rotated, with an offset (4 bytes)."""
     import google_crc32c
 
     crc = google_crc32c.value(content)
@@ -100,7 +100,7 @@ def example_parser() -> Callable:
         try:
             return Example.FromString(record).features.feature
         except DecodeError as error:
-            raise UnreadableImage('is no tf.train.Example') from error
+            raise UnreadableImage('is not a tf.train.Example') from error
 
     return parse
 
@@ -113,9 +113,7 @@ def load(config: ConfigDict, split: str) -> Streamed:
     data = config.data
     paths = sorted(glob.glob(os.path.expanduser(data.tfrecords_path)))
     if not paths:
-        raise UserError(
-            f'config.data.tfrecords_path={data.tfrecords_path!r}: there is no such file'
-        )
+        raise UserError(f'config.data.tfrecords_path={data.tfrecords_path!r}: no such file')
     records, parse = Records(paths), example_parser()
     expected = [data.num_channels, data.image_size, data.image_size]
 
@@ -124,10 +122,10 @@ def load(config: ConfigDict, split: str) -> Streamed:
         shape = list(features['shape'].int64_list.value)
         content = b''.join(features['data'].bytes_list.value)
         if len(shape) != 3 or np.prod(shape) != len(content):
-            raise UnreadableImage(f"holds {len(content)} bytes of 'data' for a 'shape' of {shape}")
+            raise UnreadableImage(f"has {len(content)} bytes of 'data' for a 'shape' of {shape}")
         if shape != expected:
             raise UserError(
-                f'has shape {shape}, the config asks for {expected}: take the file of '
+                f'has shape {shape}; expected {expected} from the config: use the file of '
                 'that resolution'
             )
         return np.frombuffer(content, np.uint8).reshape(shape).transpose(1, 2, 0), 0

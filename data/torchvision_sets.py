@@ -2,8 +2,8 @@
 
     torchvision_sets.load(config, 'train', name='CIFAR10')
 
-The files of the authors are in the folder `data.path`, as torchvision arranges them
-('cifar-10-batches-py', 'MNIST/raw', 'train_32x32.mat', ...). Those that are missing are downloaded.
+The original files are in the folder `data.path`, arranged as torchvision does
+('cifar-10-batches-py', 'MNIST/raw', 'train_32x32.mat', ...). Missing files are downloaded.
 Images and splits are those of TensorFlow Datasets, in the order of the files. Only CelebA differs,
 by up to a few grey levels (0.9 on average): Pillow decodes JPEG exactly, TensorFlow with its fast
 integer DCT.
@@ -68,7 +68,7 @@ def load(config: ConfigDict, split: str, name: str) -> Images | Streamed:
 
 
 def _torchvision(name: str, split: str, data):
-    """The data set of torchvision, downloaded if its files are not there."""
+    """Return the data set of torchvision, downloaded if its files are missing."""
     import torchvision.datasets
 
     kind, host, files = SETS[name]
@@ -93,7 +93,7 @@ def _torchvision(name: str, split: str, data):
             logging.info('Downloading %s to %s.', name, folder)
             require_network(host)
             return make(folder, download=True, **which)
-    except Exception as error:  # whatever torchvision or the network raises, the remedy is the same
+    except Exception as error:  # all errors of torchvision or of the network have the same remedy
         raise UserError(
             f'config.data.dataset={data.dataset!r}: could not read or download {files} '
             f'in {folder}: {reason(error)}. Copy these '
@@ -128,8 +128,8 @@ def _celeba(found, data) -> Streamed:
 def celeba_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Return the middle 140 x 140 pixels of a picture (H, W, 3), resized to `size`, as uint8.
 
-    The filter is linear and antialiased. The result is that of `tensorflow_sets.celeba_crop`, which
-    needs TensorFlow, rounded.
+    The filter is linear and antialiased. The result is that of `tensorflow_sets.celeba_crop`,
+    rounded, but needs no TensorFlow.
     """
     from PIL import Image
 

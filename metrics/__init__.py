@@ -1,4 +1,4 @@
-"""Distances between sets of images; `extractors` and `reference` have the features of images."""
+"""Distances between sets of images; `extractors` and `reference` compute features of images."""
 
 from metrics.distances import (
     BLOCK_VALUES,

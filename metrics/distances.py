@@ -1,10 +1,10 @@
-"""Distances between sets of images, from the features that a network has of them.
+"""Distances between sets of images, from features of the images that a network computes.
 
 All functions are pure, and features are arrays (n, D). The Frechet distance (FID, Heusel et al.
 2017) compares means and covariances, the kernel distance (KID, Binkowski et al. 2018) all moments
-up to the third, without bias. Precision is the share of samples that lie where the data are, recall
-that of the data where samples are (Kynkaanniemi et al. 2019). The Inception score (Salimans et al.
-2016) needs class logits and no data.
+up to the third, without bias. Precision is the fraction of samples that lie near data, and recall
+the fraction of data that lie near samples (Kynkaanniemi et al. 2019). The Inception score (Salimans
+et al. 2016) needs class logits and no data.
 """
 
 import functools
@@ -18,11 +18,11 @@ from runtime.errors import UserError
 # size of the largest matrix that `frechet_distance` handles in about 3 minutes and 5 GiB on two
 # cores
 LARGEST = 8192
-BLOCK_VALUES = 2**23  # of the larger set of features, in memory as float64 at a time
+BLOCK_VALUES = 2**23  # values of the larger set of features in memory as float64 at a time
 
 
 class Statistics:
-    """Mean, covariance and number of a set of feature vectors, and, if known, the vectors.
+    """Mean, covariance and number of a set of feature vectors, and the vectors if known.
 
     Args:
         mean: (D,).
@@ -44,7 +44,7 @@ class Statistics:
 
     @functools.cached_property
     def covariance(self) -> np.ndarray:
-        assert self.features is not None, 'without a covariance there are features'
+        assert self.features is not None, 'features are required without a covariance'
         scatter = np.zeros((len(self.mean), len(self.mean)))
         for start in range(0, self.n, 4096):
             block = self.features[start : start + 4096] - self.mean
@@ -71,8 +71,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     singular values) of F_a F_b^T. Two factors are known: the centred features, F = (X - mu) /
     sqrt(n - 1), and the scaled eigenvectors of C. If either set has fewer vectors than dimensions,
     the features are cheaper: O(n_a n_b (D + min(n_a, n_b))) operations, and no D x D matrix is
-    formed. Otherwise the eigenvectors are used: O((n_a + n_b) D^2 + D^3). Neither squares a factor
-    and takes the root again, so covariances without full rank lose no accuracy.
+    formed. Otherwise the eigenvectors are used: O((n_a + n_b) D^2 + D^3). Neither method squares a
+    factor and takes the root again, so singular covariances lose no accuracy.
 
     References:
         Dowson & Landau 1982, The Frechet distance between multivariate normal distributions.
@@ -86,7 +86,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 def _cross_of_features(a: Statistics, b: Statistics) -> tuple[float, tuple[float, float]]:
     """Return tr (C_a C_b)^(1/2) and both traces.
 
-    The larger set is read in blocks, whose products are reduced to a triangle by QR.
+    The larger set is read in blocks, whose products QR reduces to a triangular matrix.
     """
     few, many = sorted((a, b), key=lambda x: x.n)
     assert few.features is not None and many.features is not None
@@ -108,14 +108,14 @@ def _cross_of_covariances(a: Statistics, b: Statistics) -> tuple[float, tuple[fl
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F (D, rank) with F F^T = covariance (D, D)."""
+    """Return F (D, rank) with F F^T = covariance (D, D)."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > len(values) * np.finfo(float).eps * values[-1]
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
 class KernelDistance(NamedTuple):
-    """The mean over `blocks` blocks, and its standard error, from `error_blocks`."""
+    """The mean over `blocks` blocks, and its standard error from `error_blocks` blocks."""
 
     mean: float
     error: float
@@ -126,11 +126,11 @@ class KernelDistance(NamedTuple):
 def kernel_distance(a: np.ndarray, b: np.ndarray, block_size: int = 1024) -> KernelDistance:
     """Return the unbiased squared maximum mean discrepancy of features a (n, D) and b (m, D).
 
-    The kernel is k(x, y) = (x^T y / D + 1)^3. Both sets are cut, in their order, which should be
-    random, into the same number of blocks with at most `block_size` rows (Zaremba et al. 2013); the
-    mean over blocks is TF-GAN's. If one set is so small that its blocks would have less than 16
-    rows, there are fewer blocks, and rows of the other set are left out. The standard error comes
-    from at least ten blocks, if there are two rows for each, and never from one.
+    The kernel is k(x, y) = (x^T y / D + 1)^3. Both sets, which should be in random order, are cut
+    into the same number of blocks with at most `block_size` rows (Zaremba et al. 2013). The mean
+    over blocks is the value of TF-GAN. If one set is so small that its blocks would have less than
+    16 rows, fewer blocks are used, and rows of the other set are left out. The standard error comes
+    from at least ten blocks, or from blocks of at least two rows if a set has less than 20 rows.
 
     Raises:
         UserError: if a set has fewer than four rows.
@@ -162,7 +162,7 @@ def _blocks(a, b, count: int) -> np.ndarray:
 
 
 def _cut(x, count: int):
-    """x in `count` parts, the larger ones last."""
+    """Split x into `count` parts, the larger ones last."""
     ends = np.cumsum([len(x) // count + (i >= count - len(x) % count) for i in range(count)])
     return np.split(x, ends[:-1])
 
@@ -178,7 +178,7 @@ def _discrepancy(x, y) -> float:
 
 
 def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
-    """Return exp E KL(p(y|x) | p(y)) of logits (n, classes).
+    """Return the Inception score exp E KL(p(y|x) | p(y)) of logits (n, classes).
 
     Returns:
         Mean and standard deviation over `splits` equal parts of the samples, in order.
@@ -201,8 +201,8 @@ def precision_recall(
     """Return precision and recall (Kynkaanniemi et al. 2019).
 
     Precision is the fraction of samples (n, D) within the balls around real features (m, D), recall
-    that of real ones within the balls around samples. The ball around a point reaches to the
-    `neighbours`-th nearest other point of its own set.
+    the fraction of real features within the balls around samples. The radius of the ball around a
+    point is the distance to the `neighbours`-th nearest other point of the same set.
     """
     if min(len(real), len(samples)) <= neighbours:
         raise UserError(
@@ -217,7 +217,7 @@ def precision_recall(
 
 def _covered(points, centres, neighbours: int, rows: int = 1000) -> float:
     """The fraction of `points` within some ball around the `centres`."""
-    # the first is itself
+    # the nearest point is the point itself
     radii = torch.cat(
         [torch.cdist(part, centres).kthvalue(neighbours + 1).values for part in centres.split(rows)]
     )

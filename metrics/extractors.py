@@ -1,4 +1,4 @@
-"""Extractors: from 8-bit images to features, by the pixels or by the networks of torch-fidelity.
+"""Extractors of features of 8-bit images: the pixels, or the networks of torch-fidelity.
 
 The network of TF-GAN is in `evaluation`, which has the table of all extractors.
 """
@@ -24,10 +24,10 @@ BATCH = 64  # images that a network sees at a time
 
 
 class Extractor(NamedTuple):
-    """How images become features.
+    """A function from images to features, and its protocol.
 
     Attributes:
-        protocol: What the features depend on: backend, extractor, feature, input, weights.
+        protocol: The settings of the features: backend, extractor, feature, input, weights.
         run: Function of images (B, H, W, C) uint8. It returns {'pool_3': (B, D) float32} and, for
             a classifier, 'logits' (B, classes).
     """
@@ -92,7 +92,7 @@ def torch_fidelity(config: ConfigDict) -> Extractor:
 
 
 def _named(name: str, feature: str) -> tuple[str, str]:
-    """The network and its layer, by default that of its FID."""
+    """Return the names of network and layer, by default the layer that its FID uses."""
     try:
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as known
     except ModuleNotFoundError as error:
@@ -115,7 +115,7 @@ def _named(name: str, feature: str) -> tuple[str, str]:
 
 
 def _load(name: str, feature: str, path: str) -> torch.nn.Module:
-    """Load a network on the CPU, with the weights at `path`, or those that the package fetches."""
+    """Load a network on the CPU, with the weights at `path` or those that the package fetches."""
     from torch_fidelity.utils import create_feature_extractor
 
     classifies = name == FID_NETWORK and feature == '2048'
@@ -135,7 +135,7 @@ def _load(name: str, feature: str, path: str) -> torch.nn.Module:
             fetched = TORCH_FIDELITY_WEIGHTS if name == FID_NETWORK else f'the weights of {name}'
             message = (
                 f"config.eval.metrics_backend='torch_fidelity' needs {fetched}, which cannot be "
-                f'fetched ({reason}): download it elsewhere and give it as '
-                '--config.eval.inception_path=FILE'
+                f'fetched ({reason}): download it on another '
+                'machine and set --config.eval.inception_path=FILE'
             )
         raise UserError(message) from error

@@ -1,7 +1,7 @@
 """Reference statistics: features of real images, computed once for a data set and an extractor.
 
-They are kept in `eval.stats_dir` as npz files ('pool_3': (n, D)) with a protocol that says what
-they are of, and a JSON file of the protocol beside each for readers.
+They are stored in `eval.stats_dir` as npz files ('pool_3': (n, D)). Each file contains a protocol,
+which records the data set and the extractor; a readable JSON file next to it repeats the protocol.
 """
 
 import json
@@ -24,7 +24,7 @@ from runtime.errors import UserError
 from runtime.progress import progress
 
 BATCH = 256  # images in memory at a time
-PUBLISHED = ('CIFAR10', 'CELEBA', 'LSUN')  # the 2021 release has statistics of these
+PUBLISHED = ('CIFAR10', 'CELEBA', 'LSUN')  # the 2021 release has statistics of these data sets
 
 
 class Reference(NamedTuple):
@@ -36,7 +36,7 @@ class Reference(NamedTuple):
 
 
 def statistics_protocol(config: ConfigDict, extractor: Extractor, split: str) -> dict:
-    """What the features of a split depend on."""
+    """Return the settings that the features of a split depend on."""
     config = complete(config)
     return results.normal(
         dict(
@@ -50,7 +50,7 @@ def statistics_protocol(config: ConfigDict, extractor: Extractor, split: str) ->
 def statistics_path(config: ConfigDict, extractor: Extractor, split: str) -> pathlib.Path:
     """The file of the features of a split, in `eval.stats_dir` (default: assets/stats).
 
-    For TF-GAN and the training set it is named as in the 2021 release, 'cifar10_stats.npz'.
+    For TF-GAN and the training set it has the name of the 2021 release, 'cifar10_stats.npz'.
     """
     parts = [datasets.get_name(config)]
     if extractor.protocol['backend'] != 'tfgan':
@@ -66,8 +66,8 @@ def statistics_path(config: ConfigDict, extractor: Extractor, split: str) -> pat
 def compute_statistics(config: ConfigDict, extractor: Extractor, split: str) -> pathlib.Path:
     """Write the features of at most `eval.stats_samples` images of a split, in random order.
 
-    All processes share the work. One batch of images is in memory at a time and, in process 0, the
-    features of all.
+    All processes share the work. Memory holds one batch of images at a time, and in process 0 the
+    features of all images.
 
     Returns:
         The npz file.
@@ -84,7 +84,7 @@ def compute_statistics(config: ConfigDict, extractor: Extractor, split: str) -> 
 
     def work(indices):
         batch = images.read(indices)[0]
-        if not len(batch):  # all corrupt, and left out
+        if not len(batch):  # all images of the batch are corrupt and left out
             return None
         return extractor.run(to_8_bits(batch, images.levels))['pool_3'].astype(np.float32)
 
@@ -110,7 +110,7 @@ def compute_statistics(config: ConfigDict, extractor: Extractor, split: str) -> 
 
 
 def get_reference(config: ConfigDict, extractor: Extractor, split: str) -> Reference | None:
-    """Read the features of a split from `eval.stats_dir`; all processes compute missing ones.
+    """Read the features of a split from `eval.stats_dir`; all processes compute a missing file.
 
     Returns:
         The reference for process 0, None for the others.
@@ -128,20 +128,20 @@ def get_reference(config: ConfigDict, extractor: Extractor, split: str) -> Refer
     file = results.load(path)
     if file is None or 'pool_3' not in file:
         raise UserError(
-            f"{path} has no features 'pool_3' that can be read. Move it away to have them computed"
+            f"{path} has no features 'pool_3' that can be read. Move it away to compute them again"
         )
     features, protocol = file['pool_3'].reshape(len(file['pool_3']), -1), file['protocol']
     if protocol:
         faults = _differences(protocol, statistics_protocol(config, extractor, split))
     else:
-        logging.warning('%s has no protocol.', path)
+        logging.warning('Found no protocol in %s.', path)
         is_published = _is_published(config, extractor, split, features)
-        faults = [] if is_published else ['it has none']
+        faults = [] if is_published else ['the file has no protocol']
         protocol = dict(origin=f'{path.name}, of the 2021 release')
     if faults:
         raise UserError(
-            f'{path} has statistics of another protocol: {"; ".join(faults)}. Move it away to have '
-            'them computed, or name another folder with --config.eval.stats_dir'
+            f'{path} does not have the expected protocol: {"; ".join(faults)}. Move it away to '
+            'compute it again, or set another folder with --config.eval.stats_dir'
         )
     _check(features, path)
     described = protocol | dict(file=path.name, n=len(features))
@@ -149,7 +149,7 @@ def get_reference(config: ConfigDict, extractor: Extractor, split: str) -> Refer
 
 
 def _differences(protocol: dict, expected: dict) -> list[str]:
-    """What differs between protocols, other than limits on n that are both above n."""
+    """Return how protocols differ; two limits on n that are both above n are equal."""
     if protocol['n'] < min(protocol['most_images'], expected['most_images']):
         expected = expected | dict(most_images=protocol['most_images'])
     return results.differences({key: protocol.get(key) for key in expected}, expected)
@@ -169,5 +169,5 @@ def _check(features: np.ndarray, path):
     if not np.isfinite(features).all() or (features == features[0]).all():
         raise UserError(
             f'the features for {path} are not finite, or all the same: the weights do '
-            'not serve for this layer'
+            'not fit this layer'
         )

@@ -1,4 +1,4 @@
-"""The network of DDPM (Ho et al. 2020), as the starting point of Song et al. 2021."""
+"""The U-Net of DDPM (Ho et al. 2020) in the version of Song et al. 2021."""
 
 import functools
 
@@ -12,7 +12,7 @@ from .utils import accept, completed, register_model
 class DDPM(UNet):
     """Map (x (B, C, H, W), labels (B,)) to an output (B, C, H, W).
 
-    Labels are times, or indices of noise levels. `model.nf` must be a multiple of `model.groups`,
+    Labels are times or indices of noise levels. `model.nf` must be a multiple of `model.groups`,
     which is 32 in the 2021 release.
     """
 

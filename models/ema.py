@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class ExponentialMovingAverage:
-    """shadow <- d shadow + (1 - d) parameter at each `update`.
+    """The average shadow <- d shadow + (1 - d) parameter, computed at each `update`.
 
     d is `decay`, or with `use_num_updates` the smaller of `decay` and (1 + n) / (10 + n) at the
-    n-th update, so that the average forgets its start. `shadow_params` are the averages of the
-    parameters that require a gradient, in their order. `untrained` are those of the others; only
-    checkpoints of JAX have them, where every parameter is averaged.
+    n-th update, so that the average forgets the initial values. `shadow_params` are the averages
+    of the parameters that require a gradient, in their order. `untrained` are the averages of the
+    other parameters; only JAX checkpoints contain them, because JAX averages every parameter.
     """
 
     def __init__(
@@ -32,9 +32,8 @@ class ExponentialMovingAverage:
         theirs = [p for p in parameters if p.requires_grad == trained]
         if [p.shape for p in theirs] != [s.shape for s in own]:
             raise ValueError(
-                f'the average is of {len(own)} tensors, which are not those of the '
-                f'{len(theirs)} parameters given: '
-                'their numbers or shapes differ'
+                f'expected the {len(own)} parameters that the average was made for, got '
+                f'{len(theirs)} parameters: their number or shapes differ'
             )
         return theirs
 
@@ -101,19 +100,19 @@ class ExponentialMovingAverage:
         """Load an average of the same parameters.
 
         Raises:
-            ValueError: if the number of tensors or a shape differs; then nothing is changed.
+            ValueError: if the number of tensors or a shape differs; nothing is changed then.
         """
         loaded = [torch.as_tensor(p) for p in state_dict['shadow_params']]
         for i, (own, new) in enumerate(zip(self.shadow_params, loaded)):
             if own.shape != new.shape:
                 raise ValueError(
-                    f'the moving average in the state has shape {tuple(new.shape)} at '
-                    f'position {i}, not {tuple(own.shape)}'
+                    f'tensor {i} of the moving average in the state has shape '
+                    f'{tuple(new.shape)}, expected {tuple(own.shape)}'
                 )
         if len(loaded) != len(self.shadow_params):
             raise ValueError(
-                f'the moving average in the state has {len(loaded)} tensors, this '
-                f'network {len(self.shadow_params)}'
+                f'the moving average in the state has {len(loaded)} tensors, expected '
+                f'{len(self.shadow_params)} as in this network'
             )
         self.decay, self.num_updates = state_dict['decay'], state_dict['num_updates']
         self.shadow_params = [

@@ -1,6 +1,6 @@
 """Blocks of DDPM's U-Net (Ho et al. 2020), which NCSN++ and DDPM++ also use.
 
-Feature maps are (B, C, H, W), embeddings (B, D). Attributes such as `GroupNorm_0` are the names of
+Feature maps are (B, C, H, W), embeddings (B, D). Attribute names such as `GroupNorm_0` are those of
 the published checkpoints.
 """
 
@@ -37,7 +37,7 @@ def default_init(scale: float = 1.0) -> Callable[[Sequence[int]], Tensor]:
     """Return a function from a shape to uniform weights of variance scale / fan_avg.
 
     Shapes are (out, in, ...); matrices may also be (in, out), as the average of the fans is
-    symmetric. A scale of 0 stands for 1e-10.
+    symmetric. A scale of 0 is replaced by 1e-10.
 
     References:
         Glorot & Bengio 2010.
@@ -90,10 +90,7 @@ def conv3x3(
 
 
 def group_norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
-    """Group normalization with `groups`, or with at most 32 groups of at least four channels.
-
-    The default is that of NCSN++.
-    """
+    """Group normalization with `groups` groups; None: min(channels // 4, 32), as in NCSN++."""
     groups = groups or min(channels // 4, 32)
     if groups == 0:
         raise UserError(f'channels must be >= 4 for group normalization, got {channels}')
@@ -110,10 +107,10 @@ def merge(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
 def get_timestep_embedding(
     timesteps: Tensor, embedding_dim: int, max_positions: int = 10000
 ) -> Tensor:
-    """Sines and cosines of `timesteps` (B,) at geometric frequencies: (B, embedding_dim).
+    """Return sines and cosines of `timesteps` (B,) at geometric frequencies, (B, embedding_dim).
 
-    The embedding_dim / 2 frequencies go from 1 to 1/max_positions. All sines come before all
-    cosines, and an odd dimension ends with a zero.
+    The embedding_dim / 2 frequencies go from 1 to 1/max_positions. The sines precede the cosines.
+    If `embedding_dim` is odd, the last value is zero.
 
     References:
         Vaswani et al. 2017, Sec. 3.5.
@@ -144,7 +141,7 @@ class NIN(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Self-attention over all pixels, added to the input; one head, or heads of `head_dim`."""
+    """Self-attention over all pixels, added to the input; one head, or heads of size `head_dim`."""
 
     def __init__(
         self,
@@ -202,12 +199,12 @@ class Downsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """norm, act, conv, + time, norm, act, dropout, conv; added to the input.
+    """A residual block: norm, act, conv, + time, norm, act, dropout, conv, added to the input.
 
-    Subclasses define how the input gets the shape of the output.
+    Subclasses define how the input is mapped to the shape of the output.
     """
 
-    # name of the layer that gives the input the output's shape, if they differ
+    # name of the layer that maps the input to the output's shape, if the shapes differ
     projection: str | None = None
 
     def __init__(
@@ -247,7 +244,7 @@ class ResnetBlock(nn.Module):
 class ResnetBlockDDPM(ResnetBlock):
     """The residual block of DDPM.
 
-    `design`: `skip_rescale`, `init_scale` and `groups` of `ResnetBlock`.
+    `design` contains `skip_rescale`, `init_scale` and `groups` of `ResnetBlock`.
     """
 
     def __init__(

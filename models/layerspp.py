@@ -21,7 +21,7 @@ from .up_or_down_sampling import (
     shrink,
 )
 
-# The blocks of DDPM with NCSN++'s normalization, whose number of groups follows the number of
+# The blocks of DDPM with NCSN++'s normalization, whose number of groups depends on the number of
 # channels.
 AttnBlockpp = functools.partial(AttnBlock, groups=None)
 ResnetBlockDDPMpp = functools.partial(ResnetBlockDDPM, groups=None)
@@ -39,7 +39,7 @@ class GaussianFourierProjection(nn.Module):
         self.W = nn.Parameter(frequencies, requires_grad=False)
 
     def _apply(self, fn, recurse=True):
-        """Move and cast W, but keep at least float32: angles are hundreds of radians."""
+        """Move and cast W, but keep at least float32, because angles are hundreds of radians."""
         precise = self.W.detach()
         super()._apply(fn, recurse)
         if torch.finfo(self.W.dtype).bits < 32:
@@ -53,9 +53,9 @@ class GaussianFourierProjection(nn.Module):
 
 
 class Combine(nn.Module):
-    """Combine y with x, which a 1x1 convolution brings to the channels of y.
+    """Combine y with x, to which a 1x1 convolution first gives as many channels as y has.
 
-    The method is the sum ('sum') or the concatenation ('cat').
+    The two are added ('sum') or concatenated ('cat').
     """
 
     def __init__(self, dim1: int, dim2: int, method: str = 'cat'):
@@ -71,7 +71,7 @@ class Combine(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the size, by an FIR filter or repetition; with `with_conv` also a 3x3 convolution."""
+    """Double the size by an FIR filter or by repetition; `with_conv` adds a 3x3 convolution."""
 
     def __init__(
         self,
@@ -98,7 +98,10 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the size: FIR filter or mean; with `with_conv` a strided 3x3 convolution."""
+    """Halve the size by an FIR filter or by averaging.
+
+    With `with_conv`, a strided 3x3 convolution follows the filter or replaces the averaging.
+    """
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class Downsample(nn.Module):
 
 
 class ResnetBlockBigGANpp(ResnetBlock):
-    """The residual block of BigGAN (Brock et al. 2019), which may resample on the way."""
+    """The residual block of BigGAN (Brock et al. 2019), which may also resample its input."""
 
     def __init__(  # noqa: PLR0913, the signature of the 2021 release
         self,

@@ -1,8 +1,8 @@
 """NCSN++ and DDPM++ (Song et al. 2021, Sec. 4.4 and Appendix H): two settings of one network.
 
 NCSN++ has FIR resampling, BigGAN blocks, rescaled skips, a residual input pyramid and, with
-continuous time, Fourier features of log sigma. DDPM++ has neither FIR nor pyramids, and embeds
-positions.
+continuous time, Fourier features of log sigma. DDPM++ has neither FIR nor pyramids, and uses the
+positional embedding of DDPM.
 """
 
 import functools
@@ -14,7 +14,7 @@ from .layers import get_act, group_norm
 from .unet import Design, Parts, UNet
 from .utils import accept, completed, register_model
 
-# the accepted values of config.model, in any case
+# the accepted values of keys of config.model, in upper or lower case
 OPTIONS = {
     'attention_type': ('ddpm',),
     'conv_size': (3,),
@@ -81,7 +81,8 @@ def _design(model, fir: dict) -> Design:
 class NCSNpp(UNet):
     """Map (x (B, C, H, W), labels (B,)) to an output (B, C, H, W).
 
-    Labels are sigma if `model.embedding_type` is 'fourier', otherwise times or indices.
+    Labels are sigma if `model.embedding_type` is 'fourier', otherwise times or indices of noise
+    levels.
     """
 
     def __init__(self, config: ConfigDict):
@@ -97,7 +98,7 @@ class NCSNpp(UNet):
     def around_attention(self) -> list:
         """Return the modules whose first normalization has `model.attn_groups` groups.
 
-        These are the attention of every level, and the blocks of up levels that have attention.
+        These are all attention modules, and all blocks of the up levels with attention.
         """
         positions = [
             attention

@@ -1,8 +1,9 @@
 """NCSN (Song & Ermon 2019) and NCSNv2 (Song & Ermon 2020): RefineNets that output the score.
 
 NCSNv2 has variants for images of up to 95, 128 and 256 pixels. The encoder's stages and the
-decoder's refinements are tables; channels are multiples of `model.nf`. NCSN is conditioned on the
-noise level by its normalization. NCSNv2 is not: its output is divided by sigma (Technique 3).
+decoder's refinements are listed in tables; channels are multiples of `model.nf`. The normalization
+of NCSN depends on the noise level. That of NCSNv2 does not; instead the output is divided by sigma
+(Technique 3).
 """
 
 import functools
@@ -24,7 +25,7 @@ from .utils import accept, completed, get_sigmas, register_model
 class Stage(NamedTuple):
     """Two residual blocks with `width` x nf channels; if `down`, the first halves the size.
 
-    With a `dilation` above 1 it dilates its convolutions instead.
+    With a `dilation` above 1 the convolutions are dilated and the size remains the same.
     """
 
     name: str
@@ -38,14 +39,14 @@ class RefineNet(nn.Module):
 
     stages: list[Stage]  # from fine to coarse
     refinements: list[tuple[str, int]]  # name and width, in the order in which they are created
-    # names of the refinements from coarse to fine, where that order differs
+    # names of the refinements from coarse to fine, if this order differs from the previous one
     applied: list[str] | None = None
     conditional = False
 
     def __init__(self, config: ConfigDict):
         super().__init__()
         config = completed(config)
-        accept(config, 'model.num_classes', 0, why='the U-Nets can be told classes')
+        accept(config, 'model.num_classes', 0, why='only the U-Nets accept classes')
         model, norm, act = (
             config.model,
             get_normalization(config, self.conditional),
@@ -53,8 +54,8 @@ class RefineNet(nn.Module):
         )
         if model.nf < 2:
             raise UserError(
-                f'config.model.nf must be >= 2 for {model.name}, which compares the '
-                f'means of channels, got {model.nf}'
+                f'config.model.nf must be >= 2 for {model.name}, whose normalization '
+                f'compares the means of channels, got {model.nf}'
             )
         nf, inner_norm = model.nf, norm if self.conditional else None
         self.centered, self.act = config.data.centered, act
@@ -93,7 +94,7 @@ class RefineNet(nn.Module):
             coarser = [width]
 
     def features(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """The output before any scaling; `labels` are for conditional normalizations."""
+        """Return the output before scaling by sigma; conditional normalizations use `labels`."""
         h = self.begin_conv(x if self.centered else 2 * x - 1)
         kept = []
         for stage in self.stages:
@@ -111,7 +112,7 @@ class RefineNet(nn.Module):
 
 @register_model(name='ncsn')
 class NCSN(RefineNet):
-    """The score at the noise level `labels`: integers that count from the largest sigma down."""
+    """The score at the noise levels `labels`: integers that begin with 0 at the largest sigma."""
 
     stages = [
         Stage('res1', 1, down=False),
@@ -128,7 +129,7 @@ class NCSN(RefineNet):
             config,
             'training.continuous',
             False,
-            why='it knows only the noise levels it was built with',
+            why='it has parameters for a fixed number of noise levels',
         )
         super().__init__(config)
         self.register_buffer(
@@ -141,9 +142,9 @@ class NCSN(RefineNet):
 
 @register_model(name='ncsnv2_64')
 class NCSNv2(RefineNet):
-    """The score at the noise level `labels`.
+    """The score at the noise levels `labels`.
 
-    Integer labels count from the largest sigma down; floating-point labels are sigma itself.
+    Integer labels begin with 0 at the largest sigma; floating-point labels are sigma itself.
     """
 
     stages = NCSN.stages
@@ -192,8 +193,8 @@ class NCSNv2_256(NCSNv2):
         ('refine4', 1),
         ('refine5', 1),
     ]
-    # The original creates refine3 before refine31 but applies refine31 first. Their shapes agree,
-    # so a state dict loads in either order.
+    # The original code creates refine3 before refine31 but applies refine31 first. Both have the
+    # same shapes, so a state dict loads in either order.
     applied = ['refine1', 'refine2', 'refine31', 'refine3', 'refine4', 'refine5']
 
 

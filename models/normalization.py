@@ -87,7 +87,7 @@ def get_normalization(config: ConfigDict, conditional: bool = False) -> Callable
 
     Args:
         config: `config.model.normalization` names the normalization.
-        conditional: whether it has parameters for each noise level.
+        conditional: whether it has separate parameters for each noise level.
     """
     name = config.model.normalization
     known = ['InstanceNorm++'] if conditional else NORMALIZATIONS

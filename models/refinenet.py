@@ -1,7 +1,7 @@
 """Blocks of RefineNet (Lin et al. 2017) as NCSN (Song & Ermon 2019) and NCSNv2 (2020) use them.
 
-`norm` builds a normalization for a number of channels, which is called with (x, labels). NCSN
-normalizes before every convolution of the refinement. NCSNv2 does not: there `norm` is None.
+`norm(channels)` builds a normalization, which is called with (x, labels). NCSN normalizes before
+every convolution of the refinement. NCSNv2 does not, so its `norm` is None.
 Attribute names are those of the authors' checkpoints.
 """
 
@@ -34,9 +34,9 @@ class ConvMeanPool(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, act, conv, norm, act, conv; added to the input.
+    """A residual block: norm, act, conv, norm, act, conv, added to the input.
 
-    With `down` it halves the size, or, if `dilation` is above 1, dilates the convolutions.
+    `down` halves the size, except if `dilation` is above 1, which dilates the convolutions.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ResidualBlock(nn.Module):
 
 
 class RCUBlock(nn.Module):
-    """Residual convolution units: `n_blocks` sums of x and `n_stages` convolutions of it."""
+    """Residual convolution units: add the result of `n_stages` convolutions `n_blocks` times."""
 
     def __init__(
         self, planes: int, n_blocks: int, n_stages: int, act: Callable, norm: Callable | None = None
@@ -100,7 +100,7 @@ class RCUBlock(nn.Module):
 
 
 class MSFBlock(nn.Module):
-    """Multi-resolution fusion: the sum of all inputs, convolved and brought to one size."""
+    """Multi-resolution fusion: convolve all inputs, interpolate them to one size and add them."""
 
     def __init__(
         self,
@@ -126,9 +126,9 @@ class MSFBlock(nn.Module):
 
 
 class CRPBlock(nn.Module):
-    """Chained residual pooling: x plus a chain of poolings and convolutions of it.
+    """Chained residual pooling: add the results of a chain of poolings and convolutions to x.
 
-    Pooling takes means with `norm`, and maxima without.
+    The pooling is average pooling with `norm`, and max pooling without.
     """
 
     def __init__(self, features: int, n_stages: int, act: Callable, norm: Callable | None = None):
@@ -151,9 +151,9 @@ class CRPBlock(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Join a level of the encoder with the coarser refinement before it.
+    """Join a feature map of the encoder with the output of the next coarser refinement.
 
-    Their channels are `in_planes`; the output has `features` channels.
+    Their numbers of channels are `in_planes`; the output has `features` channels.
     """
 
     def __init__(
@@ -177,8 +177,8 @@ class RefineBlock(nn.Module):
         """Join the inputs; the result has the size of the first.
 
         Args:
-            inputs: the encoder's level and, except at the coarsest, the refinement before.
-            labels: for the normalizations.
+            inputs: the feature map and, except at the coarsest level, the coarser output.
+            labels: passed to the normalizations.
         """
         adapted = [adapt(x, labels) for adapt, x in zip(self.adapt_convs, inputs)]
         h = adapted[0] if self.msf is None else self.msf(adapted, labels, inputs[0].shape[2:])

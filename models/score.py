@@ -40,10 +40,10 @@ class Score:
             output is converted to a score by `sde.score_from_output`: minus the noise for VP and
             sub-VP, the score itself for VE.
         sde: the SDE it was trained for.
-        continuous: whether it was trained on continuous times, or on the noise levels of `sde.N`
-            steps.
-        guides: guidance, each a function from a score function `(x, t) -> score` to another. They
-            are applied in this order.
+        continuous: True if the network was trained on continuous times, False if on the noise
+            levels of `sde.N` steps.
+        guides: functions that map a score function `(x, t)` to a guided one. They are applied in
+            this order.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class Score:
         return self.sde.network_label(t, self.continuous, number_of_scales(self.network))
 
     def guided_by(self: AnyScore, *guides: Callable | None) -> AnyScore:
-        """The same model with further guidance."""
+        """Return the same model with further guidance."""
         other = copy.copy(self)
         other.guides = (*self.guides, *filter(None, guides))
         return other
 
     def score(self, x: Tensor, t: float | Tensor, **condition) -> Tensor:
-        """grad_x log p_t(x), shape of x.
+        """Return the score grad_x log p_t(x), shape of x.
 
-        `condition` is passed to the network, such as `classes=` (B,).
+        `condition`, such as `classes=` (B,), is passed to the network.
         """
         return self.counted()[0](x, times_like(x, t), **condition)
 
@@ -105,7 +105,7 @@ class Score:
         return self.sde.perturb(x0, times_like(x0, t), noise)
 
     def parameter(self) -> Tensor | None:
-        """A parameter of the network, for its device and dtype; None if it has no parameters."""
+        """A parameter of the network, to read its device and dtype; None if it has none."""
         return (
             next(self.network.parameters(), None)
             if isinstance(self.network, torch.nn.Module)

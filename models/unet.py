@@ -7,7 +7,7 @@
 A level has `num_res_blocks` residual blocks (one more on the way up), then resamples to the next
 level. At the resolutions of `attn_resolutions`, attention follows each block on the way down and
 the last block on the way up. Every feature map of the way down is concatenated to the input of a
-block on the way up. A progressive input feeds shrunken copies of x to the down levels; a
+block on the way up. A progressive input feeds downsampled copies of x to the down levels; a
 progressive output sums images, or features, of all up levels.
 
 Every block is appended to `all_modules`, and its position is recorded when the network is built.
@@ -38,8 +38,8 @@ class DownLevel(NamedTuple):
     """Positions in `all_modules` of the parts of a level on the way down.
 
     blocks: residual blocks, each with the attention that follows it, or None.
-    resample: None at the last level.
-    pyramid: what joins the input pyramid to the features, or None.
+    resample: the downsampling, or None at the last level.
+    pyramid: the layer that joins the input pyramid to the features, or None.
     """
 
     blocks: list[tuple[int, int | None]]
@@ -52,7 +52,7 @@ class UpLevel(NamedTuple):
 
     blocks: residual blocks, each with the attention that follows it, or None.
     pyramid: layers of the output pyramid.
-    resample: None at the last level.
+    resample: the upsampling, or None at the last level.
     """
 
     blocks: list[tuple[int, int | None]]
@@ -65,7 +65,7 @@ class Parts(NamedTuple):
 
     `block(in_ch, out_ch)`, `attention(channels)`, `upsample(channels)` and `downsample(channels)`
     return modules. Blocks and both resamplings are called with (h, temb). `groups` is the number of
-    groups of the other normalizations; with None it depends on their channels.
+    groups of the head's normalization; with None it depends on the number of channels.
     """
 
     block: Callable
@@ -149,7 +149,7 @@ class UNet(nn.Module):
             )
 
     def _add_pyramids(self, design: Design):
-        """Add the resamplings of images in the pyramids of skips, which have no parameters."""
+        """Add the resampling of images for skip pyramids; it has no parameters."""
         shrinks, grows = self.progressive_input == 'input_skip', self.progressive == 'output_skip'
         self.pyramid_down = Downsample(**design.fir) if shrinks else None
         self.pyramid_up = Upsample(**design.fir) if grows else None
@@ -171,7 +171,7 @@ class UNet(nn.Module):
         """Add the levels on the way down.
 
         Returns:
-            The channels of every feature map that the way up takes, the last at the bottom.
+            The channels of every feature map that the way up uses; the last one is at the bottom.
         """
         self.down_levels = []
         kept, width, pyramid_width = [self.nf], self.nf, self.channels
@@ -193,10 +193,10 @@ class UNet(nn.Module):
     def _add_joint(
         self, design: Design, width: int, pyramid_width: int
     ) -> tuple[int | None, int, int]:
-        """Add what joins the input pyramid to the features of a level, if there is a pyramid.
+        """Add the layer that joins the input pyramid, if any, to the features of a level.
 
         Returns:
-            The position or None, and the channels of the features and of the pyramid after it.
+            The layer's position or None, and the channels of features and pyramid after it.
         """
         if self.progressive_input == 'input_skip':
             joint = self._add(Combine(pyramid_width, width, design.progressive_combine))
@@ -215,7 +215,7 @@ class UNet(nn.Module):
         )
 
     def _add_up_levels(self, config, parts: Parts, design: Design, kept: list[int]) -> int:
-        """Add the levels on the way up, which take all feature maps that were `kept`.
+        """Add the levels on the way up, which use all feature maps in `kept`.
 
         Returns:
             The channels of the last level.
@@ -233,13 +233,13 @@ class UNet(nn.Module):
             pyramid_width = width
             resample = self._add(parts.upsample(width)) if i > 0 else None
             self.up_levels.append(UpLevel(blocks, pyramid, resample))
-        assert not kept, 'every feature map that was kept is used once'
+        assert not kept, 'every kept feature map is used once'
         return width
 
     def _add_output(self, design: Design, width: int, pyramid_width: int | None) -> list[int]:
-        """Add what a level contributes to the output pyramid, if there is one.
+        """Add the layers of a level for the output pyramid, if any, and return their positions.
 
-        `pyramid_width` is that of the level before, None at the first.
+        `pyramid_width` is the channels of the pyramid before the level, None at the first level.
         """
         if self.progressive == 'none':
             return []
@@ -251,7 +251,7 @@ class UNet(nn.Module):
         return [norm, self._add(conv3x3(width, self.channels, init_scale=design.init_scale))]
 
     def _add_head(self, parts: Parts, design: Design, width: int):
-        """Add the layers from features to images, which the pyramid of skips replaces."""
+        """Add the layers from features to images, unless an output pyramid of images has them."""
         if self.progressive != 'output_skip':
             self.head = (
                 self._add(group_norm(width, parts.groups)),
@@ -304,7 +304,7 @@ class UNet(nn.Module):
         return self.label_embedding(classes)
 
     def _join_input(self, position, h, pyramid):
-        """Return h joined with the next smaller copy of the input, and that copy."""
+        """Return h joined with the next level of the input pyramid, and that level."""
         if self.progressive_input == 'input_skip':
             pyramid = self.pyramid_down(pyramid)
             return self.all_modules[position](pyramid, h), pyramid
@@ -312,7 +312,7 @@ class UNet(nn.Module):
         return pyramid, pyramid
 
     def _join_output(self, positions, h, pyramid):
-        """Return h, and the output pyramid with the contribution of this level."""
+        """Return h, and the output pyramid after adding the contribution of this level."""
         if pyramid is None:
             return h, self._norm_act_conv(positions, h)
         if self.progressive == 'output_skip':
@@ -351,7 +351,7 @@ class UNet(nn.Module):
         return h / self._sigma(labels).to(h)[:, None, None, None] if self.scale_by_sigma else h
 
     def _go_down(self, x, temb) -> list:
-        """Return the feature maps of the way down, the last at the bottom."""
+        """Return the feature maps of the way down; the last one is at the bottom."""
         h, pyramid = self.all_modules[self.stem](x), x
         kept = [h]
         for level in self.down_levels:
@@ -370,7 +370,7 @@ class UNet(nn.Module):
         return self._run(second, self._run_block(first, attention, h, temb), temb)
 
     def _go_up(self, h, temb, kept: list):
-        """Return the features of the last level, and the output pyramid or None; empty `kept`."""
+        """Return the last level's features, and the output pyramid or None; `kept` is emptied."""
         pyramid = None
         for level in self.up_levels:
             for block, attention in level.blocks:
@@ -384,7 +384,7 @@ class UNet(nn.Module):
     def _sigma(self, labels):
         """Return the noise level of each label.
 
-        For Fourier features that is the label itself, otherwise the label is an index into the
-        table of noise levels, largest first.
+        With Fourier features it is the label itself. Otherwise the label is an index into the
+        table of noise levels, which begins with the largest.
         """
         return labels if self.embedding == 'fourier' else self.sigmas[labels.long()]

@@ -1,7 +1,7 @@
 """Resampling of feature maps by an integer factor, naive or with an FIR filter.
 
-An FIR filter avoids aliasing (Zhang 2019; Karras et al. 2020). `k` is a 1-D filter, whose outer
-product is taken, or a 2-D one. It is normalized to sum 1; None is the box filter. All images are
+An FIR filter avoids aliasing (Zhang 2019; Karras et al. 2020). `k` is a 2-D filter, or a 1-D filter
+that is applied to both axes. It is normalized to sum 1; None is the box filter. All images are
 (B, C, H, W); `gain` multiplies the result.
 """
 
@@ -46,8 +46,8 @@ def downsample_2d(
     return shrink(x, fir_filter(k, factor, gain), factor)
 
 
-# The same with a filter (r, r) that is already on the device of `x`. A filter that is built in
-# every call would have to be copied there.
+# The next functions take a filter (r, r) that is already on the device of `x`. A filter that is
+# built in every call would have to be copied there.
 
 
 def enlarge(x: Tensor, h: Tensor, factor: int = 2) -> Tensor:
@@ -117,7 +117,7 @@ class Conv2d(nn.Module):
     ):
         super().__init__()
         if up and down:
-            raise ValueError('a convolution goes up or down, not both')
+            raise ValueError('up and down must not both be True')
         if kernel % 2 == 0:
             raise ValueError(f'the kernel size must be odd, got {kernel}')
         self.weight = nn.Parameter(default_init()((out_ch, in_ch, kernel, kernel)))

@@ -1,4 +1,4 @@
-"""Networks by name, their wrapper, and the score function made from a network and an SDE."""
+"""The registry of networks, their wrapper, and the score function of a network and an SDE."""
 
 import contextlib
 import warnings
@@ -26,10 +26,10 @@ def get_model(name: str) -> type[nn.Module]:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """Return a copy of the config of one of our networks, with the defaults of missing keys.
+    """Return a copy of a network's config in which missing keys have their defaults.
 
     Raises:
-        UserError: a key without a default that the network needs is missing.
+        UserError: if a key that the network needs is missing and has no default.
     """
     if missing := rules.missing(config, config.model.name):
         raise UserError('\n'.join(missing.values()))
@@ -37,9 +37,9 @@ def completed(config: ConfigDict) -> ConfigDict:
 
 
 def accept(config: ConfigDict, key: str, *values, why: str = '') -> None:
-    """Raise UserError if a key ('section.name') of a config is there but has none of the values.
+    """Raise UserError if a config has a key ('section.name') with a value not in `values`.
 
-    The case of strings is ignored.
+    Upper and lower case are equivalent.
     """
     section, name = key.split('.')
     got = config[section][name] if name in config[section] else values[0]
@@ -54,7 +54,7 @@ def accept(config: ConfigDict, key: str, *values, why: str = '') -> None:
 
 
 def get_sigmas(config: ConfigDict) -> np.ndarray:
-    """The `model.num_scales` noise levels of SMLD, geometric, the largest first; float64."""
+    """The `model.num_scales` noise levels of SMLD: a geometric sequence, largest first; float64."""
     model = config.model
     return np.exp(np.linspace(np.log(model.sigma_max), np.log(model.sigma_min), model.num_scales))
 
@@ -80,14 +80,14 @@ PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16}
 
 
 class Undivided(nn.Module):
-    """A wrapper that holds the network as `module`, in the place of the DataParallel of 2021.
+    """A wrapper of the network `module` that replaces DataParallel of the 2021 release.
 
     Parameters keep their prefix 'module.'. The output is float32 and contiguous (B, C, H, W).
 
     Args:
         module: The network.
         precision: 'bfloat16' runs convolutions and matrix products in that dtype.
-        channels_last: Keep the channels of images innermost.
+        channels_last: Store images with the channels of a pixel adjacent in memory.
         compile: Compile the whole graph, separately for training and for evaluation.
     """
 
@@ -117,7 +117,7 @@ class Undivided(nn.Module):
         """
         if distributed.size() > 1:
             with warnings.catch_warnings():
-                # of the keyword that releases before 2.14 know
+                # PyTorch 2.14 deprecates `broadcast_buffers`, which older releases need
                 warnings.simplefilter('ignore', FutureWarning)
                 self._shared = [
                     nn.parallel.DistributedDataParallel(self.module, broadcast_buffers=False)
@@ -125,7 +125,7 @@ class Undivided(nn.Module):
 
     @contextlib.contextmanager
     def alone(self, alone: bool = True) -> Iterator[None]:
-        """Accumulate gradients in each process within the block, if `alone`.
+        """Within the block, accumulate gradients without averaging over processes, if `alone`.
 
         The next backward pass outside the block averages them.
         """
@@ -145,12 +145,12 @@ class Undivided(nn.Module):
         return output.float() if self.dtype else output
 
 
-# parameters made under inference mode could never have gradients, nor could their inputs
+# parameters that are made in inference mode cannot have gradients, nor can their inputs
 @torch.inference_mode(False)
 def create_model(config: ConfigDict) -> nn.Module:
     """Build the network of a config on `config.device`, with the parameter names of 2021.
 
-    `config.training.precision`, `channels_last` and `compile` set how it is run. Missing optional
+    `config.training.precision`, `channels_last` and `compile` set how it runs. Missing optional
     keys have their defaults.
     """
     network, training = (
@@ -185,7 +185,7 @@ def _dtype(model) -> torch.dtype | None:
 
 
 def get_model_fn(model: Callable, train: bool = False) -> Callable:
-    """Return a function (x, labels, **condition) -> output of the network.
+    """Return a function `(x, labels, **condition)` that returns the output of the network.
 
     Dropout is on if `train`. A network cast to another dtype, as by `.bfloat16()`, gets x in that
     dtype; the output has the dtype of x. The condition is `classes=` (B,) for a network that was
@@ -193,7 +193,7 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable:
     """
 
     def model_fn(x, labels, **condition):
-        # walking through all modules takes a while
+        # `train` visits all modules, which is slow
         if isinstance(model, nn.Module) and model.training != train:
             model.train(train)
         dtype = _dtype(model) or x.dtype
@@ -215,7 +215,9 @@ def number_of_scales(model: Callable) -> int | None:
 def get_score_fn(
     sde: Any, model: Callable, train: bool = False, continuous: bool = False
 ) -> Callable:
-    """Return a function (x (B, ...), t (B,), **condition) -> grad_x log p_t(x), shape of x.
+    """Return a function `(x, t, **condition)` that returns the score grad_x log p_t(x).
+
+    Its arguments are x (B, ...) and t (B,); the score has the shape of x.
 
     Args:
         sde: The SDE that the network was trained for. It converts the network's output, which is
@@ -223,7 +225,7 @@ def get_score_fn(
         model: The network.
         train: Whether dropout is on.
         continuous: Whether the network was trained with continuous time. The labels of a discrete
-            network count the noise levels it was built with, independently of `sde.N`.
+            network number the noise levels it was built with, independently of `sde.N`.
     """
     model_fn, scales = get_model_fn(model, train), number_of_scales(model)
 
@@ -240,7 +242,7 @@ def times_like(x: Tensor, t: float | Tensor) -> Tensor:
 
 
 def to_flattened_numpy(x: Tensor) -> np.ndarray:
-    """All values of `x` as a vector on the host."""
+    """All values of `x` as a NumPy vector."""
     return x.detach().cpu().numpy().reshape(-1)
 
 

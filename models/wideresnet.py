@@ -4,7 +4,7 @@ Its gradient guides samplers towards a class (Zagoruyko & Komodakis 2016; Song e
 Appendix I.1).
 
     x -> stem
-      -> for each width: residual blocks, the first halving the size but at the first width
+      -> for each width: residual blocks; the first one halves the size, except at the first width
       -> norm, act, mean -> logits
 
 Its blocks are those of NCSN++. Group normalization replaces the batch normalization of the
@@ -28,7 +28,7 @@ class WideResNet(nn.Module):
 
     Labels are sigma if `model.embedding_type` is 'fourier', else times. The levels have
     nf * widen * ch_mult[i] channels; num_res_blocks=4 and widen=10 give the WRN-28-10 of the paper.
-    `shape` is the shape of an image.
+    The attribute `shape` is the shape of an image.
     """
 
     is_classifier = True
@@ -38,13 +38,13 @@ class WideResNet(nn.Module):
         config = completed(config)
         accept(config, 'model.normalization', 'GroupNorm')
         accept(config, 'model.embedding_type', 'fourier', 'positional')
-        accept(config, 'training.continuous', True, why='it is trained at all times')
+        accept(config, 'training.continuous', True, why='it is trained at continuous times')
         model, data, act = config.model, config.data, get_act(config)
         if model.num_classes < 2:
             raise UserError(
                 'config.model.num_classes must be >= 2 for a classifier, got '
                 f'{model.num_classes}: '
-                'set it to the number of labels of the data set'
+                'set it to the number of classes of the data set'
             )
         self.num_classes = model.num_classes
         self.shape, self.nf, self.act, self.centered = (

@@ -8,7 +8,7 @@ from torch import nn
 def fused_leaky_relu(
     input: torch.Tensor, bias: torch.Tensor, negative_slope: float = 0.2, scale: float = 2**0.5
 ) -> torch.Tensor:
-    """scale * leaky_relu(input + bias), `input` (B, C, ...), `bias` (C,)."""
+    """Return scale * leaky_relu(input + bias) for `input` (B, C, ...) and `bias` (C,)."""
     return scale * F.leaky_relu(input + bias.reshape(-1, *[1] * (input.ndim - 2)), negative_slope)
 
 

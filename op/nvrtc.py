@@ -1,8 +1,8 @@
 """Compile CUDA C++ at run time and launch its kernels on PyTorch's current stream.
 
-NVRTC is NVIDIA's compiler as a library; cuda-bindings call it and the driver from Python. Both come
-with PyTorch's CUDA packages, so nothing else has to be installed. They are imported at the first
-use. Compiling needs no GPU.
+NVRTC is NVIDIA's compiler as a library. The package cuda-bindings calls NVRTC and the driver from
+Python. Both come with PyTorch's CUDA packages, so nothing else has to be installed. They are
+imported at the first use. Compiling needs no GPU.
 """
 
 import ctypes
@@ -14,10 +14,11 @@ import torch
 def architecture(capability: tuple[int, int]) -> str:
     """The compilation target for a GPU of this compute capability.
 
-    It is the machine code of the GPU or, if NVRTC does not know the GPU, the newest older PTX.
+    It is the machine code of the GPU or, if NVRTC does not know the GPU, the newest older PTX that
+    NVRTC knows.
 
     Raises:
-        RuntimeError: if the GPU is older than all that NVRTC supports.
+        RuntimeError: if the GPU is older than all GPUs that NVRTC supports.
     """
     from cuda.bindings import nvrtc
 
@@ -26,14 +27,14 @@ def architecture(capability: tuple[int, int]) -> str:
     if not known:
         raise RuntimeError(
             f'NVRTC {".".join(map(str, _checked(nvrtc.nvrtcVersion())))} does not '
-            'compile for compute capability '
+            'support compute capability '
             f'{capability[0]}.{capability[1]}'
         )
     return f'sm_{wanted}' if wanted in known else f'compute_{max(known)}'
 
 
 def compile(source: str, target: str, **macros) -> tuple[bytes, str]:
-    """Compile CUDA C++ and return the image and the compiler's log.
+    """Compile CUDA C++ and return the binary image and the compiler's log.
 
     Args:
         source: the source code.
@@ -41,8 +42,8 @@ def compile(source: str, target: str, **macros) -> tuple[bytes, str]:
         **macros: macros to define.
 
     Returns:
-        The image, and the log. For machine code the log has the registers and spills of each
-        kernel, see `resources`.
+        The image, and the log. For machine code the log contains the registers and spills of each
+        kernel (see `resources`).
 
     Raises:
         RuntimeError: with the compiler's message if the source does not compile.
@@ -78,8 +79,8 @@ def compile(source: str, target: str, **macros) -> tuple[bytes, str]:
 def resources(log: str) -> dict[str, dict]:
     """The resources of each kernel, by name, from the log of `compile`.
 
-    They are registers per thread, and bytes of shared memory per block, and of stack and spills per
-    thread.
+    These are registers per thread, bytes of shared memory per block, and bytes of stack and of
+    spills per thread.
     """
     found = {}
     for part in re.split(r"Compiling entry function '", log)[1:]:
@@ -98,7 +99,7 @@ def resources(log: str) -> dict[str, dict]:
 
 
 class Module:
-    """The kernels of an image on one device; `device` is its index in PyTorch."""
+    """The kernels of a compiled image on one device; `device` is the device's index in PyTorch."""
 
     def __init__(self, image: bytes, device: int):
         from cuda.bindings import driver
@@ -106,7 +107,7 @@ class Module:
         torch.cuda.init()
         self.driver, self.device = driver, device
         self.functions: dict = {}  # by name
-        # the one that PyTorch uses
+        # the context that PyTorch uses
         self.context = _checked(
             driver.cuDevicePrimaryCtxRetain(_checked(driver.cuDeviceGet(device)))
         )
@@ -137,12 +138,12 @@ class Module:
             ctypes.addressof(pointers),
             0,
         )
-        del buffer  # held until here: the driver has copied it
+        del buffer  # must exist until here; now the driver has copied it
 
     def _in_context(self, call, *arguments):
         """Return call(*arguments) in the context of the device.
 
-        A thread may be in the context of another device, or in none.
+        The current context of a thread may be that of another device, or none.
         """
         _checked(self.driver.cuCtxPushCurrent(self.context))
         try:
@@ -160,6 +161,6 @@ def _checked(result: tuple):
 
 
 def _read(size, content, program) -> bytes:
-    buffer = bytearray(_checked(size(program)))  # not bytes: Python shares those of length 1
+    buffer = bytearray(_checked(size(program)))  # Python shares bytes of length 1
     _checked(content(program, buffer))
     return bytes(buffer)

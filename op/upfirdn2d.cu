@@ -1,16 +1,17 @@
 // Resampling with an FIR filter, on both axes:  out[n] = sum_k h[k] x_up[n down + k - before]  (see upfirdn2d.py).
 //
-// x_up is x with up - 1 zeros behind every pixel, and zero outside. All kernels are bound by memory: each of a warp's accesses covers
-// consecutive bytes, and what neighbouring threads share comes from the cache. The file needs no header, so that NVRTC compiles it
-// wherever PyTorch's own packages are, and no shared memory or barrier, so that a C++ compiler can run it on the CPU in the tests.
+// x_up is x with up - 1 zeros after every pixel, and zero outside. All kernels are bound by memory bandwidth: each access of a warp
+// covers consecutive bytes, and pixels that neighbouring threads share come from the cache. The file includes no header, so NVRTC can
+// compile it with PyTorch's own packages alone. It uses no shared memory or barrier, so the tests can compile it for the CPU with a
+// C++ compiler.
 
 struct Geometry {
     int channels, height, width, out_height, out_width;
     int kernel_height, kernel_width, up, down, before_y, before_x;
     int flip, channels_last;
-    int strips;  // of rows, per plane; specialised kernels only
-    long long count;  // of threads with something to do
-    long long in_strides[4], out_strides[4];  // batch, channel, row, column; general kernel only
+    int strips;  // number of strips of rows per plane; specialised kernels only
+    long long count;  // number of threads that compute outputs
+    long long in_strides[4], out_strides[4];  // of batch, channel, row, column; general kernel only
 };
 
 // Numbers: double accumulates in double, everything else in float -------------------------------------------------------------------
@@ -38,7 +39,7 @@ __device__ inline void narrow(float x, float& y) { y = x; }
 __device__ inline void narrow(float x, bfloat16& y) {
 #if __CUDA_ARCH__ >= 800
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-#else  // to nearest, ties to even; a NaN, whose payload could round to that of infinity, stays one
+#else  // round to nearest, ties to even; a NaN becomes 0x7fff, because rounding its payload could give infinity
     const unsigned bits = reinterpret<unsigned>(x);
     y.bits = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fff;
 #endif
@@ -52,20 +53,20 @@ __device__ inline float widen(half x) { return reinterpret<_Float16>(x.bits); }
 __device__ inline void narrow(float x, half& y) { y.bits = reinterpret<unsigned short>((_Float16)x); }
 #endif
 
-// Any filter, factors, border and strides: a thread an output -------------------------------------------------------------------------
+// Any filter, factors, border and strides: one thread per output ----------------------------------------------------------------------
 
-// Threads are numbered by a U: 32 bits are divided several times faster than 64.
+// U is the type of thread numbers: 32-bit divisions are several times faster than 64-bit divisions.
 template <typename T, typename U> __device__ inline void any(const T* x, const Acc<T>* taps, T* out, const Geometry& g) {
     U index = (U)blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= g.count) return;
-    U c = 0;  // the axis that is dense in memory runs fastest
+    U c = 0;  // the axis that is contiguous in memory varies fastest
     if (g.channels_last) c = index % g.channels, index /= g.channels;
     const int column = index % g.out_width; index /= g.out_width;
     const int row = index % g.out_height; index /= g.out_height;
     if (!g.channels_last) c = index % g.channels, index /= g.channels;
     const T* plane = x + index * g.in_strides[0] + c * g.in_strides[1];
 
-    // Every up-th tap meets a pixel, from the first one on; the rest meet the zeros in between.
+    // Beginning with tap (first_y, first_x), every up-th tap meets a pixel; the other taps meet the zeros in between.
     const int top = row * g.down - g.before_y, left = column * g.down - g.before_x;
     const int first_y = (g.up - top % g.up) % g.up, first_x = (g.up - left % g.up) % g.up;
     Acc<T> sum = 0;
@@ -84,9 +85,9 @@ template <typename T, typename U> __device__ inline void any(const T* x, const A
 
 // Twice or half the size with 4x4 taps ------------------------------------------------------------------------------------------------
 //
-// A thread makes ROWS rows of P columns of the smaller image's grid, of L channels: a run of pixels of one plane (L = 1), or a pixel's
-// 16 bytes of channels (channels last). Either way it touches the larger image 16 bytes at a time. Pixels are read once per row, into a
-// window that reaches one pixel over to either side.
+// A thread computes ROWS rows of P columns of the smaller image's grid for L channels. These are consecutive pixels of one plane if
+// L = 1, or 16 bytes of channels of one pixel otherwise (channels last). In both cases the thread accesses the larger image 16 bytes at
+// a time. Pixels are read once per row, into a window that extends one pixel beyond the columns on both sides.
 
 constexpr int ROWS = 4;
 
@@ -94,7 +95,7 @@ template <typename T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) :
 
 template <typename T, int L> struct Tile {
     static constexpr int V = 16 / sizeof(T), P = L == 1 ? V / 2 : 1;
-    int row, column, pixel;  // the first of the tile; elements from a pixel to the next
+    int row, column, pixel;  // first row and column of the tile; number of elements from a pixel to the next
     long long plane, channel;
 
     __device__ Tile(const Geometry& g, int columns) {
@@ -113,7 +114,8 @@ template <typename A> __device__ inline void read_taps(A (&h)[4][4], const A* ta
     for (int k = 0; k < 16; k++) h[k / 4][k % 4] = taps[flip ? 15 - k : k];
 }
 
-// Columns first .. first + N - 1 of row i, zero outside of the image. For L = 1, those between the outer two are aligned and inside.
+// Read columns first .. first + N - 1 of row i, with zeros outside of the image. For L = 1, all columns except the first and the last
+// are aligned and inside the image.
 template <typename T, int N, int L>
 __device__ inline void read(Acc<T> (&window)[N][L], const T* image, int i, int first, int height, int width, int pixel) {
     const T* row = image + ((long long)i * width + first) * pixel;
@@ -138,7 +140,7 @@ __device__ inline void read(Acc<T> (&window)[N][L], const T* image, int i, int f
     }
 }
 
-// N pixels of L channels from `out` on: in one piece where L = 1, and a pixel at a time else.
+// Write N pixels of L channels, beginning at `out`: in one piece if L = 1, otherwise one pixel at a time.
 template <typename T, int N, int L> __device__ inline void write(T* out, const Acc<T> (&value)[N][L], int pixel) {
     constexpr int pieces = L == 1 ? 1 : N, length = L == 1 ? N : L;
 #pragma unroll
@@ -158,7 +160,7 @@ template <typename T, int L> __device__ inline void up2(const T* x, const Acc<T>
     constexpr int P = Tile::P;
     const T* image = x + tile.plane * g.height * g.width * tile.pixel + tile.channel;
     T* corner = out + (tile.plane * 4 * g.height * g.width + 2 * tile.column) * tile.pixel + tile.channel;
-    Acc<T> h[4][4], window[3][P + 2][L];  // three rows, in turn
+    Acc<T> h[4][4], window[3][P + 2][L];  // the window holds three rows, which are replaced in turn
     read_taps(h, taps, g.flip);
     read(window[0], image, tile.row - 1, tile.column - 1, g.height, g.width, tile.pixel);
     read(window[1], image, tile.row, tile.column - 1, g.height, g.width, tile.pixel);
@@ -195,7 +197,7 @@ template <typename T, int L> __device__ inline void down2(const T* x, const Acc<
     Acc<T> h[4][4], value[ROWS][P][L] = {};
     read_taps(h, taps, g.flip);
 #pragma unroll
-    for (int t = 0; t < 2 * ROWS + 2; t++) {  // a row of x is that of tap k of the output rows r with 2 r + k = t
+    for (int t = 0; t < 2 * ROWS + 2; t++) {  // row t of x meets tap k of the output rows r with 2 r + k = t
         Acc<T> window[2 * P + 2][L];
         read(window, image, 2 * tile.row - 1 + t, 2 * tile.column - 1, g.height, g.width, tile.pixel);
 #pragma unroll
@@ -215,9 +217,10 @@ template <typename T, int L> __device__ inline void down2(const T* x, const Acc<
     }
 }
 
-// Entry points, of the type that the compiler is told: double, float, half or bfloat16 -------------------------------------------------
+// Entry points for the type SCALAR, a macro: double, float, half or bfloat16 -----------------------------------------------------------
 
-// The bounds are threads to a block and, for the kernel that would else take too many registers, blocks to fit a multiprocessor.
+// The bounds are the threads per block and, for the kernel that would otherwise use too many registers, the minimum number of blocks
+// per multiprocessor.
 
 #define ENTRY(name, bounds, ...) \
     extern "C" __global__ void __launch_bounds__ bounds name(const SCALAR* __restrict__ x, const Acc<SCALAR>* __restrict__ taps, \

@@ -18,9 +18,9 @@ and the transposed map, from the gradient of `out` to that of x, has the same fo
     grad_x[i] = sum_k h[K - 1 - k] grad_up[i up + k - (K - 1 - before)],
     grad_up[m] = grad_out[m / down].
 
-Derivatives of any order are thus the operation itself. On a CUDA device it is a kernel of
-upfirdn2d.cu, which is compiled on first use. On other devices, if the kernel does not compile, and
-for gradients with respect to the filter, it is composed of PyTorch's convolutions.
+Derivatives of any order are therefore the same operation. On a CUDA device the operation is a
+kernel of upfirdn2d.cu, which is compiled on first use. On other devices, if the kernel does not
+compile, and for gradients with respect to the filter, it is composed of PyTorch's convolutions.
 """
 
 import functools
@@ -37,14 +37,14 @@ from torch import Tensor
 from . import nvrtc
 
 SOURCE = pathlib.Path(__file__).with_suffix('.cu')
-# names in the source
+# names of the types in the source
 SCALARS = {
     torch.float64: 'double',
     torch.float32: 'float',
     torch.float16: 'half',
     torch.bfloat16: 'bfloat16',
 }
-THREADS, ROWS = 256, 4  # per block; of a thread's strip: both as in the source
+THREADS, ROWS = 256, 4  # threads per block, and rows of a thread's strip; both as in the source
 
 
 def upfirdn2d(
@@ -87,16 +87,16 @@ def _composed(
 
     It works on any device, in any floating-point dtype, and has derivatives in `kernel`.
     """
-    # would convolve in another dtype than the kernels
+    # autocast would convolve in another dtype than the kernels
     if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return _composed(x, kernel, up, down, before, size)
     channels, height, width = x.shape[1:]
     kh, kw = kernel.shape
-    # one filter for each channel: several times faster than a batch of planes
+    # one filter for each channel is several times faster than a batch of planes
     taps = kernel.to(x).expand(channels, 1, kh, kw)
     axes = list(zip(x.shape[2:], kernel.shape, before, size))
-    # A convolution that makes or cuts the border itself is up to twice as fast (benchmarks/ops.py).
+    # A convolution that pads or crops the border itself is up to twice as fast (benchmarks/ops.py).
     if up == 1:
         behind = [
             (places - 1) * down + reach - start - length for length, reach, start, places in axes
@@ -109,8 +109,8 @@ def _composed(
             stride=down,
             groups=channels,
         )
-    # The transposed convolution is the filtered x_up with a full border: shift it to the border
-    # asked for.
+    # The transposed convolution is the filtered x_up with a full border: pad or crop it to the
+    # requested border.
     front = [start - reach + 1 for _, reach, start, _ in axes]
     behind = [(places - 1) * down - start - (length - 1) * up for length, _, start, places in axes]
     more = [end - start for start, end in zip(front, behind)]
@@ -130,7 +130,7 @@ def _composed(
 def _in_transform() -> bool:
     """Whether torch.func or forward-mode differentiation is active.
 
-    Registered operations do not support them.
+    Registered operations support neither of them.
     """
     return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
@@ -150,10 +150,10 @@ def resample(
     size: Sequence[int],
     flip: bool,
 ) -> Tensor:
-    """out[n] = sum_k h[k] x_up[n down + k - before] as above, (B, C, *size), of `x` (B, C, H, W).
+    """Return out[n] = sum_k h[k] x_up[n down + k - before], (B, C, *size), for `x` (B, C, H, W).
 
-    h is `taps` (kh, kw), reversed if `flip`. On a CUDA device it has the type in which the kernels
-    accumulate: float64 for float64, else float32.
+    h is `taps` (kh, kw), reversed if `flip`. On a CUDA device `taps` must have the dtype in which
+    the kernels accumulate: float64 for images in float64, otherwise float32.
     """
     out = _composed(x, taps if flip else taps.flip(0, 1), up, down, before, size)
     return out.contiguous(memory_format=_memory_format(x))
@@ -173,7 +173,7 @@ def _save(ctx, inputs, output):
 
 
 def _transposed(ctx, grad, call):
-    """The gradients of all inputs, by `call`, which is the operation again."""
+    """The gradients of all inputs; `call` applies the operation to `grad`."""
     (taps,), (up, down, before, _) = ctx.saved_tensors, ctx.setting
     before = [reach - 1 - start for reach, start in zip(taps.shape, before)]
     return call(grad, taps, down, up, before, ctx.input_size, not ctx.flip), *[None] * 6
@@ -185,7 +185,7 @@ resample.register_autograd(functools.partial(_transposed, call=resample), setup_
 class _Eager(torch.autograd.Function):
     """`resample` outside of torch.compile.
 
-    There the registered derivative would take the CPU longer than the kernel takes the GPU.
+    Here the registered derivative would take more CPU time than the kernel takes GPU time.
     """
 
     @staticmethod
@@ -199,16 +199,16 @@ class _Eager(torch.autograd.Function):
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type in which the kernels add up."""
+    """The dtype in which the kernels accumulate."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """That of the output: channels last if `x` has the channels of a pixel next to each other."""
+    """The format of the output: channels last if the channels of a pixel are adjacent in `x`."""
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) > 1 else torch.contiguous_format
 
 
-# Its kernels on a CUDA device ---------------------------------------------------------------------
+# The kernels on a CUDA device ---------------------------------------------------------------------
 
 
 @resample.register_kernel('cuda')
@@ -243,11 +243,11 @@ def _launched(x, taps, up, down, before, size, flip):
 class Launch(NamedTuple):
     kernel: str
     blocks: int
-    geometry: bytes  # the struct of upfirdn2d.cu
+    geometry: bytes  # the struct Geometry of upfirdn2d.cu
 
 
 class Layout(NamedTuple):
-    """How a tensor (B, C, H, W) lies in memory."""
+    """The layout of a tensor (B, C, H, W) in memory."""
 
     shape: tuple
     strides: tuple
@@ -257,7 +257,7 @@ class Layout(NamedTuple):
 def plan(
     x: Layout, out: Layout, itemsize: int, taps_shape: tuple[int, ...], setting: tuple, dense: bool
 ) -> Launch:
-    """Choose the kernel that makes an output, and its arguments.
+    """Choose the kernel that computes an output, and its arguments.
 
     Args:
         x, out: the layouts of input and output.
@@ -270,9 +270,9 @@ def plan(
     _, channels, height, width = x.shape
     batch, _, *size = out.shape
     up, down, *before, flip = setting
-    # channels last: the values of a pixel are contiguous, else those of a plane
+    # True if the values of a pixel are contiguous (channels last), False if those of a plane are
     pixels = out.strides[1] == 1 and out.strides[3] > 1
-    # values that a thread moves at once: channels, or columns of the larger image
+    # number of values that a thread moves at once: channels, or columns of the larger image
     vector = 16 // itemsize
     case = up, down, *before, *taps_shape, *size
     if case == (2, 1, 2, 2, 4, 4, 2 * height, 2 * width):
@@ -289,7 +289,7 @@ def plan(
             (width if name == 'down2' else 2 * width) % vector == 0,
             channels * columns // (vector // 2),
         )
-    # these number their threads with 32 bits
+    # the specialised kernels number their threads with 32 bits
     if name and dense and fits and (count := batch * strips * tiles) < 2**31:
         name += '_pixels' if pixels else '_planes'
     else:
@@ -317,23 +317,23 @@ def plan(
 
 @functools.cache
 def _kernels(scalar: str, device: int) -> nvrtc.Module:
-    """The compiled kernels for a type and a GPU; raise the error if they cannot be compiled."""
+    """Return the compiled kernels for a type and a GPU; raise an error if compilation fails."""
     target = nvrtc.architecture(torch.cuda.get_device_capability(device))
     return nvrtc.Module(nvrtc.compile(SOURCE.read_text(), target, SCALAR=scalar)[0], device)
 
 
-_reasons: list[str] = []  # why there are no kernels; the first is in the warning
+_reasons: list[str] = []  # why compiling failed; the warning contains the first reason
 
 
 def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether tensors of this kind have kernels, which are compiled at the first call.
 
-    If that fails, there is one warning per process.
+    If compiling fails, one warning is given per process.
     """
     return device.type == 'cuda' and dtype in SCALARS and _loads(SCALARS[dtype], device.index)
 
 
-# all that torch.compiler.assume_constant_result does, which imports the compiler: a second
+# torch.compiler.assume_constant_result does only this, but it imports the compiler, which takes 1 s
 _has_kernels._dynamo_marked_constant = True
 
 
@@ -345,7 +345,7 @@ def _loads(scalar: str, device: int) -> bool:
         _reasons.append(f'{type(error).__name__}: {error}')
         if len(_reasons) == 1:
             warnings.warn(
-                "upfirdn2d has no CUDA kernels here and uses PyTorch's convolutions, "
+                "upfirdn2d could not load its CUDA kernels and uses PyTorch's convolutions, "
                 f'which are slower. {_reasons[0]}',
                 RuntimeWarning,
                 stacklevel=4,

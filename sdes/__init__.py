@@ -1,1 +1,1 @@
-"""What SDEs are made of: the base class, the reversal, and the tables of discrete chains."""
+"""The parts of SDEs: the base class, the reversal, and the tables of discrete chains."""

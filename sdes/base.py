@@ -37,22 +37,22 @@ def table_dtype(t: Tensor) -> torch.dtype:
 class SDE(abc.ABC):
     """A forward SDE dx = f(x, t) dt + g(t) dw with `N` discretization steps (Eq. 5).
 
-    A new process implements `T`, `sde`, `marginal_prob`, `prior_sampling` and `prior_logp`, for a
-    network that predicts noise from the label 999 t / T; everything else follows from these.
+    A new process implements `T`, `sde`, `marginal_prob`, `prior_sampling` and `prior_logp`.
+    Everything else follows from these, for a network that predicts noise from the label 999 t / T.
     """
 
-    sampling_eps = 1e-3  # where sampling stops: below it the score is too steep for the solver
+    sampling_eps = 1e-3  # sampling stops at this time: below it the score is too steep
     labels_are_sigmas = False  # whether a network's label in continuous time is std(t)
-    shown_as: dict[str, str] = {}  # names of attributes in `repr`, where they differ
+    shown_as: dict[str, str] = {}  # names of attributes in `repr`, if they differ
 
     def __init__(self, N: int):
         if N < 1:
-            raise UserError(f'an SDE needs at least one discretization step, got N={N}')
+            raise UserError(f'the number of discretization steps must be at least 1, got N={N}')
         self.N = N
 
     @classmethod
     def config_keys(cls) -> list[str]:
-        """The keys of `config.model` that belong to this SDE: its constructor's, other than N."""
+        """The keys of `config.model` that belong to this SDE: the constructor's arguments but N."""
         return [
             p.name
             for p in inspect.signature(cls).parameters.values()
@@ -74,7 +74,7 @@ class SDE(abc.ABC):
         settings = [f'{name}={value!r}' for name, value in (shown | {'N': self.N}).items()]
         return f'{type(self).__name__}({", ".join(settings)})'
 
-    # What a process must define
+    # The methods that a process must define
 
     @property
     @abc.abstractmethod
@@ -100,7 +100,7 @@ class SDE(abc.ABC):
     # Marginals and transitions
 
     def mean_and_std(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """m(t) and std(t), both (B,), of p(x_t | x_0) = N(m(t) x_0, std(t)^2 I)."""
+        """Return m(t) and std(t), both (B,), of p(x_t | x_0) = N(m(t) x_0, std(t)^2 I)."""
         # a `marginal_prob` may be written for images only, or for vectors only
         for shape in ((-1, 1, 1, 1), (-1, 1)):
             ones = torch.ones_like(t).reshape(shape)
@@ -113,17 +113,17 @@ class SDE(abc.ABC):
         )
 
     def perturb(self, x: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """A draw m x + std z of x_t given x_0 = x; z is standard normal unless `noise` is given."""
+        """Draw x_t = m x + std z given x_0 = x; z is standard normal unless `noise` is given."""
         mean, std = self.marginal_prob(x, t)
         return mean + expand(std, x) * (normal_like(x) if noise is None else noise)
 
     def denoise(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
-        """E[x_0 | x_t = x] = (x + std^2 score) / m for t > 0 (Tweedie's formula), shape of x."""
+        """Return E[x_0 | x_t = x] = (x + std^2 score) / m (Tweedie), shape of x; t > 0."""
         m, std = self.mean_and_std(t)
         return (x + expand(std, x) ** 2 * score) / expand(m, x)
 
     def noise(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
-        """E[z | x_t = x] = -std score for x_t = m x_0 + std z, shape of x."""
+        """Return E[z | x_t = x] = -std score for x_t = m x_0 + std z, shape of x."""
         return -expand(self.mean_and_std(t)[1], x) * score
 
     def transition_prob(self, x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,11 +147,11 @@ class SDE(abc.ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """The N times, from T down to `eps`, from which samplers take their steps."""
+        """The N times, from T down to `eps`, at which the steps of samplers begin."""
         return torch.linspace(self.T, eps, self.N, device=device, dtype=dtype)
 
     def with_steps(self, N: int) -> 'SDE':
-        """The same process with `N` discretization steps."""
+        """Return the same process with `N` discretization steps."""
         other = copy.copy(self)
         other.N = N
         return other
@@ -161,7 +161,7 @@ class SDE(abc.ABC):
         return (t.to(table_dtype(t)) * ((scales or self.N) - 1) / self.T).long()
 
     def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """f dt (shape of x) and g sqrt(dt) (B,) of a step of the chain, with dt = T/N."""
+        """Return f dt (shape of x) and g sqrt(dt) (B,) of a step of the chain, with dt = T/N."""
         drift, diffusion = self.sde(x, t)
         dt = self.T / self.N
         return drift * dt, diffusion * math.sqrt(dt)
@@ -177,7 +177,7 @@ class SDE(abc.ABC):
         """The factor alpha (B,) in the step size of Langevin correctors (Algorithms 4 and 5)."""
         return torch.ones_like(t)
 
-    # What a network is given and returns; `scales` is the number of a discrete network's levels
+    # Inputs and outputs of networks; `scales` is the number of noise levels of a discrete network
 
     def network_label(
         self, t: Tensor, continuous: bool = True, scales: int | None = None
@@ -199,14 +199,14 @@ class SDE(abc.ABC):
         )
 
     def discrete_residual(self, output: Tensor, noise: Tensor, std: Tensor) -> Tensor:
-        """The error of a discrete network in units of the noise, which training brings to zero."""
+        """The error of a discrete network in units of the noise; training minimizes it."""
         return output - noise
 
 
 class ReverseSDE:
-    """dx = (f - g^2 s) dt + g dw, or with `probability_flow` dx = (f - g^2 s / 2) dt (Eqs. 6, 13).
+    """The reverse-time SDE (Eq. 6), or with `probability_flow` the probability-flow ODE (Eq. 13).
 
-    It runs from T down to 0: one step is x - f + G z with f and G of `discretize`.
+    Time runs from T down to 0. One step is x - f + G z with f and G of `discretize`.
     """
 
     def __init__(self, forward: SDE, score_fn: Callable, probability_flow: bool = False):
@@ -231,5 +231,5 @@ class ReverseSDE:
         return self.reverse(x, t, *self.forward.sde(x, t))
 
     def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """f (shape of x) and G (B,) of x_{i-1} = x_i - f + G z, the reversed chain (Eq. 46)."""
+        """f (shape of x) and G (B,) of the reversed chain x_{i-1} = x_i - f + G z (Eq. 46)."""
         return self.reverse(x, t, *self.forward.discretize(x, t))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def _cached(make):
-    """Cache the tables of `make`, none of them an inference tensor, which autograd would reject."""
+    """Cache the tables of `make`; none is an inference tensor, which autograd would reject."""
     return functools.lru_cache(maxsize=64)(torch.inference_mode(False)(make))
 
 

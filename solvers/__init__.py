@@ -1,13 +1,13 @@
-"""Solvers of the reverse-time SDE and of the probability-flow ODE, and what they have in common.
+"""Solvers of the reverse-time SDE and of the probability-flow ODE, and their common parts.
 
-grids                the levels of an SDE, grids of times, the transition between two times
+grids                signal and noise levels, grids of times, the transition between two times
 few_steps            DDIM, Heun, DPM-Solver, DPM-Solver++, UniPC
 adaptive             the reverse SDE with a step size for each image
-ode                  general ODE solvers, the probability flow
+ode                  general ODE solvers, the probability-flow ODE
 predictor_corrector  Algorithm 1 for any predictor and corrector
 predictors           the predictors and correctors of the paper
-loop                 what all of them do between two steps: projection, resampling, callbacks
-options              the settings of all of them
+loop                 operations between two steps: projection, resampling, callbacks
+options              the settings of all solvers
 """
 
 from solvers.few_steps import (

@@ -1,7 +1,7 @@
 """The reverse-time SDE with a step size for each image (Jolicoeur-Martineau et al. 2021).
 
 A step of Euler-Maruyama and one of the stochastic improved Euler method use the same increment dw
-of the Brownian motion. Their difference is the error that the step size h is adapted to:
+of the Brownian motion. Their difference estimates the error, which controls the step size h:
 
     x'  = x - h f(x, t) + g(t) dw                              f, g: drift and diffusion of the
     x'' = (x' + x - h f(x', t - h) + g(t - h) dw) / 2          reverse SDE
@@ -20,8 +20,8 @@ from solvers.loop import Loop
 from solvers.options import Options
 
 FIRST_STEP = 0.01  # in units of T
-SAFETY, EXPONENT = 0.9, 0.9  # of the next step: SAFETY h E^-EXPONENT
-TINY = 1e-9  # of times and lengths, relative
+SAFETY, EXPONENT = 0.9, 0.9  # the next step has the size SAFETY h E^-EXPONENT
+TINY = 1e-9  # relative tolerance of times and lengths
 
 
 def solve(
@@ -35,9 +35,10 @@ def solve(
 ) -> Tensor:
     """Carry x (B, ...) from time T to `eps` along the reverse-time SDE (Algorithm 1).
 
-    A step is accepted, to x'', if the root mean square of (x' - x'') / delta over the image, E, is
-    at most 1, where delta = max(atol, rtol max(|x'|, |x' of the last accepted step|)). Accepted or
-    not, the next step has the size 0.9 h E^-0.9. Each step takes two evaluations.
+    E is the root mean square of (x' - x'') / delta over the image, where delta =
+    max(atol, rtol max(|x'|, |x' of the last accepted step|)). A step is accepted, with the result
+    x'', if E is at most 1. The next step has the size 0.9 h E^-0.9 in both cases. Each step takes
+    two network evaluations.
 
     When a step is rejected its Brownian increment is kept: smaller steps sample the Brownian bridge
     to the same end point. If noise were drawn again, as in the paper, step sizes would depend on
@@ -45,7 +46,7 @@ def solve(
 
     Args:
         atol: in units of the network's images; the default is one of 256 grey levels.
-        loop: its `callback` and `project`, of which the latter follows every accepted step.
+        loop: `callback` is called after every step, `project` after every accepted step.
 
     Raises:
         UserError: if the steps become too small.
@@ -81,7 +82,7 @@ def solve(
 
 
 def _steps(reverse, x, t, h, dw):
-    """x' and x'' (B, ...) after steps of h (B,) from times t (B,), see the top of this file."""
+    """Return x' and x'' (B, ...) after steps of h (B,) from times t (B,); see the module."""
     start, end, h = t.to(x), (t - h).to(x), expand(h.to(x), x)
     f, g = reverse.sde(x, start)
     first = x - h * f + expand(g, x) * dw
@@ -90,7 +91,7 @@ def _steps(reverse, x, t, h, dw):
 
 
 def draw(sde: SDE, score_fn: Callable, x: Tensor, options: Options, loop: Loop) -> Tensor:
-    """Carry x (B, ...) from the prior to the data; noise is removed by Tweedie's formula."""
+    """Carry x (B, ...) from the prior to the data; `noise_removal` uses Tweedie's formula."""
     eps = options.stop(sde)
     x = solve(sde, score_fn, x, eps, *options.tolerances(), loop)
     t = times_like(x, eps)
@@ -98,16 +99,17 @@ def draw(sde: SDE, score_fn: Callable, x: Tensor, options: Options, loop: Loop) 
 
 
 class BrownianPath:
-    """Brownian paths, one for each image, as far ahead as they are known.
+    """Brownian paths, one for each image, as far ahead as they have been drawn.
 
-    Each is a stack of pieces, the nearest on top: a length (float64) and the increment over it.
+    A path is a stack of pieces, with the next piece on top. A piece has a length (float64) and the
+    increment of the path over this length.
 
         time ->   |-- h --|------ rest of the top piece ------|---- next piece ----|
                   the step that `ahead` proposes
 
-    If the step is accepted, the top piece becomes its rest; if it is rejected, the step becomes a
-    piece on top of the rest. Lengths, and values computed from them, are on a device with float64;
-    increments are on the device of the images.
+    If the step is accepted, the rest replaces the top piece. If it is rejected, the step becomes a
+    new piece on top of the rest. Lengths, and values computed from them, are on a device that
+    supports float64; increments are on the device of the images.
     """
 
     def __init__(self, x: Tensor):
@@ -118,9 +120,10 @@ class BrownianPath:
         self.images = torch.arange(len(x), device=clock)
 
     def ahead(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The next step, at most h (B,), and the path's increment over it, of the images' shape.
+        """Return the next step, at most h (B,), and the path's increment over it.
 
-        It is an even part of the piece on top, drawn from the Brownian bridge, or a new piece.
+        The top piece is divided into equal steps, and the first is drawn from the Brownian bridge.
+        If no piece is known, a new one is drawn.
         """
         z = normal_like(self.increments[0])
         fresh = self.known == 0
@@ -136,9 +139,9 @@ class BrownianPath:
         return self.h, self.noise
 
     def leave(self, active: Tensor, accepted: Tensor) -> None:
-        """Take the step off the path where it was `accepted` (B,).
+        """Remove the step from the path where it was `accepted` (B,).
 
-        Where it was rejected, but `active` (B,), the piece on top is split at the step's end.
+        If it was rejected and the image is `active` (B,), the top piece is split at the step's end.
         """
         if self.known.max() + 1 > len(self.lengths) - 1:
             self.lengths = torch.cat([self.lengths, torch.zeros_like(self.lengths[:1])])
@@ -151,7 +154,7 @@ class BrownianPath:
         self.known = torch.where(active, place + ~accepted, self.known)
 
     def _put(self, which, place, length, increment):
-        """Write a piece at `place` (B,) of the stack, of the images in `which` (B,)."""
+        """Write a piece at `place` (B,) of the stacks of the images where `which` (B,) is True."""
         here = place, self.images
         self.lengths[here] = torch.where(which, length, self.lengths[here])
         here = tuple(index.to(increment.device) for index in here)

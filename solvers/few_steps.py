@@ -1,4 +1,4 @@
-"""Solvers that make a good sample in tens of network evaluations.
+"""Solvers that draw a good sample with tens of network evaluations.
 
 With x_t = alpha_t x_0 + sigma_t z, lambda = log(alpha / sigma) (see `grids`), and the network's
 estimates x0 of the image and eps of the noise in x_t, the probability-flow ODE (Song et al. 2021,
@@ -38,8 +38,8 @@ SHORT = 15  # grids of fewer steps end with steps of lower order, which are more
 class Solver:
     """Steps along `times` (n + 1,): `step(x, i)` carries x (B, ...) from times[i] to times[i + 1].
 
-    A multistep solver keeps the estimates of earlier steps in `last`; `forget` clears it before x
-    is set back to an earlier time.
+    A multistep solver keeps the estimates of earlier steps in `last`; `forget` clears them before
+    steps are repeated (see `Loop`).
 
     Args:
         score_fn: the score `(x, t (B,)) -> shape of x`.
@@ -48,7 +48,7 @@ class Solver:
     """
 
     skip_type = 'logSNR'  # the default grid
-    settings: tuple[str, ...] = ()  # keys of `config.sampling` that the constructor takes
+    settings: tuple[str, ...] = ()  # keys of `config.sampling` that are constructor arguments
     default_steps = 36
     follows_flow = True  # adds no noise unless its settings ask for it
 
@@ -65,11 +65,11 @@ class Solver:
 
     @classmethod
     def intervals(cls, steps: int, **settings) -> int:
-        """The number of steps along the grid for `config.sampling.steps`."""
+        """The number of steps along the grid if `config.sampling.steps` is `steps`."""
         return steps
 
     def forget(self) -> None:
-        """Clear what is kept of earlier steps."""
+        """Clear the estimates of earlier steps."""
         self.last = None
 
     def at(self, i: int) -> tuple[float, float, float]:
@@ -88,7 +88,7 @@ class Solver:
         return -sigma * self.score_fn(x, times_like(x, t))
 
     def step(self, x: Tensor, i: int) -> Tensor:
-        """x (B, ...) at times[i] -> x at times[i + 1]."""
+        """Return x at times[i + 1] from x (B, ...) at times[i]."""
         raise NotImplementedError
 
     def denoised(self, x: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Solver:
         return self.image(x, *self.at(-1))
 
     def draw(self, x: Tensor, loop: Loop, noise_removal: bool) -> Tensor:
-        """Carry x (B, ...) at the first time to the data, along the grid."""
+        """Carry x (B, ...) from the first time to the data, along the grid."""
 
         def step(x, i):
             x = self.step(x, i)
@@ -110,8 +110,8 @@ class Solver:
 class DDIM(Solver):
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z (Song, Meng & Ermon 2021, Eqs. 12 and 16).
 
-    c is `eta` times the standard deviation of x_s given x_t and x_0. eta = 0 is of order 1 for the
-    ODE; eta = 1 is ancestral sampling.
+    c is `eta` times the standard deviation of x_s given x_t and x_0. eta = 0 is a first-order
+    solver of the ODE; eta = 1 is ancestral sampling.
     """
 
     settings = ('eta',)
@@ -144,13 +144,13 @@ class Heun(Solver):
     """y_s = y + (v_s - v) (d + d_s) / 2 for dy/dv = d (Karras et al. 2022, Algorithms 1 and 2).
 
     y = x / alpha, v = sigma / alpha and d = (y - x0) / v; d_s is the slope at the end of an Euler
-    step. Of order 2. A step takes two evaluations, the last one, to v = 0, takes one: 2 `steps` - 1
-    in all.
+    step. The method has order 2. A step takes two evaluations, and the last step, to v = 0, takes
+    one; the total is 2 `steps` - 1.
 
     Args:
-        churn: S_churn in Algorithm 2. Before each step noise raises v by the factor
-            1 + min(churn / steps, sqrt(2) - 1), at most to its value at T.
-        steps: the number of steps, the one to v = 0 included.
+        churn: S_churn in Algorithm 2. Before each step, added noise multiplies v by
+            1 + min(churn / steps, sqrt(2) - 1), up to its value at T.
+        steps: the number of steps, including the step to v = 0.
     """
 
     skip_type, default_steps = 'karras', 18
@@ -197,14 +197,14 @@ class Heun(Solver):
 class DPMSolver(Solver):
     """x_s = alpha_s/alpha_t x - sigma_s sum_n h^(n+1) phi_(n+1)(h) eps^(n) (Lu 2022a, Eq. 3.6).
 
-    eps is a Taylor polynomial in lambda, whose derivatives eps^(n) are differences of estimates
-    within the step, at lambda_t + r h: r = 1/2 for order 2, r = 1/3 and 2/3 for order 3 (Algorithms
-    1 and 2 there). Order 1 is DDIM.
+    eps is approximated by a Taylor polynomial in lambda. Its derivatives eps^(n) are differences of
+    estimates within the step, at lambda_t + r h with r = 1/2 for order 2, and r = 1/3 and 2/3 for
+    order 3 (Algorithms 1 and 2 of the paper). Order 1 is DDIM.
 
     Args:
         dpm_solver_order: the highest order of a step, 1, 2 or 3.
-        steps: the number of evaluations. The last steps are of lower order if it is no multiple of
-            the highest (Appendix D.1 there).
+        steps: the number of evaluations. To reach exactly this number, the last steps may have a
+            lower order (Appendix D.1 of the paper).
     """
 
     settings = ('dpm_solver_order', 'steps')
@@ -271,8 +271,8 @@ class DPMSolverPP2M(Solver):
     """x_s = sigma_s/sigma_t x - alpha_s (e^-h - 1) D (Lu et al. 2022b, Algorithm 2).
 
     DPM-Solver++(2M). D = x0 + h/(2 h') (x0 - x0') extrapolates the estimate to the middle of the
-    step, where x0' and h' are those of the step before. The first step, and the last one of a short
-    grid, have D = x0.
+    step, where x0' and h' are those of the previous step. In the first step, and in the last one
+    of a short grid, D = x0.
     """
 
     def extrapolated(self, x: Tensor, i: int) -> Tensor:
@@ -296,7 +296,7 @@ class DPMSolverPP2M(Solver):
 class SDEDPMSolverPP2M(DPMSolverPP2M):
     """x_s = sigma_s/sigma_t e^-h x + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z.
 
-    SDE-DPM-Solver++(2M), the same for the reverse-time SDE (Lu et al. 2022b, Eq. 19).
+    SDE-DPM-Solver++(2M): `DPMSolverPP2M` for the reverse-time SDE (Lu et al. 2022b, Eq. 19).
     """
 
     follows_flow = False
@@ -314,12 +314,12 @@ class UniPC(Solver):
     """x_s = sigma_s/sigma_t x - alpha_s (e^-h - 1) (x0 + sum_k rho_k/r_k (x0_k - x0)).
 
     UniPC of order p in x_0 with B(h) = e^-h - 1 (Zhao et al. 2023, Algorithms 5 and 6). The x0_k
-    are the estimates of the p - 1 steps before, at lambda_t + r_k h. The predictor uses these; the
-    corrector adds the estimate at s (r = 1), which costs nothing: the next step needs it too.
+    are the estimates of the previous p - 1 steps, at lambda_t + r_k h. The predictor uses these;
+    the corrector adds the estimate at s (r = 1), which the next step needs anyway.
 
     Args:
-        dpm_solver_order: p, from 1 to 6. The first steps use the estimates that there are; the last
-            p steps of a short grid have orders p .. 1.
+        dpm_solver_order: p, from 1 to 6. The first steps have lower orders, because few estimates
+            exist; the last p steps of a short grid have orders p .. 1.
     """
 
     settings = ('dpm_solver_order',)
@@ -342,9 +342,9 @@ class UniPC(Solver):
 
     @staticmethod
     def weights(h: float, ratios: list[float]) -> list[float]:
-        """rho with sum_k rho_k r_k^(n-1) = n! psi_n / (e^-h - 1) for n = 1, 2, ... (Eq. 10).
+        """Return rho with sum_k rho_k r_k^(n-1) = n! psi_n / (e^-h - 1) for n = 1, 2, ... (Eq. 10).
 
-        psi_0 = e^-h - 1 and psi_n = psi_(n-1) / -h - 1/n!. For a single r it is 1/2 (Appendix F).
+        psi_0 = e^-h - 1, psi_n = psi_(n-1) / -h - 1/n!. For a single r, rho is 1/2 (Appendix F).
         """
         if len(ratios) == 1:
             return [0.5]
@@ -357,7 +357,7 @@ class UniPC(Solver):
         return torch.linalg.solve(powers, torch.tensor(wanted, dtype=torch.float64)).tolist()
 
     def moved(self, x: Tensor, i: int, known: list, new: Tensor | None = None) -> Tensor:
-        """x carried from the i-th time to the next.
+        """Return x carried from the i-th time to the next.
 
         Args:
             known: the estimates at the times up to the i-th, the latest last.

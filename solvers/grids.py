@@ -19,11 +19,11 @@ from runtime.errors import UserError
 from sde_lib import SDE
 
 SKIP_TYPES = ('time_uniform', 'time_quadratic', 'logSNR', 'karras')
-HALVINGS = 60  # of [0, T], down to the resolution of float64
+HALVINGS = 60  # bisections of [0, T], down to the resolution of float64
 
 
 def table(values: float | Sequence[float] | Tensor) -> Tensor:
-    """A number, numbers or a tensor as (n,) in float64 on the CPU: not every device has float64."""
+    """Return numbers or a tensor as (n,) in float64 on the CPU; some devices lack float64."""
     values = values.cpu() if torch.is_tensor(values) else values
     return torch.as_tensor(values, dtype=torch.float64).reshape(-1)
 
@@ -56,7 +56,7 @@ def time_grid(sde: SDE, n: int, eps: float, skip_type: str = 'logSNR', rho: floa
     Args:
         skip_type: the scale. 'time_uniform': t. 'time_quadratic': sqrt(t). 'logSNR': lambda.
             'karras': (sigma / alpha)^(1 / rho) (Karras et al. 2022, Eq. 5).
-        rho: of 'karras' alone.
+        rho: the exponent of 'karras'; the other scales ignore it.
     """
     share = torch.linspace(0, 1, n + 1, dtype=torch.float64)
 
@@ -91,7 +91,7 @@ class Transition(NamedTuple):
 
 
 def transition(sde: SDE, s: float, t: float) -> Transition:
-    """The process between two times s < t; s = 0 stands for the data, which have no noise.
+    """Return the transition between two times s < t; s = 0 means the data, without noise.
 
     r = alpha_t / alpha_s, and std^2 = sigma_t^2 - r^2 sigma_s^2 (Kingma et al. 2021, Appendix A).
     """

@@ -1,8 +1,8 @@
 """The loop that all samplers share: steps along times, with a projection after each one.
 
-Inpainting projects x_t onto what is known of it. Resampling lets both parts agree: after a stretch
-of steps the forward process carries x back to its beginning, and the stretch is taken again
-(Lugmayr et al. 2022, Algorithm 1).
+For inpainting, the projection replaces the known part of x_t. Resampling makes the known and the
+unknown part agree: after a stretch of steps, the forward process carries x back to the beginning of
+the stretch, and the stretch is repeated (Lugmayr et al. 2022, Algorithm 1).
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from sde_lib import SDE, expand
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """What happens between the steps of a sampler.
+    """The operations between the steps of a sampler.
 
     Args:
         callback: `callback(i, t, x)` is called after the i-th step, which began at time t and led
             to the state x (B, ...).
-        project: `project(x, t (B,)) -> x` imposes on x what is known of it, at the start and after
-            every step.
+        project: `project(x, t (B,))` returns x with its known part replaced. It is called at the
+            start and after every step.
         resample: how many times each stretch of `jump` steps is taken (Lugmayr et al. 2022,
-            Appendix B). A last stretch of one step is taken once.
-        jump: the length of a stretch.
+            Appendix B). If the last stretch has one step, it is taken once.
+        jump: the number of steps in a stretch.
     """
 
     callback: Callable | None = None
@@ -40,7 +40,7 @@ class Loop:
                 raise UserError(f'{name} must be at least 1, got {getattr(self, name)}')
 
     def projected(self, x: Tensor, t: Tensor) -> Tensor:
-        """x with what is known of it at times t (B,)."""
+        """Return `project(x, t)` for times t (B,), or x if `project` is None."""
         return self.project(x, t) if self.project else x
 
     def walk(
@@ -49,9 +49,9 @@ class Loop:
         """Carry x (B, ...) from times[0] to times[-1].
 
         Args:
-            step: `step(x, i) -> (x, x_mean)` leads from the i-th time to the next.
+            step: `step(x, i)` carries x from the i-th time to the next and returns (x, x_mean).
             times: (n + 1,).
-            begin: called before a stretch is taken again.
+            begin: called before a stretch is repeated.
 
         Returns:
             x and x_mean at the last time.
@@ -74,6 +74,6 @@ class Loop:
 
 
 def _noised(sde, x, s, t):
-    """x (B, ...) carried by the forward process from times s to later times t, both (B,)."""
+    """Return x (B, ...) carried by the forward process from times s to later times t, both (B,)."""
     mean, std = sde.transition_prob(x, s, t)
     return mean + expand(std, x) * normal_like(x)

@@ -1,4 +1,4 @@
-"""Initial value problems dx/dt = f(t, x) on tensors, and the probability flow as one of them.
+"""Initial value problems dx/dt = f(t, x) on tensors; one of them is the probability-flow ODE.
 
 torchdiffeq solves them on the device of the tensors, SciPy on the CPU.
 """
@@ -35,7 +35,7 @@ def solve(
 
     Args:
         f: `f(t, *state)` returns a tuple of derivatives, in the shapes of `state`; t is a number or
-            a tensor of shape (). It gets the dtypes and devices of `state`.
+            a tensor of shape (). f is called with the dtypes and devices of `state`.
         state: tensors on one device, of any shapes and dtypes.
         rtol, atol: the relative and the absolute error allowed in a step.
         method: one of TORCH_METHODS (Dormand & Prince of order 5, Bogacki & Shampine of order 3,
@@ -91,13 +91,11 @@ def _on_device(f, y, t0, t1, rtol, atol, method):
         # the search for the first step may leave the interval
         return f(t.clamp(min(t0, t1), max(t0, t1)), y)
 
-    # without step_t a step may pass the end, where f need not exist, to interpolate back
+    # without step_t a step may pass t1, where f may be undefined, and interpolate back
     options = {'step_t': times[1:]}
     try:
         end = odeint(counted, y, times, rtol=rtol, atol=atol, method=method, options=options)[-1]
-    except (
-        AssertionError
-    ) as error:  # raised for a step too small and for values that are not finite
+    except AssertionError as error:  # raised if a step is too small or values are not finite
         raise RuntimeError(f'the ODE solver {method} stopped before t={t1:g}: {error}') from error
     return end, next(calls)
 

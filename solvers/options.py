@@ -16,7 +16,7 @@ DEFAULT_TOLERANCES = {'ode': (1e-5, 1e-5), 'adaptive': (0.05, 1 / 256)}  # rtol,
 
 
 def threshold(x0: Tensor, centered: bool = True, share: float = 0.995) -> Tensor:
-    """Clip estimates of images (B, ...) to [-s, s] and divide by s, for each image by its own s.
+    """Clip estimates of images (B, ...) to [-s, s] and divide by s, which differs between images.
 
     s >= 1 is the quantile `share` of the absolute values (Saharia et al. 2022, "dynamic
     thresholding").
@@ -34,7 +34,7 @@ def threshold(x0: Tensor, centered: bool = True, share: float = 0.995) -> Tensor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How samples are drawn: the keys of a config's `sampling` section, and three more.
+    """Settings of samplers: the keys of a config's `sampling` section, and three more.
 
     configs/keys.py explains the keys. `predictor` and `corrector` may be classes or names.
 
@@ -72,7 +72,7 @@ class Options:
     def of(cls, settings: Mapping, **more) -> 'Options':
         """The options in `settings`, a config's `sampling` section or a mapping with its keys.
 
-        Keys that are not fields become `own`; `more`: further fields.
+        Keys that are not fields go into `own`; `more` contains further fields.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         fields = {key: value for key, value in settings.items() if key in names}
@@ -128,7 +128,7 @@ class Options:
         return functools.partial(threshold, centered=self.centered) if self.thresholding else None
 
     def tolerances(self) -> tuple[float, float]:
-        """rtol and atol of 'ode' and 'adaptive'; 0.0 stands for the method's default."""
+        """rtol and atol of 'ode' and 'adaptive'; 0.0 selects the method's default."""
         rtol, atol = DEFAULT_TOLERANCES[self.method.lower()]
         return self.rtol or rtol, self.atol or atol
 

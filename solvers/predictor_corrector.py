@@ -1,7 +1,8 @@
 """Predictor-corrector sampling (Song et al. 2021, Algorithm 1) for any predictor and corrector.
 
-A predictor is a step of the reverse-time SDE, a corrector steps of Langevin dynamics at a fixed
-time. Those of the paper are in `predictors`; `sampling` has the decorators that register new ones.
+A predictor takes a step of the reverse-time SDE; a corrector takes steps of Langevin dynamics at a
+fixed time. The module `predictors` has those of the paper; `sampling` has the decorators that
+register new ones.
 """
 
 import abc
@@ -26,8 +27,8 @@ ORDERS = ('corrector_predictor', 'predictor_corrector')
 class Predictor(abc.ABC):
     """A step of the reverse-time SDE, from time t to an earlier one.
 
-    `update_fn` takes the steps of the SDE's own N times, as in the 2021 release. A predictor that
-    also has `step` works on any grid of times (`skip_type`).
+    `update_fn` takes a step between the N times of the SDE, as in the 2021 release. A predictor
+    that also has `step` works on any grid of times (`skip_type`).
 
     Args:
         score_fn: the score `(x, t (B,)) -> shape of x`.
@@ -43,21 +44,21 @@ class Predictor(abc.ABC):
         """Raise an error if `update_fn` is not defined for this SDE and its N.
 
         Raises:
-            NotImplementedError, ValueError: saying what is missing.
+            NotImplementedError, ValueError: the message names what is missing.
         """
 
     @abc.abstractmethod
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, ...) at times t (B,) -> (x, x_mean) at t - T/N; x_mean lacks the step's noise."""
+        """Return (x, x_mean) at t - T/N from x (B, ...) at t (B,); x_mean lacks the noise."""
 
     def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
-        """x (B, ...) at time t -> (x, x_mean) at time s < t; s = 0 leads to the data."""
+        """Return (x, x_mean) at time s < t from x (B, ...) at time t; s = 0 means the data."""
         raise NotImplementedError
 
 
 @PREDICTORS.register(name='none')
 class NonePredictor(Predictor):
-    """x_s = x: no step."""
+    """No step: x_s = x."""
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -83,28 +84,28 @@ class Corrector(abc.ABC):
         """Raise an error if `update_fn` is not defined for this SDE and its N.
 
         Raises:
-            NotImplementedError, ValueError: saying what is missing.
+            NotImplementedError, ValueError: the message names what is missing.
         """
 
     @abc.abstractmethod
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, ...) at times t (B,) -> (x, x_mean) at the same times."""
+        """Return (x, x_mean) from x (B, ...), both at times t (B,)."""
 
     def step(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
-        """x (B, ...) at time t -> (x, x_mean) at the same time, on a grid whose next time is s."""
+        """Return (x, x_mean) from x (B, ...), both at time t of a grid whose next time is s."""
         return self.update_fn(x, times_like(x, t))
 
 
 @CORRECTORS.register(name='none')
 class NoneCorrector(Corrector):
-    """x = x: no step."""
+    """No step: x remains the same."""
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 
 
 def classes(options: Options) -> tuple[type[Predictor], type[Corrector]]:
-    """The classes of predictor and corrector that the options name or hold."""
+    """The classes of predictor and corrector; the options contain names or classes."""
     predictor, corrector = options.predictor, options.corrector
     if isinstance(predictor, str):
         predictor = PREDICTORS.get(predictor)
@@ -114,7 +115,7 @@ def classes(options: Options) -> tuple[type[Predictor], type[Corrector]]:
 
 
 def times(sde: SDE, options: Options) -> Tensor:
-    """The times of the steps (n + 1,): the SDE's N times or a grid, and 0, which is the data."""
+    """The times of the steps (n + 1,): the SDE's N times or a grid, and 0 for the data."""
     steps, eps = options.steps or sde.N, options.stop(sde)
     if options.skip_type:
         grid = time_grid(sde, steps - 1, eps, options.skip_type, options.rho)
@@ -124,9 +125,10 @@ def times(sde: SDE, options: Options) -> Tensor:
 
 
 class _Steps:
-    """The predictor and the corrector of a walk, each called as `(x, i)` with the number of a time.
+    """The predictor and the corrector of a run, each called as `(x, i)` for the i-th time.
 
-    `times` (n + 1,) are those of the states: the last step, to the data, ends at eps as well.
+    `times` (n + 1,) are the times of the states. The last two are eps, because the last step, to
+    the data, counts as a step that ends at eps.
     """
 
     def __init__(self, sde, score_fn, x, options: Options):
@@ -160,7 +162,7 @@ def draw(sde: SDE, score_fn: Callable, x: Tensor, options: Options, loop: Loop) 
 
     Order 'corrector_predictor' corrects at each time before the step from it, as the 2021 release
     does. 'predictor_corrector' corrects after each step, as Algorithm 1 does, except after the last
-    one, which leaves no noise.
+    step, which leaves no noise.
     """
     steps = _Steps(sde, score_fn, x, options)
     t, last = steps.t, len(steps.times) - 2
@@ -183,10 +185,10 @@ def draw(sde: SDE, score_fn: Callable, x: Tensor, options: Options, loop: Loop) 
 
 
 def check(sde: SDE, options: Options, loop: Loop) -> None:
-    """Raise an error that names the option if `draw` is not defined for these.
+    """Raise an error that names the option if `draw` is not defined for these arguments.
 
     Raises:
-        NotImplementedError, ValueError: from here, from the grid or from the classes.
+        NotImplementedError, ValueError: by this function, the grid or the classes.
     """
     predictor, corrector = classes(options)
     if predictor is NonePredictor and corrector is NoneCorrector:
@@ -210,7 +212,7 @@ def check(sde: SDE, options: Options, loop: Loop) -> None:
         )
     chain = sde.with_steps(options.steps or sde.N)
     times(sde, options)
-    unused: Any = None  # there is no score function yet
+    unused: Any = None  # the score function does not exist yet
     predictor(chain, unused, options.probability_flow)
     corrector(chain, unused, options.snr, options.n_steps_each)
     if not options.skip_type:

@@ -35,7 +35,7 @@ class EulerMaruyamaPredictor(Predictor):
 class ReverseDiffusionPredictor(Predictor):
     """x - f + G z with f and G of the forward chain, reversed (Appendix E, Eq. 46).
 
-    On any grid the chain is the process at its times.
+    On a grid (`skip_type`), the chain is the process at the times of the grid.
     """
 
     @classmethod
@@ -57,10 +57,10 @@ class ReverseDiffusionPredictor(Predictor):
 
 @PREDICTORS.register(name='ancestral_sampling')
 class AncestralSamplingPredictor(Predictor):
-    """The reverse step of the SDE's Markov chain: VP (x + beta s)/sqrt(1 - beta) + sqrt(beta) z.
+    """A reverse step of the Markov chain; for VP (x + beta s)/sqrt(1 - beta) + sqrt(beta) z.
 
-    See Eq. 4 for VP, Appendix F for VE, and their `ancestral_step`. On any grid it is a draw from
-    p(x_s | x_t, x_0) with the denoised x_0, for any SDE.
+    See Eq. 4 for VP, Appendix F for VE, and their `ancestral_step`. On a grid (`skip_type`), a step
+    is a draw from p(x_s | x_t, x_0) with the denoised x_0, for any SDE.
     """
 
     def __init__(self, sde: SDE, score_fn: Callable, probability_flow: bool = False):
@@ -93,7 +93,7 @@ class LangevinCorrector(Corrector):
     """x + e s + sqrt(2 e) z with e = 2 alpha (snr |z| / |s|)^2 (Algorithms 4 and 5).
 
     s is the score; |z| and |s| are averaged over the batch. Images with their own random streams
-    (runtime/randomness.py) have their own e. On any grid alpha is r^2 of `transition`.
+    (runtime/randomness.py) have their own e. On a grid (`skip_type`), alpha is r^2 of `transition`.
     """
 
     @classmethod

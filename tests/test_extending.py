@@ -85,8 +85,8 @@ def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
         config.data.dataset = 'wrong'
         with pytest.raises(
             UserError,
-            match=r'^the data set WRONG must be images \(6, 8, 8, 1\) '
-            rf'of integers from 0 to 3 .*, {got}$',
+            match=r'^the data set WRONG must be integer images of shape \(6, 8, 8, 1\) '
+            rf'with values from 0 to 3 .*, {got}$',
         ):
             datasets.get_split(config, 'train')
     assert datasets.register_dataset(flat, levels=4) is flat  # registered again, as in a notebook
@@ -130,7 +130,7 @@ def test_a_measurement_is_a_task(unregistered, example, tmp_path):
     known = ((x.flatten(1) @ weights.T @ weights + 1) / 2).clamp(0, 1).reshape(2, 8, 8, 1) * 255
     assert abs(found['known'] - known.numpy()).max() <= 1
     with pytest.raises(
-        UserError, match="the task name 'Inpaint' is taken by this library: choose another"
+        UserError, match="the task name 'Inpaint' is used by this library: choose another"
     ):
         register_measurement(Sums, name='Inpaint')
     with pytest.raises(UserError, match="the task name 'SUMS' is taken by .*Sums: choose another"):

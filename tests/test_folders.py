@@ -98,7 +98,7 @@ def test_errors_of_folders(tmp_path):
     for data, message in (
         (dict(path=''), 'config.data.path is empty'),
         (dict(path='/nowhere'), "'/nowhere': not found"),
-        (dict(path=str(tmp_path / 'empty')), 'holds no pictures'),
+        (dict(path=str(tmp_path / 'empty')), 'contains no pictures'),
         (
             dict(path=folder(tmp_path / 'few', crops(7, 8)), test_fraction=0.0),
             'batch_size must be at most 7, .*got 8',

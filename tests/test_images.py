@@ -30,7 +30,7 @@ def test_corrupt_pictures_are_fatal_or_skipped_and_counted(tmp_path, memory_gib,
     (tmp_path / '09.png').write_text('I am no picture.')
     with pytest.raises(
         UserError,
-        match=r'0[3579]\.(jpg|png) (is no picture|cannot be decoded: '
+        match=r'0[3579]\.(jpg|png) (is not a picture|cannot be decoded: '
         r'.*); --config.data.on_error=skip',
     ):
         next(iter(datasets.get_dataset(config)[0]))
@@ -61,7 +61,7 @@ def test_batches_of_nothing_but_unreadable_images():
     source = Streamed(decode, 6, (2, 2, 1), 'number {}'.format, 'skip')
     assert [list(batch['label']) for batch in Batches(source, 2)] == [[0, 1], [2, 3]]
     assert source.skipped == {4, 5}
-    with pytest.raises(UserError, match='not one of the 2 images'):
+    with pytest.raises(UserError, match='none of the 2 images'):
         Batches(source, 2, start=0).batch(2)
 
 

@@ -74,7 +74,7 @@ def test_targets(capability, target, monkeypatch):
     )
     monkeypatch.setattr(bindings, 'nvrtcGetSupportedArchs', lambda: (0, [75, 80, 90, 121]))
     assert nvrtc.architecture(capability) == target
-    with pytest.raises(RuntimeError, match='does not compile for compute capability 7.0'):
+    with pytest.raises(RuntimeError, match='does not support compute capability 7.0'):
         nvrtc.architecture((7, 0))
 
 

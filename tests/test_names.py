@@ -41,7 +41,7 @@ def test_names_need_not_be_utf8(tmp_path, caplog):
         )
     finally:
         logging.getLogger().handlers[:] = handlers
-    assert 'caf\\udce9.png is no picture; skipped' in log.read_text()
+    assert 'caf\\udce9.png is not a picture; skipped' in log.read_text()
 
 
 def test_the_path_of_a_data_set_need_not_be_utf8(tmp_path):

@@ -1,7 +1,8 @@
 """SDEs, losses, samplers, likelihoods and resampling give the numbers of the 2021 PyTorch release.
 
-The numbers are in tests/data: float32 on a CPU (for NCSN and NCSNv2, of their original code). The
-release draws its random numbers in a certain order, so the same seeds give the same draws here.
+The reference numbers are in tests/data. They were computed in float32 on a CPU, those of NCSN and
+NCSNv2 with the original code. Random numbers are drawn here in the same order as in the release, so
+the same seeds give the same draws.
 """
 
 import numpy as np
@@ -19,9 +20,9 @@ from op import upfirdn2d
 from oracles import identity
 from sde_lib import VESDE, VPSDE, expand, subVPSDE
 
-# single formulas, networks, updates: what float32 leaves when operations are reordered
+# for single formulas, networks, updates: float32 rounding if operations are reordered
 TOLERANCE = 1e-5
-TRAJECTORY = 1e-4  # a thousand steps of them
+TRAJECTORY = 1e-4  # for a thousand updates
 SOLVER = 1e-3  # an adaptive solver with rtol = atol = 1e-5 may choose other steps
 
 SDES = {
@@ -32,12 +33,12 @@ SDES = {
 
 
 def sde_cases(file: str, wanted=lambda key: True):
-    """(SDE's name, key) for every wanted array of the files `file`_ve, _vp and _subvp."""
+    """Return (SDE name, key) for every wanted array of the files `file`_ve, _vp and _subvp."""
     return [(name, key) for name in SDES for key in parity(f'{file}_{name}') if wanted(key)]
 
 
 class ExactNetwork(torch.nn.Module):
-    """The network with the score of N(0.3, 0.5^2) data under an SDE, as for the reference."""
+    """The network of the reference numbers: it has the exact score of data from N(0.3, 0.5^2)."""
 
     def __init__(self, sde):
         super().__init__()
@@ -69,7 +70,7 @@ def test_sde_formulas(name, key):
         value[f'rev_f_{flow}'], value[f'rev_G_{flow}'] = reverse.discretize(x, t)
         if not flow:
             value['rev_diffusion'] = diffusion
-    # sqrt(1 - beta) x - x has that of x
+    # sqrt(1 - beta) x - x has the rounding error of x
     rounding = 2**-23 * np.abs(reference['x']).max() * ('f' in key.split('_'))
     error = np.abs(value[key].numpy() - reference[key]).max()
     assert (

@@ -15,7 +15,7 @@ from models import utils as mutils
 from models.ema import ExponentialMovingAverage
 from sde_lib import get_sde
 
-TOLERANCE = 1e-5  # what float32 leaves when operations are reordered
+TOLERANCE = 1e-5  # float32 rounding if operations are reordered
 SMALL = dict(nf=8, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0)
 
 
@@ -35,7 +35,7 @@ def test_network(name):
         for key, value in reference.items()
         if key.startswith('sd/')
     }
-    # names and order: optimizer states and moving averages go by position
+    # the order matters too: optimizer states and moving averages are stored by position
     assert list(network.state_dict()) == list(state)
     network.load_state_dict(state)
     network.eval()
@@ -56,7 +56,7 @@ def test_network(name):
 
 
 def test_networks_without_a_reference():
-    """Every published class has a file except NCSNv2_128, whose parts other tests cover."""
+    """Every published class has reference numbers, except NCSNv2_128, made of tested parts."""
     found = {type(reference_network(path.stem)) for path in DATA.glob('net_*.npz')}
     published = {
         cls
@@ -73,7 +73,7 @@ with open(DATA / 'configs.json') as _file:
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_config_values(name):
-    """Every published value; keys that we added are free."""
+    """Every published value is unchanged; keys that we added may have any value."""
     config = importlib.import_module(name).get_config()
     ours = {}
     for key in CONFIGS[name]['config']:
@@ -86,7 +86,7 @@ def test_config_values(name):
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if 'keys' in CONFIGS[name]])
 def test_config_network(name):
-    """The published network to the last shape, on the meta device, without weights."""
+    """All parameters have the published names and shapes, on the meta device without weights."""
     config = importlib.import_module(name).get_config()
     with torch.device('meta'):
         network = mutils.get_model(config.model.name)(config)
@@ -126,7 +126,7 @@ def small_training(**optim):
 
 
 def test_official_checkpoint():
-    """A file that the release wrote after 25 steps: weights, averages, and the next step."""
+    """A checkpoint of the release after 25 steps has the same weights, averages and next step."""
     _, state, step_fn = small_training()
     reference = parity('official_ve_checkpoint_outputs')
     returned = utils.restore_checkpoint(DATA / 'official_ve_checkpoint.pth', state, 'cpu')
@@ -151,7 +151,7 @@ def test_official_checkpoint():
 
 
 def test_training():
-    """Four steps of training: every loss, then weights and averages."""
+    """Four training steps have the published losses, weights and averages."""
     reference = parity('train_ve')
     config, state, step_fn = small_training(warmup=2)
     model = state['model']
@@ -181,16 +181,16 @@ def test_training():
 
 
 def subset(arrays: dict, prefix: str) -> dict:
-    """The arrays whose keys have a prefix, by the rest of the key."""
+    """Return the arrays whose keys have a prefix, by the rest of the key."""
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def check_trained(ours: dict, expected: dict, initial: dict, bound: float):
     """Compare trained weights by name, and their changes since the beginning.
 
-    The bias of the keys shifts all attention weights of a query alike, so its gradient is zero but
-    for rounding. Adam makes steps of the size of the learning rate even from that. There only the
-    size of the difference is checked, against `bound`.
+    The bias of the keys shifts all attention weights of a query equally, so its gradient is zero
+    except for rounding. Adam turns even this gradient into steps of the size of the learning rate.
+    For this bias, the test only checks that the difference is below `bound`.
     """
     loose = {name for name in ours if name.endswith('NIN_1.b')}
     assert loose
@@ -201,5 +201,5 @@ def check_trained(ours: dict, expected: dict, initial: dict, bound: float):
         for source in ({k: v.detach() for k, v in ours.items()}, expected, initial)
     )
     assert relative_error(value, reference) < TOLERANCE
-    # the steps are small: they themselves agree too
+    # the steps are small, so their differences are compared as well
     assert np.linalg.norm(value - reference) < 1e-3 * np.linalg.norm(reference - start)

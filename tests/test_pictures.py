@@ -1,4 +1,4 @@
-"""Pictures: from the bytes of a file to an array."""
+"""Decoding of pictures from the bytes of a file to an array."""
 
 import collections
 import struct
@@ -29,7 +29,7 @@ def read_one(path, size, channels=3, **data):
 def test_colours_depths_and_orientation_are_understood(tmp_path):
     image = crops(1, 16)[0]
     grey = read_one(save(tmp_path / 'colour' / 'a.png', image), 16, channels=1)
-    # ITU-R 601
+    # the grey value of ITU-R 601
     assert (
         grey.shape == (16, 16, 1)
         and np.abs(grey[..., 0] - image @ np.array([0.299, 0.587, 0.114])).max() <= 1
@@ -49,7 +49,7 @@ def test_colours_depths_and_orientation_are_understood(tmp_path):
         read_one(save(tmp_path / 'deep' / 'a.png', deep), 16, channels=1)[..., 0], image[..., 0]
     )
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    exif[0x0112] = 6  # the camera was held upright: rotate clockwise
     for name, options in (
         ('a.png', {}),
         ('a.webp', dict(lossless=True)),
@@ -66,10 +66,10 @@ def test_other_sizes_are_cropped_or_refused(tmp_path):
     path = save(tmp_path / 'wide' / 'a.png', image)
     assert np.array_equal(read_one(path, 20), image[:, 10:30])
     small = read_one(path, 10).astype(float)
-    # a bicubic filter is no box
+    # a bicubic filter differs from a mean over blocks
     assert np.abs(small - image[:, 10:30].reshape(10, 2, 10, 2, 3).mean((1, 3))).mean() < 6
     with pytest.raises(
-        UserError, match='wide: a.png has 40x20 pixels, config.data.image_size is 20.*fit=crop'
+        UserError, match='wide: a.png has 40x20 pixels; config.data.image_size is 20.*fit=crop'
     ):
         read_one(path, 20, fit='exact', on_error='skip')  # a wrong size is not skipped
     assert np.array_equal(
@@ -79,7 +79,7 @@ def test_other_sizes_are_cropped_or_refused(tmp_path):
 
 def test_what_is_transparent_becomes_white(tmp_path):
     image = np.zeros((4, 4, 4), np.uint8)
-    image[..., 0], image[:2, :, 3] = 200, 255  # red, its lower half transparent
+    image[..., 0], image[:2, :, 3] = 200, 255  # red, with a transparent lower half
     save(tmp_path / 'a.png', image)
     found = everything(config_of('FOLDER', 4, path=str(tmp_path), test_fraction=0.0))[0][0]
     assert np.array_equal(found[0, 0], (200, 0, 0)) and np.array_equal(found[3, 3], (255, 255, 255))
@@ -99,9 +99,9 @@ def exif_data():
 
 
 def exif_block(kind):
-    """A picture's file, and the places in it that its EXIF data take."""
+    """Return a picture's file, and the positions of the EXIF data in it."""
     content = encoded(crops(1, 8)[0], kind, exif=exif_data().tobytes())
-    if kind == 'TIFF':  # the directory that the main one points to, and its pointer
+    if kind == 'TIFF':  # the EXIF directory, and the pointer to it in the main directory
         pointer = content.index(b'\x69\x87')
         start = int.from_bytes(content[pointer + 8 : pointer + 12], 'little')
         return content, [*range(pointer + 4, pointer + 12), *range(start, start + 18)]
@@ -109,10 +109,10 @@ def exif_block(kind):
     return content, range(start, content.index(b'a comment', start) + len(b'a comment'))
 
 
-@pytest.mark.filterwarnings('ignore')  # Pillow's own, of corrupt EXIF data
+@pytest.mark.filterwarnings('ignore')  # Pillow warns of corrupt EXIF data
 @pytest.mark.parametrize('kind', WITH_EXIF)
 def test_a_picture_whose_exif_data_alone_are_corrupt_is_a_good_picture(kind):
-    """Whichever byte of them is changed, the pixels are the same, perhaps turned."""
+    """If any byte of the EXIF data is changed, the pixels remain the same, perhaps rotated."""
     if kind in ('WEBP', 'AVIF') and not features.check(kind.lower()):
         pytest.skip(f'this Pillow has no {kind}')
     content, places = exif_block(kind)
@@ -127,7 +127,7 @@ def test_a_picture_whose_exif_data_alone_are_corrupt_is_a_good_picture(kind):
 
 
 def test_exif_pointers_of_tiff_files_are_not_followed():
-    """Here one to a negative position: the type of its entry has become that of signed numbers."""
+    """The pointer has a negative position here, because its entry has a signed type."""
     content, places = exif_block('TIFF')
     corrupt, pointer = bytearray(content), places[4]
     corrupt[pointer - 6 : pointer + 4] = struct.pack('<hii', 9, 1, -38)
@@ -136,19 +136,19 @@ def test_exif_pointers_of_tiff_files_are_not_followed():
 
 @pytest.mark.filterwarnings('ignore')
 def test_whatever_a_decoder_raises_is_a_corrupt_picture():
-    """2,000 files of all formats that Pillow writes, with changed bytes or cut off."""
+    """Decode 2,000 files of all formats that Pillow writes, with changed bytes or truncated."""
     Image.init()
     rng, files, decode = np.random.default_rng(0), {}, decoder()
     exif = exif_data()
     exif[0x0112] = 6
     exif, picture = exif.tobytes(), Image.fromarray(crops(1, 8)[0])
-    # which it does not read by itself
+    # all formats except those that Pillow cannot read by itself
     for kind in sorted(set(Image.SAVE) - {'PDF', 'PALM', 'EPS', 'WMF', 'BUFR', 'GRIB', 'HDF5'}):
         for mode in ('RGB', 'L', 'P', '1'):
             try:
                 files[kind] = encoded(picture.convert(mode), kind, exif=exif)
                 break
-            except (OSError, ValueError):  # the format has no such pictures
+            except (OSError, ValueError):  # the format does not support this mode
                 continue
     assert {'PNG', 'JPEG', 'TIFF', 'GIF', 'BMP'} <= files.keys()
     names, outcomes = (
@@ -168,7 +168,7 @@ def test_whatever_a_decoder_raises_is_a_corrupt_picture():
             outcomes[name, 'read'] += 1
         except UnreadableImage as fault:
             assert str(fault).startswith(
-                ('is no picture', 'cannot be decoded: ', 'holds floating-point values')
+                ('is not a picture', 'cannot be decoded: ', 'holds floating-point values')
             )
             outcomes[name, 'corrupt'] += 1
     assert (
@@ -188,7 +188,7 @@ def test_other_numbers_than_8_and_16_bits_are_told():
 
 
 def test_several_channels_of_16_bits_are_not_cut_down_in_silence(tmp_path):
-    """Pillow keeps the upper 8 bits of each: of 12-bit values hardly any."""
+    """Pillow keeps only the upper 8 bits of each channel, which have little of a 12-bit value."""
     tf = tensorflow()
     content = tf.io.encode_png(crops(1, 8)[0].astype(np.uint16) << 4).numpy()
     assert decoder()(content).max() <= 15

@@ -1,4 +1,4 @@
-"""The steps of predictors and correctors, their order, and what is counted, called and refused."""
+"""Steps of predictors and correctors: order, number of evaluations, callbacks and errors."""
 
 import math
 from unittest import mock
@@ -44,7 +44,7 @@ def test_pc_counts_every_evaluation(predictor, corrector, n_steps, per_step, tar
     sde = VPSDE(N=30)
     network = ExactNetwork(sde, target)
     sampler = pc_sampler(sde, predictor, corrector, shape=(2, 2), n_steps=n_steps)
-    for run in (1, 2):  # each call counts from 0
+    for run in (1, 2):  # every call counts its own evaluations, from 0
         _, nfe = sampler(network)
         assert nfe == 30 * per_step and network.calls == run * nfe
 
@@ -52,7 +52,7 @@ def test_pc_counts_every_evaluation(predictor, corrector, n_steps, per_step, tar
 @pytest.mark.parametrize('predictor', ['euler_maruyama', 'reverse_diffusion', 'ancestral_sampling'])
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 def test_denoise_leaves_out_the_noise_of_the_last_step(name, predictor, target):
-    """For one seed the outputs differ by std z: the last draw z and the std of a step at eps."""
+    """For one seed the outputs differ by std z, the last draw z times the std of a step at eps."""
     sde, draws, outputs = SDES[name](50), [], []
 
     def recorded(x):
@@ -73,9 +73,9 @@ def test_denoise_leaves_out_the_noise_of_the_last_step(name, predictor, target):
         reverse_diffusion=lambda: sde.discretize(x, t)[1],
         ancestral_sampling=lambda: sde.ancestral_step(x, t, x)[1],
     )[predictor]()
-    # a float32 difference of numbers near 1
+    # tolerance of a float32 difference of numbers near 1
     torch.testing.assert_close(outputs[0] - outputs[1], std * draws[-1], rtol=1e-4, atol=1e-6)
-    # the last ancestral step of VE adds no noise: below sigma_0 is 0
+    # the last ancestral step of VE adds no noise, because it ends at sigma = 0
     if (name, predictor) != ('ve', 'ancestral_sampling'):
         assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
@@ -95,7 +95,7 @@ def test_neither_predictor_nor_corrector_is_refused():
 
 
 def test_only_predictors_of_the_chain_need_its_steps(target):
-    """A VP chain of 10 steps is undefined (beta_max > N); predictors that do not use it work."""
+    """A VP chain of 10 steps is undefined (beta_max > N); predictors without the chain work."""
 
     class Still(sampling.Predictor):
         def update_fn(self, x, t):
@@ -132,13 +132,13 @@ def test_the_callback_sees_every_step(target):
         loop=Loop(lambda i, t, x: seen.append((i, float(t), x.clone()))),
     )
     assert [i for i, _, _ in seen] == list(range(30))
-    # float32
+    # the times are float32
     np.testing.assert_allclose([t for _, t, _ in seen], np.linspace(1, 1e-3, 30), rtol=1e-5)
-    assert torch.equal(seen[-1][2], x)  # the last state, when its noise is kept, is the sample
+    assert torch.equal(seen[-1][2], x)  # without noise removal the last state is the sample
 
 
 def test_one_step_functions_are_the_classes_steps(target):
-    """`shared_*_update_fn` with a class, and with None for no step."""
+    """`shared_*_update_fn` takes the step of a class; with None it takes no step."""
     sde, x, t = VPSDE(N=100), torch.tensor([[0.3, -1.0]]), torch.tensor([0.5])
     network = ExactNetwork(sde, target)
     score_fn = get_score_fn(sde, network, continuous=True)
@@ -162,7 +162,7 @@ def test_one_step_functions_are_the_classes_steps(target):
 def test_correctors_take_the_published_steps(name, target):
     """x + e s + sqrt(2 e) z with e = 2 alpha (snr |z| / |s|)^2, or e = 2 alpha (snr std)^2 for ALD.
 
-    Norms are averaged over the batch.
+    The norms |z| and |s| are averaged over the batch.
     """
     sde = SDES[name](100)
     x = torch.tensor([[0.3, -1.0], [1.0, 0.5]], dtype=torch.float64)
@@ -178,12 +178,12 @@ def test_correctors_take_the_published_steps(name, target):
     ]:
         with mock.patch('torch.randn_like', lambda x: z):
             got, mean = get_corrector(corrector)(sde, score_fn, snr, 1).update_fn(x, t)
-        torch.testing.assert_close(mean, x + e * s, rtol=1e-12, atol=0)  # formulas written twice
+        torch.testing.assert_close(mean, x + e * s, rtol=1e-12, atol=0)  # rounding only
         torch.testing.assert_close(got, x + e * s + (2 * e).sqrt() * z, rtol=1e-12, atol=0)
 
 
 class Published(Predictor):
-    """A predictor written for the 2021 release: `update_fn` and nothing else."""
+    """A predictor written for the 2021 release, which has only the method `update_fn`."""
 
     def update_fn(self, x, t):
         return get_predictor('reverse_diffusion')(self.sde, self.score_fn).update_fn(x, t)

@@ -1,4 +1,4 @@
-"""Checks before any work: bad configs are refused, published ones pass, odd ones are warned of."""
+"""Checks before any work: bad configs raise errors, odd ones log warnings, published ones pass."""
 
 import importlib
 import pathlib

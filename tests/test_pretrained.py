@@ -1,4 +1,4 @@
-"""The networks that come with the library sample as they are, without a data set."""
+"""The pretrained networks of the library sample without further settings or a data set."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ FOLDER = ROOT / 'assets' / 'pretrained'
 
 @pytest.mark.parametrize('name', sorted(path.stem for path in FOLDER.glob('*.json')))
 def test_samples_are_pictures_on_black(name, tmp_path):
-    """Digits and clothes have black corners; noise and samples with another SDE have not."""
+    """Digits and clothes have black corners; noise and samples with another SDE do not."""
     config = stored.get_config(FOLDER / f'{name}.json')
     config.device = 'cpu'
     sample(config, tmp_path, FOLDER / f'{name}.safetensors', 8)

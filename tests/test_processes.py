@@ -1,4 +1,4 @@
-"""What processes exchange, what they draw, and which rows of a batch they read."""
+"""Communication between processes, their random numbers, and the rows of a batch they read."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def _check_exchange(rank, folder):
 
 
 def _check_interruption(rank):
-    """One process is interrupted in the second round; the others see it at their next look."""
+    """One process is interrupted in the second round; the others notice it at their next check."""
 
     def work(item):
         if item == 4:
@@ -93,11 +93,11 @@ def _check_randomness(rank, folder):
     distributed.begin_randomness('cpu', 5)
     generator = distributed.common_generator(torch.device('cpu'))
     first = torch.rand(4, generator=generator)
-    assert torch.equal(first, torch.rand(4, generator=expected))  # as in one process
+    assert torch.equal(first, torch.rand(4, generator=expected))  # as in a single process
     own = torch.rand(4)
     everyone = distributed.gather(own)
     if rank == 0:
-        assert len({tuple(values.tolist()) for values in everyone}) == 3  # each its own
+        assert len({tuple(values.tolist()) for values in everyone}) == 3  # all differ
     state = distributed.broadcast(distributed.random_state('cpu'))
     after = torch.rand(4, generator=generator), torch.rand(4)
     distributed.begin_randomness('cpu', 5, state)
@@ -160,7 +160,7 @@ def test_rows_of_a_batch_make_up_the_batch(dequantize):
     )
     whole = Batches(images, **settings)
     parts = [Batches(images, **settings, rows=slice(4 * rank, 4 * rank + 4)) for rank in range(3)]
-    for i in (0, 3, 4, 40):  # also across the end of an epoch
+    for i in (0, 3, 4, 40):  # one batch spans two epochs
         read.clear()
         expected = whole.batch(i)
         all_read, found = sorted(read), []

@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar on a terminal, log lines elsewhere; and what training logs."""
+"""Progress of long loops: a bar on a terminal, log lines otherwise; and the log of training."""
 
 import io
 import re
@@ -65,7 +65,7 @@ def test_durations(seconds, text):
 
 
 def test_a_log_line_every_thirty_seconds(monkeypatch, caplog):
-    """With what is done, the total and the time left, which is that of the items so far."""
+    """A line has the items done, the total and the time left, estimated from the items so far."""
     now = [100.0]
     monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
 
@@ -112,7 +112,7 @@ METHODS = {'pc': 24, 'heun': 17, 'dpmpp_2m': None, 'ode': None, 'adaptive': None
 def test_sampling_is_logged(monkeypatch, caplog, method, module):
     """Progress counts steps up to the last one; adaptive solvers count network evaluations.
 
-    The estimate of their total is right at the end.
+    At the end, the estimated total of evaluations is right up to 30 %.
     """
     monkeypatch.setattr(progress, 'LOG_SECONDS', 0.0)
     config = config_for(module)
@@ -148,7 +148,7 @@ def test_sampling_is_logged(monkeypatch, caplog, method, module):
 
 
 def test_discrete_labels_count_too(monkeypatch, caplog):
-    """Of a network that knows noise levels by number, with fewer steps than it has levels."""
+    """Sampling from a discrete network with fewer steps than noise levels is logged too."""
     monkeypatch.setattr(progress, 'LOG_SECONDS', 0.0)
     network = torch.nn.Module()
     network.sigmas, network.forward = torch.linspace(50, 0.01, 100), lambda x, labels: -x
@@ -191,9 +191,9 @@ def test_likelihoods_and_codes_are_logged(monkeypatch, caplog, tmp_path):
 
 @pytest.mark.parametrize('reduce_mean', [False, True])
 def test_training_says_what_it_does(tmp_path, caplog, reduce_mean):
-    """One block of facts, then lines with the loss and its meaning, steps, total and time left.
+    """The log has a block of facts, then lines with loss, its meaning, steps, total and time left.
 
-    The mean of the loss per value is among them.
+    The lines also contain the mean of the loss per value.
     """
     config = config_for()
     config.training.reduce_mean = reduce_mean
@@ -242,7 +242,7 @@ def test_training_says_what_it_does(tmp_path, caplog, reduce_mean):
 
 
 def test_the_mean_per_value_is_drawn(tmp_path, monkeypatch):
-    """It is drawn as a second axis, unless the factor to the sum differs between runs."""
+    """The mean per value has a second axis, unless its factor to the sum differs between runs."""
     from matplotlib.axes import Axes
 
     axes = []

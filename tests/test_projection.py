@@ -1,4 +1,4 @@
-"""Samples given a measurement: conditional distributions of Gaussians, which are known exactly."""
+"""Samples given a measurement have the conditional distribution, known exactly for Gaussians."""
 
 import math
 
@@ -13,7 +13,7 @@ from published_samplers import HALF, SDES, SEED, correlated, made, measured_samp
 
 
 class Known:
-    """A correlated Gaussian of which P x_0 is known, for x_0 = mu +- offset.
+    """A correlated Gaussian with known P x_0, for x_0 = mu +- offset.
 
     The sign is plus in the first half of a batch of n and minus in the second. Given P x_0, the
     mean is mu + gain (x_0 - mu) with gain = C P (P C P)^+ P, and the covariance does not depend on
@@ -33,7 +33,7 @@ class Known:
             covariance @ P @ torch.linalg.pinv(P @ covariance @ P, rtol=1e-9, hermitian=True) @ P
         )
         gains, axes = torch.linalg.eigh(P)
-        axes = axes[:, gains < 0.5]  # of what is left open
+        axes = axes[:, gains < 0.5]  # the axes of the unknown part
         self.whiten = (
             axes
             @ torch.linalg.cholesky(axes.T @ (covariance - self.gain @ covariance) @ axes)
@@ -47,8 +47,8 @@ class Known:
     def errors(self, x):
         """Return the largest errors of mean and covariance of the unknown part of x.
 
-        Both are in units of the conditional standard deviation. The signs turn an answer to the
-        wrong half into an error of the mean.
+        Both are in units of the conditional standard deviation. Because of the signs, samples that
+        match the wrong half of the batch have an error of the mean.
         """
         mean = self.target.mean
         conditional = mean + (self.data.double().flatten(1) - mean) @ self.gain.T
@@ -60,8 +60,9 @@ class Known:
 def test_inpainting_has_the_conditional_distribution(name):
     """Inpainted values have the exact conditional mean and covariance; known values do not change.
 
-    0.05 std are three standard errors of 4000 samples. 0.1 of a variance are four, sqrt(2/4000)
-    each, and 1 % for the opposing errors of steps and corrector.
+    The tolerance of a mean, 0.05 std, is three standard errors of 4000 samples. That of a variance,
+    10 %, is four standard errors of sqrt(2/4000), and 1 % for the opposite errors of steps and
+    corrector.
     """
     sde, known = SDES[name](200), Known((4,), Mask(HALF), 4000)
     torch.manual_seed(SEED)
@@ -90,7 +91,7 @@ def test_without_resampling_what_is_known_is_heard_too_late(name):
 
 @pytest.mark.parametrize('name', SDES)
 def test_consistency_is_the_other_remedy(name):
-    """Consistency with weight 1 leaves less than 0.6 of the error, without more evaluations."""
+    """Consistency with weight 1 reduces the error by more than 40 %, without more evaluations."""
     sde, known, means = SDES[name](100), Known((4,), Mask(HALF), 2000), {}
     for consistency in (0.0, 1.0):
         torch.manual_seed(SEED)
@@ -111,8 +112,9 @@ def test_consistency_is_the_other_remedy(name):
 def test_the_gradient_of_consistency_is_that_of_its_formula(name):
     """For a Gaussian the gradient is (1 - P) J^T P (x_0 - x^_0) (m^2 + std^2) / std^2.
 
-    Here x^_0 = mu + J (x - m mu) with J = m C (m^2 C + std^2)^-1. It is zero where m < std / 10.
-    In float64; 1e-6 leaves room for the noise level, which the oracle recovers from the label.
+    Here x^_0 = mu + J (x - m mu) with J = m C (m^2 C + std^2)^-1. The gradient is zero where
+    m < std / 10. The test uses float64; its tolerance of 1e-6 is due to the noise level, which the
+    exact network computes from its label.
     """
     sde, measurement, target = SDES[name](1000), Grey(3), correlated((3, 2, 2))
     t = torch.tensor([0.05, 0.2, 0.4, 0.6, 0.8, 1.0], dtype=torch.float64)
@@ -127,7 +129,7 @@ def test_the_gradient_of_consistency_is_that_of_its_formula(name):
     assert 0 < (exact == 0).all(1).sum() < 4 and (exact != 0).any(1)[:3].all()
     score_fn = get_score_fn(sde, ExactNetwork(sde, target), continuous=True)
     for weight in (1.0, 2.5):
-        with torch.no_grad():  # as samplers do
+        with torch.no_grad():  # samplers call it without gradients
             guided = measurement_guidance(sde, measurement, measurement(x0), weight)(score_fn)(x, t)
         added = (guided - score_fn(x, t)).flatten(1)
         assert not guided.requires_grad and not x.requires_grad
@@ -147,9 +149,9 @@ MEASURED = {
 def test_measured_samples_have_the_conditional_distribution(name, shape, measurement):
     """Samples have the exact conditional distribution, and their measurement is y.
 
-    0.06 std are three standard errors of 3000 samples; 0.15 of a variance are four, and 5 % that a
-    corrector with snr^2 = 2.6 % may add. y is met to a few float32 roundings divided by gains of at
-    least 0.03.
+    The tolerance of a mean, 0.06 std, is three standard errors of 3000 samples. That of a variance,
+    15 %, is four standard errors, and 5 % for a corrector with snr^2 = 2.6 %. The samples agree
+    with y up to a few float32 roundings, divided by gains of at least 0.03.
     """
     sde, known = SDES[name](200), Known(shape, measurement, 3000)
     y = measurement(known.data)
@@ -159,11 +161,11 @@ def test_measured_samples_have_the_conditional_distribution(name, shape, measure
         x = made(get_pc_colorizer, sde, resample=4)(network, known.data)
     else:
         x, nfe = made(measured_sampler, sde, resample=4)(network, measurement, y)
-        # predictor and corrector, four times but for the last step
+        # predictor and corrector take every step four times, except the last one
         assert nfe == network.calls == 2 * (4 * 199 + 1)
     assert x.shape == known.data.shape and x.dtype == torch.float32
     torch.testing.assert_close(measurement.project(x), measurement.pinv(y), rtol=0, atol=2e-5)
-    # blur leaves open what has gains of up to 0.03
+    # components with gains of up to 0.03 are unknown after blur
     rounding, dropped = 2e-6, 0.03 * (x - known.data).flatten(1).norm(dim=1).max()
     assert (measurement(x) - y).abs().max() < rounding + (dropped if name == 've' else 0)
     mean, covariance = known.errors(x)
@@ -171,10 +173,10 @@ def test_measured_samples_have_the_conditional_distribution(name, shape, measure
 
 
 def test_the_conditional_distributions_are_told_apart():
-    """The tests above would notice wrong samples.
+    """The tests above would reject three kinds of wrong samples.
 
-    These are unconditional samples, samples given the data of the other half of the batch, and
-    samples with 10 % more spread.
+    The wrong samples are unconditional, conditional on the data of the other half of the batch, or
+    have 10 % more spread.
     """
     known = Known((4,), Mask(HALF), 4000)
     z = torch.randn(4000, 2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A notebook written for the 2021 release: its calls, from a checkpoint to training."""
+"""The calls of a notebook for the 2021 release, from loading a checkpoint to training."""
 
 import math
 
@@ -33,8 +33,7 @@ def notebook(tmp_path_factory):
         return dict(step=0, optimizer=optimizer, model=score_model, ema=ema)
 
     trained = fresh_state()
-    # as if trained: averages that differ from the weights, and an output that is not zero, yet
-    # smooth
+    # imitate training: the averages differ from the weights, and the output is smooth but not zero
     with torch.no_grad():
         for p, average in zip(
             (p for p in trained['model'].parameters() if p.requires_grad),
@@ -131,7 +130,7 @@ def test_notebook_samples_by_the_config(notebook):
     x, n = sampling.get_sampling_fn(
         config, sde, (4, 1, 8, 8), datasets.get_data_inverse_scaler(config), 1e-3
     )(notebook['score_model'])
-    # a corrector and a predictor step each
+    # every step has one corrector and one predictor evaluation
     assert x.shape == (4, 1, 8, 8) and x.isfinite().all() and n == 2 * sde.N
 
 
@@ -151,10 +150,10 @@ def test_notebook_draws_samples_by_the_ode(notebook, denoise):
 
 
 def test_notebook_likelihood_and_latent_code(notebook):
-    """Bits/dim of a batch of the data set; decoding the latent code of an image gives the image."""
+    """A batch has finite bits/dim, and decoding the latent code of an image gives the image."""
     config, score_model = notebook['config'], notebook['score_model']
-    # An untrained network does not hold against the decay of an SDE that reaches its prior: data
-    # would shrink to the solver's tolerance.
+    # With an SDE that reaches its prior, an untrained network would let data shrink to the
+    # tolerance of the solver.
     sde = VPSDE(beta_min=config.model.beta_min, beta_max=2.0, N=config.model.num_scales)
     scaler, inverse_scaler = (
         datasets.get_data_scaler(config),
@@ -179,12 +178,12 @@ def test_notebook_likelihood_and_latent_code(notebook):
         sde, tuple(data.shape), inverse_scaler, eps=1e-5, device=config.device
     )
     x, _ = sampling_fn(score_model, z)
-    # a sixth of a grey level
+    # the tolerance is a sixth of a grey level
     np.testing.assert_allclose(x.permute(0, 2, 3, 1).numpy(), eval_images, rtol=0, atol=0.01)
 
 
 def test_notebook_trains(notebook):
-    """A training step and a loss of the EMA weights, on batches of the data set.
+    """A training step changes the weights, and the loss of the EMA weights can be evaluated.
 
     The loss is reproducible from a seed.
     """
@@ -221,7 +220,7 @@ def test_notebook_trains(notebook):
         )
 
     before = [p.detach().clone() for p in score_model.parameters()]
-    for _ in range(2):  # the first has learning rate 0: the warm-up begins there
+    for _ in range(2):  # the first step has learning rate 0 because of the warm-up
         loss = train_step_fn(state, batch(train_ds))
     assert loss.isfinite() and state['step'] == 2
     assert any(not torch.equal(p, q) for p, q in zip(before, score_model.parameters()))

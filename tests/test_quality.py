@@ -1,4 +1,4 @@
-"""The targets with exact scores that solvers are judged by, and the benchmark that does it."""
+"""The targets with exact scores for measuring solvers, and the benchmark that uses them."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from oracles import GaussianMixture, SubspaceMixture
 
 
 def test_subspace_mixture_is_the_mixture_fitted_to_images():
-    """It equals a mixture with the same covariances in all dimensions, up to a rotation."""
+    """The mixture equals one with the same covariances in all dimensions, up to a rotation."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat_interleave(30)
     images = (
@@ -40,7 +40,7 @@ def test_subspace_mixture_is_the_mixture_fitted_to_images():
     for k in range(3):
         part = images[30 * k : 30 * k + 30]
         moments = part.T.cov(correction=0)
-        assert torch.allclose(means[k].norm(), part.mean(0).norm())  # turned, but as long
+        assert torch.allclose(means[k].norm(), part.mean(0).norm())  # rotated, with the same length
         assert torch.allclose(
             torch.linalg.eigvalsh(covariances[k])[-2:], torch.linalg.eigvalsh(moments)[-2:]
         )
@@ -61,7 +61,7 @@ def test_subspace_mixture_in_3072_dimensions():
 
 
 def test_quality_measures_and_draws(tmp_path):
-    """A short run of benchmarks/quality.py, which resumes from its results."""
+    """A short run of benchmarks/quality.py works, and resumes from its results."""
     command = [
         sys.executable,
         'benchmarks/quality.py',

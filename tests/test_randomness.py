@@ -1,4 +1,4 @@
-"""Random numbers of their own: for a block of code, and for every image of a sampler."""
+"""Separate random streams: for a block of code, and for every image of a sampler."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_streams_of_images():
             normal_like(x[:1]), second[1:2]
         )
     drawn = torch.cat([first.flatten(1), second.flatten(1), prior.flatten(1) / 10]).flatten()
-    assert len(drawn.unique()) == len(drawn)  # prior and noise share nothing
+    assert len(drawn.unique()) == len(drawn)  # prior and noise have no numbers in common
     with per_image(range(4000)):
         many = torch.cat([normal_like(torch.zeros(4000, 3)), prior_sampling(SDES['vp'], (4000, 3))])
     assert abs(many.mean()) < 4 / len(many.flatten()) ** 0.5 and abs(many.std() - 1) < 0.03
@@ -114,9 +114,9 @@ def test_an_image_does_not_depend_on_those_beside_it(sde, predictor, corrector):
 
 
 def test_without_streams_langevin_steps_are_shared():
-    """As in the 2021 release, the step size follows from mean norms of the batch.
+    """As in the 2021 release, the step size depends on the mean norms of the batch.
 
-    An image therefore depends on the others.
+    An image therefore depends on the other images.
     """
     sde = SDES['vp']
     corrector = sampling.LangevinCorrector(sde, lambda x, t: -x, 0.16, 1)
@@ -131,7 +131,7 @@ def test_without_streams_langevin_steps_are_shared():
 
 
 def test_the_ode_agrees_to_its_tolerance():
-    """Its steps are chosen for the whole batch."""
+    """Samples agree up to the tolerance, because the solver's steps depend on the whole batch."""
     sde = SDES['vp']
     network = ExactNetwork(sde, planar_mixture())
 
@@ -150,7 +150,7 @@ def test_the_ode_agrees_to_its_tolerance():
     'module', ['configs.vp.digits_ddpmpp_classes', 'configs.ve.digits_ncsnpp_continuous']
 )
 def test_samples_of_a_config_do_not_depend_on_the_batch(module):
-    """Labels included, up to a grey level where the network rounds otherwise."""
+    """Labels are the same, and images up to one grey level of rounding."""
     from score_model import ScoreModel
 
     config = load_config(module)

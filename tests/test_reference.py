@@ -28,7 +28,7 @@ def config(tmp_path):
 def test_weights_that_do_not_reach_the_layer_are_found_out(config):
     extractor = evaluation.get_extractor(config)
     dead = extractor._replace(run=lambda images: {'pool_3': np.zeros((len(images), 5), np.float32)})
-    with pytest.raises(UserError, match='all the same: the weights do not serve'):
+    with pytest.raises(UserError, match='all the same: the weights do not fit'):
         reference.get_reference(config, dead, 'train')
     assert not reference.statistics_path(config, dead, 'train').exists()
 
@@ -48,11 +48,11 @@ def test_statistics_are_computed_once_and_say_what_they_are_of(config, monkeypat
         and sidecar['data']['dataset'] == 'DIGITS'
         and sidecar['extractor']['backend'] == 'pixels'
     )
-    monkeypatch.setattr(reference, 'compute_statistics', None)  # not called again
+    monkeypatch.setattr(reference, 'compute_statistics', None)  # a second call would fail
     assert np.array_equal(
         reference.get_reference(config, extractor, 'train').features, first.features
     )
-    config.eval.stats_samples = 60000  # all there are, then as now
+    config.eval.stats_samples = 60000  # both limits exceed the number of images
     reference.get_reference(config, extractor, 'train')
 
 
@@ -60,7 +60,7 @@ def test_statistics_of_another_protocol_are_refused(config):
     extractor = evaluation.get_extractor(config)
     reference.get_reference(config, extractor, 'train')
     config.eval.stats_samples = 100
-    with pytest.raises(UserError, match='another protocol: most_images is 50000, expected 100'):
+    with pytest.raises(UserError, match='expected protocol: most_images is 50000, expected 100'):
         reference.get_reference(config, extractor, 'train')
     config.eval.stats_samples = 50000
     path = reference.statistics_path(config, extractor, 'train')
@@ -72,7 +72,7 @@ def test_statistics_of_another_protocol_are_refused(config):
     ):
         reference.get_reference(config, extractor, 'train')
     for arrays, words in (
-        (dict(pool_3=file['pool_3']), 'it has none'),
+        (dict(pool_3=file['pool_3']), 'the file has no protocol'),
         (dict(mu=np.zeros(3)), "no features 'pool_3'"),
     ):
         np.savez(path, **arrays)
@@ -97,7 +97,7 @@ def test_a_published_file_is_taken_without_a_protocol(config, saved_model):
         reference.get_reference(config, extractor, 'train').features, published.reshape(6, 2048)
     )
     np.savez_compressed(path, pool_3=published[..., :99])
-    with pytest.raises(UserError, match='it has none'):
+    with pytest.raises(UserError, match='the file has no protocol'):
         reference.get_reference(config, extractor, 'train')
 
 

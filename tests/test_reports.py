@@ -1,4 +1,4 @@
-"""Reports on evaluation folders written by hand: the numbers of the files, and their basis."""
+"""Reports on evaluation folders made by hand: the numbers of the files, and their origin."""
 
 import csv
 import json
@@ -102,7 +102,7 @@ def write_loss(folder, checkpoint=1, complete=True, **protocol):
 
 
 def write_bits(folder, values, **protocol):
-    """values: (passes, batches, images); a batch of None is not there yet."""
+    """Write bits/dim `values` (passes, batches, images); a batch of None is not written."""
     for k, (repeat, batch) in enumerate(np.ndindex(len(values), len(values[0]))):
         if values[repeat][batch] is not None:
             results.save(
@@ -144,7 +144,7 @@ def test_numbers_are_those_of_the_files(tmp_path):
         reports.write([tmp_path / 'run'], tmp_path / 'out').read_text(),
         summary(tmp_path / 'out'),
     )
-    # each image over its two passes
+    # the mean over both passes, for each image
     images = values.astype(np.float32).astype(float).mean(0).ravel()
     assert {name: float(row['value']) for name, row in found.items()} == {
         'loss': 0.6,
@@ -183,7 +183,7 @@ def test_numbers_are_those_of_the_files(tmp_path):
         f']({name})' in report and (tmp_path / 'out' / name).stat().st_size
         for name in ('bpd.png', 'samples_run_1.png')
     )
-    # no TensorBoard files, one checkpoint
+    # without TensorBoard files and with one checkpoint there are no such plots
     assert 'loss.png' not in report and 'metrics.png' not in report
 
 
@@ -233,7 +233,7 @@ def test_only_the_inception_features_of_2015_make_an_fid(tmp_path, extractor, sp
 )
 def test_warnings_are_there_when_they_should_be(tmp_path, settings, words):
     write_metrics(tmp_path, **settings)
-    write_bits(tmp_path, np.ones((1, 1, 1000)))  # enough
+    write_bits(tmp_path, np.ones((1, 1, 1000)))  # a sufficient number of images
     found = [row[2] for row in reports.evaluation_rows(tmp_path, 1) if not row[0]]
     assert len(found) == len(words) and all(
         word in sentence for word, sentence in zip(words, found)

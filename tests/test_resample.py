@@ -36,7 +36,7 @@ def test_operation_is_its_definition():
 
 
 def test_transposed_operation():
-    """<A x, y> = <x, A* y>, with A* by its formula and by differentiation."""
+    """<A x, y> = <x, A* y> holds for A* from its formula and from differentiation."""
     for shape, taps_shape, setting in settings(2, 60):
         x, taps = numbers(shape, torch.float64).requires_grad_(), filters(taps_shape, torch.float64)
         out = resample(x, taps, *setting)
@@ -57,7 +57,7 @@ def test_transposed_operation():
     ids=str,
 )
 def test_operation_is_registered_well(setting):
-    """Derivatives, shapes and strides without data, and compilation, by PyTorch's own checks."""
+    """PyTorch's checks of derivatives, of shapes and strides without data, and of compilation."""
     for layout in FORMATS:
         x = numbers((2, 2, 4, 5), torch.float64, layout).requires_grad_()
         taps = filters((4, 4), torch.float64)
@@ -68,7 +68,7 @@ def test_operation_is_registered_well(setting):
 
 @pytest.fixture
 def kernels_everywhere(monkeypatch):
-    """CPU tensors pass for those of a GPU with kernels: `upfirdn2d` takes the operation."""
+    """Treat CPU tensors as those of a GPU with kernels: `upfirdn2d` uses the operation."""
     monkeypatch.setattr(module, '_has_kernels', lambda device, dtype: True)
 
 
@@ -84,7 +84,7 @@ def test_derivatives_by_way_of_the_operation(kernels_everywhere, setting):
 
 
 def test_transforms(kernels_everywhere):
-    """torch.func and forward-mode differentiation, which registered operations do not support."""
+    """torch.func and forward-mode differentiation work, which registered operations lack."""
     x, kernel = double(3, 2, 4, 5), double(4, 4)
 
     def resample(x):
@@ -137,7 +137,7 @@ def test_autocast_changes_nothing(dtype, down):
     ],
 )
 def test_layers_keep_their_filters(layer, monkeypatch):
-    """Filters are on the device of the layer, not in its state dict, and not made in forward."""
+    """Filters are on the device of the layer, not in its state dict, and not built in forward."""
     layer = layer()
     (filter,) = layer.buffers()
     assert filter.shape == (4, 4) and not any('filter' in key for key in layer.state_dict())
@@ -148,7 +148,7 @@ def test_layers_keep_their_filters(layer, monkeypatch):
 
 @pytest.fixture
 def without_kernels(monkeypatch):
-    """CPU tensors pass for those of a GPU whose kernels cannot be compiled."""
+    """Treat CPU tensors as those of a GPU whose kernels cannot be compiled."""
 
     def refuse(scalar, device):
         raise RuntimeError('NVRTC is on strike')

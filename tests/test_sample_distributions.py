@@ -1,4 +1,4 @@
-"""The distribution of samples, for every predictor, corrector and SDE, against a known target."""
+"""The distribution of samples is a known target, for every predictor, corrector and SDE."""
 
 import itertools
 import math
@@ -13,11 +13,11 @@ SAMPLES, STEPS, SEED = 2000, 200, 0
 
 
 class Yardstick:
-    """The distance between samples in the plane and a target, and how large chance makes it.
+    """The distance between samples in the plane and a target, and its size for exact samples.
 
-    The sliced 2-Wasserstein distance (32 directions) to 40,000 exact samples. `exact` is the
-    largest of 200 sets of 2,000 exact samples. The distance sees where mass lies but hardly how
-    wide a blob is; the mean of the exact log density does.
+    It is the sliced 2-Wasserstein distance (32 directions) to 40,000 exact samples. `exact` is the
+    largest distance of 200 sets of 2,000 exact samples. The distance depends on the positions of
+    blobs but hardly on their widths. The mean of the exact log density depends on the widths.
     """
 
     def __init__(self, target):
@@ -47,31 +47,33 @@ def yardstick(target):
 def assert_samples(x, target, yardstick, blobs=0.1):
     """Check mean, covariance and distribution of 2,000 samples made in 200 steps.
 
-    `blobs`: the tolerance for the relative error of the blobs' variances.
+    `blobs` is the tolerance for the relative error of the variances of blobs.
     """
     x = x.double()
     assert torch.isfinite(x).all()
-    # Four standard errors of 2000 samples: of a mean, std / sqrt(n); of a covariance, at most
-    # sqrt(2) variance / sqrt(n). And 4 % of the variance for the steps: a step of VE shortens the
-    # variance of the noise by 2 log(3000) / 200 = 8 %, half of which an Euler step of the flow
-    # misses at worst; the corrector's own bias is snr^2 = 2 %.
+    # The tolerances are four standard errors of 2000 samples (std / sqrt(n) for a mean, at most
+    # sqrt(2) variance / sqrt(n) for a covariance) and 4 % of the variance for the steps. A step of
+    # VE reduces the variance of the noise by 2 log(3000) / 200 = 8 %, and an Euler step of the flow
+    # misses at most half of that. The bias of the corrector is snr^2 = 2 %.
     variance = target.covariance.diag().max().item()
     assert (x.mean(0) - target.mean).abs().max() < 4 * math.sqrt(variance / SAMPLES) + 0.02
     assert (x.T.cov() - target.covariance).abs().max() < 4 * math.sqrt(
         2 / SAMPLES
     ) * variance + 0.04 * variance
-    # a third more than the worst of 200 exact sets, for the same errors of the steps
+    # a third more than the largest of 200 exact sets, because of the same errors of the steps
     assert yardstick(x) < 4 / 3 * yardstick.exact
-    # Four standard errors; and blobs whose variances are off by a fraction in both dimensions move
-    # it by that fraction. An Euler or reversed step of 1/200 leaves up to 10 % at the narrowest.
+    # The tolerance is four standard errors and `blobs`: a relative error of the variances in both
+    # dimensions changes the log density by the same fraction. Euler or reversed steps of 1/200
+    # cause errors of up to 10 % in the narrowest blob.
     offset = target.log_prob(x).mean() - yardstick.log_density
     assert abs(offset) < 4 * yardstick.log_density_std / math.sqrt(SAMPLES) + blobs
 
 
 def refused(sde, predictor, corrector, probability_flow):
-    """Whether a combination is undefined.
+    """Return whether a combination is undefined.
 
-    No step at all is; so is ancestral sampling along the ODE or without a Markov chain.
+    A sampler without any step is undefined, and ancestral sampling along the ODE or without a
+    Markov chain.
     """
     return (predictor == corrector == 'none') or (
         predictor == 'ancestral_sampling' and (sde == 'subvp' or probability_flow)
@@ -82,7 +84,7 @@ COMBINATIONS = list(itertools.product(SDES, PREDICTORS.names(), CORRECTORS.names
 
 
 def test_the_list_of_combinations_is_the_whole():
-    """Predictors and correctors that are added are tested below automatically."""
+    """The tests below include all registered predictors and correctors automatically."""
     assert {'euler_maruyama', 'reverse_diffusion', 'ancestral_sampling', 'none'} <= set(
         PREDICTORS.names()
     )
@@ -126,9 +128,9 @@ def test_samples_have_the_targets_distribution(
 def test_correctors_alone_sample(name, corrector, target, yardstick):
     """Annealed Langevin dynamics samples without a predictor.
 
-    Two steps a level with snr 0.35 keep up with the levels: each step shrinks a deviation by 2
-    snr^2 = 25 %, a level of VE by 4 %. Such steps widen what they sample by 1 / (1 - snr^2), and by
-    twice that where it is narrow.
+    Two steps per noise level with snr 0.35 are enough: each step reduces a deviation by 2 snr^2 =
+    25 %, and the next noise level of VE is only 4 % lower. The steps increase the variance by a
+    factor of 1 / (1 - snr^2), and narrow blobs by twice as much.
     """
     sde = SDES[name](STEPS)
     torch.manual_seed(SEED)
@@ -138,10 +140,10 @@ def test_correctors_alone_sample(name, corrector, target, yardstick):
 
 
 def test_ald_alone_with_subvp_stalls_but_stays_close(target):
-    """With sub-VP the steps stop too early for the distribution to arrive.
+    """With sub-VP the steps become too small before the samples have the right distribution.
 
-    They are proportional to std^2, which falls as t^2 while there is still signal to restore (m <
-    1). The mean is right to four standard errors, the covariance to 30 %.
+    They are proportional to std^2, which falls as t^2 while the signal is not yet restored (m < 1).
+    The mean is right up to four standard errors, the covariance up to 30 %.
     """
     sde = SDES['subvp'](STEPS)
     torch.manual_seed(SEED)
@@ -152,7 +154,7 @@ def test_ald_alone_with_subvp_stalls_but_stays_close(target):
 
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 def test_discrete_networks_sample(name, target, yardstick):
-    """A network of 1,000 levels, sampled in 200 steps with labels and scores of the table."""
+    """A discrete network with 1,000 noise levels can be sampled in 200 steps."""
     sde = SDES[name](1000)
     network = ExactNetwork(sde, target, continuous=False)
     sde.N = STEPS
@@ -190,7 +192,7 @@ def test_the_distributions_are_told_apart(target, yardstick):
     'shape', [(3,), (1, 4, 4), (3, 2, 5)], ids=['vectors', 'images', 'oblong images']
 )
 def test_vectors_and_images(shape, name):
-    """The same sampler on points of any shape: independent Gaussians, one for each value."""
+    """Samplers accept data of any shape; here all values are independent Gaussians."""
     sde, dims = SDES[name](100), math.prod(shape)
     means = torch.linspace(-1, 1, dims, dtype=torch.float64)
     variances = torch.linspace(0.2, 1, dims, dtype=torch.float64)
@@ -202,8 +204,8 @@ def test_vectors_and_images(shape, name):
         torch.manual_seed(SEED)
         x = sampler(network)[0]
         assert x.shape == (500, *shape)
-        # five standard errors, as up to 30 values are looked at, and 3 % and 10 % for half as many
-        # steps as above
+        # five standard errors, because up to 30 values are compared, and 3 % and 10 % because there
+        # are half as many steps as above
         assert (
             (x.double().flatten(1).mean(0) - means) / variances.sqrt()
         ).abs().max() < 5 / math.sqrt(500) + 0.03

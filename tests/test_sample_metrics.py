@@ -36,7 +36,7 @@ def config(tmp_path):
 
 @pytest.fixture(scope='module')
 def digits():
-    """1797 images (N, 8, 8, 1) of 8 bits and their classes."""
+    """Return 1797 8-bit images (N, 8, 8, 1) and their classes."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -92,7 +92,7 @@ def test_every_kind_of_file_gives_the_same_numbers(config, tmp_path, digits):
             archive.write(path, path.relative_to(tmp_path))
     for name in ('samples', 'images', 'arr_0'):
         np.savez(tmp_path / f'{name}.npz', **{name: images[:200]})
-    # arr_0 and arr_1, as other diffusion codes write
+    # the names arr_0 and arr_1 of other diffusion libraries
     np.savez(tmp_path / 'adm.npz', images[:200], labels[:200])
     np.savez(tmp_path / 'real.npz', images=images[300:900])
     references = {'folder': 'folder', 'archive.zip': 'archive.zip', 'samples.npz': 'images.npz'}
@@ -156,7 +156,7 @@ def test_a_reference_with_splits_gives_the_split_that_is_asked_for_and_a_floor(
 def test_samples_sorted_by_class_do_not_change_the_kernel_distance(config, tmp_path, digits):
     """The kernel distance is averaged over blocks, for which the samples are shuffled.
 
-    In the order of classes, the distance between equal sets would be many errors away from 0.
+    In the order of classes, the distance of equal sets would differ from 0 by many standard errors.
     """
     images, labels = digits
     np.savez(tmp_path / 'sorted.npz', arr_0=images[np.argsort(labels)])
@@ -292,7 +292,7 @@ def test_with_a_reference_the_data_set_need_not_be_there(config, tmp_path, digit
 
 
 def test_64_pixels_on_the_command_line_take_seconds_and_little_memory(tmp_path):
-    """270 reference images and 64 samples of 64x64x3, start of the program included."""
+    """The test has 270 reference images and 64 samples of 64x64x3 and includes program start."""
     rng = np.random.default_rng(0)
     for name, n in (('real', 270), ('samples', 64)):
         np.savez(tmp_path / f'{name}.npz', rng.integers(0, 256, (n, 64, 64, 3), np.uint8))
@@ -340,7 +340,7 @@ def test_damaged_samples_are_named_or_skipped(config, tmp_path, digits):
         reports.save_image(tmp_path / 'given' / f'{i}.png', image)
     (tmp_path / 'given' / '7.png').write_bytes(b'not a picture')
     with pytest.raises(
-        UserError, match='--input: .*7.png is no picture; --config.data.on_error=skip'
+        UserError, match='--input: .*7.png is not a picture; --config.data.on_error=skip'
     ):
         sample_metrics.measure(config, tmp_path, str(tmp_path / 'given'))
     config.data.on_error = 'skip'

@@ -1,4 +1,4 @@
-"""Samplers as they are called: evaluations, seeds, scaling, devices, dtypes and configs."""
+"""Calls of samplers: number of evaluations, seeds, scaling, devices, dtypes and configs."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ def test_ode_counts_every_evaluation(denoise, target):
 
 
 def test_ode_denoising_is_one_step_without_noise(target):
-    """The result is x - f of the reversed chain at eps, where x is the result without it."""
+    """Denoising returns x - f of the reversed chain at eps, where x is the result without it."""
     sde, z = VPSDE(N=1000), torch.tensor([[0.3, -1.0]])
     network = ExactNetwork(sde, target)
     x = get_ode_sampler(sde, (1, 2), identity)(network, z)[0]
@@ -46,7 +46,7 @@ def test_ode_denoising_is_one_step_without_noise(target):
     beta = 0.1 / 1000
     score = target.score(x, *level(sde, torch.tensor([1e-3])))
     expected = (2 - math.sqrt(1 - beta)) * x + beta * score
-    # float32; and the time 1e-3 is step 0, whose beta it is
+    # float32; the time 1e-3 is step 0 of the chain, which has this beta
     torch.testing.assert_close(denoised.double(), expected.double(), rtol=1e-5, atol=1e-6)
 
 
@@ -100,8 +100,7 @@ class Located(nn.Module):
 def test_no_device_means_the_networks(name, corrector):
     """Sampling runs on the network's device, in evaluation mode, without gradients.
 
-    The meta device stands for an accelerator: it takes part in every operation and computes
-    nothing.
+    The meta device replaces an accelerator: it supports every operation and computes nothing.
     """
     for device in ('cpu', 'meta'):
         network = Located(device).train()
@@ -127,7 +126,7 @@ def config(**sampling):
 
 
 def test_a_config_describes_the_sampler(target):
-    """For every setting, the sampler of a config is the one built by hand."""
+    """For every setting, the sampler of a config equals the sampler that is built by hand."""
     sde = VPSDE(N=30)
 
     def run(sampler):

@@ -1,4 +1,4 @@
-"""Labels that networks are given, and the score, noise and image that follow from their output."""
+"""Labels for networks, and the score, noise and image that follow from their output."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from oracles import ExactNetwork, gaussian, level, planar_mixture
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)
-EXACT = 1e-12  # float64 formulas written twice: only rounding differs
+EXACT = 1e-12  # tolerance for the same formula in float64
 
 
 def test_continuous_labels_and_scores(sde):
@@ -44,13 +44,13 @@ def test_discrete_labels_and_scores(n):
     assert torch.equal(ve.score_from_output(out, t, continuous=False), out)
 
     vp = VPSDE(N=n)
-    # not rounded, as in the 2021 release
+    # labels are not rounded, as in the 2021 release
     torch.testing.assert_close(
         vp.network_label(t, continuous=False), (n - 1) * t, rtol=EXACT, atol=0
     )
     alphabar = np.cumprod(1 - np.linspace(0.1 / n, 20 / n, n))[((n - 1) * t).long()]
     exact = -out.numpy() / np.sqrt(1 - alphabar)[:, None]
-    # the table is float32
+    # the table of the chain is float32
     np.testing.assert_allclose(vp.score_from_output(out, t, continuous=False), exact, rtol=1e-6)
 
     sub = subVPSDE(N=n)
@@ -64,7 +64,7 @@ def test_discrete_labels_and_scores(n):
 @pytest.mark.parametrize('continuous', [True, False], ids=['continuous', 'discrete'])
 @pytest.mark.parametrize('name', SDES)
 def test_the_exact_network_gives_the_exact_score(name, continuous):
-    """Also at the levels of a discrete network's own chain, sampled in another number of steps."""
+    """A discrete network also has it at the noise levels of its chain, for any number of steps."""
     sde, target = SDES[name](N=1000), planar_mixture()
     # subVP has continuous networks only
     network = ExactNetwork(sde, target, continuous=continuous or name == 'subvp')
@@ -82,7 +82,7 @@ def test_the_exact_network_gives_the_exact_score(name, continuous):
         m, std = alphabar.sqrt(), (1 - alphabar).sqrt()
     if name == 've' and not continuous:
         std = 0.01 * 5000 ** (i.double() / 999)
-    # a table in float32
+    # the table of the chain is float32
     torch.testing.assert_close(got, target.score(x, m, std), rtol=1e-6, atol=1e-9)
 
 
@@ -93,14 +93,14 @@ def test_methods_of_a_score_take_a_number_or_a_time_each(sde, t):
     model = Score(ExactNetwork(sde, target), sde)
     times = torch.full((2,), float(t if isinstance(t, (int, float)) else t[0]))
     exact = target.score(x, *level(sde, times))
-    # float32 times and outputs; at t = 1 the label of VE is known to 1e-6
+    # times and outputs are float32; at t = 1 the label of VE has an error of 1e-6
     torch.testing.assert_close(model.score(x, t).double(), exact, rtol=1e-5, atol=1e-6)
     m, std = level(sde, times)
     torch.testing.assert_close(
         model.noise(x, t).double(), -std[:, None] * exact, rtol=1e-5, atol=1e-6
     )
     estimate = (x + std[:, None] ** 2 * exact) / m[:, None]
-    # Tweedie's sum cancels to a small fraction of its terms, which float32 knows to 1e-6 of std^2
+    # the two terms of Tweedie's formula almost cancel, and their float32 error is 1e-6 of std^2
     # |s| / m
     terms = (std[:, None] ** 2 * exact / m[:, None]).abs().max().item()
     torch.testing.assert_close(model.denoise(x, t).double(), estimate, rtol=1e-5, atol=3e-6 * terms)
@@ -115,9 +115,9 @@ def test_methods_of_a_score_take_a_number_or_a_time_each(sde, t):
 
 
 def test_methods_of_a_score_are_differentiable(sde):
-    """For N(0.7, 0.4) all slopes are known.
+    """For N(0.7, 0.4) all derivatives are known.
 
-    The score has -1 / (0.4 m^2 + std^2), the denoised estimate 0.4 m / (0.4 m^2 + std^2).
+    That of the score is -1 / (0.4 m^2 + std^2), of the denoised estimate 0.4 m / (0.4 m^2 + std^2).
     """
     model = Score(ExactNetwork(sde, gaussian([0.7], [0.4])), sde)
     x = torch.tensor([[0.2], [-1.0]], dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""`ScoreModel`: what it computes, where it is loaded from, agreement with the command line."""
+"""`ScoreModel`: its results, loading it from files, and agreement with the command line."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def small(module='configs.vp.digits_ddpmpp_continuous'):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """A folder with the work directory runs/quickstart."""
+    """Return a folder with the work directory runs/quickstart."""
     folder = tmp_path_factory.mktemp('home')
     run_lib.train(small(), folder / 'runs' / 'quickstart')
     return folder
@@ -54,9 +54,9 @@ def workdir(runs):
 def test_a_work_directory_in_a_notebook(runs, monkeypatch):
     monkeypatch.chdir(runs)
     model = ScoreModel.load('runs/quickstart')
-    images = model.sample(16)  # as its config says
+    images = model.sample(16)  # with the settings of its config
     assert images.shape == (16, 1, 8, 8) and images.isfinite().all() and not images.requires_grad
-    images = model.sample(16, method='heun', steps=18, seed=0)  # or not
+    images = model.sample(16, method='heun', steps=18, seed=0)  # or with other settings
     assert torch.equal(images, model.sample(16, method='heun', steps=18, seed=0))
     result = model.log_likelihood(images)
     assert (
@@ -70,12 +70,12 @@ def test_a_work_directory_in_a_notebook(runs, monkeypatch):
     )
     z = model.encode(images)
     back = model.decode(z)
-    # an untrained network makes large numbers
+    # the images of an untrained network have large values
     assert (back - images).abs().max() < 1e-3 * images.abs().max()
 
 
 def test_points_in_the_plane():
-    """An own network learns a circle: trains, samples and has likelihoods."""
+    """A user's network learns a circle, and it can be sampled and has likelihoods."""
 
     class Network(nn.Module):
         def __init__(self):
@@ -95,7 +95,7 @@ def test_points_in_the_plane():
         model.loss(torch.stack([angle.cos(), angle.sin()], 1)).backward()
         optimizer.step()
     radius = model.sample(1000, seed=0).norm(dim=1)
-    assert abs(radius.mean() - 1) < 0.1 and radius.std() < 0.4  # of the prior: 1.25 and 0.65
+    assert abs(radius.mean() - 1) < 0.1 and radius.std() < 0.4  # the prior has 1.25 and 0.65
     on, off = (
         model.log_likelihood(torch.tensor([point]), hutchinson_type='exact').nats
         for point in ([1.0, 0.0], [0.1, 0.1])
@@ -103,12 +103,12 @@ def test_points_in_the_plane():
     assert on > off + 0.5
 
 
-# What it computes ---------------------------------------------------------------------------------
+# Its results ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', SDES)
 def test_an_exact_model_in_the_plane(name):
-    """Score, noise, denoised estimate, samples, likelihoods and codes against the exact ones."""
+    """Score, noise, denoised estimate, samples, likelihoods and codes equal the exact ones."""
     sde, target = SDES[name](), planar_mixture()
     model, x, t = ScoreModel(ExactNetwork(sde, target), sde, shape=(2,)), target.sample(200), 0.3
     m, std = (value.item() for value in sde.mean_and_std(torch.tensor([t], dtype=torch.float64)))
@@ -129,12 +129,12 @@ def test_an_exact_model_in_the_plane(name):
         result.z, *sde.mean_and_std(torch.ones(1, dtype=torch.float64))
     )
     torch.testing.assert_close(result.nats, target.log_prob(x[:20]) + prior, rtol=0, atol=0.01)
-    # the solver stops at 1e-5 of codes up to 20
+    # the solver has a tolerance of 1e-5, and codes are up to 20
     torch.testing.assert_close(model.decode(model.encode(x)), x, rtol=0, atol=3e-3)
 
 
 def test_scaling_is_undone():
-    """The network sees 2 x - 1; samples, likelihoods and codes are those of the pixels x."""
+    """The network sees 2 x - 1; samples, likelihoods and codes belong to the pixels x."""
     sde, target = VPSDE(), gaussian([0.0] * 4, [0.04] * 4, (1, 2, 2))
     model = ScoreModel(ExactNetwork(sde, target), sde, shape=(1, 2, 2), centered=True, levels=256)
     x = model.sample(2000, seed=0)
@@ -190,7 +190,7 @@ def test_guidance_makes_another_model():
     assert torch.equal(x, model.guided(classes, 1.0).sample(1500, seed=0)) and not model.guides
     for k, part in enumerate(x.split(500)):
         assert (part.double().mean(0) - target.component(k).mean).abs().max() < 0.15
-    mixed = model.sample(3000, seed=0).double()  # classes drawn uniformly
+    mixed = model.sample(3000, seed=0).double()  # the classes are drawn uniformly
     means = torch.stack([target.component(k).mean for k in range(3)])
     assert (mixed.mean(0) - means.mean(0)).abs().max() < 0.1
     with pytest.raises(UserError, match='^classes must be between 0 and 2, got '):
@@ -200,7 +200,7 @@ def test_guidance_makes_another_model():
 
 
 def test_measurements():
-    """Means of 2x2 pixels, and pixels of a mask, come back in what is drawn."""
+    """Samples have the measured means of 2x2 pixels, or the known pixels of a mask."""
     sde, target = VPSDE(), gaussian([0.0] * 16, [0.04] * 16, (1, 4, 4))
     model, x = (
         ScoreModel(ExactNetwork(sde, target), sde, shape=(1, 4, 4), centered=True),
@@ -308,7 +308,7 @@ def test_folders_of_diffusers(tmp_path):
     convert.convert(
         tmp_path / 'run' / 'checkpoints' / 'checkpoint_1.pth', tmp_path / 'pipeline', config
     )
-    (tmp_path / 'pipeline' / 'score_sde_config.json').unlink()  # as a stranger's folder
+    (tmp_path / 'pipeline' / 'score_sde_config.json').unlink()  # as in folders of other libraries
     model = ScoreModel.load(tmp_path / 'pipeline', device='cpu')
     assert (
         isinstance(model.sde, VPSDE)
@@ -362,7 +362,7 @@ def test_a_missing_config_and_another_one(workdir, tmp_path):
 
 
 def test_the_command_line_draws_with_the_same_model(workdir, tmp_path):
-    """`--mode sample` draws what the model draws from the same random state."""
+    """`--mode sample` draws the same images as the model from the same random state."""
     config = small()
     config.eval.batch_size = 4
     sample(config, workdir, num_samples=4, output=str(tmp_path))

@@ -1,4 +1,4 @@
-"""The SDEs against their own moment equations and exact posteriors of Gaussian data."""
+"""SDEs agree with their moment equations and with exact posteriors of Gaussian data."""
 
 import math
 
@@ -12,7 +12,7 @@ from oracles import ExactNetwork, affine, gaussian, level
 from sde_lib import SDE, VESDE, VPSDE, ReverseSDE, expand, subVPSDE
 
 SDES = dict(ve=VESDE, vp=VPSDE, subvp=subVPSDE)
-EXACT = 1e-12  # float64 formulas written twice: only rounding differs
+EXACT = 1e-12  # tolerance for the same formula in float64
 
 # batches of numbers, vectors, images, volumes
 SHAPES = [(3,), (3, 2), (3, 1, 4, 4), (3, 1, 2, 2, 2)]
@@ -22,7 +22,7 @@ TIMES = torch.tensor([1e-5, 1e-3, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
 def test_marginals_solve_the_moment_equations(sde):
     """dm/dt = a m and dv/dt = 2 a v + g^2 for the drift a x (Sarkka & Solin 2019, Sec. 5.5).
 
-    They start from std(0), which is sigma_min for VE.
+    The initial standard deviation is std(0), which is sigma_min for VE.
     """
 
     def moments(t, y):
@@ -39,17 +39,17 @@ def test_marginals_solve_the_moment_equations(sde):
         moments, (0, 1), [1.0, start], t_eval=TIMES, method='DOP853', rtol=1e-10, atol=1e-18
     )
     m, std = level(sde, TIMES)
-    # the solver's relative tolerance, times the few hundred steps over which its errors may add up
+    # the solver's relative tolerance, times a few hundred steps in which its errors may add up
     np.testing.assert_allclose(m, solution.y[0], rtol=1e-7)
     np.testing.assert_allclose(std**2, solution.y[1], rtol=1e-7)
 
 
 def test_forward_simulation_has_the_marginals(sde):
-    """20,000 paths of Euler-Maruyama in 400 steps to t = 1/2, from x_0 = 2."""
+    """20,000 paths of 400 Euler-Maruyama steps from x_0 = 2 have the marginal at t = 1/2."""
     generator, steps, paths = torch.Generator().manual_seed(0), 400, 20000
     x, dt = torch.full((paths,), 2.0, dtype=torch.float64), 0.5 / steps
     for i in range(steps):
-        # midpoints: the time dependence adds no error of first order
+        # at midpoints the time dependence causes no first-order error
         drift, diffusion = sde.sde(x, torch.full_like(x, (i + 0.5) * dt))
         x = (
             x
@@ -60,7 +60,7 @@ def test_forward_simulation_has_the_marginals(sde):
         )
     m, std = level(sde, torch.tensor([0.5]))
     added = (std**2 - level(sde, torch.zeros(1))[1] ** 2).sqrt().item()
-    # four standard errors, and 1 % for the step size: (beta dt / 2) summed is below 0.7 %
+    # four standard errors, and 1 % for the step size, because beta dt / 2 is below 0.7 %
     assert abs(x.mean() - 2 * m.item()) < 4 * added / math.sqrt(paths) + 0.01 * m.item()
     assert abs(x.std() / added - 1) < 4 / math.sqrt(2 * paths) + 0.01
 
@@ -68,7 +68,7 @@ def test_forward_simulation_has_the_marginals(sde):
 def test_std_is_exact_in_float32_near_zero(sde):
     """std(t) in float32 agrees with the formulas of Appendix B in float64 to 1e-5.
 
-    That is a hundred roundings of float32; 1 - exp(..) is wrong by a factor of 2,000 at t = 1e-5.
+    This is a hundred float32 roundings; 1 - exp(..) is wrong by a factor of 2,000 at t = 1e-5.
     """
     t = TIMES.float()
     t64 = t.double().numpy()
@@ -81,7 +81,7 @@ def test_std_is_exact_in_float32_near_zero(sde):
     np.testing.assert_allclose(
         sde.marginal_prob(torch.ones(len(t)), t)[0], exact_m * np.ones(len(t)), rtol=1e-5
     )
-    if isinstance(sde, subVPSDE):  # g(t) vanishes at 0 as well, by the same subtraction
+    if isinstance(sde, subVPSDE):  # g(t) also vanishes at 0, by the same subtraction
         g = np.sqrt((0.1 + 19.9 * t64) * -np.expm1(-2 * integral))
         np.testing.assert_allclose(sde.sde(torch.zeros(len(t)), t)[1], g, rtol=1e-5)
 
@@ -124,7 +124,7 @@ SHAPED = dict(
 )
 @pytest.mark.parametrize('name', [*SDES, *SHAPED])
 def test_mean_and_std_are_those_of_the_marginal(name, times):
-    """Also where a user's `marginal_prob` is written for images only, or for vectors only."""
+    """This also holds if a user's `marginal_prob` supports only images, or only vectors."""
     sde = SDES[name]() if name in SDES else Own(SHAPED[name])
     x = torch.ones(len(times), *(1,) * (1 if name == 'vectors' else 3), dtype=times.dtype)
     mean, std = sde.marginal_prob(x, times)
@@ -167,8 +167,8 @@ def test_shapes_and_dtypes_follow_the_input(sde, shape, dtype):
         like_t.append(pair[1])
     assert all(v.shape == shape and v.dtype == dtype for v in like_x)
     assert all(v.shape == (3,) and v.dtype == dtype for v in like_t)
-    # Each batch member has its own time: what comes out of a batch is what comes out of its members
-    # one by one.
+    # Every member of a batch has its own time: the result for a batch equals the results for its
+    # members.
     for i in range(3):
         torch.testing.assert_close(
             sde.marginal_prob(x, t)[0][i], sde.marginal_prob(x[i : i + 1], t[i : i + 1])[0][0]
@@ -255,7 +255,7 @@ def test_perturb(sde):
     x, t = torch.full((20000, 2), 1.5), torch.full((20000,), 0.3)
     m, std = (v[0].item() for v in level(sde, t[:1]))
     z = torch.ones_like(x)
-    # float32
+    # the tolerance of float32
     torch.testing.assert_close(
         sde.perturb(x, t, z), torch.full_like(x, 1.5 * m + std), rtol=1e-6, atol=0
     )

@@ -28,7 +28,7 @@ from runtime.errors import UserError
 
 
 def tiny(config, **model):
-    """The network of a config on 8 pixels."""
+    """Return the network of a config for images of 8x8 pixels."""
     config.device, config.data.image_size = 'cpu', 8
     small = dict(nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_scales=30)
     with config.unlocked():
@@ -62,7 +62,7 @@ NETWORKS = {
 
 
 def build(name, **training):
-    """(config, network, inputs): without dropout, and with last layers that are not nearly zero."""
+    """Return (config, network, inputs), without dropout and with last layers that are not tiny."""
     config = NETWORKS[name]()
     config.training.update(training)
     with config.unlocked():
@@ -98,11 +98,11 @@ def compiled_twin(model):
     return twin
 
 
-# which is one of the others
+# 'ncsnv2' is one of the other networks
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in NETWORKS if name != 'ncsnv2'])
 def test_networks_train_as_one_graph(name):
-    """Forward and backward pass, compiled in one piece, give the numbers of the plain network."""
+    """Forward and backward pass, compiled as one graph, give the numbers of the plain network."""
     _, model, inputs = build(name)
     twin = compiled_twin(model)
     torch.manual_seed(1)
@@ -154,7 +154,7 @@ def test_the_layout_changes_rounding_only(name):
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_bfloat16_is_near_float32(name):
-    """Up to a few roundings to 8 bits; parameters, outputs and gradients stay float32.
+    """Results differ by a few roundings to 8 bits; parameters, outputs and gradients are float32.
 
     NCSNv2 for 256 pixels, the deepest network, has the largest error: a cosine of 0.966 between the
     gradients.
@@ -213,7 +213,7 @@ def test_recomputation_is_for_u_nets(tmp_path):
 
 
 def steps(config, count=3, **settings):
-    """Losses of some training steps and the parameters after them."""
+    """Return the losses of some training steps and the training state after them."""
     torch.manual_seed(0)
     state = run_lib.create_state(config)
     step = losses.get_step_fn(
@@ -231,7 +231,7 @@ def steps(config, count=3, **settings):
 @pytest.mark.parametrize('accumulation', [2, 3, 12])
 @pytest.mark.parametrize('continuous', [True, False])
 def test_parts_of_a_batch_add_up_to_it(continuous, accumulation):
-    """The same times and noise, hence the same losses and, to rounding, the same steps."""
+    """Times and noise are the same, so losses and, up to rounding, steps are the same."""
     config = digits_ddpmpp_continuous.get_config()
     config.device, config.optim.warmup = 'cpu', 0
     whole, one = steps(config, continuous=continuous)
@@ -257,7 +257,7 @@ def test_parts_must_be_equal():
     'config', [digits_ddpmpp_continuous, digits_ncsnpp_continuous], ids=['ddpmpp', 'ncsnpp']
 )
 def test_recomputation_keeps_less_and_changes_nothing(config):
-    """Bit by bit, dropout included."""
+    """The results are bit-identical, with dropout."""
     results = []
     for recompute in (False, True):
         settings = config.get_config()
@@ -279,7 +279,7 @@ def test_recomputation_keeps_less_and_changes_nothing(config):
 
 
 class Waiting(TorchDispatchMode):
-    """Records the operations whose result the host reads: on a GPU it would wait for them."""
+    """Record the operations whose result the host reads, for which it would wait on a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -300,7 +300,7 @@ class Waiting(TorchDispatchMode):
     'config', [digits_ddpmpp_continuous, digits_ncsnpp_continuous], ids=['ddpmpp', 'ncsnpp']
 )
 def test_the_host_does_not_wait_within_a_step(config):
-    """Nothing is read back in loss, backward pass, clipping, skipping, optimizer and average."""
+    """The host reads nothing in loss, backward pass, clipping, skipping, optimizer and average."""
     settings = config.get_config()
     settings.device = 'cpu'
     state = run_lib.create_state(settings)
@@ -312,12 +312,12 @@ def test_the_host_does_not_wait_within_a_step(config):
     with Waiting() as waiting:
         step(state, x)
         assert not waiting.found
-        state['step'] += int(torch.ones(()))  # it would be seen
+        state['step'] += int(torch.ones(()))  # reading a result is recorded
     assert waiting.found == ['aten._local_scalar_dense.default']
 
 
 def test_a_network_is_not_walked_through_for_every_evaluation():
-    """Switching between training and evaluation visits every module, so only a change does it."""
+    """Setting the mode visits every module, so it is set only if it changes."""
 
     class Counting(torch.nn.Module):
         switched = 0

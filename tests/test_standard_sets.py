@@ -86,7 +86,7 @@ def test_cifar10_has_its_images_in_the_order_of_the_files(tmp_path, monkeypatch)
         test.images, noise(4, 3072, seed=5).reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)
     )
     assert list(test.labels) == [5, 1, 2, 3]
-    assert datasets.get_dataset(config, evaluation=True)[2] is None  # no builder of TFDS
+    assert datasets.get_dataset(config, evaluation=True)[2] is None  # there is no builder of TFDS
 
 
 def test_svhn_calls_the_digit_0_by_0(tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_mnist_and_fashion_mnist_come_from_torchvision_by_default(
 
 
 def smooth(n, seed=0):
-    """n pictures of 218 x 178 pixels, like those of CelebA."""
+    """Return n smooth pictures of 218 x 178 pixels, the size of CelebA."""
     return np.stack(
         [
             np.asarray(Image.fromarray(image).resize((178, 218), Image.BICUBIC))
@@ -139,7 +139,7 @@ def smooth(n, seed=0):
 
 @pytest.fixture
 def celeba(tmp_path, monkeypatch):
-    """Four training, two validation and one test picture, lossless."""
+    """Four training pictures, two validation pictures and one test picture, stored losslessly."""
     monkeypatch.setattr(
         vision.CelebA, 'file_list', [(key, None, name) for key, _, name in vision.CelebA.file_list]
     )
@@ -172,7 +172,8 @@ def test_celeba_is_reduced_as_by_tensorflow(celeba):
     tf = tensorflow()
     ours = datasets.get_split(config(size=64), 'train').images
     theirs = np.stack([celeba_crop(tf.constant(image), 64).numpy() for image in images[:4]])
-    assert np.abs(ours - theirs).max() < 0.501  # rounded, of sums in float32
+    # half a grey level of rounding, and the error of float32 sums
+    assert np.abs(ours - theirs).max() < 0.501
 
 
 def test_a_corrupt_picture_of_celeba_is_named_or_skipped(celeba, tmp_path):
@@ -188,7 +189,7 @@ def test_a_corrupt_picture_of_celeba_is_named_or_skipped(celeba, tmp_path):
 
 
 def test_neither_loading_nor_training_imports_tensorflow(tmp_path):
-    """In a fresh process in which TensorFlow cannot be imported."""
+    """Loading and training work in a new process in which TensorFlow cannot be imported."""
     write_cifar10(tmp_path)
     write_idx(tmp_path)
     code = f"""
@@ -284,7 +285,7 @@ def test_what_is_missing_is_downloaded(tmp_path, monkeypatch):
         ),
         (
             dict(dataset='MNIST', image_size=32, num_channels=1),
-            'the images of MNIST have 28x28 pixels',
+            'MNIST: its images have 28x28 pixels',
         ),
     ],
 )
@@ -308,7 +309,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 
 def prepare(path, name, splits=('train', 'test'), labelled=True, key='image', version='1.0.0'):
-    """Write a TFDS data set of 12 grey images a split, and return them by split."""
+    """Write a TFDS data set with 12 grey images per split, and return the images by split."""
     tf, tfds = tensorflow(), pytest.importorskip('tensorflow_datasets')
     features = {key: tfds.features.Image(shape=(28, 28, 1))} | (
         {'label': tfds.features.ClassLabel(num_classes=10)} if labelled else {}
@@ -345,7 +346,7 @@ def test_any_data_set_of_tfds_by_name(tmp_path, labelled):
         datasets.get_name(config) == 'tfds_of_mine_28'
         and datasets.describe(config, 'test')['dataset'] == 'TFDS:OF_MINE'
     )
-    config.data.image_size = 14  # the middle square, which here is all, reduced
+    config.data.image_size = 14  # the middle square, here the whole image, is reduced
     assert datasets.get_split(config, 'test').images.shape == (12, 14, 14, 1)
 
 

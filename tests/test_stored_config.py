@@ -38,7 +38,7 @@ def workdir(tmp_path_factory):
 
 
 def tree(folder) -> dict[str, tuple[int, bytes]]:
-    """{path: time of its last change, content} of a folder, all folders in it, and all files."""
+    """Return {path: (modification time, content)} of a folder and everything in it."""
     return {
         str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b'')
         for path in (pathlib.Path(folder), *pathlib.Path(folder).rglob('*'))
@@ -80,7 +80,7 @@ OTHERS = {
 
 
 def changed(key, **settings):
-    """The config with another value of a key, for five steps."""
+    """Return the config with another value of a key and five training steps."""
     config, (section, name) = small(), key.split('.')
     config[section][name] = OTHERS[key][0]
     config.training.n_iters = 5
@@ -160,7 +160,7 @@ def test_another_model_is_accepted_with_a_warning_where_it_is_forced(
 
 
 def test_a_checkpoint_that_is_named_is_compared_and_the_work_directory_is_not(workdir, tmp_path):
-    """The work directory is then only where the samples go."""
+    """The work directory then only receives the samples."""
     config = changed('model.nf')
     run_lib.train(config, tmp_path / 'other')
     checkpoint = str(checkpoints.latest(tmp_path / 'other'))

@@ -1,4 +1,4 @@
-"""TensorFlow beside PyTorch: modules that stand in for others are removed again."""
+"""TensorFlow together with PyTorch: temporary stub modules are removed again."""
 
 import importlib.util
 import subprocess
@@ -55,7 +55,7 @@ def test_a_module_that_takes_the_place_of_a_stand_in_stays(monkeypatch):
     ],
 )
 def test_imports_leave_no_stand_ins(tmp_path, code, package):
-    """Of TensorBoard and of TF-GAN, in a process that has imported neither."""
+    """Importing TensorBoard or TF-GAN leaves no stubs, in a process that has imported neither."""
     if importlib.util.find_spec(package) is None:
         pytest.skip(f'needs {package}')
     code = f"""

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets."""
+"""Data sets of TensorFlow Datasets (TFDS)."""
 
 import sys
 import types
@@ -18,7 +18,7 @@ from runtime.tensorflow import tensorflow
 
 
 def tfds(path, name, version, images, config=None, labels=None, file_format=None):
-    """Prepares a TFDS data set, losslessly; `images` by split."""
+    """Prepare a TFDS data set from `images`, a dict by split, with lossless compression."""
     tf, tfds = tensorflow(), pytest.importorskip('tensorflow_datasets')
     features = {'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png')}
     columns = {split: {'image': array} for split, array in images.items()}
@@ -67,7 +67,7 @@ def halved(images):
 
 
 def matches(found, expected, tolerance):
-    """Each found image is near a different one of the expected."""
+    """Return whether every found image is near a different expected image."""
     far = np.abs(found[:, None].astype(float) - expected[None]).max((2, 3, 4))
     return sorted(far.argmin(1)) == list(range(len(expected))) and far.min(1).max() <= tolerance
 
@@ -80,7 +80,7 @@ def test_celeba_is_the_middle_140_pixels_reduced(tmp_path):
         everything(config_of('CelebA', 140, tfds_dir=str(tmp_path)), 'test')[0], middle, 0
     )
     train = everything(config_of('CELEBA', 70, tfds_dir=str(tmp_path)))[0]
-    # rounded
+    # the tolerance is one rounding
     assert matches(train[:, 1:-1, 1:-1], halved(images['train'][:, 39:179, 19:159]), 0.51)
 
 
@@ -99,7 +99,7 @@ def test_lsun_is_reduced_then_cropped_at_128_pixels_and_cropped_then_resized_oth
     assert matches(everything(config)[0], images[:, :, 32:288], 0)
     config.data.image_size = 64
     channels = images[:, :, 32:288].transpose(0, 3, 1, 2).reshape(9, 256, 256).astype(np.float32)
-    # in float32
+    # the tolerance of float32
     pillow = np.stack(
         [
             np.asarray(Image.fromarray(channel).resize((64, 64), Image.BICUBIC))
@@ -107,7 +107,7 @@ def test_lsun_is_reduced_then_cropped_at_128_pixels_and_cropped_then_resized_oth
         ]
     )
     pillow = pillow.reshape(3, 3, 64, 64).transpose(0, 2, 3, 1).clip(0, 255)
-    assert matches(everything(config)[0], pillow - 0.5, 0.51)  # truncated, as published
+    assert matches(everything(config)[0], pillow - 0.5, 0.51)  # truncated as in the 2021 release
     config.data.category = ''
     with pytest.raises(UserError, match='config.data.category is empty'):
         everything(config)
@@ -130,7 +130,7 @@ def test_tensorflow_sees_no_gpu_and_its_decoder_names_corrupt_pictures(monkeypat
     tf, calls = tensorflow(), []
     assert tf.config.get_visible_devices('GPU') == []
     monkeypatch.setattr(tf.config, 'set_visible_devices', lambda *given: calls.append(given))
-    # also where there is no GPU to hide
+    # the call is also made on machines without a GPU
     assert tensorflow.__wrapped__() is tf and calls == [([], 'GPU')]
     decode = tensorflow_decoder(celeba_crop, 64)
     whole = tf.io.encode_jpeg(crops(1, 218, 178)[0]).numpy()
@@ -167,7 +167,7 @@ def test_unprepared_tfds_data_set_is_told_in_one_sentence(tmp_path, monkeypatch)
 
 
 def test_cifar10_is_read_through_tfds(tmp_path):
-    """A data set of 30 and 20 images in TFDS's own format."""
+    """The data set has 30 and 20 images in the format of TFDS."""
     tf = tensorflow()
     tfds = pytest.importorskip('tensorflow_datasets')
     rng = np.random.default_rng(0)
@@ -217,7 +217,7 @@ def test_crops_and_resizes():
     edge = np.zeros((20, 32, 3), np.uint8)
     edge[:, 16:] = 255
     cropped = datasets.crop_resize(tf.constant(edge), 10).numpy()
-    # A bicubic filter overshoots at the edge; without clipping the bright side would wrap round to
+    # A bicubic filter overshoots at the edge; without clipping the bright side would overflow to
     # dark values.
     assert cropped.shape == (10, 10, 3) and cropped.dtype == np.uint8
     assert cropped[:, :4].max() < 30 and cropped[:, -4:].min() > 225

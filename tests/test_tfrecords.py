@@ -1,4 +1,4 @@
-"""TFRecord files."""
+"""Reading of TFRecord files."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from runtime.tensorflow import tensorflow
 
 
 def tfrecord(path, images):
-    """A file as StyleGAN makes them, and where each record begins."""
+    """Write a file in the format of StyleGAN; return the position of each record."""
     tf = tensorflow()
     starts = [0]
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -35,14 +35,14 @@ def test_tfrecords_hold_the_raw_images(tmp_path, name):
     config.data.image_size = 64
     with pytest.raises(
         UserError,
-        match=r'record 0, at byte 0, has shape \[3, 32, 32\], the config '
-        r'asks for \[3, 64, 64\]',
+        match=r'record 0, at byte 0, has shape \[3, 32, 32\]; '
+        r'expected \[3, 64, 64\] from the config',
     ):
         everything(config)
     (tmp_path / 'a.txt').write_bytes(bytes(range(256)) * 8)
     for path, message in (
-        ('a.txt', 'a.txt: at byte 0 no record begins'),
-        ('b.txt', 'b.txt.*there is no such file'),
+        ('a.txt', 'a.txt: expected a record at byte 0;'),
+        ('b.txt', 'b.txt.*no such file'),
     ):
         config.data.update(tfrecords_path=str(tmp_path / path), on_error='skip')
         with pytest.raises(UserError, match=message):
@@ -62,7 +62,7 @@ def test_tfrecords_hold_the_raw_images(tmp_path, name):
             'record 4, at byte {4}, has no valid length',
             [4],
         ),
-        (lambda path, at: cut(path, at[8] + 700), 'record 8, at byte {8}, is cut short', [8]),
+        (lambda path, at: cut(path, at[8] + 700), 'record 8, at byte {8}, is truncated', [8]),
         (lambda path, at: cut(path, at[8] + 7), 'record 8, at byte {8}, has no valid length', [8]),
         (
             lambda path, at: path.write_bytes(

@@ -1,4 +1,4 @@
-"""Tiers of tests: a slow test, one that needs TensorFlow and a stale line are found."""
+"""Tiers of tests: unmarked slow tests, tests that need TensorFlow and stale lines are found."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def test_import(): import tensorflow
 
 @pytest.fixture
 def run(tmp_path):
-    """A function that runs Python in a project of its own and returns status and output."""
+    """Return a function that runs Python in a separate project and returns status and output."""
     folder = tmp_path / 'tests'
     folder.mkdir()
     shutil.copy(ROOT / 'tests' / 'tiers.py', folder)
@@ -65,7 +65,7 @@ def run(tmp_path):
 
 
 def test_the_fast_tier_finds_what_is_not_marked(run, tmp_path):
-    """Both users of the slow fixture, the slow case, and the import, in one run."""
+    """One run reports both users of the slow fixture, the slow case, and the import."""
     fast = '-m', 'pytest', '-q', '-rf', '-m', 'not slow and not tensorflow', '--limit=0.2'
     status, said = run(*fast)
     failed = {line.split(' ')[1] for line in said.splitlines() if line.startswith('FAILED')}

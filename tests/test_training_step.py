@@ -1,4 +1,4 @@
-"""The training step: gradients, warm-up, clipping, averages, and what evaluation leaves alone."""
+"""The training step: gradients, warm-up, clipping and averages; evaluation changes nothing."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ def new_state(settings, optimizer=None, decay=0.9):
 
 
 def plain(lr=1.0):
-    """Plain gradient descent, whose update shows the gradient that it was given."""
+    """Return plain gradient descent, whose update shows the gradient."""
     return lambda model: torch.optim.SGD(model.parameters(), lr=lr)
 
 
@@ -60,7 +60,7 @@ def train(settings, state, steps=1, batch=None, metrics=None):
 
 
 def test_a_step_follows_the_gradient():
-    """A step is theta - lr grad, with the gradient of the loss computed by hand.
+    """A step leads to theta - lr grad, with the gradient of the loss computed by hand.
 
     The norm of the gradient is reported.
     """
@@ -73,7 +73,7 @@ def test_a_step_follows_the_gradient():
     expected = get_loss_fn(VPSDE(), train=True, reduce_mean=True)(twin, torch.ones(16, 2))
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(expected, twin.parameters())])
     assert torch.equal(loss, expected)
-    # float32
+    # the tolerance of float32
     torch.testing.assert_close(parameters(state), before - 0.5 * gradient, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(metrics['grad_norm'], gradient.norm(), rtol=1e-6, atol=0)
 
@@ -101,7 +101,7 @@ def test_training_lowers_the_loss():
     before = loss()
     torch.manual_seed(0)
     train(settings, state, steps=100)
-    assert loss() < 0.5 * before  # slope * label of up to 10 is most of the loss at the start
+    assert loss() < 0.5 * before  # at the start most of the loss is slope * label, up to 10
 
 
 def test_the_step_is_counted():
@@ -114,7 +114,7 @@ def test_the_step_is_counted():
 
 
 def test_warm_up():
-    """lr min(step / warmup, 1), from 0 at the first step: as a plain number in the optimizer."""
+    """The learning rate is lr min(step / warmup, 1), a plain number that is 0 at the first step."""
     settings, rates = config(lr=0.4, warmup=4), []
     state = new_state(settings)
     start = parameters(state)
@@ -124,16 +124,16 @@ def test_warm_up():
         assert torch.equal(parameters(state), start) == (i == 0)
     assert all(type(rate) is float for rate in rates)
     np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4], rtol=1e-12)
-    state = new_state(config(lr=0.4))  # without warm-up, the whole from the start
+    state = new_state(config(lr=0.4))  # without warm-up, the full rate from the start
     train(config(lr=0.4), state)
     assert state['optimizer'].param_groups[0]['lr'] == 0.4
 
 
 @pytest.mark.parametrize('grad_clip', [-1.0, 0.01, 1e6])
 def test_clipping(grad_clip):
-    """An update has at most the length grad_clip; negative means no clipping.
+    """The norm of an update is at most grad_clip; a negative value means no clipping.
 
-    The reported norm is that before clipping.
+    The reported norm is the norm before clipping.
     """
     settings, metrics = config(lr=1.0, grad_clip=grad_clip), {}
     state = new_state(settings, plain())
@@ -141,7 +141,7 @@ def test_clipping(grad_clip):
     train(settings, state, metrics=metrics)
     length, norm = (parameters(state) - before).norm(), metrics['grad_norm']
     assert norm > 0.1
-    # float32, clipped to 1e-4
+    # float32, and clipping is accurate to 1e-4
     torch.testing.assert_close(
         length, torch.tensor(0.01) if grad_clip == 0.01 else norm, rtol=1e-3, atol=0
     )
@@ -240,7 +240,7 @@ def test_evaluation_gives_the_weights_back_after_an_error():
     train(settings, state, steps=2)
     weights = parameters(state)
     with pytest.raises(RuntimeError):
-        get_step_fn(VPSDE(), train=False)(state, torch.ones(4, 3))  # Toy is of two dimensions
+        get_step_fn(VPSDE(), train=False)(state, torch.ones(4, 3))  # Toy has two dimensions
     assert torch.equal(parameters(state), weights)
 
 
@@ -258,7 +258,7 @@ def test_the_optimizer_takes_its_settings():
 
 
 def test_a_step_takes_classes():
-    """In training and in evaluation, a step with classes has the loss of the same seed.
+    """A step passes the classes to the network, and evaluation has the loss of the same seed.
 
     Training then separates data of different classes.
     """
@@ -296,9 +296,9 @@ def test_a_step_takes_classes():
         of_seed(lambda *batch, **c: evaluate(state, *batch, **c), classes=c)
         for c in (classes, 1 - classes)
     ]
-    # to take an image for one of the other class costs more
+    # the loss is higher if the classes are exchanged
     assert after[0] < 0.1 * before and after[0] < after[1] - 0.05
-    assert state['model'].shifts[2].abs().max() == 0  # of a class that there was none of
+    assert state['model'].shifts[2].abs().max() == 0  # no image had this class
 
 
 # Classifiers

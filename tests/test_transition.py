@@ -1,4 +1,4 @@
-"""The transition of an SDE from one time to another."""
+"""Transitions of an SDE from one time to another."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from published_samplers import ALL_SDES
 def test_the_transition_leads_from_one_marginal_to_the_next(name):
     """The transitions from x_0 to s and from s to t give the marginal at t.
 
-    Each image has its own s and t. Equal and almost equal times are among them.
+    Each image has its own s and t; some of them are equal or almost equal.
     """
     sde, x0 = ALL_SDES[name](1000), torch.randn(6, 3, 2, 2, dtype=torch.float64)
     s, t = sde.T * torch.tensor(
@@ -20,7 +20,7 @@ def test_the_transition_leads_from_one_marginal_to_the_next(name):
     mean, std = sde.transition_prob(mean_s, s, t)
     ratio = sde.transition_prob(torch.ones_like(x0), s, t)[0][:, 0, 0, 0]
     assert mean.shape == x0.shape and std.shape == (6,)
-    # float64, formulas of a few operations
+    # float64 formulas with few operations
     torch.testing.assert_close(mean, mean_t, rtol=1e-12, atol=0)
     torch.testing.assert_close((std**2 + (ratio * std_s) ** 2).sqrt(), std_t, rtol=1e-12, atol=0)
 
@@ -29,7 +29,8 @@ def test_the_transition_leads_from_one_marginal_to_the_next(name):
 def test_the_transition_is_that_of_the_sde(name):
     """The moments obey dm/dt = a m and dv/dt = 2 a v + g^2, where the drift is a x.
 
-    Integrated from 0.3 T to 0.6 T by the midpoint rule, whose error with 20000 steps is below 1e-8.
+    They are integrated from 0.3 T to 0.6 T by the midpoint rule, whose error with 20000 steps is
+    below 1e-8.
     """
     sde, n = ALL_SDES[name](1000), 20000
     s, t, one = 0.3 * sde.T, 0.6 * sde.T, torch.ones(1, 1, dtype=torch.float64)

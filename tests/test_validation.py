@@ -1,4 +1,4 @@
-"""Validation of checkpoints: the report lists what was measured, what was not, and what failed."""
+"""Validation of checkpoints: the report lists measurements, missing ones and failed checks."""
 
 import csv
 import os
@@ -41,7 +41,7 @@ TINY = {
 def pair(tmp_path_factory):
     """Two tiny untrained networks, with the statistics of their data.
 
-    One is a training state, the other safetensors.
+    One is stored as a training state, the other as safetensors.
     """
     folder = tmp_path_factory.mktemp('pair')
     paths = []
@@ -97,7 +97,7 @@ def test_a_report_of_two(pair, tmp_path, capsys):
             f'| {name} | loads with matching names and shapes | yes |' in text
             and '| config is not in the paper |' in text
         )
-        # as a network that has learnt nothing must not pass
+        # an untrained network must not pass
         assert f'| {name} | denoises | **NO** |' in text
     assert status == 1 and '**' in text.split('\n')[2]
     for name in (
@@ -119,13 +119,13 @@ def test_a_report_of_two(pair, tmp_path, capsys):
         and 'command: python -m validation' in snapshot
     )
 
-    once = (tmp_path / 'summary.csv').read_bytes()  # nothing is computed again
+    once = (tmp_path / 'summary.csv').read_bytes()  # the next run computes nothing again
     main([*models, '--output', str(tmp_path), *options(folder)])
     assert (tmp_path / 'summary.csv').read_bytes() == once
 
 
 def test_what_fails_is_told(pair, tmp_path, capsys):
-    """A weight that is NaN, a file that does not fit the config, and the same config twice."""
+    """A NaN weight and a file that does not fit its config fail; a config may appear twice."""
     folder, models = pair
     content = torch.load(folder / 've.pth', weights_only=True)
     content['ema']['shadow_params'][3][0] = float('nan')
@@ -152,9 +152,9 @@ def test_what_fails_is_told(pair, tmp_path, capsys):
 
 
 def test_what_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
-    """A published config without data set and network connection.
+    """The report of a published config without data set and network connection is incomplete.
 
-    The report has the paper's numbers, and the reason why ours are missing.
+    It has the paper's numbers, and the reason why ours are missing.
     """
 
     def offline():
@@ -207,9 +207,9 @@ def test_what_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
 
 
 def test_the_papers_number_beside_ours():
-    """The paper's number for the same sampler, with the difference or why it is not comparable.
+    """The report has the paper's number and the difference, or why they are not comparable.
 
-    It is not comparable if n is too small, and missing if the paper has none.
+    Numbers are not comparable if n is too small. The number is missing if the paper has none.
     """
     from reports import Number
     from validation.published import published
@@ -255,7 +255,7 @@ def test_the_papers_number_beside_ours():
     ],
 )
 def test_the_best_linear_estimate(module):
-    """The gain of the denoising check has the least error on Gaussian data.
+    """The linear estimate of the denoising check has the smallest error on Gaussian data.
 
     The exact network has the same error.
     """
@@ -286,7 +286,7 @@ def test_the_best_linear_estimate(module):
 
     found = invariants.denoising(ScoreModel.from_config(config, Exact()), images, seed=0, most=600)
     assert found.n == 600 and found.variance == pytest.approx(variance, rel=1e-3)
-    # the chain's levels are those of the SDE up to its steps
+    # the noise levels of the chain differ from those of the SDE by up to a step
     middle = slice(1, -1) if config.training.continuous else slice(3, -1)
     assert found.network[middle] == pytest.approx(
         found.linear[middle], rel=1e-3 if config.training.continuous else 0.02
@@ -356,7 +356,7 @@ def test_help_says_what_it_does():
 
 @pytest.mark.parametrize('which', ['raw', 'averaged'])
 def test_numbers_of_another_checkpoint_never_stand_under_this_one(pair, tmp_path, which):
-    """Into the same folder: first a good one, then one from which nothing comes."""
+    """Validate a good checkpoint, then one without results, with the same output folder."""
     folder, _ = pair
     assert (
         main([f'{VE}={folder / "ve.pth"}', '--output', str(tmp_path / 'out'), *options(folder)])
