@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -41,6 +42,19 @@ def pytest_runtest_makereport():
 def _seed():
     """Start every test with the same seed, so that results do not depend on other tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels():
+    """Restore the log levels that a test changes, which commands set for their whole process."""
+    from absl import logging as absl_logging
+
+    disabled, verbosity = logging.root.manager.disable, absl_logging.get_verbosity()
+    level = logging.getLogger().level
+    yield
+    logging.disable(disabled)
+    logging.getLogger().setLevel(level)
+    absl_logging.set_verbosity(verbosity)
 
 
 @pytest.fixture(params=['ve', 'vp', 'subvp'])

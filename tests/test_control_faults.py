@@ -187,7 +187,11 @@ FAULTS = {
         dict(input='{files}/no_pictures.zip'),
         ['no_pictures.zip', 'no pictures'],
     ),
-    'no picture': ('inpaint', dict(input='{files}/text.png'), ['{files}/text.png', 'not a picture']),
+    'no picture': (
+        'inpaint',
+        dict(input='{files}/text.png'),
+        ['{files}/text.png', 'not a picture'],
+    ),
     'broken picture': ('inpaint', dict(input='{files}/cut.png'), ['{files}/cut.png', 'decoded']),
     'broken picture among others': (
         'inpaint',

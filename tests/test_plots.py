@@ -11,7 +11,7 @@ def loss(value: float, complete: bool = True) -> list[Number]:
 
 
 def test_the_loss_plot_has_the_means_over_the_test_set(tmp_path):
-    """A dot at the step of each checkpoint with a complete evaluation: step 300 k, or the last."""
+    """Each checkpoint with a complete evaluation has a dot at its step: 300 k, or the last one."""
     run = Run('run', tmp_path, tmp_path / 'eval', {1: loss(0.6), 2: loss(0.5), 3: loss(1.0, False)})
     assert plots._whole_losses(run) == []  # without a config the steps are unknown
     training = dict(snapshot_freq=300, n_iters=501)
