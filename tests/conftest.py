@@ -1,5 +1,6 @@
 """Shared by all tests: path, one thread, a fixed seed, reference numbers, relative error."""
 
+import functools
 import importlib
 import json
 import os
@@ -49,6 +50,16 @@ def sde(request):
     import sde_lib
 
     return {'ve': sde_lib.VESDE, 'vp': sde_lib.VPSDE, 'subvp': sde_lib.subVPSDE}[request.param]()
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """`fake_devices.fake_device` for a test, skipped where PyTorch has no fake CUDA tensors."""
+    import fake_devices
+
+    if reason := fake_devices.why_not():
+        pytest.skip(f'PyTorch {torch.__version__} has no fake CUDA tensors here: {reason}')
+    return functools.partial(fake_devices.fake_device, monkeypatch)
 
 
 @pytest.fixture(scope='module')
