@@ -120,7 +120,8 @@ def sample(
         model: the score to follow, with its guidance.
         shape: the shape of the samples, (B, ...).
         options: the method and its settings.
-        z: the state at time T, of `shape`, such as latent codes. None: a draw from the prior.
+        z: the state at time T, of `shape`, such as latent codes, on any device. None: a draw from
+            the prior.
         loop: projection, repetition and callback between the steps.
         device: where to sample. None: the device of the network.
 
@@ -131,7 +132,7 @@ def sample(
         NotImplementedError, ValueError: if the options are not defined for this SDE.
     """
     check(model, options, loop)
-    x = _prior(model, shape, device, options.prior_mean) if z is None else z
+    x = _prior(model, shape, device, options.prior_mean) if z is None else _moved(model, z, device)
     score_fn, counter = model.counted()
     draws = {'pc': predictor_corrector.draw, 'ode': _follow_flow, 'adaptive': adaptive.draw}
     draw = draws.get(options.method.lower(), _take_few_steps)
@@ -152,6 +153,14 @@ def _prior(model, shape, device, mean):
     if parameter is not None:
         x = x.to(device or parameter.device, torch.promote_types(parameter.dtype, torch.float32))
     return x.to(device) if device else x
+
+
+def _moved(model, z, device):
+    """Return the given state `z` on the device of the sampler."""
+    parameter = model.parameter()
+    if device is None and parameter is not None:
+        device = parameter.device
+    return z if device is None else z.to(device)
 
 
 def _follow_flow(sde, score_fn, x, options, loop):

@@ -317,7 +317,7 @@ class ScoreModel(Score):
                     raise UserError(
                         f'expected grey levels from 0 to {levels - 1}, got {x.min()} to {x.max()}'
                     )
-                x = (x + torch.rand(x.shape)) / levels
+                x = (x + torch.rand(x.shape).to(x.device)) / levels
             return likelihood.log_likelihood(self, self._input(x), self.unscale, levels, options)
 
     def encode(self, x: Tensor, **settings) -> Tensor:

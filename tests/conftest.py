@@ -1,5 +1,6 @@
 """Fixtures and helpers shared by all tests."""
 
+import functools
 import importlib
 import json
 import logging
@@ -46,11 +47,12 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _log_levels():
-    """Restore the log levels that a test changes, which commands set for their whole process."""
+    """Log from level INFO on, and restore the levels: commands set them for the whole process."""
     from absl import logging as absl_logging
 
     disabled, verbosity = logging.root.manager.disable, absl_logging.get_verbosity()
     level = logging.getLogger().level
+    absl_logging.set_verbosity(absl_logging.INFO)
     yield
     logging.disable(disabled)
     logging.getLogger().setLevel(level)
@@ -63,6 +65,16 @@ def sde(request):
     import sde_lib
 
     return {'ve': sde_lib.VESDE, 'vp': sde_lib.VPSDE, 'subvp': sde_lib.subVPSDE}[request.param]()
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """`fake_devices.fake_device` for a test, skipped where PyTorch has no fake CUDA tensors."""
+    import fake_devices
+
+    if reason := fake_devices.why_not():
+        pytest.skip(f'PyTorch {torch.__version__} has no fake CUDA tensors here: {reason}')
+    return functools.partial(fake_devices.fake_device, monkeypatch)
 
 
 @pytest.fixture(scope='module')
