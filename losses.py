@@ -262,18 +262,14 @@ def get_sde_loss_fn(
 def get_smld_loss_fn(vesde: VESDE, train: bool, reduce_mean: bool = False) -> Loss:
     """Return `loss_fn(model, batch)`: the loss of SMLD (Song & Ermon 2019, Eq. 6)."""
     if not isinstance(vesde, VESDE):
-        raise UserError(
-            f'vesde must be a VESDE, for which SMLD is defined, got {type(vesde).__name__}'
-        )
+        raise UserError(f'vesde must be a VESDE, got {type(vesde).__name__}')
     return DiscreteScoreMatching(vesde, train, reduce_mean)
 
 
 def get_ddpm_loss_fn(vpsde: VPSDE, train: bool, reduce_mean: bool = True) -> Loss:
     """Return `loss_fn(model, batch)`: the simple loss of DDPM (Ho et al. 2020, Eq. 14)."""
     if not isinstance(vpsde, VPSDE):
-        raise UserError(
-            f'vpsde must be a VPSDE, for which DDPM is defined, got {type(vpsde).__name__}'
-        )
+        raise UserError(f'vpsde must be a VPSDE, got {type(vpsde).__name__}')
     return DiscreteScoreMatching(vpsde, train, reduce_mean)
 
 
@@ -324,7 +320,7 @@ def get_step_fn(
 def get_classifier_step_fn(
     sde: SDE, train: bool, optimize_fn: Callable | None = None, *, accumulation: int = 1
 ) -> Callable:
-    """Return `step_fn(state, batch, metrics=None, *, classes)` of a classifier: `get_step_fn`."""
+    """Return the step function of a classifier, with the argument `classes` (see `get_step_fn`)."""
     return make_step(NoisyCrossEntropy(sde, train), optimize_fn, accumulation)
 
 

@@ -224,7 +224,7 @@ def pc_options(
     denoise: bool,
     eps: float,
 ) -> Options:
-    """Return the `Options` equal to these arguments of the 2021 release, see `get_pc_sampler`."""
+    """Convert these arguments of `get_pc_sampler` to `Options`."""
     return Options(
         method='pc',
         predictor=predictor,

@@ -179,7 +179,7 @@ class VPSDE(_LinearBetaSDE):
         return self._table(log_alphabars, scales, device=label.device)[label]
 
     def discrete_level(self, label: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alphabar_i) and sqrt(1 - alphabar_i)."""
+        """Return m = sqrt(alphabar_i) and std = sqrt(1 - alphabar_i) (B,) for labels i (B,)."""
         log_alphabar = self._log_alphabar(label)
         return (log_alphabar / 2).exp(), (-torch.expm1(log_alphabar)).sqrt()
 

@@ -117,7 +117,9 @@ def restore(
             _adapt_groups(optimizer, content['optimizer'])
         if 'ema' in state:
             state['ema'].load_state_dict({'decay': state['ema'].decay} | content['ema'])
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise CheckpointError(f'{path} lacks {error}') from error
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f'{path} does not fit the config: {error}') from error
     model.load_state_dict(weights)
     if optimizer is not None:

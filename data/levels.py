@@ -28,7 +28,7 @@ def check_values(values: np.ndarray, levels: int) -> None:
     if lowest < 0 or highest >= levels:
         raise UnreadableImage(
             f'has values {f"down to {lowest}" if lowest < 0 else f"up to {highest}"}, '
-            f'but {levels} grey levels: expected 0 to {levels - 1} (white), see config.data.levels'
+            f'expected 0 to {levels - 1} (white) for {levels} grey levels, see config.data.levels'
         )
 
 

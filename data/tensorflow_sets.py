@@ -117,13 +117,14 @@ def _check(data, info, split: str):
     )
     if split not in info.splits:
         raise UserError(
-            f'config.data.dataset={data.dataset!r} needs a split {split!r}: TFDS has '
+            f'config.data.dataset={data.dataset!r} needs a split {split!r}: its splits are '
             f'{", ".join(info.splits)}. {remedy}'
         )
     if 'image' not in info.features or len(info.features['image'].shape or ()) != 3:
         raise UserError(
             f"config.data.dataset={data.dataset!r} needs a feature 'image' of shape (H, W, C): "
-            f'TFDS has {", ".join(info.features)}. {remedy}'
+            f'its features are '
+            f'{", ".join(f"{name} {part.shape}" for name, part in info.features.items())}. {remedy}'
         )
 
 

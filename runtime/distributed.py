@@ -222,7 +222,7 @@ def begin_randomness(
         return
     if state.get('device') != _key(device):
         logging.warning(
-            'Started new random numbers: those of the checkpoint are not for the device %s.',
+            'Started new random numbers: the random state in the checkpoint is not for device %s.',
             _key(device),
         )
         return

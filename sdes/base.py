@@ -192,7 +192,7 @@ class SDE(abc.ABC):
         return -output / expand(self.mean_and_std(t)[1], output)
 
     def discrete_level(self, label: Tensor) -> tuple[Tensor, Tensor]:
-        """m and std, both (B,), of x_t at a discrete network's integer label in 0 .. N - 1."""
+        """Return m and std (B,) of x_t = m x_0 + std z for integer labels (B,) in 0 .. N - 1."""
         raise NotImplementedError(
             f'{type(self).__name__} has no discrete-time training objective: '
             'set training.continuous=True'

@@ -73,7 +73,7 @@ class Solver:
         self.last = None
 
     def at(self, i: int) -> tuple[float, float, float]:
-        """t, alpha and sigma at the i-th time."""
+        """Return t, alpha and sigma at the i-th time."""
         return float(self.times[i]), self.alpha[i], self.sigma[i]
 
     def image(self, x: Tensor, t: float, alpha: float, sigma: float) -> Tensor:

@@ -29,7 +29,7 @@ def table(values: float | Sequence[float] | Tensor) -> Tensor:
 
 
 def levels(sde: SDE, t: float | Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at times t (n,), each (n,)."""
+    """Return alpha and sigma, each (n,), at times t (n,)."""
     return sde.mean_and_std(table(t))
 
 
@@ -82,7 +82,10 @@ def time_grid(sde: SDE, n: int, eps: float, skip_type: str = 'logSNR', rho: floa
 
 
 class Transition(NamedTuple):
-    """x_t = r x_s + std z for two times s < t, and the noise std_s in x_s and std_t in x_t."""
+    """The transition x_t = r x_s + std z between two times s < t, with z ~ N(0, I).
+
+    std_s and std_t are the standard deviations of the noise in x_s and in x_t.
+    """
 
     r: float
     std: float

@@ -265,7 +265,7 @@ def other_files():
     bomb = archive(zipfile.ZIP_DEFLATED, data_pkl=bytes(50_000_000))
     found = {
         'numpy.pth': (saved({'model': np.arange(5)}), UNREAD),
-        'bomb.pth': (bomb, 'compressed data'),
+        'bomb.pth': (bomb, 'compressed or overlap'),
         'no_pickle.pth': (archive(), 'cannot be read'),
         'bad_pickle.pth': (archive(data_pkl=b'\x80\x02garbage.'), 'contains code|cannot be read'),
         'deep.pth': (archive(data_pkl=deep), UNREAD),

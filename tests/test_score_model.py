@@ -200,7 +200,7 @@ def test_guidance_makes_another_model():
 
 
 def test_measurements():
-    """Samples have the measured means of 2x2 pixels, or the known pixels of a mask."""
+    """Restored samples match the measured 2x2 means; inpainted samples keep the known pixels."""
     sde, target = VPSDE(), gaussian([0.0] * 16, [0.04] * 16, (1, 4, 4))
     model, x = (
         ScoreModel(ExactNetwork(sde, target), sde, shape=(1, 4, 4), centered=True),

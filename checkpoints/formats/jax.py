@@ -103,7 +103,7 @@ def load(path: str | os.PathLike) -> dict:
         return load_bytes(pathlib.Path(path).read_bytes())
     except (OSError, ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise CheckpointError(
-            f'{path} cannot be read as a training state of flax; it may be truncated: '
+            f'{path} cannot be read as a flax training state; it may be truncated: '
             f'{error or type(error).__name__}'
         ) from error
 

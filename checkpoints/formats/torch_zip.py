@@ -148,7 +148,9 @@ def verify(path: str | os.PathLike) -> None:
             any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             or sum(entry.file_size for entry in entries) > size
         ):
-            raise CheckpointError(f'{path} is not a file of torch.save: it has compressed data')
+            raise CheckpointError(
+                f'{path} was not written by torch.save: its entries are compressed or overlap'
+            )
         if not sealed and (broken := archive.testzip()) is not None:
             raise CheckpointError(f'{path} is corrupt: CRC mismatch in {broken}')
 

@@ -115,7 +115,7 @@ def read(
     path = pathlib.Path(path)
     if not isinstance(network, UNet):
         raise CheckpointError(
-            f'{path} is a network of diffusers: expected a ddpm or ncsnpp network in the config, '
+            f'{path} is a diffusers network: expected a ddpm or ncsnpp network in the config, '
             f'got {type(network).__name__}'
         )
     weights = load(path)
