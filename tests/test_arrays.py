@@ -65,7 +65,7 @@ def test_npz_under_all_its_names(tmp_path, names):
         ),
         (
             dict(images=np.full((9, 8, 8, 3), 17, np.uint8), levels=17),
-            'values up to 17, but 17 grey levels',
+            'values up to 17, expected 0 to 16',
         ),
         (dict(images=np.array([{}])), 'cannot be read as an npz file'),
         (dict(images=np.zeros((0, 8, 8, 3), np.uint8)), 'the train set of NPZ has no images'),
