@@ -180,7 +180,7 @@ def test_whatever_a_decoder_raises_is_a_corrupt_picture():
 def test_other_numbers_than_8_and_16_bits_are_told():
     for values, words in (
         (np.full((8, 8), 0.5, np.float32), 'holds floating-point values'),
-        (np.full((8, 8), 70000, np.int32), 'has values up to 70000, but 65536 grey levels'),
+        (np.full((8, 8), 70000, np.int32), 'has values up to 70000, expected 0 to 65535'),
         (np.full((8, 8), -1, np.int32), 'has values down to -1'),
     ):
         with pytest.raises(UnreadableImage, match=words):
