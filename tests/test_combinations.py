@@ -77,9 +77,7 @@ def test_every_combination_runs(name, predictor, corrector, probability_flow):
         ('vp', 'ancestral_sampling', 'none', True),
     ],
 )
-def test_combinations_without_a_definition_are_refused(
-    name, predictor, corrector, probability_flow
-):
+def test_undefined_combinations_raise_an_error(name, predictor, corrector, probability_flow):
     """Undefined combinations raise an error when the sampler is made, before it gets a network.
 
     The plain sampler is tested with all combinations.
@@ -114,7 +112,7 @@ def test_combinations_without_a_definition_are_refused(
     ],
 )
 @pytest.mark.parametrize('make', [get_pc_inpainter, get_pc_colorizer, measured_sampler])
-def test_resampling_without_a_step_is_refused(make, predictor, loop, message):
+def test_resampling_without_a_step_raises_an_error(make, predictor, loop, message):
     with pytest.raises(ValueError, match=message) as error:
         made(make, VPSDE(N=60), predictor, 'langevin', **loop)
     assert '\n' not in str(error.value) and len(str(error.value)) < 250
@@ -123,7 +121,7 @@ def test_resampling_without_a_step_is_refused(make, predictor, loop, message):
 @pytest.mark.parametrize(
     'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if not refused(*c)]
 )
-def test_without_anything_known_the_loop_is_the_plain_one(
+def test_without_known_values_the_loop_is_that_of_plain_sampling(
     name, predictor, corrector, probability_flow
 ):
     """Without known values, each step equals the corrector and predictor step, bit by bit."""

@@ -313,7 +313,7 @@ def workdir(tmp_path_factory):
     suppress_health_check=list(HealthCheck),
 )
 @given(mutations())
-def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
+def test_a_config_trains_or_raises_an_error_with_the_key(workdir, mutation):
     config, changes = mutated(*mutation), mutation[1]
     torch.manual_seed(0)
     classifies = config.model.get('name') == 'wideresnet'

@@ -234,7 +234,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_faults_are_one_sentence_that_names_them(place, files, fault):
+def test_faults_raise_a_one_line_error(place, files, fault):
     task, settings, words = FAULTS[fault]
     settings = {
         key: value.format(place=place, files=files) if isinstance(value, str) else value
@@ -267,14 +267,14 @@ def test_faults_are_one_sentence_that_names_them(place, files, fault):
         'ode for a measurement',
     ],
 )
-def test_faults_that_need_no_checkpoint_are_told_before_it_is_loaded(
+def test_faults_are_reported_before_the_checkpoint_is_loaded(
     place, files, fault, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(score_model, 'load_averaged_model', None)
-    test_faults_are_one_sentence_that_names_them(place, files, fault)
+    test_faults_raise_a_one_line_error(place, files, fault)
 
 
-def test_without_a_checkpoint_there_is_nothing_to_control(place, tmp_path):
+def test_control_without_a_score_network_raises_an_error(place, tmp_path):
     assert 'train first' in refused(CONFIGS['plain'](place), tmp_path / 'w', 'inpaint')
     message = refused(CONFIGS['classifier'](place), place / 'classifier', 'inpaint')
     assert "config.model.name must be a score network, got the classifier 'wideresnet'" in message

@@ -139,13 +139,13 @@ def test_without_gdown(path, monkeypatch):
     refused(lambda: fetch_published('vp/cifar10_ddpm', path), 'pip install gdown')
 
 
-def test_a_place_that_cannot_be_written(drive, tmp_path):
+def test_a_destination_that_cannot_be_written(drive, tmp_path):
     (tmp_path / 'file').write_text('')
     place = tmp_path / 'file' / 'checkpoint.pth'
     refused(lambda: fetch(DriveFile('id', 'checkpoint.pth'), place, PAGE), str(place))
 
 
-def test_gdown_takes_these_arguments(drive, tmp_path, monkeypatch):
+def test_gdown_accepts_these_arguments(drive, tmp_path, monkeypatch):
     fetch_statistics(tmp_path)
     drive.names = ('checkpoint_3.pth',)
     fetch_published('vp/cifar10_ddpm', tmp_path)
@@ -161,7 +161,7 @@ def test_gdown_takes_these_arguments(drive, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', DEFAULT)
-def test_published_files_have_folders_of_their_own(drive, tmp_path, name):
+def test_files_of_the_2021_release_have_separate_folders(drive, tmp_path, name):
     file = published(name).file
     path = fetch_published(name, tmp_path)
     assert path == tmp_path / name.replace('/', '_') / file.name
@@ -186,7 +186,7 @@ def test_checkpoints_in_folders(drive, tmp_path, number, chosen):
     assert fetch_published(name, tmp_path, number) == path and len(drive.calls) == 2
 
 
-def test_checkpoints_put_there_by_hand(drive, tmp_path):
+def test_checkpoints_downloaded_by_hand(drive, tmp_path):
     place = tmp_path / 'vp_cifar10_ddpm'
     place.mkdir()
     for number in (26, 7):

@@ -24,7 +24,7 @@ def told_and_untold(name):
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_classes_add_a_table_behind_all_other_parameters(name):
+def test_the_table_of_classes_is_the_last_parameter(name):
     """Names, order and initial values (from the same seed) of the other parameters do not change.
 
     Checkpoints and results therefore remain valid.
@@ -73,7 +73,7 @@ def test_a_class_adds_its_row_to_the_embedding_of_the_time(name):
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_the_class_of_an_image_is_its_own(name):
+def test_an_output_depends_only_on_the_class_of_its_image(name):
     """A batch with several classes gives the same outputs as its images one by one.
 
     The class of an image affects only its own output.
@@ -94,7 +94,7 @@ def test_the_class_of_an_image_is_its_own(name):
 
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
 @pytest.mark.parametrize('name', UNETS)
-def test_label_dropout_hides_the_class_of_a_share_of_images_in_training(name, share):
+def test_label_dropout_hides_the_class_of_a_fraction_of_images(name, share):
     """Each output is that of the class or, with frequency `share`, that of `classes=None`.
 
     The frequency is tested up to four standard deviations of the mean of n draws. Outside of
@@ -156,7 +156,7 @@ def test_classes_in_float64():
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_classes_that_are_none_are_refused(name):
+def test_invalid_classes_raise_an_error(name):
     told, untold = told_and_untold(name)
     x, labels = torch.rand(2, 3, 8, 8), labels_for(name, 2)
     for classes in (
@@ -179,7 +179,7 @@ def test_classes_that_are_none_are_refused(name):
 
 
 @pytest.mark.parametrize('name', REFINENETS)
-def test_networks_that_cannot_be_told_classes_refuse_to_be_built(name):
+def test_networks_without_support_for_classes_raise_an_error(name):
     with pytest.raises(
         ValueError, match=f'config.model.num_classes must be 0 for {name}.*, got 5'
     ) as error:
@@ -188,7 +188,7 @@ def test_networks_that_cannot_be_told_classes_refuse_to_be_built(name):
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_classes_need_a_network_that_is_told_the_time(name):
+def test_classes_need_a_network_conditioned_on_the_time(name):
     with pytest.raises(
         ValueError, match=f'config.model.conditional must be True for {name}, got False'
     ) as error:

@@ -244,7 +244,7 @@ def test_evaluation_gives_the_weights_back_after_an_error():
     assert torch.equal(parameters(state), weights)
 
 
-def test_the_optimizer_takes_its_settings():
+def test_the_optimizer_has_the_given_settings():
     settings = config(beta1=0.8, eps=1e-6, weight_decay=0.1)
     group = get_optimizer(settings, Toy().parameters()).param_groups[0]
     assert (group['lr'], group['betas'], group['eps'], group['weight_decay']) == (
@@ -257,7 +257,7 @@ def test_the_optimizer_takes_its_settings():
         get_optimizer(config(optimizer='SGD'), Toy().parameters())
 
 
-def test_a_step_takes_classes():
+def test_a_step_uses_classes():
     """A step passes the classes to the network, and evaluation has the loss of the same seed.
 
     Training then separates data of different classes.
