@@ -219,7 +219,7 @@ def test_arrays_of_16_bits(tmp_path, caplog):
 def test_corrupt_arrays_raise_a_one_line_error(tmp_path):
     """If random bytes of an npz file are changed, any error of NumPy becomes a UserError."""
     np.savez(tmp_path / 'a.npz', images=crops(9, 8), labels=np.arange(9))
-    whole, rng, told = (tmp_path / 'a.npz').read_bytes(), np.random.default_rng(0), 0
+    whole, rng, errors = (tmp_path / 'a.npz').read_bytes(), np.random.default_rng(0), 0
     config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)
     headers = [k for k in range(len(whole)) if k < 200 or k > len(whole) - 400]
     for _ in range(300):
@@ -230,5 +230,5 @@ def test_corrupt_arrays_raise_a_one_line_error(tmp_path):
         try:
             everything(config)
         except UserError:
-            told += 1
-    assert told > 150
+            errors += 1
+    assert errors > 150

@@ -13,7 +13,7 @@ from sampling import CORRECTORS, PREDICTORS, Loop, Options, get_corrector, get_p
 from sde_lib import VPSDE
 
 
-def refused(sde, predictor, corrector, probability_flow):
+def is_undefined(sde, predictor, corrector, probability_flow):
     """Return whether a combination is undefined.
 
     It is undefined if it has neither predictor nor corrector, or if it is ancestral sampling with
@@ -28,7 +28,8 @@ COMBINATIONS = list(itertools.product(SDES, PREDICTORS.names(), CORRECTORS.names
 
 
 @pytest.mark.parametrize(
-    'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if not refused(*c)]
+    'name, predictor, corrector, probability_flow',
+    [c for c in COMBINATIONS if not is_undefined(*c)],
 )
 def test_every_combination_runs(name, predictor, corrector, probability_flow):
     """Results are finite and keep the known values, also with a classifier.
@@ -119,7 +120,8 @@ def test_resampling_without_a_step_raises_an_error(make, predictor, loop, messag
 
 
 @pytest.mark.parametrize(
-    'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if not refused(*c)]
+    'name, predictor, corrector, probability_flow',
+    [c for c in COMBINATIONS if not is_undefined(*c)],
 )
 def test_without_known_values_the_loop_is_that_of_plain_sampling(
     name, predictor, corrector, probability_flow

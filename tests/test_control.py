@@ -20,8 +20,8 @@ from control_runs import (
     TASKS,
     TINY,
     blocks,
+    error_of,
     pictures,
-    refused,
     run,
     tiles,
     written,
@@ -247,7 +247,7 @@ def test_pictures_from_a_file_a_folder_and_a_zip_file(place, tmp_path):
     assert (
         run(place, tmp_path, 'upscale2', 'colour', config, input=folder)[0]['inputs'] == images
     ).all()
-    message = refused(config, place / 'colour', 'upscale2', input=tmp_path / 'wide')
+    message = error_of(config, place / 'colour', 'upscale2', input=tmp_path / 'wide')
     assert all(word in message for word in ('0.png', '24x16', '8'))
     grey = run(place, tmp_path, 'upscale2', input=folder)[0]['inputs']
     assert (

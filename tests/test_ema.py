@@ -81,18 +81,18 @@ def test_store_copy_to_and_restore_exchange_the_weights():
             p.add_(1)
     own = values(network.parameters())
 
-    def lent():
+    def exchanged():
         trained = [p for p in network.parameters() if p.requires_grad]
         return all(map(torch.equal, trained, average)) and torch.equal(network[0].bias, own[1])
 
     ema.store(network.parameters())
     ema.copy_to(network.parameters())
-    assert lent()
+    assert exchanged()
     ema.restore(network.parameters())
     assert all(map(torch.equal, network.parameters(), own))
 
     with pytest.raises(RuntimeError, match='in the block'), ema.applied_to(network.parameters()):
-        assert lent()
+        assert exchanged()
         raise RuntimeError('in the block')
     assert all(map(torch.equal, network.parameters(), own))
 

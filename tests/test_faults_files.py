@@ -51,9 +51,9 @@ def test_every_flipped_byte_is_noticed(whole, tmp_path):
         *range(len(whole) - 100, len(whole)),
     ]
     for place in places:
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << int(place % 8)
-        (tmp_path / 'a.pth').write_bytes(damaged)
+        corrupt = bytearray(whole)
+        corrupt[place] ^= 1 << int(place % 8)
+        (tmp_path / 'a.pth').write_bytes(corrupt)
         with pytest.raises(CheckpointError, match='a.pth'):
             checkpoints.load(tmp_path / 'a.pth')
 

@@ -50,7 +50,7 @@ def test_training_resumes_from_the_previous_file(tmp_path, damage, caplog):
     assert 'Resumed from step 4 of' in caplog.text and (
         'Resuming from the previous checkpoint' in caplog.text
     ) == (damage != 'gone')
-    assert path.with_name('checkpoint_damaged.pth').exists() == (damage != 'gone')
+    assert path.with_name('checkpoint_corrupt.pth').exists() == (damage != 'gone')
     assert same_end(tmp_path / 'whole', tmp_path / 'parts')
 
 
@@ -163,10 +163,10 @@ def test_lines_of_repeated_steps_are_removed_from_the_log(tmp_path):
     for step in range(4):
         logging.info('step: %d, training_loss: 1.0', step)
     logging.warning('something went wrong after step 3')
-    training_log.forget_steps(path, 2)
+    training_log.remove_steps(path, 2)
     logging.info('step: 2, training_loss: 1.0')
-    told = [line.split('INFO ')[-1].split('WARNING ')[-1] for line in path.read_text().splitlines()]
-    assert told == [
+    kept = [line.split('INFO ')[-1].split('WARNING ')[-1] for line in path.read_text().splitlines()]
+    assert kept == [
         'step: 0, training_loss: 1.0',
         'step: 1, training_loss: 1.0',
         'something went wrong after step 3',

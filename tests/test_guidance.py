@@ -203,13 +203,13 @@ def test_both_kinds_of_guidance_give_the_exact_samples_of_the_class(name, target
     """
     sde, labels, data = SDES[name](25), torch.tensor([0, 1, 2, 0]), torch.randn(4, 2)
 
-    class Told(ExactConditionalNetwork):
+    class Labelled(ExactConditionalNetwork):
         def forward(self, x, times, classes=None):
             return super().forward(x, times, labels)
 
     results = {}
     for kind, network, guidance in [
-        ('exact', Told, None),
+        ('exact', Labelled, None),
         ('free', ExactConditionalNetwork, None),
         *[
             (kind, ExactConditionalNetwork, guide(sde, target, labels))

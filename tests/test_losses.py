@@ -321,10 +321,10 @@ def test_classes_are_passed_to_the_network(name):
     network, loss_fn, classes = ToyOfClasses(), LOSSES[name](), torch.tensor([2, 0, 2, 2])
     loss_fn(network, torch.ones(4, 2), classes=classes).backward()
     assert (
-        len(network.told) == 1
-        and network.told[0].keys() == {'classes'}
-        and torch.equal(network.told[0]['classes'], classes)
+        len(network.conditions) == 1
+        and network.conditions[0].keys() == {'classes'}
+        and torch.equal(network.conditions[0]['classes'], classes)
     )
     assert network.shifts.grad.any(1).tolist() == [True, False, True]
     loss_fn(network, torch.ones(4, 2))
-    assert network.told[1:] == [{}]
+    assert network.conditions[1:] == [{}]

@@ -108,17 +108,19 @@ def test_unconditional(name):
 
     With time conditioning the output changes.
     """
-    told, untold = (
+    conditional, unconditional = (
         build(tiny_config(name, scale_by_sigma=False, conditional=conditional))
         for conditional in (True, False)
     )
-    assert not any(isinstance(module, torch.nn.Linear) for module in untold.all_modules)
+    assert not any(isinstance(module, torch.nn.Linear) for module in unconditional.all_modules)
     x, early, late = torch.rand(2, 3, 8, 8), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 30.0])
-    torch.testing.assert_close(untold(x, early), untold(x, late))
-    assert not torch.allclose(told(x, early), told(x, late), rtol=1e-3)
+    torch.testing.assert_close(unconditional(x, early), unconditional(x, late))
+    assert not torch.allclose(conditional(x, early), conditional(x, late), rtol=1e-3)
 
-    untold(x, early).square().mean().backward()
-    unused = [key for key, p in untold.named_parameters() if p.requires_grad and p.grad is None]
+    unconditional(x, early).square().mean().backward()
+    unused = [
+        key for key, p in unconditional.named_parameters() if p.requires_grad and p.grad is None
+    ]
     # as in the 2021 release, blocks may have an unused layer for the embedding
     assert all('.Dense_0.' in key for key in unused)
 

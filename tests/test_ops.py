@@ -20,8 +20,8 @@ def slow_upfirdn2d(x, kernel, up, down, pad):
     kh, kw = kernel.shape
     enlarged = np.zeros((batch, channels, height * up, width * up))
     enlarged[:, :, ::up, ::up] = x
-    before, behind = max(pad[0], 0), max(pad[1], 0)
-    enlarged = np.pad(enlarged, [(0, 0), (0, 0), (before, behind), (before, behind)])
+    before, after = max(pad[0], 0), max(pad[1], 0)
+    enlarged = np.pad(enlarged, [(0, 0), (0, 0), (before, after), (before, after)])
     front, back = max(-pad[0], 0), max(-pad[1], 0)
     enlarged = enlarged[:, :, front : enlarged.shape[2] - back, front : enlarged.shape[3] - back]
     rows = range(0, enlarged.shape[2] - kh + 1, down)

@@ -90,7 +90,7 @@ def test_an_image_does_not_depend_on_other_images(sde, predictor, corrector):
         or predictor == 'ancestral_sampling'
         and isinstance(sde, subVPSDE)
     ):
-        pytest.skip('refused: no sampler')
+        pytest.skip('undefined: no sampler')
     network = ExactNetwork(sde, planar_mixture())
 
     def draw(seeds):

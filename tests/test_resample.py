@@ -150,10 +150,10 @@ def test_layers_keep_their_filters(layer, monkeypatch):
 def without_kernels(monkeypatch):
     """Treat CPU tensors as those of a GPU whose kernels cannot be compiled."""
 
-    def refuse(scalar, device):
+    def fail(scalar, device):
         raise RuntimeError('NVRTC is on strike')
 
-    monkeypatch.setattr(module, '_kernels', refuse)
+    monkeypatch.setattr(module, '_kernels', fail)
     monkeypatch.setattr(module, '_reasons', [])
     monkeypatch.setattr(
         module, '_has_kernels', lambda device, dtype: module._loads(SCALARS[dtype], device.index)

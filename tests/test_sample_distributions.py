@@ -69,7 +69,7 @@ def assert_samples(x, target, yardstick, blobs=0.1):
     assert abs(offset) < 4 * yardstick.log_density_std / math.sqrt(SAMPLES) + blobs
 
 
-def refused(sde, predictor, corrector, probability_flow):
+def is_undefined(sde, predictor, corrector, probability_flow):
     """Return whether a combination is undefined.
 
     A sampler without any step is undefined, and ancestral sampling along the ODE or without a
@@ -92,7 +92,7 @@ def test_the_list_of_combinations_is_complete():
 
 
 @pytest.mark.parametrize(
-    'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if refused(*c)]
+    'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if is_undefined(*c)]
 )
 def test_undefined_combinations_raise_an_error(name, predictor, corrector, probability_flow):
     """The error is one sentence, raised before any step."""
@@ -105,7 +105,7 @@ def test_undefined_combinations_raise_an_error(name, predictor, corrector, proba
 
 @pytest.mark.parametrize(
     'name, predictor, corrector, probability_flow',
-    [c for c in COMBINATIONS if not refused(*c) and c[1] != 'none'],
+    [c for c in COMBINATIONS if not is_undefined(*c) and c[1] != 'none'],
 )
 def test_samples_have_the_targets_distribution(
     name, predictor, corrector, probability_flow, target, yardstick

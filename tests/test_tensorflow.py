@@ -8,13 +8,13 @@ import types
 import pytest
 
 from conftest import ROOT
-from runtime.tensorflow import stand_in
+from runtime.tensorflow import stub
 
 STAND_INS = ('tensorboard.compat.notf', 'tensorflow_gan.python.estimator', 'pkg_resources')
 
 
 def test_a_stub_is_removed_after_its_block():
-    with pytest.raises(ZeroDivisionError), stand_in('no_such_module', answer=42):
+    with pytest.raises(ZeroDivisionError), stub('no_such_module', answer=42):
         import no_such_module
 
         assert no_such_module.answer == 42
@@ -25,7 +25,7 @@ def test_a_stub_is_removed_after_its_block():
 def test_a_module_imported_before_is_kept(monkeypatch):
     before = types.ModuleType('present')
     monkeypatch.setitem(sys.modules, 'present', before)
-    with stand_in('present', answer=42):
+    with stub('present', answer=42):
         assert sys.modules['present'] is before and not hasattr(before, 'answer')
     assert sys.modules['present'] is before
 
@@ -34,7 +34,7 @@ def test_a_module_that_replaces_a_stub_is_kept(monkeypatch):
     monkeypatch.setitem(sys.modules, 'replaced', None)
     monkeypatch.delitem(sys.modules, 'replaced')
     after = types.ModuleType('replaced')
-    with stand_in('replaced'):
+    with stub('replaced'):
         sys.modules['replaced'] = after
     assert sys.modules['replaced'] is after
 

@@ -288,10 +288,10 @@ def test_a_step_uses_classes():
     assert before == of_seed(
         lambda *batch, **c: loss_fn(state['model'], *batch, **c), classes=classes
     )
-    assert torch.equal(state['model'].told[0]['classes'], classes)
+    assert torch.equal(state['model'].conditions[0]['classes'], classes)
     for _ in range(150):
         step_fn(state, batch, classes=classes)
-    assert state['step'] == 150 and torch.equal(state['model'].told[-1]['classes'], classes)
+    assert state['step'] == 150 and torch.equal(state['model'].conditions[-1]['classes'], classes)
     after = [
         of_seed(lambda *batch, **c: evaluate(state, *batch, **c), classes=c)
         for c in (classes, 1 - classes)

@@ -214,7 +214,7 @@ def test_the_report_compares_with_the_numbers_of_the_paper():
     from reports import Number
     from validation.published import published
 
-    def beside(n, quantity='FID', method='pc', name='vp/cifar10_ddpmpp_continuous', value=2.6):
+    def compared(n, quantity='FID', method='pc', name='vp/cifar10_ddpmpp_continuous', value=2.6):
         number = Number(
             {'FID': 'frechet', 'IS': 'IS'}.get(quantity, quantity),
             quantity,
@@ -230,17 +230,19 @@ def test_the_report_compares_with_the_numbers_of_the_paper():
         model = validate.Model(name, '', None, published(name))
         return report.compared(validate.Result(model, config, about={}), number)
 
-    assert beside(50000) == ('2.55', '+0.05 from the paper') and beside(50000, method='ode') == (
+    assert compared(50000) == ('2.55', '+0.05 from the paper') and compared(
+        50000, method='ode'
+    ) == (
         '3.93',
         '-1.33 from the paper',
     )
-    theirs, reason = beside(500)
+    theirs, reason = compared(500)
     assert theirs == '2.55' and reason.startswith('not comparable: 500 samples (< 50000)')
     assert (
-        beside(50000, 'IS', value=9.6) == ('9.58', '+0.02 from the paper')
-        and beside(50000, 'IS', 'ode')[0] == ''
+        compared(50000, 'IS', value=9.6) == ('9.58', '+0.02 from the paper')
+        and compared(50000, 'IS', 'ode')[0] == ''
     )
-    assert beside(50000, 'FID', name='ve/church_ncsnpp_continuous') == (
+    assert compared(50000, 'FID', name='ve/church_ncsnpp_continuous') == (
         '',
         'not in the paper',
     )
