@@ -23,10 +23,10 @@ from ml_collections import ConfigDict
 
 import metrics
 from configs.defaults import complete
-from metrics.extractors import Extractor, in_batches, pixels, reason_of, torch_fidelity
+from metrics.extractors import Extractor, in_batches, pixels, torch_fidelity
 from metrics.reference import Reference, statistics_path
 from reports import results
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 from runtime.tensorflow import stub, tensorflow
 
 INCEPTION_V3 = 'https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4'

@@ -126,7 +126,7 @@ def test_images_of_the_ddpm_pipeline_equal_ours(tmp_path):
         (
             'configs.ve.celebahq_256_ncsnpp_continuous',
             dict(nf=32),
-            'attn_groups=0: around attention .* 32 groups',
+            'attn_groups=0: .* around attention must have 32 groups',
         ),
         ('configs.vp.ddpm.cifar10', dict(nf=32, num_classes=10), 'num_classes=10'),
     ],
