@@ -199,7 +199,9 @@ def _adapt_groups(optimizer: torch.optim.Optimizer, saved: dict):
     own_groups, groups = optimizer.param_groups, saved['param_groups']
     expected, counts = ([len(group['params']) for group in part] for part in (own_groups, groups))
     if counts != expected:
-        raise ValueError(f'the optimizer in the file has {counts} parameters, expected {expected}')
+        raise ValueError(
+            f'the optimizer groups in the file have {counts} parameters, expected {expected}'
+        )
     for own, group in zip(own_groups, groups):
         group.update({key: value for key, value in own.items() if key not in group})
         group['fused'] = own.get('fused')  # depends on this device, not on the file

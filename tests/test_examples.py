@@ -300,7 +300,8 @@ def test_a_classifier_must_have_the_same_custom_sde(example, tmp_path, key, valu
     example.model[key] = value
     with pytest.raises(
         UserError,
-        match='was trained with model.cosine_s=0.008, but the config has 0.02: they must be equal',
+        match='was trained with config.model.cosine_s=0.008, but this config has 0.02: they must '
+        'be equal',
     ):
         trained.load_classifier(tmp_path / 'classifier.pth', example)
 

@@ -163,7 +163,7 @@ def read(path: str | os.PathLike, network: nn.Module, device: str | torch.device
     if not isinstance(network, UNet):
         raise CheckpointError(
             f'{path} is a training state of the JAX release: expected a ddpm, ncsnpp or ddpmpp '
-            f'network, got {type(network).__name__}'
+            f'network in the config, got {type(network).__name__}'
         )
     tree = load(path)
     try:

@@ -184,7 +184,7 @@ def read(
 def check_state(path: str | os.PathLike, content: Any) -> None:
     """Raise CheckpointError if the content of a file is not a training state."""
     if not isinstance(content, dict) or 'model' not in content:
-        raise CheckpointError(f"{path} is not a training state: it has no 'model'")
+        raise CheckpointError(f"{path} is not a training state: it lacks the entry 'model'")
 
 
 def bare(weights: dict) -> dict:

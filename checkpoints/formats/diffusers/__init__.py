@@ -130,7 +130,7 @@ def read(
     for attention in spare:
         if not adds_nothing(weights, attention):
             raise CheckpointError(
-                f'{path} does not fit the network of the config: it has {attention}, which needs '
+                f'{path} does not fit the network of the config: the layer {attention} needs '
                 "config.model.up_attention='block'"
             )
     dropped = tuple(f'{attention}.' for attention in spare)
