@@ -23,11 +23,11 @@ from ml_collections import ConfigDict
 
 import metrics
 from configs.defaults import complete
-from metrics.extractors import Extractor, in_batches, pixels, reason_of, torch_fidelity
+from metrics.extractors import Extractor, in_batches, pixels, torch_fidelity
 from metrics.reference import Reference, statistics_path
 from reports import results
-from runtime.errors import UserError
-from runtime.tensorflow import stand_in, tensorflow
+from runtime.errors import UserError, reason_of
+from runtime.tensorflow import stub, tensorflow
 
 INCEPTION_V3 = 'https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4'
 
@@ -40,17 +40,15 @@ def _tfgan_module():
     Modules that it imports but never uses, and that no longer exist, are replaced by stubs.
     """
     tf = tensorflow()
-    with contextlib.ExitStack() as stand_ins:
-        stand_ins.enter_context(stand_in('tensorflow_gan.python.estimator'))
+    with contextlib.ExitStack() as stubs:
+        stubs.enter_context(stub('tensorflow_gan.python.estimator'))
         if not importlib.util.find_spec('pkg_resources'):  # tensorflow_hub needs one function of it
             import packaging.version
 
-            stand_ins.enter_context(
-                stand_in('pkg_resources', parse_version=packaging.version.parse)
-            )
+            stubs.enter_context(stub('pkg_resources', parse_version=packaging.version.parse))
         if not hasattr(tf, 'estimator'):
             tf.estimator = types.SimpleNamespace(SessionRunHook=object)
-            stand_ins.callback(delattr, tf, 'estimator')
+            stubs.callback(delattr, tf, 'estimator')
         import tensorflow_gan
 
     return tensorflow_gan

@@ -83,7 +83,7 @@ def _basis(x):
 
 
 def _log_jacobian(inverse_scaler, y):
-    """log |det d inverse_scaler / dy|, (B,), for a function that acts on each value separately."""
+    """Return log |det d inverse_scaler / dy| (B,); the scaler acts on each value separately."""
     with gradients(y) as (y,):
         y = y.detach().requires_grad_()
         slope = torch.autograd.grad(inverse_scaler(y).sum(), y)[0]
@@ -138,11 +138,11 @@ class _Flow:
         return self.y.new_zeros(self.estimates, len(self.y))
 
     def drift(self, x, t):
-        """F(x, t), shape of x."""
+        """Return F(x, t), shape of x."""
         return self.reverse.sde(x, t)[0]
 
     def derivative(self, t, x, log_ratio):
-        """dx/dt, shape of x, and div F, (K, B)."""
+        """Return dx/dt (shape of x) and div F (K, B)."""
         value, products = _value_and_products(self.drift, x, times_like(x, t), self.directions)
         return value, products.sum(0, keepdim=True) if self.exact else products
 

@@ -131,7 +131,7 @@ def _train(config, workdir, objective: Objective):
             )
             return
         if distributed.is_main():
-            training_log.forget_steps(workdir / 'stdout.txt', first)
+            training_log.remove_steps(workdir / 'stdout.txt', first)
         distributed.begin_randomness(config.device, config.seed, randomness, first)
         state['model'].share()
         train_ds, eval_ds = _data(config, workdir, state, objective)

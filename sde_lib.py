@@ -44,15 +44,16 @@ CPU = torch.device('cpu')
 
 
 def _normal_logp(z: Tensor, std: float = 1.0) -> Tensor:
-    """log N(z; 0, std^2 I) in nats, shape (B,)."""
+    """Return log N(z; 0, std^2 I) in nats, shape (B,)."""
     flat = z.flatten(1)
     return -flat.square().sum(1) / (2 * std**2) - flat.shape[1] / 2 * math.log(2 * math.pi * std**2)
 
 
 class _LinearBetaSDE(SDE):
-    """beta(t) = beta_0 + t (beta_1 - beta_0) on [0, 1], its chain, and the prior N(0, I).
+    """An SDE with beta(t) = beta_0 + t (beta_1 - beta_0), t in [0, 1], and its discrete chain.
 
-    m(t) = exp(-1/2 int_0^t beta), see Appendix B. VPSDE and subVPSDE differ in the noise.
+    The prior is N(0, I), and m(t) = exp(-1/2 int_0^t beta), see Appendix B. VPSDE and subVPSDE
+    differ in the noise.
     """
 
     T = 1
@@ -66,7 +67,7 @@ class _LinearBetaSDE(SDE):
         return self.beta_0 + t * (self.beta_1 - self.beta_0)
 
     def _log_mean_coeff(self, t):
-        """log m(t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2."""
+        """Return log m(t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2."""
         return -0.25 * t**2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
 
     def marginal_prob(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,7 @@ class _LinearBetaSDE(SDE):
         return _normal_logp(z)
 
     def langevin_alpha(self, t: Tensor) -> Tensor:
-        """1 - beta_i of the chain, as in the 2021 release (not the running product)."""
+        """Return 1 - beta_i of the chain, as in the 2021 release (not the running product)."""
         return 1 - self._beta_i(t)
 
     def _table(self, make, n: int | None = None, dtype=torch.float32, device=CPU):
@@ -100,33 +101,33 @@ class _LinearBetaSDE(SDE):
 
     @property
     def discrete_betas(self) -> Tensor:
-        """beta_i, (N,)."""
+        """The coefficients beta_i of the chain, (N,)."""
         return self._table(linear_betas).clone()
 
     @property
     def alphas(self) -> Tensor:
-        """alpha_i = 1 - beta_i, (N,)."""
+        """The factors alpha_i = 1 - beta_i, (N,)."""
         return 1 - self.discrete_betas
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """alphabar_i, the product of alpha_1 .. alpha_i, (N,)."""
+        """The products alphabar_i of alpha_1 .. alpha_i, (N,)."""
         return self._table(log_alphabars).exp()
 
     @property
     def sqrt_alphas_cumprod(self) -> Tensor:
-        """sqrt(alphabar_i), (N,)."""
+        """The factors sqrt(alphabar_i) of the data in x_i, (N,)."""
         return (self._table(log_alphabars) / 2).exp()
 
     @property
     def sqrt_1m_alphas_cumprod(self) -> Tensor:
-        """sqrt(1 - alphabar_i), (N,)."""
+        """The standard deviations sqrt(1 - alphabar_i) of the noise in x_i, (N,)."""
         return (-torch.expm1(self._table(log_alphabars))).sqrt()
 
 
 @register_sde(name='vpsde')
 class VPSDE(_LinearBetaSDE):
-    """dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, variance preserving (Eq. 11).
+    """The variance-preserving SDE dx = -beta(t)/2 x dt + sqrt(beta(t)) dw (Eq. 11).
 
     std^2 = 1 - m^2. Its chain is that of DDPM (Ho et al. 2020), which needs N > beta_max.
 
@@ -155,20 +156,20 @@ class VPSDE(_LinearBetaSDE):
         return expand((1 - beta).sqrt(), x) * x - x, beta.sqrt()
 
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-        """x_{i-1} ~ N((x_i + beta_i s) / sqrt(1 - beta_i), beta_i I) (Eq. 4)."""
+        """Return mean (x_i + beta_i s)/sqrt(1 - beta_i) and std sqrt(beta_i) of x_{i-1} (Eq. 4)."""
         beta = self._beta_i(t)
         return (x + expand(beta, x) * score) / expand((1 - beta).sqrt(), x), beta.sqrt()
 
     def network_label(
         self, t: Tensor, continuous: bool = True, scales: int | None = None
     ) -> Tensor:
-        """999 t, or (N - 1) t for a discrete network."""
+        """Return 999 t, or (N - 1) t for a discrete network."""
         return 999 * t if continuous else ((scales or self.N) - 1) * t
 
     def score_from_output(
         self, output: Tensor, t: Tensor, continuous: bool = True, scales: int | None = None
     ) -> Tensor:
-        """-output / std(t), or -output / sqrt(1 - alphabar_i) for a discrete network."""
+        """Return -output / std(t), or -output / sqrt(1 - alphabar_i) for a discrete network."""
         if continuous:
             return super().score_from_output(output, t)
         label = self.network_label(t, continuous, scales).long()
@@ -186,7 +187,7 @@ class VPSDE(_LinearBetaSDE):
 
 @register_sde(name='subvpsde')
 class subVPSDE(_LinearBetaSDE):
-    """dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - m(t)^4)) dw (Eq. 12).
+    """The sub-VP SDE dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - m(t)^4)) dw (Eq. 12).
 
     std = 1 - m^2, below that of VPSDE at all times.
     """
@@ -202,11 +203,11 @@ class subVPSDE(_LinearBetaSDE):
 
 @register_sde(name='vesde')
 class VESDE(SDE):
-    """dx = sigma(t) sqrt(2 log(sigma_max/sigma_min)) dw, variance exploding (Eq. 9; Appendix C).
+    """The variance-exploding SDE dx = sigma(t) sqrt(2 log(sigma_max/sigma_min)) dw.
 
-    m = 1 and std = sigma(t) = sigma_min (sigma_max/sigma_min)^t: at t = 0 the data already have
-    noise of standard deviation sigma_min. Its chain is that of SMLD. The label of a discrete
-    network is the index of the noise level; index 0 is the largest sigma.
+    See Eq. 9 and Appendix C. m = 1 and std = sigma(t) = sigma_min (sigma_max/sigma_min)^t: at t = 0
+    the data already have noise of standard deviation sigma_min. Its chain is that of SMLD. The
+    label of a discrete network is the index of the noise level; index 0 is the largest sigma.
 
     Args:
         sigma_max: near the largest distance between two data points (Song & Ermon 2020, Technique
@@ -246,19 +247,19 @@ class VESDE(SDE):
         return _normal_logp(z, self.sigma_max)
 
     def _sigmas(self, dtype=torch.float32, device=CPU):
-        """The chain's sigma_i, (N,)."""
+        """Return the noise levels sigma_i of the chain, (N,)."""
         if self.N < 2:
             raise UserError(f'a VE chain needs two noise levels or more, got N={self.N}')
         return geometric_sigmas(self.sigma_min, self.sigma_max, self.N, dtype, device)
 
     def _neighbours(self, t):
-        """sigma_i and sigma_{i-1} at the step of time t, where sigma_{-1} = 0."""
+        """Return sigma_i and sigma_{i-1} at the step of time t, where sigma_{-1} = 0."""
         sigmas, index = self._sigmas(table_dtype(t), t.device), self.step_index(t)
         return sigmas[index], torch.where(index == 0, 0, sigmas[index - 1])
 
     @property
     def discrete_sigmas(self) -> Tensor:
-        """sigma_i, (N,)."""
+        """The noise levels sigma_i of the chain, (N,)."""
         return self._sigmas().clone()
 
     def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,9 +268,9 @@ class VESDE(SDE):
         return torch.zeros_like(x), (sigma**2 - below**2).sqrt()
 
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-        """x_{i-1} ~ N(x_i + d s, sigma_{i-1}^2 d / sigma_i^2 I), d = sigma_i^2 - sigma_{i-1}^2.
+        """Return the mean x_i + d s and std sqrt(d) sigma_{i-1} / sigma_i of x_{i-1} (Appendix F).
 
-        See Appendix F.
+        Here d = sigma_i^2 - sigma_{i-1}^2.
         """
         sigma, below = self._neighbours(t)
         d = sigma**2 - below**2
@@ -278,7 +279,7 @@ class VESDE(SDE):
     def network_label(
         self, t: Tensor, continuous: bool = True, scales: int | None = None
     ) -> Tensor:
-        """sigma(t), or for a discrete network the index of the noise level (0: largest sigma)."""
+        """Return sigma(t); for a discrete network the index of the noise level (0: largest)."""
         if continuous:
             return self._sigma(t)
         return ((self.T - t) * ((scales or self.N) - 1)).round().long()

@@ -59,8 +59,8 @@ def up_slices(x):
     for axis in (3, 2):
         length = x.shape[axis]
         padded = F.pad(x, (1, 1) if axis == 3 else (0, 0, 1, 1))
-        before, behind = padded.narrow(axis, 0, length), padded.narrow(axis, 2, length)
-        x = torch.stack([h[0] * before + h[2] * x, h[1] * x + h[3] * behind], axis + 1).flatten(
+        before, after = padded.narrow(axis, 0, length), padded.narrow(axis, 2, length)
+        x = torch.stack([h[0] * before + h[2] * x, h[1] * x + h[3] * after], axis + 1).flatten(
             axis, axis + 1
         )
     return x

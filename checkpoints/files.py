@@ -288,7 +288,7 @@ def find_resumable(workdir: str | os.PathLike) -> pathlib.Path | None:
         if not before.is_file():
             raise
         load(before)
-        aside = path.with_name(f'{path.stem}_damaged{path.suffix}')
+        aside = path.with_name(f'{path.stem}_corrupt{path.suffix}')
         os.replace(path, aside)
         logging.warning(
             '%s. Resuming from the previous checkpoint %s; the corrupt file was renamed to %s.',

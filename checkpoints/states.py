@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from checkpoints import formats
 from checkpoints.formats import torch_zip
 from configs import stored
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, reason_of
 
 # Saving -------------------------------------------------------------------------------------------
 
@@ -109,7 +109,9 @@ def restore(
     if 'named' in content.get('ema', {}):
         content['ema'] = _average(path, model, weights, content['ema'])
     if missing := state.keys() - content.keys() - set(optional):
-        raise CheckpointError(f'{path} lacks {_listed(missing)}')
+        raise CheckpointError(
+            f'{path} is an incomplete training state: it lacks {_listed(missing)}'
+        )
     if 'optimizer' not in content:
         optimizer = None
     try:
@@ -118,7 +120,9 @@ def restore(
         if 'ema' in state:
             state['ema'].load_state_dict({'decay': state['ema'].decay} | content['ema'])
     except KeyError as error:
-        raise CheckpointError(f'{path} lacks {error}') from error
+        raise CheckpointError(
+            f'{path} has an incomplete optimizer or EMA: {reason_of(error)}'
+        ) from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f'{path} does not fit the config: {error}') from error
     model.load_state_dict(weights)
@@ -129,7 +133,7 @@ def restore(
     return state
 
 
-def _matched(path, model, loaded: dict, what: str = 'it') -> dict:
+def _matched(path, model, loaded: dict, what: str = 'the file') -> dict:
     """Return the loaded tensors under the names of `model`, with or without 'module.'.
 
     Raises:
@@ -173,7 +177,7 @@ def _listed(names: Iterable[str], most: int = 4) -> str:
 
 def _average(path, model, weights: dict, average: dict) -> dict:
     """Return the state of our moving average for a file that stores averages by name."""
-    named = _matched(path, model, average['named'], 'its average')
+    named = _matched(path, model, average['named'], 'its EMA')
     parameters = list(model.named_parameters())
     untrained = [name for name, parameter in parameters if not parameter.requires_grad]
     found = {key: value for key, value in average.items() if key != 'named'}
@@ -195,7 +199,9 @@ def _adapt_groups(optimizer: torch.optim.Optimizer, saved: dict):
     own_groups, groups = optimizer.param_groups, saved['param_groups']
     expected, counts = ([len(group['params']) for group in part] for part in (own_groups, groups))
     if counts != expected:
-        raise ValueError(f'the optimizer in the file has {counts} parameters, expected {expected}')
+        raise ValueError(
+            f'the optimizer groups in the file have {counts} parameters, expected {expected}'
+        )
     for own, group in zip(own_groups, groups):
         group.update({key: value for key, value in own.items() if key not in group})
         group['fused'] = own.get('fused')  # depends on this device, not on the file

@@ -76,8 +76,8 @@ def load_classifier(path: str | os.PathLike, config: ConfigDict) -> torch.nn.Mod
         trained, wanted = own[section].get(key), config[section].get(key)
         if trained != wanted:
             raise UserError(
-                f'the classifier {path} was trained with {section}.{key}={trained}, but the config '
-                f'has {wanted}: they must be equal'
+                f'the classifier {path} was trained with config.{section}.{key}={trained}, '
+                f'but this config has {wanted}: they must be equal'
             )
     own.device = config.device
     return load_averaged_model(own, path)

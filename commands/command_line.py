@@ -24,7 +24,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 # flags that name files or folders which must exist
@@ -316,7 +316,10 @@ def load_config(location: str) -> ConfigDict:
             for frame in frames
             if pathlib.Path(frame.filename) == path.resolve()
         ]
-        reason = str(error.args[0]).partition('\n')[0].strip('"')
+        inner = error.args[0] if error.args else None
+        # ml_collections wraps its KeyErrors, and lists all keys after the first sentence
+        reason = reason_of(inner if isinstance(inner, KeyError) else error)
+        reason = reason.partition('. Other fields')[0]
         raise UserError(f'--config={location}{lines[-1] if lines else ""}: {reason}') from error
     if not isinstance(config, ConfigDict):
         raise UserError(

@@ -62,7 +62,7 @@ def _own_keys(config) -> list[str]:
     return own + [f'data.{key}' for key in (source.keys if source else ())]
 
 
-def refused_keys(config: ConfigDict, mode: str, has_network: bool) -> dict[str, str]:
+def faulty_keys(config: ConfigDict, mode: str, has_network: bool) -> dict[str, str]:
     """Return {key: sentence} for each key that is missing, is unknown or has a wrong value.
 
     These faults do not depend on the values of other keys.
@@ -72,17 +72,17 @@ def refused_keys(config: ConfigDict, mode: str, has_network: bool) -> dict[str, 
         unused.add('optim')
     if mode not in ('eval', 'metrics'):
         unused.add('eval')
-    refused = rules.faults(config, _own_keys(config), unused)
-    if 'device' not in refused:
-        refused |= _device(config)
+    faulty = rules.faults(config, _own_keys(config), unused)
+    if 'device' not in faulty:
+        faulty |= _device(config)
     if mode in ('classifier', 'sample', 'control') and 'batch_size' not in config.eval:
-        refused['eval.batch_size'] = rules.is_missing('eval.batch_size')
+        faulty['eval.batch_size'] = rules.is_missing('eval.batch_size')
     names = [
         value_of(config, key)
         for key in ('model.name', 'training.sde')
-        if has_network and key not in refused
+        if has_network and key not in faulty
     ]
-    return refused | rules.missing(config, *names)
+    return faulty | rules.missing(config, *names)
 
 
 def _registered() -> dict[str, list[str]]:

@@ -129,12 +129,12 @@ def check(
     _check_sections(config, mode)
     key_checks.check_registered(config, workdir)
     has_network = mode in NETWORK.split()
-    refused = key_checks.refused_keys(config, mode, has_network)
-    config = complete(key_checks.without(config, refused))
-    refused |= key_checks.unknown_names(config, has_network)
-    if workdir and has_network and not checkpoint and not refused:
+    faulty = key_checks.faulty_keys(config, mode, has_network)
+    config = complete(key_checks.without(config, faulty))
+    faulty |= key_checks.unknown_names(config, has_network)
+    if workdir and has_network and not checkpoint and not faulty:
         _check_trained(config, workdir, mode)
-    faults = [*refused.values(), *_joint_faults(Job(config, workdir, mode), refused)]
+    faults = [*faulty.values(), *_joint_faults(Job(config, workdir, mode), faulty)]
     if faults:
         raise UserError('\n'.join(dict.fromkeys(faults)))
     if has_network and not key_checks.is_ours(config):
@@ -153,9 +153,9 @@ def _check_sections(config, mode):
         )
 
 
-def _joint_faults(job: Job, refused) -> Iterator[str]:
-    """Run the CHECKS of a mode that read none of the `refused` keys; yield their sentences."""
-    known = [key for key in refused if rules.of(key)]
+def _joint_faults(job: Job, faulty) -> Iterator[str]:
+    """Run the CHECKS of a mode that read none of the `faulty` keys; yield their sentences."""
+    known = [key for key in faulty if rules.of(key)]
     for check in CHECKS:
         beginnings = tuple(check.keys.split())
         if job.mode not in check.modes.split() or any(key.startswith(beginnings) for key in known):

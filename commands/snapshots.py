@@ -77,7 +77,7 @@ def log_accuracy(
         own_randomness(config.seed + step),
         state['ema'].applied_to(model.parameters()),
     ):
-        right = _right_answers(config, sde, get_model_fn(model, train=False), times)
+        right = _correct(config, sde, get_model_fn(model, train=False), times)
     accuracies = right.mean(0).tolist()
     logging.info(
         'step: %d, accuracy on %d test images %s',
@@ -89,7 +89,7 @@ def log_accuracy(
     training_log.write(writer, step, **scalars)
 
 
-def _right_answers(config, sde, classify, times) -> torch.Tensor:
+def _correct(config, sde, classify, times) -> torch.Tensor:
     """Return 1.0 where a noisy test image is classified correctly, else 0.0; (images, times)."""
     batches = Batches(
         datasets.get_split(config, 'test'),

@@ -16,7 +16,7 @@ import sde_lib
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.progress import duration
-from runtime.tensorflow import stand_in
+from runtime.tensorflow import stub
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -185,7 +185,7 @@ def tensorboard(workdir: pathlib.Path, first_step: int) -> Iterator['SummaryWrit
         yield None
         return
     # TensorBoard's own file writer: importing TensorFlow takes seconds
-    with stand_in('tensorboard.compat.notf'):
+    with stub('tensorboard.compat.notf'):
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(workdir / 'tensorboard', purge_step=first_step)
@@ -193,7 +193,7 @@ def tensorboard(workdir: pathlib.Path, first_step: int) -> Iterator['SummaryWrit
         yield writer
 
 
-def forget_steps(path: pathlib.Path, first: int) -> None:
+def remove_steps(path: pathlib.Path, first: int) -> None:
     """Remove the lines of steps from `first` on from a log: the resumed run logs them again."""
     lines = path.read_text(errors='replace').splitlines(keepends=True) if path.is_file() else []
     steps = [re.search(r' step: (\d+),', line) for line in lines]

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 import sde_lib
 from configs import defaults
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 
 # The keys outside config.model that define a trained model, and those in it that do not.
 DEFINING = {
@@ -42,9 +42,12 @@ def get_config(path: str | os.PathLike) -> ConfigDict:
     """
     try:
         found = json.loads(pathlib.Path(path).read_text())
-        return from_dict(found.get('config', found))
+        found = found.get('config', found) if isinstance(found, dict) else found
+        if not isinstance(found, dict) or not isinstance(found.get('data'), dict):
+            raise TypeError("expected a JSON object with the section 'data'")
+        return from_dict(found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f'{path} is not a config: {error}') from error
+        raise UserError(f'{path} is not a config: {reason_of(error)}') from error
 
 
 def from_dict(found: dict) -> ConfigDict:

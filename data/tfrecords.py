@@ -125,8 +125,8 @@ def load(config: ConfigDict, split: str) -> Streamed:
             raise UnreadableImage(f"has {len(content)} bytes of 'data' for a 'shape' of {shape}")
         if shape != expected:
             raise UserError(
-                f'has shape {shape}; expected {expected} from the config: use the file of '
-                'that resolution'
+                f'has an image of shape {shape}; expected {expected} from config.data: use the '
+                'file of that resolution'
             )
         return np.frombuffer(content, np.uint8).reshape(shape).transpose(1, 2, 0), 0
 

@@ -13,7 +13,7 @@ import torch
 from ml_collections import ConfigDict
 
 from reports import results
-from runtime.errors import UserError
+from runtime.errors import UserError, reason_of
 
 TORCH_FIDELITY_WEIGHTS = (
     'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
@@ -47,11 +47,6 @@ def in_batches(run: Callable, images: np.ndarray) -> dict[str, np.ndarray]:
         run(in_colour(images[start : start + BATCH])) for start in range(0, len(images), BATCH)
     ]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error of another library, or its type if it has no text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def pixels(config: ConfigDict) -> Extractor:

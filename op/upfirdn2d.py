@@ -60,17 +60,17 @@ def upfirdn2d(
     Raises:
         ValueError: if the result would be empty.
     """
-    before, behind = pad
+    before, after = pad
     height, width = input.shape[2:]
     kh, kw = kernel.shape
-    if min(height * up + before + behind - kh, width * up + before + behind - kw) < 0:
+    if min(height * up + before + after - kh, width * up + before + after - kw) < 0:
         raise ValueError(
             f'upfirdn2d: images of {height}x{width} with up={up} and pad={tuple(pad)} '
             f'are smaller than the {kh}x{kw} kernel'
         )
     size = (
-        (height * up + before + behind - kh) // down + 1,
-        (width * up + before + behind - kw) // down + 1,
+        (height * up + before + after - kh) // down + 1,
+        (width * up + before + after - kw) // down + 1,
     )
     if kernel.requires_grad or _in_transform() or not _has_kernels(input.device, input.dtype):
         return _composed(input, kernel, up, down, (before, before), size)
@@ -98,13 +98,13 @@ def _composed(
     axes = list(zip(x.shape[2:], kernel.shape, before, size))
     # A convolution that pads or crops the border itself is up to twice as fast (benchmarks/ops.py).
     if up == 1:
-        behind = [
+        after = [
             (places - 1) * down + reach - start - length for length, reach, start, places in axes
         ]
-        if all(start >= 0 and 0 <= start - end < down for start, end in zip(before, behind)):
+        if all(start >= 0 and 0 <= start - end < down for start, end in zip(before, after)):
             return F.conv2d(x, taps.flip(2, 3), stride=down, padding=tuple(before), groups=channels)
         return F.conv2d(
-            F.pad(x, (before[1], behind[1], before[0], behind[0])),
+            F.pad(x, (before[1], after[1], before[0], after[0])),
             taps.flip(2, 3),
             stride=down,
             groups=channels,
@@ -112,8 +112,8 @@ def _composed(
     # The transposed convolution is the filtered x_up with a full border: pad or crop it to the
     # requested border.
     front = [start - reach + 1 for _, reach, start, _ in axes]
-    behind = [(places - 1) * down - start - (length - 1) * up for length, _, start, places in axes]
-    more = [end - start for start, end in zip(front, behind)]
+    after = [(places - 1) * down - start - (length - 1) * up for length, _, start, places in axes]
+    more = [end - start for start, end in zip(front, after)]
     if all(start <= 0 <= extra < up for start, extra in zip(front, more)):
         cut = [-start for start in front]
         out = F.conv_transpose2d(
@@ -122,7 +122,7 @@ def _composed(
     else:
         out = F.pad(
             F.conv_transpose2d(x, taps, stride=up, groups=channels),
-            (front[1], behind[1], front[0], behind[0]),
+            (front[1], after[1], front[0], after[0]),
         )
     return out[..., ::down, ::down]
 

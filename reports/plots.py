@@ -16,7 +16,7 @@ import numpy as np
 
 from reports.numbers import UNKNOWN
 from reports.style import figure, legend_below, log_scale, plain
-from runtime.tensorflow import stand_in
+from runtime.tensorflow import stub
 
 UNITS = {
     'loss': 'loss of an image',
@@ -60,7 +60,7 @@ def curves(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray
     logger.setLevel(logging.WARNING)  # it logs every file that it opens
     try:
         # TensorBoard's own file reader: importing TensorFlow takes seconds
-        with stand_in('tensorboard.compat.notf'):
+        with stub('tensorboard.compat.notf'):
             from tensorboard.backend.event_processing import event_accumulator
 
             sizes = {event_accumulator.SCALARS: 0, event_accumulator.IMAGES: 1}

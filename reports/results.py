@@ -16,6 +16,8 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
+from runtime.errors import reason_of
+
 
 def stored(path: str | os.PathLike, protocol: dict, make: Callable[[], dict]) -> dict:
     """Return the arrays in `path` if it has this protocol, else call make() and save its arrays."""
@@ -58,7 +60,7 @@ def load(path: str | os.PathLike) -> dict | None:
             arrays = dict(file)
         return arrays | dict(protocol=json.loads(str(arrays.get('protocol', '{}'))))
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        logging.warning('Ignored %s, which cannot be read: %s', path, error)
+        logging.warning('Ignored %s, which cannot be read: %s', path, reason_of(error))
         return None
 
 

@@ -30,6 +30,20 @@ class CheckpointError(UserError):
         self.details = list(details)
 
 
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error of another library, as the reason in our own message.
+
+    An error without a message is described by its type, a KeyError by the missing key.
+    """
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, KeyError):
+        key, _, hint = str(error.args[0] if error.args else '').partition('\n')
+        key = key.strip('"\'')
+        hint = f' ({hint})' if hint.startswith('Did you mean') else ''
+        return key if ' ' in key else f'the key {key!r} is missing{hint}'
+    return text
+
+
 def _check_names(names):
     """Raise ImportError if Python finds another package under one of our names.
 

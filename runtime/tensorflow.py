@@ -1,7 +1,7 @@
-"""TensorFlow in a process with PyTorch: how to import it, and stand-ins for imported modules.
+"""TensorFlow in a process with PyTorch: how to import it, and stubs of imported modules.
 
 tf = tensorflow()                                 # never uses a GPU
-with stand_in('tensorboard.compat.notf'):         # TensorBoard then does not import TensorFlow
+with stub('tensorboard.compat.notf'):             # TensorBoard then does not import TensorFlow
     from torch.utils.tensorboard import SummaryWriter
 """
 
@@ -42,7 +42,7 @@ def tensorflow() -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def stand_in(name: str, **attributes) -> Iterator[None]:
+def stub(name: str, **attributes) -> Iterator[None]:
     """Let `import name` find an empty module with the given attributes until the block ends.
 
     A module that is already imported under this name is not replaced.

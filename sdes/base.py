@@ -25,7 +25,7 @@ from runtime.randomness import normal_like
 
 
 def expand(v: Tensor, x: Tensor) -> Tensor:
-    """`v` of shape (B,) as (B, 1, ...), to be multiplied with `x` of shape (B, ...)."""
+    """Return `v` (B,) as (B, 1, ...), to be multiplied with `x` (B, ...)."""
     return v.reshape(v.shape + (1,) * (x.ndim - v.ndim))
 
 
@@ -95,7 +95,7 @@ class SDE(abc.ABC):
 
     @abc.abstractmethod
     def prior_logp(self, z: Tensor) -> Tensor:
-        """log p_T(z) in nats, shape (B,)."""
+        """Return log p_T(z) in nats, shape (B,)."""
 
     # Marginals and transitions
 
@@ -127,7 +127,7 @@ class SDE(abc.ABC):
         return -expand(self.mean_and_std(t)[1], x) * score
 
     def transition_prob(self, x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean r x (shape of x) and standard deviation (B,) of p(x_t | x_s = x), times s <= t (B,).
+        """Return the mean r x (shape of x) and std (B,) of p(x_t | x_s = x) for times s <= t (B,).
 
         r = m(t) / m(s), and the variance is std(t)^2 - r^2 std(s)^2.
         """
@@ -167,7 +167,7 @@ class SDE(abc.ABC):
         return drift * dt, diffusion * math.sqrt(dt)
 
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (shape of x) and standard deviation (B,) of x_{i-1} given x_i = x at time t."""
+        """Return the mean (shape of x) and std (B,) of x_{i-1} given x_i = x at time t."""
         raise NotImplementedError(
             f'ancestral sampling is not defined for {type(self).__name__}: it needs the Markov '
             'chain of VPSDE or VESDE; use reverse_diffusion or euler_maruyama'
@@ -231,5 +231,5 @@ class ReverseSDE:
         return self.reverse(x, t, *self.forward.sde(x, t))
 
     def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """f (shape of x) and G (B,) of the reversed chain x_{i-1} = x_i - f + G z (Eq. 46)."""
+        """Return f (like x) and G (B,) of the reversed chain x_{i-1} = x_i - f + G z (Eq. 46)."""
         return self.reverse(x, t, *self.forward.discretize(x, t))

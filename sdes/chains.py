@@ -23,7 +23,7 @@ def _cached(make):
 def linear_betas(
     beta_min: float, beta_max: float, n: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """beta_i, (n,): from beta_min/n to beta_max/n (Appendix C); beta_max < n."""
+    """Return beta_i (n,), from beta_min/n to beta_max/n (Appendix C); beta_max < n."""
     return torch.linspace(beta_min / n, beta_max / n, n, dtype=dtype, device='cpu').to(device)
 
 
@@ -31,7 +31,7 @@ def linear_betas(
 def log_alphabars(
     beta_min: float, beta_max: float, n: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """log alphabar_i, (n,): the running sum of log(1 - beta_i), computed in float64."""
+    """Return log alphabar_i (n,), the running sum of log(1 - beta_i), computed in float64."""
     betas = linear_betas(beta_min, beta_max, n, torch.float64, torch.device('cpu'))
     return torch.log1p(-betas).cumsum(0).to(dtype).to(device)
 
@@ -40,6 +40,6 @@ def log_alphabars(
 def geometric_sigmas(
     sigma_min: float, sigma_max: float, n: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """sigma_i, (n,): from sigma_min to sigma_max, evenly spaced in the logarithm; n > 1."""
+    """Return sigma_i (n,), from sigma_min to sigma_max, evenly spaced in the logarithm; n > 1."""
     first, last = math.log(sigma_min), math.log(sigma_max)
     return torch.linspace(first, last, n, dtype=dtype, device='cpu').exp().to(device)

@@ -77,12 +77,12 @@ class Solver:
         return float(self.times[i]), self.alpha[i], self.sigma[i]
 
     def image(self, x: Tensor, t: float, alpha: float, sigma: float) -> Tensor:
-        """x0 = (x + sigma^2 score) / alpha, the estimate of x_0 at time t (Tweedie's formula)."""
+        """Return x0 = (x + sigma^2 score) / alpha, the estimate of x_0 (Tweedie's formula)."""
         x0 = (x + sigma**2 * self.score_fn(x, times_like(x, t))) / alpha
         return self.correct(x0) if self.correct else x0
 
     def noise(self, x: Tensor, t: float, alpha: float, sigma: float) -> Tensor:
-        """eps = -sigma score = (x - alpha x0) / sigma, the estimate of the noise at time t."""
+        """Return eps = -sigma score = (x - alpha x0) / sigma, the estimate of the noise."""
         if self.correct:
             return (x - alpha * self.image(x, t, alpha, sigma)) / sigma
         return -sigma * self.score_fn(x, times_like(x, t))
@@ -108,10 +108,11 @@ class Solver:
 
 @register_solver(name='ddim')
 class DDIM(Solver):
-    """x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z (Song, Meng & Ermon 2021, Eqs. 12 and 16).
+    """DDIM (Song, Meng & Ermon 2021, Eqs. 12 and 16).
 
-    c is `eta` times the standard deviation of x_s given x_t and x_0. eta = 0 is a first-order
-    solver of the ODE; eta = 1 is ancestral sampling.
+    A step is x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z, where c is `eta` times the
+    standard deviation of x_s given x_t and x_0. eta = 0 is a first-order solver of the ODE;
+    eta = 1 is ancestral sampling.
     """
 
     settings = ('eta',)
@@ -141,11 +142,11 @@ class DDIM(Solver):
 
 @register_solver(name='heun')
 class Heun(Solver):
-    """y_s = y + (v_s - v) (d + d_s) / 2 for dy/dv = d (Karras et al. 2022, Algorithms 1 and 2).
+    """Heun's method (Karras et al. 2022, Algorithms 1 and 2), of order 2.
 
-    y = x / alpha, v = sigma / alpha and d = (y - x0) / v; d_s is the slope at the end of an Euler
-    step. The method has order 2. A step takes two evaluations, and the last step, to v = 0, takes
-    one; the total is 2 `steps` - 1.
+    With y = x / alpha and v = sigma / alpha the ODE is dy/dv = d = (y - x0) / v. A step is
+    y_s = y + (v_s - v) (d + d_s) / 2, where d_s is the slope at the end of an Euler step. Each
+    step takes two evaluations, but the last one, to v = 0, takes one: 2 `steps` - 1 in total.
 
     Args:
         churn: S_churn in Algorithm 2. Before each step, added noise multiplies v by
@@ -177,7 +178,7 @@ class Heun(Solver):
         return steps - 1 if denoise else steps
 
     def slope(self, y: Tensor, t: float, v: float) -> Tensor:
-        """d = (y - x0) / v at time t."""
+        """Return the slope d = (y - x0) / v at time t."""
         alpha = float(levels(self.sde, t)[0])
         return (y - self.image(alpha * y, t, alpha, alpha * v)) / v
 
@@ -195,11 +196,12 @@ class Heun(Solver):
 
 @register_solver(name='dpm_solver')
 class DPMSolver(Solver):
-    """x_s = alpha_s/alpha_t x - sigma_s sum_n h^(n+1) phi_(n+1)(h) eps^(n) (Lu 2022a, Eq. 3.6).
+    """DPM-Solver (Lu et al. 2022a, Eq. 3.6, Algorithms 1 and 2).
 
-    eps is approximated by a Taylor polynomial in lambda. Its derivatives eps^(n) are differences of
-    estimates within the step, at lambda_t + r h with r = 1/2 for order 2, and r = 1/3 and 2/3 for
-    order 3 (Algorithms 1 and 2 of the paper). Order 1 is DDIM.
+    A step is x_s = alpha_s/alpha_t x - sigma_s sum_n h^(n+1) phi_(n+1)(h) eps^(n). It approximates
+    eps by a Taylor polynomial in lambda. The derivatives eps^(n) are differences of estimates
+    within the step, at lambda_t + r h with r = 1/2 for order 2, and r = 1/3 and 2/3 for order 3.
+    Order 1 is DDIM.
 
     Args:
         dpm_solver_order: the highest order of a step, 1, 2 or 3.
@@ -268,15 +270,16 @@ class DPMSolver(Solver):
 
 @register_solver(name='dpmpp_2m')
 class DPMSolverPP2M(Solver):
-    """x_s = sigma_s/sigma_t x - alpha_s (e^-h - 1) D (Lu et al. 2022b, Algorithm 2).
+    """DPM-Solver++(2M) (Lu et al. 2022b, Algorithm 2).
 
-    DPM-Solver++(2M). D = x0 + h/(2 h') (x0 - x0') extrapolates the estimate to the middle of the
-    step, where x0' and h' are those of the previous step. In the first step, and in the last one
-    of a short grid, D = x0.
+    A step is x_s = sigma_s/sigma_t x - alpha_s (e^-h - 1) D. The
+    estimate is extrapolated to the middle of the step: D = x0 + h/(2 h') (x0 - x0'), where x0' and
+    h' are those of the previous step. In the first step, and in the last one of a short grid,
+    D = x0.
     """
 
     def extrapolated(self, x: Tensor, i: int) -> Tensor:
-        """D, the estimate of x_0 in the middle of the i-th step."""
+        """Return D, the estimate of x_0 in the middle of the i-th step."""
         x0, h = self.image(x, *self.at(i)), self.lam[i + 1] - self.lam[i]
         before, self.last = self.last, (x0, h)
         steps = len(self.times) - 1
@@ -294,9 +297,9 @@ class DPMSolverPP2M(Solver):
 
 @register_solver(name='dpmpp_2m_sde')
 class SDEDPMSolverPP2M(DPMSolverPP2M):
-    """x_s = sigma_s/sigma_t e^-h x + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z.
+    """SDE-DPM-Solver++(2M): `DPMSolverPP2M` for the reverse-time SDE (Lu et al. 2022b, Eq. 19).
 
-    SDE-DPM-Solver++(2M): `DPMSolverPP2M` for the reverse-time SDE (Lu et al. 2022b, Eq. 19).
+    A step is x_s = sigma_s/sigma_t e^-h x + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z.
     """
 
     follows_flow = False
@@ -311,11 +314,11 @@ class SDEDPMSolverPP2M(DPMSolverPP2M):
 
 @register_solver(name='unipc')
 class UniPC(Solver):
-    """x_s = sigma_s/sigma_t x - alpha_s (e^-h - 1) (x0 + sum_k rho_k/r_k (x0_k - x0)).
+    """UniPC of order p in x_0, with B(h) = e^-h - 1 (Zhao et al. 2023, Algorithms 5 and 6).
 
-    UniPC of order p in x_0 with B(h) = e^-h - 1 (Zhao et al. 2023, Algorithms 5 and 6). The x0_k
-    are the estimates of the previous p - 1 steps, at lambda_t + r_k h. The predictor uses these;
-    the corrector adds the estimate at s (r = 1), which the next step needs anyway.
+    A step is x_s = sigma_s/sigma_t x - alpha_s (e^-h - 1) (x0 + sum_k rho_k/r_k (x0_k - x0)). The
+    x0_k are the estimates of the previous p - 1 steps, at lambda_t + r_k h. The predictor uses
+    these; the corrector adds the estimate at s (r = 1), which the next step needs anyway.
 
     Args:
         dpm_solver_order: p, from 1 to 6. The first steps have lower orders, because few estimates

@@ -34,7 +34,7 @@ def levels(sde: SDE, t: float | Sequence[float] | Tensor) -> tuple[Tensor, Tenso
 
 
 def half_log_snr(sde: SDE, t: float | Sequence[float] | Tensor) -> Tensor:
-    """lambda = log(alpha / sigma) at times t (n,)."""
+    """Return lambda = log(alpha / sigma) at times t (n,)."""
     alpha, sigma = levels(sde, t)
     return alpha.log() - sigma.log()
 

@@ -128,7 +128,7 @@ class Options:
         return functools.partial(threshold, centered=self.centered) if self.thresholding else None
 
     def tolerances(self) -> tuple[float, float]:
-        """rtol and atol of 'ode' and 'adaptive'; 0.0 selects the method's default."""
+        """Return rtol and atol of 'ode' and 'adaptive'; 0.0 selects the default of the method."""
         rtol, atol = DEFAULT_TOLERANCES[self.method.lower()]
         return self.rtol or rtol, self.atol or atol
 

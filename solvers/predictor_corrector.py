@@ -58,7 +58,7 @@ class Predictor(abc.ABC):
 
 @PREDICTORS.register(name='none')
 class NonePredictor(Predictor):
-    """No step: x_s = x."""
+    """A predictor without a step: x_s = x."""
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -98,7 +98,7 @@ class Corrector(abc.ABC):
 
 @CORRECTORS.register(name='none')
 class NoneCorrector(Corrector):
-    """No step: x remains the same."""
+    """A corrector without a step: x does not change."""
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, x

@@ -16,7 +16,7 @@ from solvers.predictor_corrector import CORRECTORS, PREDICTORS, Corrector, Predi
 
 @PREDICTORS.register(name='euler_maruyama')
 class EulerMaruyamaPredictor(Predictor):
-    """x - f dt + g sqrt(dt) z with f and g of the reverse-time SDE and dt = T/N (Eq. 6)."""
+    """The Euler-Maruyama step x - f dt + g sqrt(dt) z of the reverse-time SDE, dt = T/N (Eq. 6)."""
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self._step(x, t, self.sde.T / self.sde.N)
@@ -33,9 +33,10 @@ class EulerMaruyamaPredictor(Predictor):
 
 @PREDICTORS.register(name='reverse_diffusion')
 class ReverseDiffusionPredictor(Predictor):
-    """x - f + G z with f and G of the forward chain, reversed (Appendix E, Eq. 46).
+    """A step x - f + G z of the reversed chain (Appendix E, Eq. 46).
 
-    On a grid (`skip_type`), the chain is the process at the times of the grid.
+    f and G are those of `SDE.discretize`, reversed. On a grid (`skip_type`), the chain is the
+    process at the times of the grid.
     """
 
     @classmethod
@@ -90,7 +91,7 @@ class AncestralSamplingPredictor(Predictor):
 
 @CORRECTORS.register(name='langevin')
 class LangevinCorrector(Corrector):
-    """x + e s + sqrt(2 e) z with e = 2 alpha (snr |z| / |s|)^2 (Algorithms 4 and 5).
+    """Langevin steps x + e s + sqrt(2 e) z, e = 2 alpha (snr |z| / |s|)^2 (Algorithms 4 and 5).
 
     s is the score; |z| and |s| are averaged over the batch. Images with their own random streams
     (runtime/randomness.py) have their own e. On a grid (`skip_type`), alpha is r^2 of `transition`.
@@ -121,7 +122,10 @@ class LangevinCorrector(Corrector):
 
 @CORRECTORS.register(name='ald')
 class AnnealedLangevinDynamics(LangevinCorrector):
-    """x + e s + sqrt(2 e) z with e = 2 alpha (snr std(t))^2 (Song & Ermon 2019, Algorithm 1)."""
+    """Annealed Langevin steps (Song & Ermon 2019, Algorithm 1).
+
+    A step is x + e s + sqrt(2 e) z with e = 2 alpha (snr std(t))^2.
+    """
 
     def _steps(self, x, t, alpha):
         x_mean, std = x, self.sde.mean_and_std(t)[1]

@@ -135,7 +135,7 @@ def blocks(images, factor):
     )
 
 
-def refused(config, workdir, task, **settings):
+def error_of(config, workdir, task, **settings):
     """Return the error message of a task; check that it is one line and that nothing is written."""
     with pytest.raises((UserError, NotImplementedError)) as caught:
         control.control(

@@ -28,7 +28,7 @@ def test_tighter_tolerances_take_more_steps(name):
 
 @pytest.mark.parametrize('name', ['ve', 'vp'])
 @pytest.mark.parametrize('rtol', [0.05, 0.01])
-def test_refused_steps_leave_the_variance_as_it_is(name, rtol):
+def test_rejected_steps_do_not_change_the_variance(name, rtol):
     """Rejected steps do not change the variance of the samples.
 
     The test is in one dimension, where the step size depends most on the noise. If the noise were
@@ -42,7 +42,7 @@ def test_refused_steps_leave_the_variance_as_it_is(name, rtol):
     assert abs(x.double().std() / math.sqrt(0.09 * alpha**2 + sigma**2) - 1) < 0.05
 
 
-def test_a_score_that_is_not_finite_ends_the_adaptive_solver():
+def test_a_score_that_is_not_finite_raises_an_error():
     class Broken(nn.Module):
         def forward(self, x, labels):
             return x * torch.where(torch.arange(len(x)) == 1, math.nan, 1.0)[:, None]
@@ -51,7 +51,7 @@ def test_a_score_that_is_not_finite_ends_the_adaptive_solver():
         sample(Score(Broken(), VPSDE()), (3, 2), Options(method='adaptive'))
 
 
-def test_steps_of_an_image_do_not_depend_on_those_beside_it():
+def test_steps_of_an_image_do_not_depend_on_other_images():
     sde, target = VPSDE(), planar_mixture()
 
     def draw(seeds):

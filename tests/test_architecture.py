@@ -56,7 +56,7 @@ def test_sizes_of_options(architecture, option):
     )
 
 
-def test_levels(architecture):
+def test_resolutions_of_the_levels(architecture):
     """The resolutions in the file are up to date, and those of the stem equal values by hand.
 
     The stem has nf 3x3 filters over 3 channels and 32 x 32 pixels, with two operations per product.
@@ -146,7 +146,7 @@ def test_options_that_are_named_exist(architecture):
             assert part in model or part == 'continuous', row['option']
 
 
-def test_every_published_config_is_in_the_table():
+def test_every_config_of_the_2021_release_is_in_the_table():
     table = TEXT.partition('<!-- table: configs -->')[2].partition('<!-- end -->')[0]
     files = [
         file.relative_to(ROOT / 'configs').with_suffix('')

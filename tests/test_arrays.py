@@ -77,7 +77,7 @@ def test_npz_errors(tmp_path, arrays, message):
         datasets.get_dataset(config_of('NPZ', 8, path=str(tmp_path / 'a.npz')))
 
 
-def test_files_that_are_no_npz(tmp_path):
+def test_files_that_are_not_npz_files_raise_an_error(tmp_path):
     np.savez(tmp_path / 'a.npz', images=crops(9, 8))
     flip_byte(tmp_path / 'a.npz', 400)
     np.save(tmp_path / 'b.npy', crops(9, 8))
@@ -166,7 +166,7 @@ def test_labels_under_all_their_names(tmp_path, names, caplog):
         ),
     ],
 )
-def test_labels_that_do_not_serve_are_told(tmp_path, labels, classes, words):
+def test_unusable_labels_raise_an_error(tmp_path, labels, classes, words):
     np.savez(tmp_path / 'a.npz', images=crops(20, 8), **({} if labels is None else dict(y=labels)))
     config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)
     config.model.num_classes = classes
@@ -176,7 +176,7 @@ def test_labels_that_do_not_serve_are_told(tmp_path, labels, classes, words):
 
 
 @pytest.mark.parametrize('channels, layout', [(1, 'NCHW'), (3, 'nchw')])
-def test_channels_first_are_read_where_the_config_says_so(tmp_path, channels, layout):
+def test_channels_first_arrays_are_read_with_layout_nchw(tmp_path, channels, layout):
     images = crops(9, 8)[..., :channels]
     np.savez(tmp_path / 'a.npz', images=images.transpose(0, 3, 1, 2))
     config = config_of(
@@ -216,10 +216,10 @@ def test_arrays_of_16_bits(tmp_path, caplog):
         everything(config)
 
 
-def test_corrupt_arrays_are_told_in_one_sentence(tmp_path):
+def test_corrupt_arrays_raise_a_one_line_error(tmp_path):
     """If random bytes of an npz file are changed, any error of NumPy becomes a UserError."""
     np.savez(tmp_path / 'a.npz', images=crops(9, 8), labels=np.arange(9))
-    whole, rng, told = (tmp_path / 'a.npz').read_bytes(), np.random.default_rng(0), 0
+    whole, rng, errors = (tmp_path / 'a.npz').read_bytes(), np.random.default_rng(0), 0
     config = config_of('NPZ', 8, path=str(tmp_path / 'a.npz'), test_fraction=0.0)
     headers = [k for k in range(len(whole)) if k < 200 or k > len(whole) - 400]
     for _ in range(300):
@@ -230,5 +230,5 @@ def test_corrupt_arrays_are_told_in_one_sentence(tmp_path):
         try:
             everything(config)
         except UserError:
-            told += 1
-    assert told > 150
+            errors += 1
+    assert errors > 150

@@ -267,7 +267,7 @@ def test_names_that_do_not_exist_are_found():
     )
 
 
-def test_the_picture_of_the_library_names_what_exists():
+def test_the_picture_of_the_library_contains_only_existing_names():
     texts = [
         node.value
         for node in ast.walk(ast.parse((ROOT / 'docs' / 'architecture.py').read_text()))

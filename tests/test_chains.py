@@ -78,7 +78,7 @@ def test_vp_chain_is_ddpm():
 
 
 @pytest.mark.parametrize('n', [1, 10, 20])
-def test_vp_refuses_too_few_steps(n):
+def test_vp_with_too_few_steps_raises_an_error(n):
     """VP with beta_N = 20/N >= 1 raises an error that contains the smallest valid N."""
     with pytest.raises(ValueError, match='at least 21'):
         VPSDE(N=n)
@@ -90,13 +90,13 @@ def test_vp_refuses_too_few_steps(n):
         sde.discretize(torch.ones(1), torch.ones(1))
 
 
-def test_ve_chain_of_one_level_is_refused():
+def test_ve_chain_of_one_noise_level_raises_an_error():
     with pytest.raises(ValueError, match='N=1'):
         VESDE(N=1).discretize(torch.ones(2, 3), torch.ones(2))
 
 
 @pytest.mark.parametrize('name', ['ve', 'vp'])
-def test_ancestral_step_is_the_chains_posterior(name):
+def test_ancestral_step_is_the_posterior_of_the_chain(name):
     """The ancestral step equals the Gaussian posterior of the chain for Gaussian data.
 
     The chain is x_i = a x_{i-1} + b z. The means are equal for any variance of the data. The
@@ -138,7 +138,7 @@ def test_the_last_ancestral_step_of_ve_ends_on_the_estimate():
     torch.testing.assert_close(mean, x - 0.01**2 * x)
 
 
-def test_ancestral_step_of_subvp_is_refused():
+def test_ancestral_step_of_subvp_raises_an_error():
     with pytest.raises(NotImplementedError, match='subVPSDE'):
         subVPSDE().ancestral_step(torch.zeros(1), torch.ones(1), torch.zeros(1))
 

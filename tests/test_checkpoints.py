@@ -69,7 +69,7 @@ def test_prefix_of_a_data_parallel_is_optional(state, tmp_path):
     assert equal(contents(state), contents(fresh))
 
 
-def test_numpy_scalars_of_published_files_are_read(state, tmp_path):
+def test_numpy_scalars_of_files_of_the_2021_release_are_read(state, tmp_path):
     for group in state['optimizer'].param_groups:
         group['lr'] = np.float64(2e-4)
     torch.save(contents(state), tmp_path / 'published.pth')
@@ -78,7 +78,7 @@ def test_numpy_scalars_of_published_files_are_read(state, tmp_path):
     )
 
 
-def test_a_file_with_code_in_it_is_not_run(tmp_path):
+def test_code_in_a_file_is_not_executed(tmp_path):
     class Trap:
         def __reduce__(self):
             return open, (str(tmp_path / 'sprung'), 'w')
@@ -90,7 +90,7 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize('part', [0, 1, 8, 15])
-def test_truncated_file_is_refused_and_nothing_changes(state, tmp_path, part):
+def test_a_truncated_file_raises_an_error_and_changes_nothing(state, tmp_path, part):
     checkpoints.save(tmp_path / 'a.pth', state)
     content = (tmp_path / 'a.pth').read_bytes()
     (tmp_path / 'a.pth').write_bytes(content[: len(content) * part // 16])
@@ -130,7 +130,7 @@ def test_missing_file(tmp_path):
         (lambda content: content['optimizer']['param_groups'][0]['params'].pop(), 'optimizer'),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_changes(state, tmp_path, change, message):
+def test_mismatches_are_named_and_nothing_changes(state, tmp_path, change, message):
     content = contents(state)
     content['model'] = dict(content['model'])
     content['ema']['shadow_params'] = list(content['ema']['shadow_params'])
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_named_and_nothing_changes(state, tmp_path, change,
     assert equal(before, fresh['model'].state_dict())
 
 
-def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
+def test_a_failed_write_does_not_change_the_old_file(state, tmp_path, monkeypatch):
     checkpoints.save(tmp_path / 'a.pth', state)
     before = (tmp_path / 'a.pth').read_bytes()
 

@@ -17,7 +17,7 @@ from control_runs import CONFIGS, SIZE
 from runtime.errors import UserError
 
 
-def test_each_mode_trains_what_it_is_for(place, tmp_path):
+def test_modes_reject_networks_of_the_other_kind(place, tmp_path):
     for train, name, words in (
         (run_lib.train, 'classifier', ["'wideresnet'", '--mode classifier']),
         (run_lib.train_classifier, 'plain', ["'ncsnpp'", '--mode classifier', 'wideresnet']),
@@ -32,7 +32,7 @@ def test_each_mode_trains_what_it_is_for(place, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['classes', 'classifier'])
-def test_a_label_beyond_the_classes_is_told(place, tmp_path, name):
+def test_a_label_above_the_number_of_classes_raises_an_error(place, tmp_path, name):
     config = CONFIGS[name](place)
     config.model.num_classes = 5
     with pytest.raises(
@@ -63,7 +63,7 @@ def test_a_label_beyond_the_classes_is_told(place, tmp_path, name):
         ),
     ],
 )
-def test_classes_without_a_meaning_are_refused_before_any_work(place, tmp_path, changes, words):
+def test_invalid_class_settings_raise_an_error_before_any_work(place, tmp_path, changes, words):
     config = CONFIGS['plain'](place)
     with config.unlocked():
         config.update_from_flattened_dict(changes)
@@ -83,9 +83,7 @@ def final_state(workdir):
 
 
 @pytest.mark.parametrize('name', ['classes', 'classifier'])
-def test_interrupted_training_with_classes_ends_where_an_uninterrupted_one_does(
-    place, tmp_path, name
-):
+def test_interrupted_and_uninterrupted_training_with_classes_are_equal(place, tmp_path, name):
     """The final states are bit-identical, including label dropout, dropout and times."""
     for folder, steps in (('whole', (7,)), ('parts', (3, 7))):
         for n in steps:
@@ -98,7 +96,7 @@ def test_interrupted_training_with_classes_ends_where_an_uninterrupted_one_does(
     assert all(map(torch.equal, whole, parts)) and whole[-1] == 7
 
 
-def test_a_classifier_loads_by_its_folder_and_its_file(place):
+def test_a_classifier_is_loaded_from_a_folder_or_a_file(place):
     """The loaded classifier has EMA weights, and fits a network with the same SDE and data."""
     file = place / 'classifier' / 'checkpoints' / 'checkpoint_1.pth'
     content = checkpoints.load(file)
@@ -147,7 +145,7 @@ def test_a_classifier_learns_digits(place, tmp_path, caplog):
     assert abs(right - shares[0.001]) < 0.05  # dequantization noise is different
 
 
-def test_samples_of_a_network_that_knows_classes_have_labels(place, tmp_path):
+def test_samples_of_a_class_conditional_network_have_labels(place, tmp_path):
     """Labels are drawn uniformly and stored with the samples, also in an evaluation."""
     config = CONFIGS['classes'](place)
     folder = sample(config, place / 'classes', num_samples=12, output=str(tmp_path / 'out'))

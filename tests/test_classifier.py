@@ -30,7 +30,7 @@ def classifier(embedding='positional', data=(), **model):
 @pytest.mark.parametrize(
     'channels, size, n', [(1, (8, 8), 1), (3, (8, 8), 3), (3, (16, 12), 5), (1, (4, 4), 2)]
 )
-def test_a_classifier_answers_logits(embedding, channels, size, n):
+def test_a_classifier_returns_logits(embedding, channels, size, n):
     network = classifier(embedding, dict(num_channels=channels))
     logits = network(torch.rand(n, channels, *size), torch.arange(1.0, n + 1))
     assert logits.shape == (n, CLASSES) and logits.dtype == torch.float32
@@ -43,7 +43,7 @@ def test_a_classifier_answers_logits(embedding, channels, size, n):
 
 
 @pytest.mark.parametrize('embedding', EMBEDDINGS)
-def test_a_classifier_judges_each_image_by_itself_and_by_its_noise(embedding):
+def test_logits_depend_only_on_the_image_and_its_noise_level(embedding):
     """The logits of an image depend only on the image and its time label, not on the batch.
 
     In training mode they also depend on dropout.
@@ -61,7 +61,7 @@ def test_a_classifier_judges_each_image_by_itself_and_by_its_noise(embedding):
     assert not torch.allclose(network.train()(x, labels), logits, atol=1e-3)
 
 
-def test_a_classifier_is_told_the_logarithm_of_sigma():
+def test_a_classifier_depends_on_the_logarithm_of_sigma():
     """Logits depend on log sigma.
 
     With integer frequencies, sigma and e sigma give the same logits; other ratios do not.
@@ -79,7 +79,7 @@ def test_a_classifier_is_told_the_logarithm_of_sigma():
 
 
 @pytest.mark.parametrize('embedding', EMBEDDINGS)
-def test_a_classifier_passes_its_gradient_on(embedding):
+def test_gradients_of_a_classifier_equal_finite_differences(embedding):
     """Every parameter gets a gradient; the gradient of the image equals finite differences."""
     network = classifier(embedding, dict(num_channels=1), dropout=0.0).double()
     x, labels = (
@@ -104,7 +104,7 @@ def test_a_classifier_passes_its_gradient_on(embedding):
     )
 
 
-def test_a_classifier_sees_data_of_either_scaling_alike():
+def test_data_of_either_scaling_give_the_same_logits():
     inside, outside = (
         classifier(data=dict(centered=centered, num_channels=3)) for centered in (False, True)
     )
@@ -113,7 +113,7 @@ def test_a_classifier_sees_data_of_either_scaling_alike():
     torch.testing.assert_close(inside(x, labels), outside(2 * x - 1, labels))
 
 
-def test_the_first_block_of_a_level_halves_the_size_but_at_the_first_level():
+def test_the_first_block_of_every_level_but_the_first_halves_the_size():
     network, seen = (
         classifier(
             data=dict(image_size=16, num_channels=1), ch_mult=(1, 2, 4), num_res_blocks=2, widen=3
@@ -131,7 +131,7 @@ def test_the_first_block_of_a_level_halves_the_size_but_at_the_first_level():
 @pytest.mark.parametrize(
     'module', ['configs.vp.cifar10_wideresnet', 'configs.ve.cifar10_wideresnet']
 )
-def test_the_published_classifier_is_a_wide_resnet_28_10(module):
+def test_the_classifier_of_the_paper_is_a_wide_resnet_28_10(module):
     """It has 28 convolutions and 36,479,194 parameters, as in Zagoruyko & Komodakis 2016 (36.5M).
 
     The number in their Table 4 does not include the time embedding and the biases of the
@@ -164,13 +164,13 @@ def test_the_published_classifier_is_a_wide_resnet_28_10(module):
         (dict(nf=2), 'channels must be >= 4 for group normalization, got 2'),
     ],
 )
-def test_classifiers_without_a_meaning_are_refused(changes, words):
+def test_invalid_settings_of_a_classifier_raise_an_error(changes, words):
     with pytest.raises(ValueError, match=words) as error:
         classifier(**changes)
     assert '\n' not in str(error.value)
 
 
-def test_a_classifier_is_of_continuous_time():
+def test_a_classifier_uses_continuous_time():
     config = load_config(EMBEDDINGS['positional'])
     config.training.continuous = False
     with pytest.raises(

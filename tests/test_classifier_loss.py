@@ -29,7 +29,7 @@ def sde(request):
     return SDES[request.param]()
 
 
-def test_the_loss_of_a_classifier_is_the_cross_entropy_by_hand(sde):
+def test_the_loss_of_a_classifier_is_the_cross_entropy(sde):
     """The loss is the mean of -log p(right class).
 
     Times are uniform in [1e-5, 1] and are drawn before the noise.
@@ -54,7 +54,7 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy_by_hand(sde):
     )
 
 
-def test_the_loss_of_a_classifier_is_least_at_the_exact_one(sde):
+def test_the_exact_classifier_has_the_smallest_loss(sde):
     """The exact classifier has a smaller loss than too confident, too uncertain or biased ones.
 
     The difference of the losses for the same random numbers exceeds four standard errors.

@@ -105,7 +105,7 @@ def test_train_evaluate_sample(tmp_path, sde):
     assert np.load(tmp_path / 'out' / 'samples.npz')['samples'].shape == (3, 8, 8, 1)
 
 
-def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path):
+def test_a_second_evaluation_removes_the_files_of_the_first(tmp_path):
     """If a second evaluation writes fewer files, none of the first evaluation remain.
 
     Likelihoods are averaged over repeats before their error is computed.
@@ -132,13 +132,13 @@ def test_a_second_evaluation_leaves_nothing_of_the_first(tmp_path):
     ] == [20]
 
 
-def test_number_of_steps_is_free(tmp_path):
+def test_number_of_steps_can_be_chosen(tmp_path):
     check(run(tmp_path, 'train', *TINY))
     log = check(run(tmp_path, 'sample', *TINY, '--num_samples=2', '--config.sampling.steps=40'))
     assert 'with 80 network evaluations' in log  # each step is a corrector and a predictor step
 
 
-def test_data_are_described_and_their_statistics_made_without_a_workdir(tmp_path):
+def test_data_and_stats_modes_need_no_workdir(tmp_path):
     command = [
         sys.executable,
         'main.py',
@@ -171,7 +171,7 @@ def test_data_are_described_and_their_statistics_made_without_a_workdir(tmp_path
     )
 
 
-def test_own_pictures_from_training_to_a_report(tmp_path):
+def test_training_to_report_with_a_folder_of_pictures(tmp_path):
     """The pictures are random, 12 pixels high and of several widths, in two classes."""
     from PIL import Image
 
@@ -220,7 +220,7 @@ def final_state(workdir):
     ]
 
 
-def test_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
+def test_interrupted_and_uninterrupted_training_are_equal(tmp_path):
     run_lib.train(config_for(7), tmp_path / 'whole')
     run_lib.train(config_for(3), tmp_path / 'parts')
     run_lib.train(config_for(7), tmp_path / 'parts')
@@ -230,7 +230,7 @@ def test_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
     )
 
 
-def test_the_seed_decides(tmp_path):
+def test_training_depends_only_on_the_seed(tmp_path):
     for name, seed in (('a', 1), ('b', 1), ('c', 2)):
         config = config_for(2)
         config.seed = seed
@@ -239,7 +239,7 @@ def test_the_seed_decides(tmp_path):
     assert all(map(torch.equal, a, b)) and not all(map(torch.equal, a, c))
 
 
-def test_log_goes_on_and_finished_training_stays_as_it_is(tmp_path):
+def test_restarting_finished_training_changes_nothing_but_the_log(tmp_path):
     check(run(tmp_path, 'train', *TINY))
     checkpoint = tmp_path / 'checkpoints' / 'checkpoint_1.pth'
     before = checkpoint.read_bytes()
@@ -261,7 +261,7 @@ def test_log_goes_on_and_finished_training_stays_as_it_is(tmp_path):
         (['stray'], ['stray']),
     ],
 )
-def test_bad_arguments_are_one_line_before_any_work(tmp_path, arguments, words):
+def test_bad_arguments_raise_a_one_line_error_before_any_work(tmp_path, arguments, words):
     result = run(tmp_path / 'w', 'train', *TINY, *arguments)
     assert result.returncode != 0 and 'Traceback' not in result.stderr
     complaints = [line for line in result.stderr.splitlines() if line.startswith('error:')]
@@ -272,7 +272,7 @@ def test_bad_arguments_are_one_line_before_any_work(tmp_path, arguments, words):
     )
 
 
-def test_bad_files_are_told_in_one_line_and_nothing_is_overwritten(tmp_path):
+def test_bad_files_raise_a_one_line_error_and_are_not_overwritten(tmp_path):
     def complaint(result):
         assert result.returncode != 0 and 'Traceback' not in result.stderr
         return result.stderr.strip().splitlines()[-1]
@@ -292,7 +292,7 @@ def test_bad_files_are_told_in_one_line_and_nothing_is_overwritten(tmp_path):
     )
 
 
-def test_all_faults_are_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     result = run(
         tmp_path,
         'train',
@@ -322,7 +322,7 @@ def evaluated(workdir, caplog, eval_folder='eval', **settings) -> str:
     return caplog.text
 
 
-def test_evaluation_takes_the_checkpoints_that_exist_one_evaluation_at_a_time(tmp_path, caplog):
+def test_existing_checkpoints_are_evaluated_by_one_process_at_a_time(tmp_path, caplog):
     config = config_for(3)
     config.training.snapshot_freq = 1
     run_lib.train(config, tmp_path)

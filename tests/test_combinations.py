@@ -13,7 +13,7 @@ from sampling import CORRECTORS, PREDICTORS, Loop, Options, get_corrector, get_p
 from sde_lib import VPSDE
 
 
-def refused(sde, predictor, corrector, probability_flow):
+def is_undefined(sde, predictor, corrector, probability_flow):
     """Return whether a combination is undefined.
 
     It is undefined if it has neither predictor nor corrector, or if it is ancestral sampling with
@@ -28,7 +28,8 @@ COMBINATIONS = list(itertools.product(SDES, PREDICTORS.names(), CORRECTORS.names
 
 
 @pytest.mark.parametrize(
-    'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if not refused(*c)]
+    'name, predictor, corrector, probability_flow',
+    [c for c in COMBINATIONS if not is_undefined(*c)],
 )
 def test_every_combination_runs(name, predictor, corrector, probability_flow):
     """Results are finite and keep the known values, also with a classifier.
@@ -77,9 +78,7 @@ def test_every_combination_runs(name, predictor, corrector, probability_flow):
         ('vp', 'ancestral_sampling', 'none', True),
     ],
 )
-def test_combinations_without_a_definition_are_refused(
-    name, predictor, corrector, probability_flow
-):
+def test_undefined_combinations_raise_an_error(name, predictor, corrector, probability_flow):
     """Undefined combinations raise an error when the sampler is made, before it gets a network.
 
     The plain sampler is tested with all combinations.
@@ -114,16 +113,17 @@ def test_combinations_without_a_definition_are_refused(
     ],
 )
 @pytest.mark.parametrize('make', [get_pc_inpainter, get_pc_colorizer, measured_sampler])
-def test_resampling_without_a_step_is_refused(make, predictor, loop, message):
+def test_resampling_without_a_step_raises_an_error(make, predictor, loop, message):
     with pytest.raises(ValueError, match=message) as error:
         made(make, VPSDE(N=60), predictor, 'langevin', **loop)
     assert '\n' not in str(error.value) and len(str(error.value)) < 250
 
 
 @pytest.mark.parametrize(
-    'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if not refused(*c)]
+    'name, predictor, corrector, probability_flow',
+    [c for c in COMBINATIONS if not is_undefined(*c)],
 )
-def test_without_anything_known_the_loop_is_the_plain_one(
+def test_without_known_values_the_loop_is_that_of_plain_sampling(
     name, predictor, corrector, probability_flow
 ):
     """Without known values, each step equals the corrector and predictor step, bit by bit."""

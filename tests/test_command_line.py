@@ -59,7 +59,7 @@ def test_values_of_the_command_line_have_the_type_of_their_key(argument, value):
     assert found == value and type(found) is type(value) and config.is_locked
 
 
-def test_a_file_of_the_2021_release_takes_real_numbers_and_keys_that_it_lacks(tmp_path):
+def test_overrides_of_a_2021_config_add_keys_and_change_int_to_float(tmp_path):
     (tmp_path / 'old.py').write_text(
         'import ml_collections\ndef get_config():\n    return '
         'ml_collections.ConfigDict(dict('
@@ -74,7 +74,7 @@ def test_a_file_of_the_2021_release_takes_real_numbers_and_keys_that_it_lacks(tm
     assert config.model.sigma_max == 7.5 and config.sampling.steps == 20
 
 
-def test_all_faults_of_a_command_line_are_told_at_once():
+def test_all_faults_of_a_command_line_are_reported_at_once():
     wrong_mode, *others = faults_of(
         DIGITS,
         '--mode=tain',
@@ -103,7 +103,7 @@ def test_all_faults_of_a_command_line_are_told_at_once():
     assert faults_of('--config=/nowhere.py', '--mode=data') == ['--config=/nowhere.py: not found']
 
 
-def test_wrong_types_in_a_config_file_are_told_at_once(tmp_path):
+def test_wrong_types_in_a_config_file_are_reported_at_once(tmp_path):
     (tmp_path / 'mine.py').write_text("""
 from configs.vp import digits_ddpmpp_continuous
 
@@ -152,13 +152,13 @@ def get_config():
         ),
     ],
 )
-def test_a_config_file_that_fails_is_told_in_one_line(tmp_path, content, sentence):
+def test_a_failing_config_file_raises_a_one_line_error(tmp_path, content, sentence):
     (tmp_path / 'mine.py').write_text(content)
     (fault,) = faults_of(f'--config={tmp_path}/mine.py', '--mode=data')
     assert fault.startswith(f'--config={tmp_path}/mine.py') and sentence in fault
 
 
-def test_the_home_is_expanded_in_every_path(tmp_path, monkeypatch):
+def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'mine.py').write_text(
         'from configs.families import digits\ndef get_config():\n    config = digits()\n    '
@@ -220,7 +220,7 @@ def test_wrong_types_are_accepted_only_while_a_file_is_read():
             known.training.batch_size = 'large'
 
 
-def test_a_wrong_type_in_a_config_without_our_defaults_is_told_in_one_line(tmp_path):
+def test_a_wrong_type_in_a_config_without_defaults_is_a_one_line_error(tmp_path):
     (tmp_path / 'old.py').write_text(
         'import ml_collections\ndef get_config():\n    config = ml_collections.ConfigDict(dict('
         'model=dict(nf=8)))\n    config.model.nf = "8"\n    return config\n'
@@ -233,7 +233,9 @@ def test_a_wrong_type_in_a_config_without_our_defaults_is_told_in_one_line(tmp_p
     'mode, device, kept',
     [('train', 'cpu', True), ('train', 'cuda:0', False), ('data', 'cpu', False)],
 )
-def test_the_main_program_keeps_memory_where_it_computes_on_a_cpu(monkeypatch, mode, device, kept):
+def test_the_main_program_configures_the_memory_allocator_for_the_cpu(
+    monkeypatch, mode, device, kept
+):
     """The main program configures the memory allocator, and only for computations on a CPU.
 
     This affects the whole process, so the library itself must not do it.

@@ -102,7 +102,7 @@ def test_needed_keys_have_rules(name):
     assert rules.needed(name) and set(rules.needed(name)) <= rules.RULES['model'].keys()
 
 
-def test_a_lean_config_gives_the_network_of_a_whole_one():
+def test_a_minimal_config_gives_the_network_of_the_complete_one():
     for module in MODULES:
         config = load_config(f'configs.{module}')
         with config.ignore_type():
@@ -130,7 +130,7 @@ def small(n_iters=3) -> ConfigDict:
     return config
 
 
-def test_every_entry_point_takes_a_lean_config(tmp_path):
+def test_every_entry_point_accepts_a_minimal_config(tmp_path):
     """Results with a minimal config equal those with the complete one; it is not changed."""
     config = small()
     for key, value in (
@@ -165,7 +165,7 @@ def test_every_entry_point_takes_a_lean_config(tmp_path):
         assert np.array_equal(*samples), file
 
 
-def test_a_config_of_the_2021_release_has_a_device_object(tmp_path):
+def test_a_device_object_in_the_config_is_accepted(tmp_path):
     config = small(n_iters=1)
     with config.ignore_type():
         config.device = torch.device('cpu')
@@ -243,7 +243,7 @@ def test_errors_of_a_users_own_network_keep_their_traceback(tmp_path, own):
     assert not list((tmp_path / 'w').glob('*'))
 
 
-def test_a_fault_without_a_sentence_is_reported(tmp_path, monkeypatch):
+def test_an_error_without_a_message_is_reported(tmp_path, monkeypatch):
     class Unfinished(sampling.Predictor):
         def __init__(self, sde, score_fn, probability_flow=False):
             raise NotImplementedError

@@ -18,7 +18,7 @@ from runtime.errors import UserError
 from test_configs import base, flatten
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path):
+def test_all_faults_of_a_config_are_reported_at_once(tmp_path):
     config = base('vp.digits_ddpmpp_continuous').copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         config.model.update(dropot=0.5, dropout=1.5, conditional='yes', beta_max=200.0)
@@ -51,7 +51,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
     assert len(lines) == 12, lines
 
 
-def test_keys_of_a_network_or_data_set_of_ones_own(tmp_path, monkeypatch):
+def test_keys_of_a_custom_network_or_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(mutils.MODELS, '_classes', dict(mutils.MODELS._classes))
 
     @mutils.register_model(name='of_my_own')
@@ -92,7 +92,7 @@ def test_every_key_has_a_rule_and_is_explained():
         assert set(rules.REQUIRED.get(section, '').split()) <= known.keys()
 
 
-def test_a_network_whose_groups_have_one_value_is_refused(tmp_path):
+def test_groups_with_a_single_value_raise_an_error(tmp_path):
     config = base('vp.ddpm.cifar10').copy_and_resolve_references()
     config.data.image_size = 2
     with pytest.raises(

@@ -275,7 +275,7 @@ def wrong_alone(changes: dict, mode: str) -> dict[str, str]:
     return found
 
 
-def is_refused(config, changes, workdir, mode) -> bool:
+def raises_error(config, changes, workdir, mode) -> bool:
     """Return whether the config raises an error; check its messages.
 
     Each key that is wrong by itself has a message. Every message names a key; a message about a
@@ -284,8 +284,8 @@ def is_refused(config, changes, workdir, mode) -> bool:
     wrong = wrong_alone(changes, mode)
     try:
         preflight.check(config, workdir, mode)
-    except UserError as refusal:
-        lines = str(refusal).splitlines()
+    except UserError as error:
+        lines = str(error).splitlines()
         for line in lines:
             assert names_a_key(line, flatten(config)), f'{line!r} names no key'
         for key, beginning in wrong.items():
@@ -313,18 +313,18 @@ def workdir(tmp_path_factory):
     suppress_health_check=list(HealthCheck),
 )
 @given(mutations())
-def test_a_config_takes_a_step_or_is_refused_by_key(workdir, mutation):
+def test_a_config_trains_or_raises_an_error_with_the_key(workdir, mutation):
     config, changes = mutated(*mutation), mutation[1]
     torch.manual_seed(0)
     classifies = config.model.get('name') == 'wideresnet'
-    refused = is_refused(config, changes, workdir, 'classifier' if classifies else 'train')
+    failed = raises_error(config, changes, workdir, 'classifier' if classifies else 'train')
     with pytest.MonkeyPatch.context() as patch:
         # building the network takes most of the time, so it is built only once
         others = [check for check in preflight.CHECKS if check.run is not check_network]
         patch.setattr(preflight, 'CHECKS', others)
-        others = [mode for mode in MODES if is_refused(config, changes, workdir, mode)]
-    if refused or not classifies and 'sample' in others:
-        event('refused')
+        others = [mode for mode in MODES if raises_error(config, changes, workdir, mode)]
+    if failed or not classifies and 'sample' in others:
+        event('raised an error')
         return
     config = defaults.complete(config)
     with torch.device('meta'):

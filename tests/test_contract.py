@@ -197,7 +197,7 @@ def test_registered_names():
 
 
 @pytest.mark.parametrize('kind', ['predictor', 'corrector', 'model'])
-def test_registering_ones_own(kind, monkeypatch):
+def test_registering_custom_classes(kind, monkeypatch):
     registry = {
         'predictor': sampling.PREDICTORS,
         'corrector': sampling.CORRECTORS,

@@ -20,8 +20,8 @@ from control_runs import (
     TASKS,
     TINY,
     blocks,
+    error_of,
     pictures,
-    refused,
     run,
     tiles,
     written,
@@ -86,7 +86,7 @@ def test_every_task(place, tmp_path, task):
         assert found['nfe'] == (25 if task == 'classes' else 49)
 
 
-def test_the_tasks_are_all_tested_and_their_names_reserved():
+def test_all_tasks_are_tested_and_their_names_are_reserved():
     assert sorted(control.TASKS) == sorted(TASKS) == sorted(measurements.RESERVED)
 
 
@@ -121,7 +121,7 @@ def test_reconstruction_errors_are_in_8_bit_grey_levels(place, tmp_path):
     assert found['mean_error'].min() > 5
 
 
-def test_the_seed_decides(place, tmp_path):
+def test_results_depend_only_on_the_seed(place, tmp_path):
     """The same seed gives the same results, regardless of earlier draws; another seed does not."""
     folder = written(tmp_path / 'pictures', pictures(3)[..., 0])
     for name, task, key, settings in (
@@ -150,7 +150,7 @@ MASKS = (*measurements.MASKS, 'half', 'most')
         ('picture', 'data set'),
     ],
 )
-def test_known_pixels_come_back_as_they_were(place, tmp_path, mask, source):
+def test_known_pixels_do_not_change(place, tmp_path, mask, source):
     """Known pixels do not change, although the data of the network have only 17 grey levels."""
     drawn = np.zeros((SIZE, SIZE), bool)
     drawn[1:3, 2:7] = True
@@ -186,7 +186,7 @@ def test_known_pixels_come_back_as_they_were(place, tmp_path, mask, source):
         ('both', '7,0,9,3', [7, 0, 9, 3]),
     ],
 )
-def test_labels_guide_what_is_filled_in(place, tmp_path, guide, labels, expected):
+def test_labels_guide_inpainting(place, tmp_path, guide, labels, expected):
     """Labels guide inpainting: one label for all pictures, or one label for each."""
     name = 'classes' if guide in ('network', 'both') else 'plain'
     classifier = {
@@ -247,7 +247,7 @@ def test_pictures_from_a_file_a_folder_and_a_zip_file(place, tmp_path):
     assert (
         run(place, tmp_path, 'upscale2', 'colour', config, input=folder)[0]['inputs'] == images
     ).all()
-    message = refused(config, place / 'colour', 'upscale2', input=tmp_path / 'wide')
+    message = error_of(config, place / 'colour', 'upscale2', input=tmp_path / 'wide')
     assert all(word in message for word in ('0.png', '24x16', '8'))
     grey = run(place, tmp_path, 'upscale2', input=folder)[0]['inputs']
     assert (
@@ -258,7 +258,7 @@ def test_pictures_from_a_file_a_folder_and_a_zip_file(place, tmp_path):
     ).all()
 
 
-def test_a_picture_too_few_is_left_out(place, tmp_path):
+def test_the_last_of_an_odd_number_of_pictures_is_left_out(place, tmp_path):
     """Pairs are neighbouring pictures, so the last of an odd number is left out."""
     folder = written(tmp_path / 'five', pictures(5))
     assert (
@@ -336,7 +336,7 @@ def test_control_by_command_line(place, tmp_path):
     assert np.load(tmp_path / 'out' / 'results.npz')['samples'].shape == (3, 2, SIZE, SIZE, 1)
 
 
-def test_the_guidance_of_the_config_is_that_of_the_sampler(place, tmp_path, monkeypatch):
+def test_the_sampler_gets_the_guidance_of_the_config(place, tmp_path, monkeypatch):
     """The sampler gets the weight of the config and, in every batch, the label of each result."""
     seen = []
     original = score_model.classifier_free_guidance

@@ -80,7 +80,7 @@ def exact(monkeypatch):
 
 @pytest.mark.parametrize('dequantized, sde', [(False, 'vpsde'), (True, 'vpsde'), (False, 'vesde')])
 @pytest.mark.parametrize('task', ['upscale2', 'upscale4', 'colorize', 'deblur'])
-def test_results_agree_with_the_measurement_to_a_grey_level(
+def test_results_agree_with_the_measurement_up_to_a_grey_level(
     place, tmp_path, exact, task, dequantized, sde
 ):
     """Samples agree with the measurement of their picture, up to the truncation to 8 bits.
@@ -113,7 +113,7 @@ def test_results_agree_with_the_measurement_to_a_grey_level(
 
 
 @pytest.mark.parametrize('task', ['upscale2', 'upscale4', 'deblur'])
-def test_a_measured_picture_is_what_the_results_agree_with(place, tmp_path, exact, task):
+def test_results_agree_with_a_measured_picture(place, tmp_path, exact, task):
     """Small or blurred pictures are used unchanged; the gallery shows their pixels as squares."""
     config = exact_config(place)
     exact(config, independent())
@@ -138,7 +138,7 @@ def test_a_measured_picture_is_what_the_results_agree_with(place, tmp_path, exac
         assert difference.min() > -1.001 and difference.max() < 1e-3
 
 
-def test_what_is_missing_is_filled_in_by_what_is_known(place, tmp_path, exact):
+def test_missing_pixels_follow_from_the_known_pixels(place, tmp_path, exact):
     """The missing half is the mirror image of the known half, up to the noise of the target.
 
     With variances 1 + e and covariances 1, the variance of a pixel given its mirror image is
@@ -172,7 +172,7 @@ def test_what_is_missing_is_filled_in_by_what_is_known(place, tmp_path, exact):
         ('classifier', 'inpaint', 'pc'),
     ],
 )
-def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, task, method):
+def test_samples_have_the_requested_classes(place, tmp_path, exact, monkeypatch, how, task, method):
     """The mean of every sample is that of its class (dark, middle or bright)."""
     config, levels = exact_config(place), [-0.5, 0.0, 0.5]
     config.model.num_classes, config.sampling.method = 3 * (how == 'network'), method
@@ -201,7 +201,7 @@ def test_classes_are_those_asked_for(place, tmp_path, exact, monkeypatch, how, t
 
 
 @pytest.mark.parametrize('name', ['vpsde', 'subvpsde', 'vesde'])
-def test_codes_decode_to_their_pictures(place, tmp_path, exact, name):
+def test_codes_decode_to_the_encoded_pictures(place, tmp_path, exact, name):
     """Codes equal the closed form and decode to the pictures, truncated to 8 bits."""
     config = exact_config(place, sde=name)
     scale, mean = (0.5, 0.5) if name == 'vesde' else (1.0, 0.1)
@@ -231,7 +231,7 @@ def test_codes_decode_to_their_pictures(place, tmp_path, exact, name):
     assert np.abs(shown[:, 1] - np.clip(127.5 + 255 / 6 * prior, 0, 255)).max() < 4
 
 
-def test_between_around_and_mixed(place, tmp_path, exact):
+def test_interpolated_perturbed_and_mixed_codes(place, tmp_path, exact):
     """Interpolated, perturbed and mixed codes decode to the expected pictures.
 
     The pixels are independent, so the flow acts on each pixel separately. Halves of codes decode to
@@ -281,7 +281,7 @@ def test_between_around_and_mixed(place, tmp_path, exact):
     ).all()
 
 
-def test_samples_are_those_of_their_labels(place, tmp_path, exact):
+def test_samples_have_the_classes_of_their_labels(place, tmp_path, exact):
     """With --mode sample, images are dark or bright according to their labels."""
     config = exact_config(place)
     config.model.num_classes = 2

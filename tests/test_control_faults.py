@@ -9,7 +9,7 @@ from PIL import Image
 import checkpoints
 import run_lib
 import score_model
-from control_runs import CONFIGS, SIZE, pictures, refused, written
+from control_runs import CONFIGS, SIZE, error_of, pictures, written
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +59,7 @@ FAULTS = {
         dict(mask='{files}/none.png'),
         ['--mask={files}/none.png: not found'],
     ),
-    'mask that is no picture': ('inpaint', dict(mask='{files}/text.png'), ['{files}/text.png']),
+    'mask that is not a picture': ('inpaint', dict(mask='{files}/text.png'), ['{files}/text.png']),
     'white mask': (
         'inpaint',
         dict(mask='{files}/white.png'),
@@ -79,7 +79,7 @@ FAULTS = {
     'mask for upscale2': ('upscale2', dict(mask='left'), ['--mask', '--task=upscale2']),
     'labels not numbers': ('inpaint', dict(labels='three'), ['--labels=three', '3,5,8']),
     'labels with a gap': ('inpaint', dict(labels='3,,8'), ['--labels=3,,8', '3,5,8']),
-    'labels beyond numbers': ('inpaint', dict(labels='9' * 30), ['--labels=9999', '3,5,8']),
+    'labels too large': ('inpaint', dict(labels='9' * 30), ['--labels=9999', '3,5,8']),
     'label out of range': (
         'classes',
         dict(labels='3,10', name='classes'),
@@ -127,7 +127,7 @@ FAULTS = {
         dict(labels='3', classifier='{files}/other_sde.pth'),
         ['other_sde.pth', 'training.sde', 'subvpsde', 'vpsde'],
     ),
-    'classifier of other noise': (
+    'classifier of other noise levels': (
         'inpaint',
         dict(labels='3', classifier='{files}/other_beta.pth'),
         ['other_beta.pth', 'model.beta_max', '15.0', '20'],
@@ -147,7 +147,7 @@ FAULTS = {
         dict(labels='3', classifier='{place}/plain'),
         ['checkpoint_1.pth', '--mode classifier'],
     ),
-    'no classifier there': (
+    'no classifier at the path': (
         'inpaint',
         dict(labels='3', classifier='{files}/none.pth'),
         ['{files}/none.pth'],
@@ -204,12 +204,12 @@ FAULTS = {
         ['config.sampling', "method='ode' does not support", 'heun'],
     ),
     'grey for colorize': ('colorize', {}, ['--task=colorize', 'one channel']),
-    'a blur of nothing': (
+    'blur of size zero': (
         'deblur',
         {'control.blur': 0.0},
         ['config.control.blur must be a number in (0, 1000], got 0.0'],
     ),
-    'no resampling at all': (
+    'zero resampling steps': (
         'inpaint',
         {'control.resample': 0},
         ['config.control.resample must be an integer >= 1, got 0'],
@@ -234,7 +234,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_faults_are_one_sentence_that_names_them(place, files, fault):
+def test_faults_raise_a_one_line_error(place, files, fault):
     task, settings, words = FAULTS[fault]
     settings = {
         key: value.format(place=place, files=files) if isinstance(value, str) else value
@@ -246,7 +246,7 @@ def test_faults_are_one_sentence_that_names_them(place, files, fault):
         config.update_from_flattened_dict(
             {key: settings.pop(key) for key in list(settings) if '.' in key}
         )
-    message = refused(config, place / name, task, **settings)
+    message = error_of(config, place / name, task, **settings)
     assert all(word.format(place=place, files=files) in message for word in words), message
 
 
@@ -267,14 +267,14 @@ def test_faults_are_one_sentence_that_names_them(place, files, fault):
         'ode for a measurement',
     ],
 )
-def test_faults_that_need_no_checkpoint_are_told_before_it_is_loaded(
+def test_faults_are_reported_before_the_checkpoint_is_loaded(
     place, files, fault, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(score_model, 'load_averaged_model', None)
-    test_faults_are_one_sentence_that_names_them(place, files, fault)
+    test_faults_raise_a_one_line_error(place, files, fault)
 
 
-def test_without_a_checkpoint_there_is_nothing_to_control(place, tmp_path):
-    assert 'train first' in refused(CONFIGS['plain'](place), tmp_path / 'w', 'inpaint')
-    message = refused(CONFIGS['classifier'](place), place / 'classifier', 'inpaint')
+def test_control_without_a_score_network_raises_an_error(place, tmp_path):
+    assert 'train first' in error_of(CONFIGS['plain'](place), tmp_path / 'w', 'inpaint')
+    message = error_of(CONFIGS['classifier'](place), place / 'classifier', 'inpaint')
     assert "config.model.name must be a score network, got the classifier 'wideresnet'" in message

@@ -26,7 +26,7 @@ from sde_lib import VPSDE
 
 
 @pytest.mark.parametrize('name', ALL_SDES)
-def test_without_denoising_what_is_known_has_the_noise_of_the_end(name):
+def test_without_denoising_known_values_have_the_last_noise_level(name):
     """Without denoising, known values are samples of p_eps given the data.
 
     The tolerance is five standard errors of 4000 values. eps = 0.1 T makes the noise visible.
@@ -42,7 +42,7 @@ def test_without_denoising_what_is_known_has_the_noise_of_the_end(name):
 
 @pytest.mark.parametrize('denoise', [False, True])
 @pytest.mark.parametrize('name', SDES)
-def test_what_the_data_hold_where_they_are_unknown_has_no_influence(name, denoise):
+def test_unknown_values_of_the_data_have_no_influence(name, denoise):
     sde, data = SDES[name](25), torch.randn(3, 4)
     results = [
         inpainted(sde, torch.where(HALF == 1, data, other), HALF, denoise=denoise, resample=2)
@@ -93,7 +93,7 @@ def test_masks_broadcast_to_the_data():
         )
 
 
-def test_all_known_is_returned_and_none_known_is_unconditional():
+def test_masks_with_all_or_no_values_known():
     sde, data = VPSDE(N=25), torch.randn(3, 4)
     assert torch.equal(inpainted(sde, data, torch.ones(4)), data)
     network = ExactNetwork(sde, correlated((4,)))
@@ -108,12 +108,12 @@ def test_all_known_is_returned_and_none_known_is_unconditional():
     assert torch.equal(inpainted(sde, data, torch.zeros(4)), free)
 
 
-def test_other_values_in_a_mask_are_refused():
+def test_masks_with_values_other_than_0_and_1_raise_an_error():
     with pytest.raises(UserError, match='mask'):
         inpainted(VPSDE(N=25), torch.randn(3, 4), 0.5 * HALF)
 
 
-def test_the_inverse_scaler_comes_last():
+def test_the_inverse_scaler_is_applied_at_the_end():
     """The inverse scaler is applied to known and unknown values at the end."""
     sde, data = VPSDE(N=25), torch.randn(3, 4)
     assert torch.equal(

@@ -95,7 +95,7 @@ def test_euler_maruyama_is_of_weak_order_one(name, probability_flow):
         ('vp', 'ancestral_sampling'),
     ],
 )
-def test_the_chains_converge_too(name, predictor):
+def test_the_chains_converge(name, predictor):
     """Four times as many steps reduce the error to less than half.
 
     The order is not measured, because table look-ups shift times by up to a step.
@@ -156,7 +156,7 @@ def test_ode_sampler_with_other_methods(method):
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_encoding_then_decoding_returns(name, target):
+def test_encoding_then_decoding_gives_the_data(name, target):
     """The ODE sampler decodes the latent codes of the likelihood to the data.
 
     Both have a tolerance of 1e-5 and need some tens of steps.

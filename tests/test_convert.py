@@ -19,7 +19,7 @@ from example_states import JAX, OFFICIAL, SMALL, randomized, same, small_ve, wei
 from runtime.errors import CheckpointError, UserError
 
 
-def test_safetensors_are_plain_weights_with_a_config_beside(tmp_path):
+def test_safetensors_contain_the_weights_and_a_json_file_the_config(tmp_path):
     state, config = randomized(small_ve()), small_ve()
     checkpoints.save(tmp_path / 'a.pth', state)
     for kind in ('ema', 'raw'):
@@ -34,7 +34,7 @@ def test_safetensors_are_plain_weights_with_a_config_beside(tmp_path):
         assert file.metadata() == dict(format='pt', step='11', weights='averaged')
 
 
-def test_what_a_training_state_lacks_is_logged(tmp_path, caplog):
+def test_missing_parts_of_a_training_state_are_logged(tmp_path, caplog):
     """Converting from safetensors logs that EMA weights and Adam moments are missing.
 
     Safetensors files contain one set of weights only; training states contain everything.
@@ -58,7 +58,7 @@ def test_a_stored_config_that_cannot_be_read(tmp_path):
             stored.get_config(tmp_path / 'a.json')
 
 
-def test_nothing_is_replaced_unasked(tmp_path):
+def test_existing_files_are_replaced_only_with_overwrite(tmp_path):
     config = small_ve()
     for name in ('a.pth', 'a.safetensors'):
         (tmp_path / name).write_text('precious')
@@ -77,7 +77,7 @@ def test_nothing_is_replaced_unasked(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a.json', 'a.pth', 'photos']
 
 
-def test_of_a_folder_only_what_is_written_is_replaced(tmp_path):
+def test_other_files_of_an_existing_folder_are_kept(tmp_path):
     config = load_config('configs.vp.ddpm.cifar10', dict(image_size=16), **SMALL | dict(nf=32))
     checkpoints.save(tmp_path / 'folder' / 'raw.pth', randomized(config))
     (tmp_path / 'folder' / 'config.json').write_text('{}')
@@ -91,7 +91,7 @@ def test_of_a_folder_only_what_is_written_is_replaced(tmp_path):
     ) == 1
 
 
-def test_weights_that_are_no_numbers_are_converted_as_they_are(tmp_path):
+def test_nan_weights_are_converted_unchanged(tmp_path):
     """Conversion does not check for NaN weights; the validation does."""
     state = randomized(small_ve())
     next(state['model'].parameters()).data[0] = float('nan')
@@ -104,7 +104,7 @@ def test_weights_that_are_no_numbers_are_converted_as_they_are(tmp_path):
     )
 
 
-def test_places_that_cannot_be_written(tmp_path, monkeypatch):
+def test_destinations_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='cannot be written'):
         convert.convert(DATA / OFFICIAL[0], tmp_path / 'file' / 'a.pth', small_ve())
@@ -120,7 +120,7 @@ def test_places_that_cannot_be_written(tmp_path, monkeypatch):
         formats.guess(DATA / OFFICIAL[0])
 
 
-def test_what_cannot_be_told_is_asked_for(tmp_path):
+def test_missing_arguments_raise_an_error(tmp_path):
     with pytest.raises(UserError, match='contains no config: pass --config'):
         convert.convert(DATA / OFFICIAL[0], tmp_path / 'a.safetensors')
     with pytest.raises(UserError, match='must end in'):
@@ -134,7 +134,7 @@ class Trap:
         return pathlib.Path.write_text, (pathlib.Path('sprung'), 'x')
 
 
-def test_what_is_no_checkpoint(tmp_path, monkeypatch):
+def test_files_that_are_no_checkpoints_raise_an_error(tmp_path, monkeypatch):
     """Files that are no checkpoints raise a one-line error, and no code in them is executed."""
     monkeypatch.chdir(tmp_path)
     contents = {

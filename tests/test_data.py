@@ -43,7 +43,7 @@ def test_digits_are_the_real_ones_split_without_overlap(config):
     assert set(test.labels) == set(range(10))
 
 
-def test_training_sees_every_image_once_an_epoch_in_a_new_order():
+def test_an_epoch_has_every_image_once_in_a_new_order():
     batches = Batches(numbered(20), 8, seed=3, start=0, shuffle=True)
     labels = np.concatenate([batches.batch(i)['label'] for i in range(5)])
     first, second = labels[:20], labels[20:]
@@ -51,7 +51,7 @@ def test_training_sees_every_image_once_an_epoch_in_a_new_order():
     assert list(first) != list(second)
 
 
-def test_batches_follow_from_seed_and_step_alone():
+def test_batches_depend_only_on_seed_and_step():
     def make(seed, start):
         return Batches(
             numbered(20), 8, seed=seed, shuffle=True, random_flip=True, dequantize=True, start=start
@@ -93,12 +93,12 @@ def test_values_and_dequantisation():
     assert np.array_equal(to_uint8(noisy, 17, dequantized=True), to_uint8(plain + 1e-6, 17))
 
 
-def test_eight_bits_are_truncated_as_published():
+def test_eight_bits_are_truncated_as_in_the_2021_release():
     x = np.array([-0.1, 0.0, 0.999 / 255, 1 / 255 + 1e-6, 0.5, 1.0, 1.2])
     assert list(to_uint8(x)) == [0, 0, 0, 1, 127, 255, 255]
 
 
-def test_batch_answers_as_a_tensorflow_tensor_does(config):
+def test_batch_has_the_interface_of_a_tensorflow_tensor(config):
     image = next(
         iter(datasets.get_dataset(config, uniform_dequantization=True, evaluation=True)[1])
     )['image']

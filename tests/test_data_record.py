@@ -14,7 +14,7 @@ from image_files import config_of, crops, folder, save
 from runtime.errors import UserError
 
 
-def test_numbers_of_one_set_for_both_splits_are_called_those_of_the_training_set(tmp_path):
+def test_the_split_is_train_if_both_splits_have_the_same_images(tmp_path):
     images = crops(4, 16)
     one, both = folder(tmp_path / 'one', images), str(tmp_path / 'both')
     for split in ('train', 'val'):
@@ -60,7 +60,7 @@ def test_the_names_of_classes_are_kept_with_the_statistics_and_the_model(tmp_pat
     assert rows['  labels'] == '0: ants, 1: cats, 2: dogs'
 
 
-def test_a_checkpoint_of_another_data_set_is_told(tmp_path, caplog):
+def test_a_checkpoint_of_another_data_set_is_reported(tmp_path, caplog):
     digits = load_config('configs.vp.digits_ddpmpp_continuous')
     datasets.record(digits, datasets.get_split(digits, 'train'), tmp_path)
     checkpoint = tmp_path / 'checkpoints' / 'checkpoint_1.pth'

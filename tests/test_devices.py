@@ -131,7 +131,7 @@ def test_codes_and_measurements(kind, monkeypatch):
     assert all(map(torch.equal, theirs, ours))
 
 
-def test_a_device_that_is_missing_is_one_sentence(tmp_path, monkeypatch):
+def test_a_missing_device_raises_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.device = 'mps'
@@ -143,7 +143,7 @@ def test_a_device_that_is_missing_is_one_sentence(tmp_path, monkeypatch):
     )
 
 
-def test_random_numbers_of_mps_are_kept_and_come_back(monkeypatch):
+def test_the_random_state_of_mps_is_saved_and_restored(monkeypatch):
     """The random state of MPS is saved with a checkpoint and restored on resume.
 
     A block with separate random numbers does not change it.

@@ -60,7 +60,9 @@ MULTISTEP = [
 
 @pytest.mark.parametrize('steps', [8, 20])
 @pytest.mark.parametrize('solver, settings, theirs, their_settings', MULTISTEP, ids=str)
-def test_multistep_solvers_are_those_of_diffusers(solver, settings, theirs, their_settings, steps):
+def test_multistep_solvers_equal_those_of_diffusers(
+    solver, settings, theirs, their_settings, steps
+):
     diffusers = pytest.importorskip('diffusers')
     scheduler = getattr(diffusers, theirs)(
         final_sigmas_type='sigma_min', lower_order_final=steps < 15, **their_settings
@@ -75,7 +77,7 @@ def test_multistep_solvers_are_those_of_diffusers(solver, settings, theirs, thei
 
 
 @pytest.mark.parametrize('eta', [0.0, 0.7, 1.0])
-def test_ddim_is_that_of_diffusers(eta):
+def test_ddim_equals_that_of_diffusers(eta):
     diffusers = pytest.importorskip('diffusers')
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(20)
@@ -143,7 +145,7 @@ def test_edm_schedulers_of_diffusers(solver, theirs):
         assert (y - x).abs().max() < 1e-4
 
 
-def test_heun_is_that_of_diffusers():
+def test_heun_equals_that_of_diffusers():
     diffusers = pytest.importorskip('diffusers')
     scheduler, target = diffusers.HeunDiscreteScheduler(use_karras_sigmas=True), planar_mixture()
     scheduler.set_timesteps(10)

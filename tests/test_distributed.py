@@ -208,7 +208,7 @@ def test_training_draws_the_samples_of_one_process(trained):
     assert (one != two).mean() < 0.01
 
 
-def test_training_goes_on_with_another_number_of_processes(trained, tmp_path):
+def test_resume_with_another_number_of_processes(trained, tmp_path):
     """Shared random numbers continue; those of a process only with the same number of processes."""
     run(2, tmp_path / 'two', 'train', '--config.training.n_iters=9')
     before = checkpoint(tmp_path / 'two')
@@ -263,7 +263,7 @@ def test_evaluation_gives_the_files_of_one_process(trained, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
-def test_samples_are_those_of_one_process(trained, tmp_path):
+def test_sampling_gives_the_images_of_one_process(trained, tmp_path):
     for n in (1, 2):
         run(n, trained[1][0], 'sample', '--num_samples=7', f'--output={tmp_path / str(n)}')
     one, two = (np.load(tmp_path / str(n) / 'samples.npz')['samples'] for n in (1, 2))
@@ -271,7 +271,7 @@ def test_samples_are_those_of_one_process(trained, tmp_path):
     assert len(one) == 7 and len({image.tobytes() for image in one}) == 7
 
 
-def test_control_is_the_work_of_one_process(tmp_path):
+def test_control_with_several_processes_raises_an_error(tmp_path):
     log = run(2, tmp_path, 'control', '--task=interpolate', fails=True)
     assert '--mode control runs in a single process: start it without torchrun' in log
 
@@ -284,7 +284,7 @@ def test_a_fault_ends_all_processes(tmp_path):
     )
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
+def test_a_batch_that_cannot_be_divided_raises_an_error(tmp_path):
     config = digits_ddpmpp_continuous.get_config()
     config.device, config.training.batch_size, config.training.accumulation = 'cpu', 16, 3
     with pytest.raises(

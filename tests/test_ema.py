@@ -57,7 +57,7 @@ def test_moving_average_has_the_order_of_the_trained_parameters():
     ],
     ids=['fewer', 'more', 'other order'],
 )
-def test_moving_average_refuses_other_parameters(method, other):
+def test_moving_average_of_other_parameters_raises_an_error(method, other):
     network = two_layers()
     ema = ExponentialMovingAverage(network.parameters(), decay=0.5)
     before, own = values(ema.shadow_params), values(network.parameters())
@@ -68,7 +68,7 @@ def test_moving_average_refuses_other_parameters(method, other):
     )
 
 
-def test_moving_average_lends_itself():
+def test_store_copy_to_and_restore_exchange_the_weights():
     """store, copy_to and restore exchange the weights for an evaluation during training.
 
     The frozen parameter does not change.
@@ -81,18 +81,18 @@ def test_moving_average_lends_itself():
             p.add_(1)
     own = values(network.parameters())
 
-    def lent():
+    def exchanged():
         trained = [p for p in network.parameters() if p.requires_grad]
         return all(map(torch.equal, trained, average)) and torch.equal(network[0].bias, own[1])
 
     ema.store(network.parameters())
     ema.copy_to(network.parameters())
-    assert lent()
+    assert exchanged()
     ema.restore(network.parameters())
     assert all(map(torch.equal, network.parameters(), own))
 
     with pytest.raises(RuntimeError, match='in the block'), ema.applied_to(network.parameters()):
-        assert lent()
+        assert exchanged()
         raise RuntimeError('in the block')
     assert all(map(torch.equal, network.parameters(), own))
 
@@ -122,6 +122,6 @@ def test_moving_average_in_a_checkpoint():
 
 
 @pytest.mark.parametrize('decay', [-0.1, 1.1])
-def test_moving_average_refuses_a_decay_outside_its_range(decay):
+def test_a_decay_outside_its_range_raises_an_error(decay):
     with pytest.raises(ValueError, match='decay'):
         ExponentialMovingAverage(two_layers().parameters(), decay=decay)

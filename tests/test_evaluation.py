@@ -61,7 +61,7 @@ def test_tfgan_end_to_end(config, tmp_path, saved_model):
     assert (tmp_path / 'stats' / 'digits_stats.npz').is_file()
 
 
-def test_samples_that_collapsed_are_measured_and_told(caplog):
+def test_collapsed_samples_are_measured_with_a_warning(caplog):
     x = np.random.default_rng(0).random((10, 5))
     real = reference.Reference(x, {}, metrics.statistics(x))
     found = evaluation.measure({'pool_3': np.zeros((10, 5), np.float32)}, real)
@@ -100,7 +100,7 @@ def short(config):
     return config
 
 
-def test_an_evaluation_killed_anywhere_ends_as_one_left_alone(config, tmp_path, monkeypatch):
+def test_a_resumed_evaluation_writes_the_same_files(config, tmp_path, monkeypatch):
     """An evaluation that is killed and resumed several times writes the same files.
 
     No file is computed twice.
@@ -136,7 +136,7 @@ def test_an_evaluation_killed_anywhere_ends_as_one_left_alone(config, tmp_path, 
     assert [key for key in whole if whole[key] != parts[key]] == []
 
 
-def test_kill_9_and_on_to_the_same_report(tmp_path):
+def test_after_kill_9_the_report_is_the_same(tmp_path):
     """An evaluation in a process that is killed and resumed writes the same report."""
     command = [
         sys.executable,
@@ -183,7 +183,7 @@ def test_kill_9_and_on_to_the_same_report(tmp_path):
     )
 
 
-def test_other_settings_are_computed_anew(config, tmp_path):
+def test_changed_settings_are_recomputed(config, tmp_path):
     short(config)
     config.eval.update(end_ckpt=1, enable_loss=False, enable_bpd=False)
     trained(config, tmp_path)
@@ -211,7 +211,7 @@ def test_other_settings_are_computed_anew(config, tmp_path):
     ]
 
 
-def test_only_what_was_asked_for_is_loaded(config, tmp_path, monkeypatch):
+def test_disabled_parts_of_the_evaluation_load_nothing(config, tmp_path, monkeypatch):
     trained(config, tmp_path)
     config.eval.update(enable_bpd=False, metrics_backend='none', num_samples=5, enable_loss=False)
     for module, name in ((datasets, 'get_split'), (evaluation, 'get_extractor')):
@@ -291,13 +291,13 @@ def test_fewer_repeats_than_before_are_complete(config, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_evaluated_is_told_first(config, tmp_path, changes, words):
+def test_invalid_settings_raise_an_error_before_the_evaluation(config, tmp_path, changes, words):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=words):
         run_lib.evaluate(config, tmp_path)
 
 
-def test_the_size_of_the_frechet_distance_is_that_of_the_smaller_set(config):
+def test_the_size_limit_applies_to_the_smaller_set(config):
     config.data.update(image_size=64, num_channels=3)
     evaluation.check_size(config, 64)
     evaluation.check_size(config, 50000, 270)

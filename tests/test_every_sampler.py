@@ -91,7 +91,7 @@ def test_codes(name, method):
     assert errors[1] < errors[0] / 2 and errors[1] < 0.1
 
 
-def test_codes_of_solvers_with_noise_are_refused():
+def test_codes_of_solvers_with_noise_raise_an_error():
     with pytest.raises(UserError, match='need a method without noise'):
         latents.encode(Score(None, VPSDE()), torch.zeros(1, 2), Options(method='dpmpp_2m_sde'))
 

@@ -52,7 +52,7 @@ def test_the_marginal_solves_the_moment_equations(example, s):
     np.testing.assert_allclose(diffusion**2, -2 * drift[:, 0], rtol=1e-12)
 
 
-def test_the_schedule_is_that_of_the_paper(example):
+def test_the_schedule_equals_that_of_the_paper(example):
     """The schedule is Eq. 17 of Nichol & Dhariwal 2021 with s = 0.008.
 
     In float32 the standard deviation is accurate down to the smallest times.
@@ -149,7 +149,7 @@ def command(folder, *flags):
     )
 
 
-def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_path, example):
+def test_the_example_runs_from_any_folder_and_must_be_passed_again(tmp_path, example):
     elsewhere, workdir = tmp_path / 'elsewhere', tmp_path / 'own'
     elsewhere.mkdir()
     (elsewhere / 'beside.py').write_text('')
@@ -192,7 +192,7 @@ def test_the_example_works_from_anywhere_and_its_work_directory_asks_for_it(tmp_
         trained.load_averaged_model(example, workdir / 'checkpoints' / 'checkpoint_1.pth')
 
 
-def test_a_config_file_may_be_loaded_again(unregistered):
+def test_a_config_file_can_be_loaded_again(unregistered):
     """As in a notebook, the new classes replace the earlier ones."""
     for _ in range(3):
         config = command_line.load_config(str(EXAMPLE))
@@ -254,7 +254,7 @@ def test_the_keys_that_define_a_model_follow_from_its_sde(example):
         )
 
 
-def test_own_keys_of_an_sde_are_accepted_by_name(example, tmp_path):
+def test_keys_of_a_custom_sde_are_accepted_by_name(example, tmp_path):
     """Arguments of the constructor are config keys, also with a network of the library."""
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.training.sde = 'cosinevp'
@@ -273,7 +273,7 @@ def test_own_keys_of_an_sde_are_accepted_by_name(example, tmp_path):
         preflight.check(config, tmp_path, 'train')
 
 
-def test_an_sde_whose_labels_are_noise_levels_may_divide_by_them(unregistered, tmp_path):
+def test_scale_by_sigma_with_a_custom_ve_sde(unregistered, tmp_path):
     @sde_lib.register_sde(name='my_ve')
     class MyVE(sde_lib.VESDE):
         pass
@@ -285,7 +285,7 @@ def test_an_sde_whose_labels_are_noise_levels_may_divide_by_them(unregistered, t
 
 
 @pytest.mark.parametrize('key, value', [('cosine_s', 0.02), (None, None)])
-def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value):
+def test_a_classifier_must_have_the_same_custom_sde(example, tmp_path, key, value):
     config = load_config('configs.vp.digits_wideresnet')
     config.training.sde = 'cosinevp'
     config.model.update(nf=4, widen=1, num_res_blocks=1, cosine_s=0.008)
@@ -300,12 +300,13 @@ def test_a_classifier_must_be_of_the_same_own_sde(example, tmp_path, key, value)
     example.model[key] = value
     with pytest.raises(
         UserError,
-        match='was trained with model.cosine_s=0.008, but the config has 0.02: they must be equal',
+        match='was trained with config.model.cosine_s=0.008, but this config has 0.02: they must '
+        'be equal',
     ):
         trained.load_classifier(tmp_path / 'classifier.pth', example)
 
 
-def test_a_work_directory_names_only_what_is_unknown(unregistered, tmp_path):
+def test_only_unknown_names_of_a_work_directory_raise_an_error(unregistered, tmp_path):
     """An unknown name that the work directory does not use gives an error with the known names."""
     config = load_config('configs.vp.digits_ddpmpp_continuous')
     config.sampling.predictor = 'mine'

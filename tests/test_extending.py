@@ -25,7 +25,7 @@ from score_model import ScoreModel
 EXAMPLE = ROOT / 'examples' / 'own_process.py'
 
 
-def test_a_data_set_is_described_by_what_it_returns(unregistered, example):
+def test_the_description_of_a_data_set_depends_on_its_images(unregistered, example):
     """Name and digest of a data set depend on the images that its function returns."""
     before = datasets.describe(example, 'train')
     assert (
@@ -50,7 +50,7 @@ def test_a_data_set_is_described_by_what_it_returns(unregistered, example):
     )
 
 
-def test_a_data_set_with_levels_and_keys_of_its_own(unregistered, tmp_path):
+def test_a_data_set_with_custom_grey_levels_and_keys(unregistered, tmp_path):
     @datasets.register_dataset(levels=4, keys=('brightness',))
     def flat(config, split):
         return np.full((6, 8, 8, 1), config.data.brightness), np.arange(6)
@@ -188,7 +188,7 @@ def test_the_solver_of_the_page_has_order_one(page_file, unregistered):
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.3)
 
 
-def test_the_page_names_what_there_is():
+def test_the_page_lists_all_registries():
     """The table of the page has all registries, and the members of an SDE that it lists exist."""
     for function in (
         'sde_lib.register_sde',

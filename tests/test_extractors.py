@@ -41,7 +41,7 @@ def test_tfgan_runs_the_network_of_the_folder(config, saved_model, images):
     assert extractor.protocol['backend'] == 'tfgan' and len(extractor.protocol['weights']) == 16
 
 
-def test_published_functions_in_parts(saved_model, images):
+def test_functions_of_the_2021_release_in_parts(saved_model, images):
     model = evaluation.get_inception_model(path=saved_model[0])
     whole, parts = (
         evaluation.run_inception_distributed(images, model, num_batches=n) for n in (1, 5)
@@ -56,7 +56,7 @@ def test_inception_v3_has_no_logits(images):
     assert found['logits'] is None and np.allclose(found['pool_3'], images[:, 0, :2, 0] / 255)
 
 
-def test_no_way_to_the_weights_is_told_in_one_sentence(config, monkeypatch):
+def test_unreachable_weights_raise_a_one_line_error(config, monkeypatch):
     evaluation._tfgan_module()
     import tensorflow_hub
 
@@ -101,7 +101,7 @@ def fidelity_config(config, weights):
     return config
 
 
-def test_torch_fidelity_gives_the_numbers_of_its_own_command(fidelity_config, images, tmp_path):
+def test_torch_fidelity_gives_the_numbers_of_its_command(fidelity_config, images, tmp_path):
     import reports
 
     others = images // 2
@@ -165,7 +165,7 @@ class Payload:
         return os.mkdir, (str(pathlib.Path(self.place)),)
 
 
-def test_weights_are_read_without_executing_anything(fidelity_config, tmp_path):
+def test_weights_are_read_without_executing_code(fidelity_config, tmp_path):
     payload = Payload()
     payload.place = tmp_path / 'executed'
     torch.save(payload, tmp_path / 'bad.pth')
@@ -175,7 +175,7 @@ def test_weights_are_read_without_executing_anything(fidelity_config, tmp_path):
     assert not payload.place.exists()
 
 
-def test_no_way_to_the_weights_of_torch_fidelity(fidelity_config, monkeypatch):
+def test_unreachable_weights_of_torch_fidelity(fidelity_config, monkeypatch):
     import torch_fidelity.feature_extractor_inceptionv3 as inception
 
     def unreachable(*_, **__):

@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
     return path.read_bytes()
 
 
-def test_a_sealed_file_is_an_ordinary_one(whole, tmp_path):
+def test_a_file_with_checksum_is_a_valid_zip_archive(whole, tmp_path):
     (tmp_path / 'a.pth').write_bytes(whole)
     # readable like a file of the 2021 release, and by any zip program
     assert torch.load(tmp_path / 'a.pth', weights_only=True)['step'] == 7
@@ -51,9 +51,9 @@ def test_every_flipped_byte_is_noticed(whole, tmp_path):
         *range(len(whole) - 100, len(whole)),
     ]
     for place in places:
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << int(place % 8)
-        (tmp_path / 'a.pth').write_bytes(damaged)
+        corrupt = bytearray(whole)
+        corrupt[place] ^= 1 << int(place % 8)
+        (tmp_path / 'a.pth').write_bytes(corrupt)
         with pytest.raises(CheckpointError, match='a.pth'):
             checkpoints.load(tmp_path / 'a.pth')
 
@@ -65,7 +65,7 @@ def test_every_truncation_is_noticed(whole, tmp_path):
             checkpoints.load(tmp_path / 'a.pth')
 
 
-def test_flipped_bytes_of_data_in_files_of_others(tmp_path):
+def test_flipped_bytes_in_files_without_checksum(tmp_path):
     """Without a seal, the CRCs of the zip archive detect a changed byte."""
     torch.save(KEYS, tmp_path / 'a.pth')
     content = (tmp_path / 'a.pth').read_bytes()
@@ -137,7 +137,7 @@ def test_a_call_that_fails(whole, tmp_path, monkeypatch, name):
     assert path.read_bytes() == whole and [file.name for file in tmp_path.iterdir()] == ['a.pth']
 
 
-def test_without_links_one_of_the_two_is_always_there(whole, tmp_path, monkeypatch):
+def test_without_hard_links_one_of_the_two_files_always_exists(whole, tmp_path, monkeypatch):
     path = tmp_path / 'a.pth'
     path.write_bytes(whole)
     replace, calls = os.replace, []
@@ -158,7 +158,7 @@ def test_without_links_one_of_the_two_is_always_there(whole, tmp_path, monkeypat
     assert checkpoints.load(checkpoints.previous(path))['step'] == 7
 
 
-def test_saving_takes_no_longer_than_the_copy(tmp_path, monkeypatch):
+def test_saving_does_not_wait_for_the_writer(tmp_path, monkeypatch):
     """A slow writer does not block training.
 
     The saved state is that of the call, and a failure is reported.
@@ -287,7 +287,7 @@ def other_files():
     return found
 
 
-def test_hostile_files_are_refused(tmp_path):
+def test_hostile_files_raise_an_error(tmp_path):
     """Each file raises a one-line error with its name; no code is executed."""
     hostile = files_with_code(tmp_path) | other_files()
     assert len(hostile) == 60
@@ -300,7 +300,7 @@ def test_hostile_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['compressed', 'sealed', 'bytearray', 'old'])
-def test_memory_stays_bounded(tmp_path, kind):
+def test_memory_is_bounded(tmp_path, kind):
     """Small files that would need gigabytes raise an error without using that memory.
 
     Each file is loaded in a separate process, whose memory is measured.
@@ -338,7 +338,7 @@ def test_memory_stays_bounded(tmp_path, kind):
     assert 'bomb.pth' in message and int(grown) < 200_000, done.stdout  # KiB
 
 
-def test_a_huge_claim_is_no_memory(tmp_path):
+def test_a_tensor_larger_than_its_file_raises_an_error(tmp_path):
     """A tensor that claims far more values than the file has bytes raises an error."""
     torch.save(
         {'model': {'w': torch.zeros(10)}}, tmp_path / 'a.pth', _use_new_zipfile_serialization=False
@@ -351,7 +351,7 @@ def test_a_huge_claim_is_no_memory(tmp_path):
         checkpoints.load(tmp_path / 'a.pth')
 
 
-def test_published_scalars_are_still_read(tmp_path):
+def test_scalars_of_the_2021_release_are_read(tmp_path):
     torch.save(
         {'model': {}, 'lr': np.float64(0.5), 'n': np.int64(3), 'x': np.float32(2)},
         tmp_path / 'a.pth',

@@ -27,7 +27,7 @@ from runtime.errors import UserError
 from small_runs import config_for, same_end, start, stopped_while, wait_for_step
 
 
-def test_samples_that_a_signal_kept_from_being_drawn_come_after_the_resume(tmp_path, monkeypatch):
+def test_samples_skipped_after_a_signal_are_drawn_on_resume(tmp_path, monkeypatch):
     """After a signal the state is saved, and sampling is not started until training resumes."""
     drawn = []
 
@@ -308,7 +308,7 @@ def test_threads_stop_too(monkeypatch):
     assert len(decoded) < 5000
 
 
-def test_an_error_that_a_signal_brings_about_is_one_line(caplog):
+def test_an_error_caused_by_a_signal_is_reported_in_one_line(caplog):
     """Errors caused by a signal are reported in one line.
 
     Compilers and other processes of the group get the same signal and cause such errors. A

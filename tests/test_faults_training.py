@@ -17,7 +17,7 @@ from runtime.errors import CheckpointError, UserError
 from small_runs import config_for, final_state, same_end, start, wait_for_step
 
 
-def test_a_full_disk_stops_training_with_a_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_stops_training_with_a_one_line_error(tmp_path, monkeypatch):
     run_lib.train(config_for(3), tmp_path)
     before = final_state(tmp_path)
 
@@ -32,7 +32,7 @@ def test_a_full_disk_stops_training_with_a_sentence(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('damage', ['cut', 'flipped', 'empty', 'gone'])
-def test_the_one_before_is_used(tmp_path, damage, caplog):
+def test_training_resumes_from_the_previous_file(tmp_path, damage, caplog):
     """If the latest file is corrupt, training resumes from the previous one, with equal results."""
     run_lib.train(config_for(8), tmp_path / 'whole')
     run_lib.train(config_for(5), tmp_path / 'parts')
@@ -50,11 +50,11 @@ def test_the_one_before_is_used(tmp_path, damage, caplog):
     assert 'Resumed from step 4 of' in caplog.text and (
         'Resuming from the previous checkpoint' in caplog.text
     ) == (damage != 'gone')
-    assert path.with_name('checkpoint_damaged.pth').exists() == (damage != 'gone')
+    assert path.with_name('checkpoint_corrupt.pth').exists() == (damage != 'gone')
     assert same_end(tmp_path / 'whole', tmp_path / 'parts')
 
 
-def test_a_corrupt_one_never_replaces_the_one_before(tmp_path, monkeypatch):
+def test_a_corrupt_file_never_replaces_the_previous_one(tmp_path, monkeypatch):
     """A corrupt file never replaces the previous one, even if the next save fails at its end."""
     run_lib.train(config_for(5), tmp_path)
     path = checkpoints.resume_path(tmp_path)
@@ -73,7 +73,7 @@ def test_a_corrupt_one_never_replaces_the_one_before(tmp_path, monkeypatch):
     assert checkpoints.load(checkpoints.find_resumable(tmp_path))['step'] == 4
 
 
-def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+def test_partial_files_of_a_killed_process_are_removed(tmp_path):
     run_lib.train(config_for(2), tmp_path)
     leftover = checkpoints.resume_path(tmp_path).with_name('checkpoint.pth.123.partial')
     leftover.write_bytes(b'half')
@@ -81,7 +81,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert not leftover.exists()
 
 
-def test_a_file_system_without_locks_is_no_conflict(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_causes_only_a_warning(tmp_path, monkeypatch, caplog):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -91,7 +91,7 @@ def test_a_file_system_without_locks_is_no_conflict(tmp_path, monkeypatch, caplo
     assert 'nothing prevents a second training in it' in caplog.text
 
 
-def test_two_corrupt_ones_are_an_error_and_stay_as_they_are(tmp_path):
+def test_two_corrupt_files_raise_an_error_and_do_not_change(tmp_path):
     run_lib.train(config_for(3), tmp_path)
     path = checkpoints.resume_path(tmp_path)
     for file in (path, checkpoints.previous(path)):
@@ -101,7 +101,7 @@ def test_two_corrupt_ones_are_an_error_and_stay_as_they_are(tmp_path):
     assert path.read_bytes() == b'PK nothing'
 
 
-def test_the_newest_snapshots_stay(tmp_path):
+def test_the_newest_snapshots_are_kept(tmp_path):
     run_lib.train(config_for(9, keep_checkpoints=2), tmp_path)
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == [
         'checkpoint_3.pth',
@@ -155,7 +155,7 @@ def test_bad_steps_in_a_row_stop_training(tmp_path, monkeypatch):
         skips.report(7, 0.1, 3, 'x')  # the first of these steps was before the last log line
 
 
-def test_the_log_forgets_what_comes_again(tmp_path):
+def test_lines_of_repeated_steps_are_removed_from_the_log(tmp_path):
     path = tmp_path / 'stdout.txt'
     command_line.log_to(path)
     from absl import logging
@@ -163,10 +163,10 @@ def test_the_log_forgets_what_comes_again(tmp_path):
     for step in range(4):
         logging.info('step: %d, training_loss: 1.0', step)
     logging.warning('something went wrong after step 3')
-    training_log.forget_steps(path, 2)
+    training_log.remove_steps(path, 2)
     logging.info('step: 2, training_loss: 1.0')
-    told = [line.split('INFO ')[-1].split('WARNING ')[-1] for line in path.read_text().splitlines()]
-    assert told == [
+    kept = [line.split('INFO ')[-1].split('WARNING ')[-1] for line in path.read_text().splitlines()]
+    assert kept == [
         'step: 0, training_loss: 1.0',
         'step: 1, training_loss: 1.0',
         'something went wrong after step 3',

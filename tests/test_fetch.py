@@ -72,7 +72,7 @@ def names_in(folder):
     return [file.name for file in folder.iterdir()]
 
 
-def refused(call, *words):
+def check_error(call, *words):
     """Return the message of the UserError of a call; check that it is one line with `words`."""
     with pytest.raises(UserError) as caught:
         call()
@@ -106,7 +106,7 @@ def test_an_interrupted_download(drive, path, fault):
     """A one-line error explains how to get the file by hand; the next call downloads it."""
     drive.faults = [fault]
     file = DriveFile('id', 'checkpoint.pth')
-    refused(lambda: fetch(file, path, PAGE), ' '.join(str(fault).split()), PAGE, str(path))
+    check_error(lambda: fetch(file, path, PAGE), ' '.join(str(fault).split()), PAGE, str(path))
     assert not path.exists()
     assert fetch(file, path, PAGE).read_bytes() == CONTENT
 
@@ -123,10 +123,10 @@ def test_an_interruption_before_the_rename(drive, path):
 def test_another_digest_than_expected(drive, path):
     """A download with a wrong digest is deleted; an existing file is not."""
     drive.content, file = b'other', DriveFile('id', 'checkpoint.pth', SHA256)
-    refused(lambda: fetch(file, path, PAGE), SHA256, hashlib.sha256(b'other').hexdigest())
+    check_error(lambda: fetch(file, path, PAGE), SHA256, hashlib.sha256(b'other').hexdigest())
     assert names_in(path.parent) == []
     path.write_bytes(b'other')
-    refused(lambda: fetch(file, path, PAGE), SHA256, str(path), 'delete the file')
+    check_error(lambda: fetch(file, path, PAGE), SHA256, str(path), 'delete the file')
     assert path.read_bytes() == b'other'
     path.unlink()
     drive.content = CONTENT
@@ -135,17 +135,17 @@ def test_another_digest_than_expected(drive, path):
 
 def test_without_gdown(path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gdown', None)
-    refused(lambda: fetch(DriveFile('id', 'checkpoint.pth'), path, PAGE), 'pip install gdown')
-    refused(lambda: fetch_published('vp/cifar10_ddpm', path), 'pip install gdown')
+    check_error(lambda: fetch(DriveFile('id', 'checkpoint.pth'), path, PAGE), 'pip install gdown')
+    check_error(lambda: fetch_published('vp/cifar10_ddpm', path), 'pip install gdown')
 
 
-def test_a_place_that_cannot_be_written(drive, tmp_path):
+def test_a_destination_that_cannot_be_written(drive, tmp_path):
     (tmp_path / 'file').write_text('')
     place = tmp_path / 'file' / 'checkpoint.pth'
-    refused(lambda: fetch(DriveFile('id', 'checkpoint.pth'), place, PAGE), str(place))
+    check_error(lambda: fetch(DriveFile('id', 'checkpoint.pth'), place, PAGE), str(place))
 
 
-def test_gdown_takes_these_arguments(drive, tmp_path, monkeypatch):
+def test_gdown_accepts_these_arguments(drive, tmp_path, monkeypatch):
     fetch_statistics(tmp_path)
     drive.names = ('checkpoint_3.pth',)
     fetch_published('vp/cifar10_ddpm', tmp_path)
@@ -161,7 +161,7 @@ def test_gdown_takes_these_arguments(drive, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', DEFAULT)
-def test_published_files_have_folders_of_their_own(drive, tmp_path, name):
+def test_files_of_the_2021_release_have_separate_folders(drive, tmp_path, name):
     file = published(name).file
     path = fetch_published(name, tmp_path)
     assert path == tmp_path / name.replace('/', '_') / file.name
@@ -186,7 +186,7 @@ def test_checkpoints_in_folders(drive, tmp_path, number, chosen):
     assert fetch_published(name, tmp_path, number) == path and len(drive.calls) == 2
 
 
-def test_checkpoints_put_there_by_hand(drive, tmp_path):
+def test_checkpoints_downloaded_by_hand(drive, tmp_path):
     place = tmp_path / 'vp_cifar10_ddpm'
     place.mkdir()
     for number in (26, 7):
@@ -202,16 +202,20 @@ def test_folders_that_cannot_be_listed(drive, tmp_path):
     for number, file in ((None, 'checkpoint_N.pth'), (3, 'checkpoint_3.pth')):
         drive.faults = [DownloadError('no network')]
         place = tmp_path / 'vp_cifar10_ddpm' / file
-        refused(
+        check_error(
             lambda number=number: fetch_published('vp/cifar10_ddpm', tmp_path, number),
             'no network',
             address,
             str(place),
         )
     drive.names = ('checkpoint_9.pth',)
-    refused(lambda: fetch_published('vp/cifar10_ddpm', tmp_path, 3), 'checkpoint 3', address, '[9]')
+    check_error(
+        lambda: fetch_published('vp/cifar10_ddpm', tmp_path, 3), 'checkpoint 3', address, '[9]'
+    )
     drive.names = ()
-    refused(lambda: fetch_published('vp/cifar10_ddpm', tmp_path), 'a checkpoint of', address, '[]')
+    check_error(
+        lambda: fetch_published('vp/cifar10_ddpm', tmp_path), 'a checkpoint of', address, '[]'
+    )
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -266,5 +270,5 @@ def test_published_numbers(name, fid, inception_score, fid_ode, bpd):
 
 
 def test_an_unknown_name(tmp_path):
-    message = refused(lambda: fetch_published('ve/cifar10', tmp_path), "'ve/cifar10'")
+    message = check_error(lambda: fetch_published('ve/cifar10', tmp_path), "'ve/cifar10'")
     assert all(name in message for name in PUBLISHED)

@@ -46,7 +46,7 @@ def test_solvers_with_noise_keep_the_marginals(name, solver, settings):
         (3, 3, [2, 1]),
     ],
 )
-def test_dpm_solver_spends_what_it_is_given(steps, order, expected):
+def test_dpm_solver_makes_the_given_number_of_evaluations(steps, order, expected):
     assert get_solver('dpm_solver').orders(steps, order) == expected
     sde, target = VPSDE(), planar_mixture()
     options = Options(method='dpm_solver', steps=steps, noise_removal=False, dpm_solver_order=order)
@@ -54,7 +54,7 @@ def test_dpm_solver_spends_what_it_is_given(steps, order, expected):
 
 
 @pytest.mark.parametrize('name, method', [('mine', 'mine'), ('Mine', 'Mine'), (None, 'mine')])
-def test_a_solver_of_ones_own(monkeypatch, tmp_path, name, method):
+def test_a_custom_solver(monkeypatch, tmp_path, name, method):
     monkeypatch.setattr(SOLVERS, '_classes', dict(SOLVERS._classes))
 
     @solvers.register_solver(name=name)
@@ -83,14 +83,14 @@ def test_a_solver_of_ones_own(monkeypatch, tmp_path, name, method):
         ),
     ],
 )
-def test_what_has_no_meaning_is_refused(method, settings, message):
+def test_invalid_settings_raise_an_error(method, settings, message):
     config = digits_config('vp', method)
     config.sampling.update(settings)
     with pytest.raises(UserError, match=message):
         get_sampling_fn(config, VPSDE(), (4, 2), identity, 1e-3)
 
 
-def test_networks_of_few_noise_levels_are_refused():
+def test_networks_with_few_noise_levels_raise_an_error():
     config = digits_config('ve', 'heun')
     config.training.continuous, config.model.num_scales = False, 10
     with pytest.raises(

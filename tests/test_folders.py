@@ -26,7 +26,7 @@ from image_files import (
 from runtime.errors import UserError
 
 
-def test_sub_folders_are_labels_and_extensions_come_in_any_case(tmp_path):
+def test_sub_folders_are_labels_and_extensions_have_any_case(tmp_path):
     images = crops(4, 16)
     for image, name in zip(images, ('cats/a.PNG', 'dogs/deep/b.WebP', 'dogs/c.png', 'eels/d.Jpeg')):
         save(
@@ -123,7 +123,7 @@ def test_names_of_choices_may_have_any_case(tmp_path):
         everything(config)
 
 
-def test_a_validation_set_is_not_mixed_into_the_test_set_and_strays_are_told(tmp_path, caplog):
+def test_folders_other_than_train_and_test_are_left_out_and_logged(tmp_path, caplog):
     images = crops(6, 16)
     for name, part in (
         ('train', images[:3]),
@@ -139,7 +139,7 @@ def test_a_validation_set_is_not_mixed_into_the_test_set_and_strays_are_told(tmp
     assert re.search('Left out 2 pictures of .* that lie outside train and test', caplog.text)
 
 
-def test_the_digest_tells_data_sets_apart(tmp_path):
+def test_the_digest_differs_between_data_sets(tmp_path):
     """The digest of a folder depends on names and sizes of pictures, that of arrays on the content.
 
     It does not depend on links in the path.
@@ -179,7 +179,7 @@ def test_a_broken_link_is_a_corrupt_picture(tmp_path):
         everything(config_of('FOLDER', 16, path=path, test_fraction=0.0))
 
 
-def test_all_formats_are_read_and_what_is_left_out_is_counted(tmp_path, caplog):
+def test_all_formats_are_read_and_other_files_are_counted(tmp_path, caplog):
     """Only the first frame is used; files of operating systems are not counted."""
     images = crops(6, 16)
     for image, ending in zip(images, ('bmp', 'tif', 'TIFF', 'png')):
@@ -308,9 +308,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
         everything(config_of('FOLDER', 8, path=str(tmp_path)))
 
 
-def test_class_folders_that_are_numbers_come_in_their_order_and_thumbnails_are_none(
-    tmp_path, caplog
-):
+def test_numbered_class_folders_are_in_order_and_thumbnails_are_ignored(tmp_path, caplog):
     images = crops(13, 8)
     for k in range(12):
         save(tmp_path / str(k) / 'a.png', images[k])
@@ -331,7 +329,7 @@ def test_class_folders_that_are_numbers_come_in_their_order_and_thumbnails_are_n
     )
 
 
-def test_pictures_outside_the_class_folders_are_told(tmp_path, caplog):
+def test_pictures_outside_the_class_folders_are_logged(tmp_path, caplog):
     for name, image in zip(('a.png', 'cats/b.png', 'dogs/c.png'), crops(3, 8)):
         save(tmp_path / name, image)
     config = config_of('FOLDER', 8, path=str(tmp_path), test_fraction=0.0)
@@ -343,7 +341,7 @@ def test_pictures_outside_the_class_folders_are_told(tmp_path, caplog):
     )
 
 
-def test_folders_without_classes_are_refused_where_a_network_needs_them(tmp_path):
+def test_folders_without_classes_raise_an_error_if_classes_are_needed(tmp_path):
     config = config_of(
         'FOLDER', 8, path=folder(tmp_path, crops(9, 8)), test_fraction=0.0, memory_gib=0.0
     )

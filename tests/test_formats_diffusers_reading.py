@@ -200,7 +200,7 @@ def test_schedulers_of_other_noise_levels(name, tmp_path):
         dict(_class_name='UNet2DConditionModel'),
     ],
 )
-def test_settings_that_make_no_sense_are_one_sentence(change, tmp_path):
+def test_invalid_settings_raise_a_one_line_error(change, tmp_path):
     saved(plain_unet(), tmp_path)
     file = tmp_path / 'unet' / 'config.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -234,13 +234,13 @@ def test_settings_that_make_no_sense_are_one_sentence(change, tmp_path):
         ),
     ],
 )
-def test_networks_of_diffusers_that_are_none_of_ours(settings, message, tmp_path):
+def test_unsupported_networks_of_diffusers_raise_an_error(settings, message, tmp_path):
     saved(plain_unet(**settings), tmp_path)
     with pytest.raises(CheckpointError, match=message):
         formats.config_of(tmp_path)
 
 
-def test_a_config_that_is_not_of_the_folder(tmp_path):
+def test_a_config_that_does_not_match_the_folder(tmp_path):
     """A --config that contradicts the folder raises an error.
 
     Normalization groups, attention heads and centring change no name or shape of a tensor.
@@ -260,7 +260,7 @@ def test_a_config_that_is_not_of_the_folder(tmp_path):
             load_averaged_model(config, tmp_path)
 
 
-def test_training_goes_on_from_a_folder_of_diffusers(tmp_path):
+def test_training_from_a_folder_of_diffusers(tmp_path):
     """The config is written next to the training state, and all its keys can be changed."""
     saved(plain_unet(), tmp_path / 'folder')
     convert.convert(tmp_path / 'folder', tmp_path / 'w' / 'checkpoints-meta' / 'checkpoint.pth')

@@ -33,7 +33,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize('name', WRITTEN)
-def test_diffusers_there_and_back(name, tmp_path):
+def test_conversion_to_diffusers_and_back(name, tmp_path):
     """`from_pretrained` loads our folders with the same outputs.
 
     Weights that we read back are bit-identical, with either config.
@@ -73,7 +73,7 @@ def with_our_noise(pipeline, steps, **settings):
     return pipeline(batch_size=2, num_inference_steps=steps, output_type='np', **settings).images
 
 
-def test_images_of_the_ve_pipeline_are_ours(tmp_path):
+def test_images_of_the_ve_pipeline_equal_ours(tmp_path):
     model = SMALL | dict(nf=32, attn_groups=32, num_scales=20, sigma_max=5.0)
     config = load_config('configs.ve.celebahq_256_ncsnpp_continuous', dict(image_size=16), **model)
     state = randomized(config, 0.02)
@@ -90,7 +90,7 @@ def test_images_of_the_ve_pipeline_are_ours(tmp_path):
     assert relative_error(ours.clamp(0, 1).permute(0, 2, 3, 1), theirs) < 1e-4
 
 
-def test_images_of_the_ddpm_pipeline_are_ours(tmp_path):
+def test_images_of_the_ddpm_pipeline_equal_ours(tmp_path):
     """With times down to 0, as in the pipeline, the images are equal.
 
     The grid of the 2021 release ends at 1e-3. The number of steps is 33, so that times are exact in
@@ -126,7 +126,7 @@ def test_images_of_the_ddpm_pipeline_are_ours(tmp_path):
         (
             'configs.ve.celebahq_256_ncsnpp_continuous',
             dict(nf=32),
-            'attn_groups=0: around attention .* 32 groups',
+            'attn_groups=0: .* around attention must have 32 groups',
         ),
         ('configs.vp.ddpm.cifar10', dict(nf=32, num_classes=10), 'num_classes=10'),
     ],
@@ -147,7 +147,7 @@ def test_networks_that_diffusers_cannot_express(module, model, message, tmp_path
         'configs.vp.ddpm.cifar10',
     ],
 )
-def test_published_networks_that_diffusers_can_express(module):
+def test_networks_of_2021_that_diffusers_can_express(module):
     """Names and shapes equal those of the network that diffusers creates from our config."""
     config = load_config(module)
     assert diffusers_format.unfit(config) == []

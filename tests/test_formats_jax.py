@@ -194,7 +194,7 @@ def test_the_table_of_jax_has_every_name_of_the_release():
         ),
         (
             lambda tree: tree['params_ema'].pop('Conv_1'),
-            'its average lacks',
+            'its EMA lacks',
             'missing: module.all_modules.25.weight (3, 8, 3, 3)',
         ),
         (lambda tree: tree.pop('params_ema'), 'not a training state of the JAX release', ''),

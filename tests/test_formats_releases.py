@@ -33,7 +33,7 @@ def test_outputs_of_the_releases(file, reference):
 
 
 @pytest.mark.parametrize('file, reference', [OFFICIAL, JAX])
-def test_through_every_format_that_holds_it(file, reference, tmp_path):
+def test_conversions_through_other_formats_lose_nothing(file, reference, tmp_path):
     """Conversion to safetensors, to a training state and further loses no information.
 
     This holds for raw and for EMA weights.
@@ -55,7 +55,7 @@ def test_through_every_format_that_holds_it(file, reference, tmp_path):
 
 
 @pytest.mark.parametrize('through', ['', 'converted.pth'])
-def test_training_goes_on_from_the_release(through, tmp_path):
+def test_training_resumes_from_a_state_of_the_release(through, tmp_path):
     """The loss of the next step equals the loss that the release computed."""
     reference, config = parity(OFFICIAL[1]), small_ve()
     path = DATA / OFFICIAL[0]
@@ -81,7 +81,7 @@ def test_training_goes_on_from_the_release(through, tmp_path):
     )
 
 
-def test_a_training_state_has_what_the_release_reads(tmp_path):
+def test_a_training_state_can_be_read_by_the_2021_release(tmp_path):
     """It has the keys, names with 'module.' and the Adam state of the 2021 release.
 
     A plain unpickler, as in that release, can read it.
@@ -115,7 +115,7 @@ def steps_of_adam(network, optimizer, losses_of, numbers):
 
 
 @pytest.mark.parametrize('writer', ['save', 'Saver', 'convert'])
-def test_others_train_on_from_our_files(writer, tmp_path):
+def test_converted_weights_train_in_plain_pytorch(writer, tmp_path):
     """20 steps of PyTorch's Adam on the converted weights equal those of our training.
 
     They are computed in float64, so that rounding cannot hide a difference.

@@ -43,7 +43,7 @@ def test_grids(name):
         time_grid(sde, 20, 1e-3, 'even')
 
 
-def test_one_step_begins_with_the_prior():
+def test_a_grid_of_zero_steps_is_the_end_time():
     assert time_grid(VPSDE(), 0, 1e-3).tolist() == [1.0]
 
 

@@ -45,7 +45,7 @@ def target():
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_a_classifier_leads_to_its_classes(name, target):
+def test_a_classifier_gives_samples_of_its_classes(name, target):
     """Classifier guidance gives samples of each class, for any weights of the mixture."""
     sde = SDES[name](200)
     network = ExactNetwork(sde, target)
@@ -88,7 +88,7 @@ def test_the_ode_sampler_is_guided_too(name, guide, target):
 
 
 @pytest.mark.parametrize('name', ['vp', 've'])
-def test_a_network_that_knows_classes_leads_to_them(name, target):
+def test_a_class_conditional_network_gives_samples_of_its_classes(name, target):
     sde = SDES[name](200)
     network = ExactConditionalNetwork(sde, target)
     torch.manual_seed(SEED)
@@ -104,7 +104,7 @@ def test_a_network_that_knows_classes_leads_to_them(name, target):
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_a_classifiers_gradient_is_the_difference_of_scores(name, target):
+def test_the_gradient_of_a_classifier_is_a_difference_of_scores(name, target):
     """grad log p(k | x) = grad log p(x | k) - grad log p(x), times the weight.
 
     It is computed in float64 at small and large times. The tolerance is 1e-5 because the oracle
@@ -129,7 +129,7 @@ def test_a_classifiers_gradient_is_the_difference_of_scores(name, target):
         assert error.abs().max() < 1e-5
 
 
-def test_a_classifier_is_left_as_it_was(target):
+def test_a_classifier_does_not_change(target):
     """It runs in evaluation mode, and neither its parameters nor x get gradients.
 
     Its logits need not be normalized.
@@ -152,7 +152,7 @@ def test_a_classifier_is_left_as_it_was(target):
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_weightless_classes_have_no_influence(name, target):
+def test_guidance_with_weight_0_changes_nothing(name, target):
     """Guidance with weight 0 changes nothing, bit by bit; other weights are passed on."""
     sde = SDES[name](25)
     classifier, network, labels = (
@@ -195,7 +195,7 @@ def test_weightless_classes_have_no_influence(name, target):
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_guidance_of_either_kind_is_the_way_of_the_class(name, target):
+def test_both_kinds_of_guidance_give_the_exact_samples_of_the_class(name, target):
     """Both kinds of guidance give the samples of the exact class scores, also when inpainting.
 
     The tolerance is that of float32: 1e-3 after 25 steps, each of which rounds a score of up to
@@ -203,13 +203,13 @@ def test_guidance_of_either_kind_is_the_way_of_the_class(name, target):
     """
     sde, labels, data = SDES[name](25), torch.tensor([0, 1, 2, 0]), torch.randn(4, 2)
 
-    class Told(ExactConditionalNetwork):
+    class Labelled(ExactConditionalNetwork):
         def forward(self, x, times, classes=None):
             return super().forward(x, times, labels)
 
     results = {}
     for kind, network, guidance in [
-        ('exact', Told, None),
+        ('exact', Labelled, None),
         ('free', ExactConditionalNetwork, None),
         *[
             (kind, ExactConditionalNetwork, guide(sde, target, labels))
@@ -230,7 +230,7 @@ def test_guidance_of_either_kind_is_the_way_of_the_class(name, target):
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_guidance_without_a_classifier_is_a_line_between_two_scores(name, target):
+def test_classifier_free_guidance_is_linear_in_two_scores(name, target):
     """Weights 0 and 1 give one of the scores, bit by bit, with one evaluation; others need two."""
     sde, labels, t = (
         SDES[name](1000),
@@ -261,7 +261,7 @@ def test_guidance_without_a_classifier_is_a_line_between_two_scores(name, target
     )  # the default weight
 
 
-def test_labels_of_another_shape_are_refused(target):
+def test_labels_of_another_shape_raise_an_error(target):
     sde = VPSDE(N=30)
     sampler = made(get_pc_conditional_sampler, sde, classifier=ExactClassifier(sde, target))
     network = ExactNetwork(sde, target)
@@ -272,7 +272,7 @@ def test_labels_of_another_shape_are_refused(target):
     assert network.calls == 0
 
 
-def test_the_shape_is_the_classifiers_unless_given(target):
+def test_the_default_shape_is_that_of_the_classifier(target):
     sde = VPSDE(N=30)
     classifier, network = ExactClassifier(sde, target), ExactNetwork(sde, target)
     assert made(get_pc_conditional_sampler, sde, classifier=classifier)(network, [0, 1])[

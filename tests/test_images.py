@@ -50,7 +50,7 @@ def test_corrupt_pictures_are_fatal_or_skipped_and_counted(tmp_path, memory_gib,
     assert len(batch) == size and set(contents(batch)) == set(contents(shown))
 
 
-def test_batches_of_nothing_but_unreadable_images():
+def test_batches_with_only_unreadable_images():
     """A pass in evaluation skips such batches; in training they raise an error."""
 
     def decode(i):
@@ -66,7 +66,7 @@ def test_batches_of_nothing_but_unreadable_images():
 
 
 @pytest.mark.parametrize('dequantize', [False, True])
-def test_streamed_batches_are_those_of_memory_and_resume_anywhere(tmp_path, dequantize):
+def test_streamed_batches_equal_those_from_memory_and_can_be_resumed(tmp_path, dequantize):
     config = config_of('FOLDER', 8, path=folder(tmp_path, crops(21, 8)), test_fraction=0.0)
 
     def batches(gib, start, n):
@@ -84,7 +84,7 @@ def test_streamed_batches_are_those_of_memory_and_resume_anywhere(tmp_path, dequ
     assert not np.array_equal(batches(0.0, 0, 1)[0][0], held[0])
 
 
-def test_streamed_epochs_hold_each_image_once_and_only_training_flips(tmp_path):
+def test_streamed_epochs_have_each_image_once_and_only_training_flips(tmp_path):
     images = crops(16, 8)
     config = config_of(
         'FOLDER',

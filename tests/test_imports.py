@@ -35,7 +35,7 @@ FORBIDDEN = (
         'import sampling, tensorflow',
     ],
 )
-def test_tensorflow_and_the_compiler_of_pytorch_live_in_one_process(code):
+def test_tensorflow_and_torch_compile_work_in_one_process(code):
     """TensorFlow may be imported before an optimizer is created.
 
     Creating the optimizer imports the compiler of PyTorch, which imports Triton.
@@ -47,7 +47,7 @@ def test_tensorflow_and_the_compiler_of_pytorch_live_in_one_process(code):
     assert in_fresh_process(code) == 'both\n'
 
 
-def test_imports_bring_no_tensorflow_and_no_compiler():
+def test_imports_do_not_import_tensorflow_or_the_compiler():
     """Nothing imports TensorFlow until one of its data sets or metrics is used."""
     modules = [path.stem for path in ROOT.glob('*.py')] + [
         'models.ncsnpp',

@@ -36,7 +36,7 @@ def test_every_module_is_installed():
 
 
 @pytest.mark.parametrize('name', ['datasets', 'models', 'configs'])
-def test_another_package_with_one_of_our_names(name, tmp_path):
+def test_another_package_with_a_name_of_the_library(name, tmp_path):
     """If Python finds such a package (like Hugging Face's `datasets`), our import reports it."""
     (tmp_path / f'{name}.py').write_text('')
     code = f'import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import score_model'
@@ -50,7 +50,7 @@ def test_another_package_with_one_of_our_names(name, tmp_path):
     ), result.stderr
 
 
-def test_folders_with_our_names_in_the_project_of_a_user(tmp_path):
+def test_folders_with_names_of_the_library_in_a_users_project(tmp_path):
     for name in ('data', 'checkpoints', 'reports', 'metrics'):
         (tmp_path / name).mkdir()
     code = f'import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import score_model'

@@ -53,7 +53,7 @@ def test_source_compiles(scalar, target):
         assert 0 < kernel['registers'] <= 128, f'{name}: {kernel}'
 
 
-def test_what_the_compiler_refuses_is_told():
+def test_compiler_errors_are_reported():
     pytest.importorskip(
         'cuda.bindings.nvrtc',
         reason='cuda-bindings, of the CUDA builds of PyTorch, is not installed',
@@ -237,7 +237,7 @@ def test_emulated_remainders(emulation, shape, layout):
     ]
 
 
-def test_emulated_emptiness(emulation):
+def test_emulated_empty_tensors(emulation):
     taps = torch.ones(4, 4)
     assert emulation(torch.ones(0, 3, 4, 4), taps, 2, 1, (2, 2), (8, 8), True).shape == (0, 3, 8, 8)
     assert emulation(torch.ones(2, 0, 4, 4), taps, 1, 2, (1, 1), (2, 2), True).shape == (2, 0, 2, 2)
@@ -288,7 +288,7 @@ def test_tensors_beyond_32_bits():
     assert of(256).kernel == 'general_long' and of(256).blocks == 256 * 256 * 2048 * 2048 // 256
 
 
-def test_kernels_serve_where_they_are(emulation, monkeypatch):
+def test_kernels_are_used_if_available(emulation, monkeypatch):
     """`upfirdn2d` computes the output size and uses kernels unless the filter needs a gradient."""
     monkeypatch.setattr(module, '_has_kernels', lambda device, dtype: True)
     monkeypatch.setattr(module, 'resample', emulation)

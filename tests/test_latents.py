@@ -76,7 +76,7 @@ def test_codes_of_a_gaussian_are_exact(sde, target, eps):
     torch.testing.assert_close(images, x, rtol=0, atol=1e-4)
 
 
-def test_images_come_back(sde, target):
+def test_decoded_codes_equal_the_images(sde, target):
     """Decoded codes differ from the images by at most a quarter of a grey level (of 256).
 
     This holds for the default tolerances of 1e-5, in float32.
@@ -104,7 +104,7 @@ def test_codes_are_distributed_as_the_prior(sde, target):
 
 
 @pytest.mark.parametrize('method', ['RK45', 'RK23', 'DOP853'])
-def test_tolerances_and_the_method_are_those_of_the_solver(target, method):
+def test_tolerances_and_method_are_passed_to_the_solver(target, method):
     """A tolerance that is ten thousand times larger needs fewer evaluations."""
     sde, x = VPSDE(), target.sample(5)
     model = Score(ExactNetwork(sde, target), sde)
@@ -161,7 +161,7 @@ def angles(a, b):
     return ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).clamp(-1, 1).arccos()
 
 
-def test_interpolation_begins_and_ends_at_its_codes():
+def test_interpolation_starts_and_ends_at_its_codes():
     z0, z1 = codes_of(5), 3 * codes_of(5, seed=1)
     between = interpolate(z0, z1, torch.tensor([0.0, 0.25, 1.0]))
     assert between.shape == (3, 5, 2, 3, 3) and between.dtype == torch.float64
@@ -169,7 +169,7 @@ def test_interpolation_begins_and_ends_at_its_codes():
     torch.testing.assert_close(between[2], z1, rtol=1e-12, atol=1e-12)
 
 
-def test_interpolation_goes_along_the_great_circle():
+def test_interpolation_follows_the_great_circle():
     """The norm is constant and the angle proportional to the fraction, also outside of [0, 1]."""
     z0, z1 = (
         z / z.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) * 7
@@ -209,7 +209,7 @@ def test_interpolation_is_a_rotation_in_the_plane_of_its_codes():
     torch.testing.assert_close(between, angle.cos() * a + angle.sin() * b, rtol=0, atol=1e-11)
 
 
-def test_interpolation_of_two_codes_does_not_see_the_others():
+def test_interpolation_of_two_codes_does_not_depend_on_the_others():
     z0, z1, fractions = codes_of(5), codes_of(5, seed=1), [0.0, 0.3, 1.0]
     alone = torch.cat([interpolate(z0[i : i + 1], z1[i : i + 1], fractions) for i in range(5)], 1)
     torch.testing.assert_close(interpolate(z0, z1, fractions), alone, rtol=1e-14, atol=1e-14)
@@ -232,7 +232,7 @@ def test_interpolation_of_nearly_equal_codes(dtype, distance):
     )
 
 
-def test_there_is_no_way_between_opposite_codes():
+def test_interpolation_of_opposite_codes_raises_an_error():
     z = codes_of(2)
     for opposite in (-z, -2 * z):
         with pytest.raises(UserError, match='opposite') as error:
@@ -241,7 +241,7 @@ def test_there_is_no_way_between_opposite_codes():
     assert interpolate(z, -z + 0.1 * codes_of(2, seed=1), [0.5]).isfinite().all()
 
 
-def test_the_way_between_codes_decodes_to_the_way_between_images(target):
+def test_interpolated_codes_decode_to_the_predicted_images(target):
     """For Gaussian data, interpolated codes decode to the images that the affine flow predicts."""
     sde, x = VPSDE(), target.sample(4)
     model = Score(ExactNetwork(sde, target), sde)
@@ -265,7 +265,7 @@ def test_temperature_is_a_factor():
 
 
 @pytest.mark.parametrize('weights', [[1.0, 1.0], [3.0, 1.0, 0.5], [1.0, -2.0], [0.0, 2.0]], ids=str)
-def test_a_mixture_of_codes_is_distributed_as_they_are(weights):
+def test_mixed_codes_have_the_distribution_of_the_codes(weights):
     """Mixed codes have mean 0, variance 1 and uncorrelated pixels, to four standard errors."""
     n, shape = 4000, (1, 2, 2)
     codes = torch.stack([codes_of(n, shape, seed=k) for k in range(len(weights))])
@@ -308,7 +308,7 @@ def test_masks_join_regions_of_codes():
     assert torch.equal(mix(codes, soft)[..., 1:], codes[0][..., 1:])
 
 
-def test_weights_that_are_all_zero_are_refused():
+def test_weights_that_are_all_zero_raise_an_error():
     codes, holes = torch.stack([codes_of(4), codes_of(4, seed=1)]), torch.ones(2, 1, 1, 3, 3)
     holes[..., 1, 1] = 0
     for weights in ([0.0, 0.0], holes):

@@ -23,7 +23,7 @@ def deep_pictures(tmp_path, bits=12):
     return str(tmp_path / 'deep'), images
 
 
-def test_levels_say_what_white_is(tmp_path, caplog):
+def test_levels_define_the_value_of_white(tmp_path, caplog):
     path, images = deep_pictures(tmp_path)
     config = config_of('FOLDER', 16, 1, path=path, test_fraction=0.0)
     dark = everything(config)[0]
@@ -50,7 +50,7 @@ def test_levels_say_what_white_is(tmp_path, caplog):
         everything(config)
 
 
-def test_few_levels_of_pictures_stay_as_they_are(tmp_path):
+def test_pictures_with_few_grey_levels_do_not_change(tmp_path):
     """Grey levels 0 .. 16 are kept, transparent pixels become 16, and resizing keeps the range."""
     values = np.random.default_rng(0).integers(0, 2, (16, 16), np.uint8) * 16
     rgba = np.stack([values] * 3 + [np.full_like(values, 255)], -1)
@@ -87,7 +87,7 @@ def test_levels_and_layout_have_rules(tmp_path, dataset, data, words):
         preflight.check(config, '', 'data')
 
 
-def test_new_keys_leave_the_protocol_of_earlier_statistics_as_it_was(tmp_path):
+def test_new_keys_do_not_change_the_protocol_of_existing_statistics(tmp_path):
     path, _ = deep_pictures(tmp_path)
     config = config_of('FOLDER', 16, 1, path=path)
     assert set(datasets.describe(config, 'train')) == {

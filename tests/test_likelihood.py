@@ -62,7 +62,7 @@ def test_log_likelihood_is_the_exact_density(name):
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_the_only_other_error_is_the_priors(name):
+def test_the_only_other_error_is_that_of_the_prior(name):
     """With the default SDEs and an uncentred target, the only error of log p is that of the prior.
 
     The error of the prior is log prior(z) - log p_T(z).
@@ -120,7 +120,7 @@ def test_hutchinson_is_unbiased(probe):
         assert len(result.nats.mul(1e2).round().unique()) == 2
 
 
-def test_probes_are_averaged_and_know_their_error():
+def test_probes_are_averaged_and_have_a_standard_error():
     """The mean square of nats_stderr for K probes is the variance of log p, which falls as 1 / K.
 
     The variance is taken over 250 repetitions; four standard errors are 4 sqrt(2 / 249) = 36 % of
@@ -230,7 +230,7 @@ def inverse_scaler(y):
     return (y + 1) / 2
 
 
-def test_dequantizing_inside_is_dequantizing_outside():
+def test_dequantization_inside_equals_dequantization_before():
     """Integers k become (k + u) / levels with uniform noise u; floating-point data do not change.
 
     The noise depends only on the seed.
@@ -256,7 +256,7 @@ def test_dequantizing_inside_is_dequantizing_outside():
     assert (plain.bpd - inside.bpd).abs().max() > 1e-3
 
 
-def test_bits_per_dimension_are_those_of_the_grid():
+def test_bits_per_dimension_of_dequantized_data():
     """The mean bpd of dequantized data is close to -log2 of the exact probability of a grey level.
 
     This probability is the integral of the density over the cell [k, k + 1) / 256. By Jensen's
@@ -301,7 +301,7 @@ def test_images():
 # Contracts
 
 
-def test_float32_data_get_float32_answers():
+def test_float32_data_have_float32_results():
     sde, target = VPSDE(), planar_mixture()
     x, model = target.sample(4, seed=1), Score(ExactNetwork(sde, target), sde)
     single, double = (log_likelihood(model, data, options=EXACT) for data in (x.float(), x))
@@ -310,7 +310,7 @@ def test_float32_data_get_float32_answers():
     torch.testing.assert_close(single.nats.double(), double.nats, rtol=0, atol=2e-3)
 
 
-def test_the_published_signature():
+def test_the_interface_of_the_2021_release():
     """`get_likelihood_fn` returns bits/dim, latent codes and nfe of `log_likelihood`."""
     sde, target = VPSDE(), planar_mixture()
     x, network = target.sample(3, seed=1), ExactNetwork(sde, target)
@@ -334,11 +334,11 @@ def test_the_published_signature():
         (dict(method='Euler'), "'Euler'"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_invalid_settings_raise_an_error(settings, message):
     with pytest.raises(ValueError, match=message):
         Options(**settings)
 
 
-def test_wrong_settings_are_refused_before_there_is_a_network():
+def test_invalid_settings_raise_an_error_without_a_network():
     with pytest.raises(ValueError, match="got 'rademacher'"):
         get_likelihood_fn(VPSDE(), identity, 'rademacher')

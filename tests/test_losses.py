@@ -161,7 +161,7 @@ def test_times_reach_down_to_eps(sde, target):
         assert abs(t.mean() - (low + 1) / 2) < 4 * (1 - low) / math.sqrt(12 * n)
 
 
-def test_published_defaults(sde, target):
+def test_defaults_of_the_2021_release(sde, target):
     """By default, get_loss_fn takes half the sum over values, with variance weighting.
 
     By default, get_sde_loss_fn takes the mean over values, with likelihood weighting.
@@ -259,7 +259,7 @@ def test_discrete_minimum_is_at_the_exact_score(name, target):
     assert abs(excess.mean() - exact) < 4 * excess.std() / math.sqrt(len(excess))
 
 
-def test_losses_without_a_definition_are_refused():
+def test_undefined_losses_raise_an_error():
     with pytest.raises(NotImplementedError, match='subVPSDE.*continuous=True'):
         get_loss_fn(subVPSDE(), train=True, continuous=False)
     for name in ('ve', 'vp'):
@@ -284,7 +284,7 @@ def test_dropout_is_on_in_training_only(continuous):
 # Steps of training
 
 
-def test_the_loss_takes_images_and_volumes(sde):
+def test_the_loss_accepts_images_and_volumes(sde):
     """For any shape, half the sum is the mean times half the number of values."""
     for shape in [(3,), (1, 4, 4), (2, 3, 3, 3)]:
         values = []
@@ -313,7 +313,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_classes_reach_the_network(name):
+def test_classes_are_passed_to_the_network(name):
     """The network gets the classes unchanged, in one call; without classes it gets no argument.
 
     Only the classes in the batch get a gradient.
@@ -321,10 +321,10 @@ def test_classes_reach_the_network(name):
     network, loss_fn, classes = ToyOfClasses(), LOSSES[name](), torch.tensor([2, 0, 2, 2])
     loss_fn(network, torch.ones(4, 2), classes=classes).backward()
     assert (
-        len(network.told) == 1
-        and network.told[0].keys() == {'classes'}
-        and torch.equal(network.told[0]['classes'], classes)
+        len(network.conditions) == 1
+        and network.conditions[0].keys() == {'classes'}
+        and torch.equal(network.conditions[0]['classes'], classes)
     )
     assert network.shifts.grad.any(1).tolist() == [True, False, True]
     loss_fn(network, torch.ones(4, 2))
-    assert network.told[1:] == [{}]
+    assert network.conditions[1:] == [{}]

@@ -81,7 +81,7 @@ def matrices(measurement, size):
 
 
 @pytest.mark.parametrize('make, size', ALL.values(), ids=ALL)
-def test_the_pseudoinverse_is_that_of_moore_and_penrose(make, size):
+def test_the_pseudoinverse_equals_that_of_pytorch(make, size):
     """A^+ equals the pseudoinverse of PyTorch with the same cut-off, and fulfils its definition.
 
     If small gains are dropped, A A^+ A = A P. The norm of A^+ is at most 1/0.03, so rounding errors
@@ -98,14 +98,14 @@ def test_the_pseudoinverse_is_that_of_moore_and_penrose(make, size):
 
 
 @pytest.mark.parametrize('make, size', EXACT.values(), ids=EXACT)
-def test_nothing_is_dropped_but_by_blur(make, size):
+def test_only_blur_drops_components(make, size):
     A, A_pinv, _ = matrices(make(*size), size)
     torch.testing.assert_close(A @ A_pinv @ A, A, rtol=0, atol=1e-12)  # rounding errors of float64
 
 
 @pytest.mark.parametrize('size', SIZES, ids=str)
 @pytest.mark.parametrize('sigma', SIGMAS)
-def test_what_blur_drops_is_what_it_nearly_extinguishes(sigma, size):
+def test_blur_drops_only_components_with_small_gains(sigma, size):
     """A^+ amplifies noise by at most 1/0.03, and A (1 - P) has a norm of at most 0.03.
 
     The largest gain is 1, for a constant image. A wider blur drops more components, and a very
@@ -176,7 +176,7 @@ def test_downsampling_is_average_pooling(factor, size, dtype):
 
 @pytest.mark.parametrize('size', [*SIZES, (1, 9)], ids=str)
 @pytest.mark.parametrize('sigma', SIGMAS)
-def test_blur_is_scipys(sigma, size):
+def test_blur_equals_that_of_scipy(sigma, size):
     x = images(2, size)
     exact = torch.from_numpy(
         gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode='reflect', truncate=4.0)
@@ -195,7 +195,7 @@ def test_grey_is_the_mean_of_the_channels():
     assert torch.equal(Grey(CHANNELS).pinv(x[:, :1]), x[:, [0, 0, 0]])
 
 
-def test_rows_and_columns_have_filters_of_their_own():
+def test_rows_and_columns_have_separate_filters():
     """`Separable(R, C)` computes R x C^T, also if R and C differ in shape and values."""
     R, C, x = (
         torch.randn(3, 5, dtype=torch.float64),
@@ -245,13 +245,13 @@ def test_masks_broadcast(shape):
         (lambda: named_mask('middle', 8, 8), "'middle'"),
     ],
 )
-def test_what_has_no_meaning_is_refused(make, named):
+def test_invalid_arguments_raise_an_error(make, named):
     with pytest.raises(UserError, match=named) as error:
         make()
     assert 20 < len(str(error.value)) < 250 and '\n' not in str(error.value)
 
 
-def test_an_unknown_mask_is_answered_with_the_known_ones():
+def test_an_unknown_mask_raises_an_error_with_the_known_names():
     with pytest.raises(UserError) as error:
         named_mask('middle', 8, 8)
     assert all(name in str(error.value) for name in (*MASKS, 'half', 'most'))
@@ -301,7 +301,7 @@ def test_center_and_border_are_complementary(size):
 
 @pytest.mark.parametrize('size', MASK_SIZES, ids=str)
 @pytest.mark.parametrize('name, known', [('half', 0.5), ('most', 0.1)])
-def test_random_masks_have_their_fraction_and_are_always_the_same(name, known, size):
+def test_random_masks_have_the_given_fraction_and_are_fixed(name, known, size):
     torch.manual_seed(1)
     mask = named_mask(name, *size)
     state = torch.get_rng_state()
@@ -313,6 +313,6 @@ def test_random_masks_have_their_fraction_and_are_always_the_same(name, known, s
             assert 0 < (mask * named_mask(side, *size)).sum() < mask.sum()
 
 
-def test_most_is_within_half():
+def test_pixels_known_with_most_are_known_with_half():
     """Pixels known with 'most' are also known with 'half', because the random order is the same."""
     assert (named_mask('most', 28, 28) <= named_mask('half', 28, 28)).all()

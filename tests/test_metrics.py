@@ -35,7 +35,7 @@ def test_numbers_of_tfgan(case):
     assert metrics.inception_score(logits)[0] == pytest.approx(REFERENCE[f'{case}_is'], rel=1e-6)
 
 
-def test_statistics_are_those_of_numpy(rng):
+def test_statistics_equal_those_of_numpy(rng):
     features = rng.standard_normal((9000, 5)).astype(np.float32) + 100
     found = metrics.statistics(features)
     assert np.allclose(found.mean, features.astype(float).mean(0), rtol=1e-12)
@@ -81,7 +81,7 @@ def test_frechet_distance_of_fewer_features_than_dimensions_is_exact(rng):
 @pytest.mark.parametrize(
     'n, m', [(40, 50), (50, 40), (63, 63), (63, 900), (900, 20), (2, 3), (64, 64), (700, 900)]
 )
-def test_both_ways_to_the_frechet_distance_agree_on_digits(rng, monkeypatch, n, m):
+def test_both_formulas_of_the_frechet_distance_agree_on_digits(rng, monkeypatch, n, m):
     """The distance is the same from features and from covariances, for 8x8 digits (64 values).
 
     Some of the values are always 0. The larger set is read in several blocks.
@@ -97,7 +97,7 @@ def test_both_ways_to_the_frechet_distance_agree_on_digits(rng, monkeypatch, n, 
         assert found == by_covariances(a, b)
 
 
-def test_frechet_distance_of_few_large_images_takes_little_time_and_memory(rng):
+def test_frechet_distance_of_few_large_images_needs_little_time_and_memory(rng):
     """For 270 and 64 images of 64x64x3 values; a single covariance would need 1.1 GiB."""
     x, y = (rng.random((n, 64 * 64 * 3), np.float32) for n in (270, 64))
     a, b = metrics.statistics(x), metrics.statistics(y)
@@ -111,7 +111,7 @@ def test_frechet_distance_of_few_large_images_takes_little_time_and_memory(rng):
     assert metrics.frechet_distance(b, b) == pytest.approx(0, abs=1e-9)
 
 
-def test_kernel_distance_is_its_definition(rng):
+def test_kernel_distance_equals_its_definition(rng):
     x, y = rng.standard_normal((12, 3)), rng.standard_normal((15, 3)) + 0.5
 
     def mean(p, q, same):
@@ -127,7 +127,7 @@ def test_kernel_distance_is_its_definition(rng):
     assert metrics.kernel_distance(x, y).mean == pytest.approx(expected, rel=1e-12)
 
 
-def test_kernel_distance_is_unbiased_and_knows_its_error(rng):
+def test_kernel_distance_is_unbiased_and_has_a_standard_error(rng):
     found = [
         metrics.kernel_distance(*rng.standard_normal((2, 200, 4)), block_size=20)
         for _ in range(200)
@@ -147,7 +147,7 @@ def test_kernel_distance_is_never_nan(rng, n, m):
     )
 
 
-def test_inception_score_of_sure_and_of_clueless_classifiers():
+def test_inception_score_of_certain_and_of_uniform_predictions():
     sure = 1000.0 * np.eye(10)[np.arange(50) % 10]
     assert metrics.inception_score(sure) == (pytest.approx(10), 0)
     assert metrics.inception_score(np.zeros((50, 10))) == (pytest.approx(1), 0)
@@ -186,6 +186,6 @@ def test_precision_and_recall_of_torch_fidelity(rng):
         lambda x: metrics.inception_score(x, splits=11),
     ],
 )
-def test_too_few_samples_are_an_error(rng, call):
+def test_too_few_samples_raise_an_error(rng, call):
     with pytest.raises(UserError, match=r'\d'):
         call(rng.standard_normal((10, 2)))

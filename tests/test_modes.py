@@ -108,7 +108,7 @@ def test_gradients_under_inference_mode(kind, task):
         assert torch.equal(run(), expected)
 
 
-def test_tables_made_under_inference_mode_serve_training():
+def test_tables_made_in_inference_mode_can_be_used_in_training():
     """Cached tables are also used in later calls, where autograd rejects inference tensors."""
     sde = VPSDE(0.1, 19.5, N=37)
     with torch.inference_mode():
@@ -148,7 +148,7 @@ def test_cast_networks_in_every_sampler(kind, name, dtype):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', ['ncsnpp', 'ddpmpp', 'ddpm', 'ncsn', 'ncsnv2_64', 'wideresnet'])
-def test_cast_networks_answer_as_in_float32(name, dtype):
+def test_outputs_of_cast_networks_are_close_to_float32(name, dtype):
     """This also holds at high noise, where embeddings need more digits than half precision has."""
     size = 16 if name.startswith('ncsn') and name != 'ncsnpp' else 8
     model = build(

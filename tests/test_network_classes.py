@@ -11,20 +11,27 @@ from test_networks import REFINENETS, UNETS, build, labels_for, tiny_config
 CLASSES = 5
 
 
-def told_and_untold(name):
+def with_and_without_classes(name):
     """Return a class-conditional U-Net, and an unconditional one with the same weights.
 
     The unconditional network lacks the table of classes.
     """
-    told, untold = build(tiny_config(name, num_classes=CLASSES)), build(tiny_config(name))
-    untold.load_state_dict(
-        {key: value for key, value in told.state_dict().items() if key != 'label_embedding.weight'}
+    conditional, unconditional = (
+        build(tiny_config(name, num_classes=CLASSES)),
+        build(tiny_config(name)),
     )
-    return told, untold
+    unconditional.load_state_dict(
+        {
+            key: value
+            for key, value in conditional.state_dict().items()
+            if key != 'label_embedding.weight'
+        }
+    )
+    return conditional, unconditional
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_classes_add_a_table_behind_all_other_parameters(name):
+def test_the_table_of_classes_is_the_last_parameter(name):
     """Names, order and initial values (from the same seed) of the other parameters do not change.
 
     Checkpoints and results therefore remain valid.
@@ -33,12 +40,14 @@ def test_classes_add_a_table_behind_all_other_parameters(name):
     for classes in (0, CLASSES):
         torch.manual_seed(0)
         networks.append(mutils.get_model(name)(tiny_config(name, num_classes=classes)))
-    untold, told = (network.state_dict() for network in networks)
-    assert [*told] == [*untold, 'label_embedding.weight'] and all(
-        torch.equal(told[key], untold[key]) for key in untold
+    unconditional, conditional = (network.state_dict() for network in networks)
+    assert [*conditional] == [*unconditional, 'label_embedding.weight'] and all(
+        torch.equal(conditional[key], unconditional[key]) for key in unconditional
     )
-    untold, told = ([key for key, _ in network.named_parameters()] for network in networks)
-    assert told == [*untold, 'label_embedding.weight']
+    unconditional, conditional = (
+        [key for key, _ in network.named_parameters()] for network in networks
+    )
+    assert conditional == [*unconditional, 'label_embedding.weight']
     assert networks[1].label_embedding.weight.shape == (CLASSES + 1, 4 * networks[1].nf)
 
 
@@ -48,37 +57,41 @@ def test_a_class_adds_its_row_to_the_embedding_of_the_time(name):
 
     The last row is used for `classes=None`.
     """
-    told, untold = told_and_untold(name)
+    conditional, unconditional = with_and_without_classes(name)
     table, x, labels = (
-        told.label_embedding.weight.detach(),
+        conditional.label_embedding.weight.detach(),
         torch.rand(3, 3, 8, 8),
         labels_for(name, 3),
     )
     classes = torch.tensor([0, 3, CLASSES - 1])
 
     def row(k):
-        told.label_embedding.weight.data = table[k].expand(table.shape).clone()
-        return told(x, labels)
+        conditional.label_embedding.weight.data = table[k].expand(table.shape).clone()
+        return conditional(x, labels)
 
-    own = told(x, labels)
-    of_class = [told(x, labels, classes=torch.full((3,), k)) for k in range(CLASSES + 1)]
+    own = conditional(x, labels)
+    of_class = [conditional(x, labels, classes=torch.full((3,), k)) for k in range(CLASSES + 1)]
     assert torch.equal(own, of_class[-1])
     for k in range(CLASSES + 1):
         torch.testing.assert_close(row(k), of_class[k])
-        assert torch.equal(told(x, labels, classes), told(x, labels))
+        assert torch.equal(conditional(x, labels, classes), conditional(x, labels))
         # 1e-3 is a hundred times the rounding errors of sums
         assert k == CLASSES or not torch.allclose(of_class[k], own, atol=1e-3)
-    told.label_embedding.weight.data = torch.zeros_like(table)
-    torch.testing.assert_close(told(x, labels, classes), untold(x, labels))
+    conditional.label_embedding.weight.data = torch.zeros_like(table)
+    torch.testing.assert_close(conditional(x, labels, classes), unconditional(x, labels))
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_the_class_of_an_image_is_its_own(name):
+def test_an_output_depends_only_on_the_class_of_its_image(name):
     """A batch with several classes gives the same outputs as its images one by one.
 
     The class of an image affects only its own output.
     """
-    network, x, labels = told_and_untold(name)[0], torch.rand(4, 3, 8, 8), labels_for(name, 4)
+    network, x, labels = (
+        with_and_without_classes(name)[0],
+        torch.rand(4, 3, 8, 8),
+        labels_for(name, 4),
+    )
     classes = torch.tensor([2, 0, 4, 2])
     out = network(x, labels, classes)
     torch.testing.assert_close(
@@ -94,7 +107,7 @@ def test_the_class_of_an_image_is_its_own(name):
 
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
 @pytest.mark.parametrize('name', UNETS)
-def test_label_dropout_hides_the_class_of_a_share_of_images_in_training(name, share):
+def test_label_dropout_hides_the_class_of_a_fraction_of_images(name, share):
     """Each output is that of the class or, with frequency `share`, that of `classes=None`.
 
     The frequency is tested up to four standard deviations of the mean of n draws. Outside of
@@ -156,8 +169,8 @@ def test_classes_in_float64():
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_classes_that_are_none_are_refused(name):
-    told, untold = told_and_untold(name)
+def test_invalid_classes_raise_an_error(name):
+    conditional, unconditional = with_and_without_classes(name)
     x, labels = torch.rand(2, 3, 8, 8), labels_for(name, 2)
     for classes in (
         torch.ones(1).long(),
@@ -171,15 +184,15 @@ def test_classes_that_are_none_are_refused(name):
             match=r'classes must be integers of shape \(batch,\) = '
             r'\(2,\), got',
         ) as error:
-            told(x, labels, classes)
+            conditional(x, labels, classes)
         assert str(tuple(classes.shape)) in str(error.value) and '\n' not in str(error.value)
     with pytest.raises(ValueError, match=r'built without classes \(num_classes=0\)') as error:
-        untold(x, labels, torch.ones(2).long())
+        unconditional(x, labels, torch.ones(2).long())
     assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('name', REFINENETS)
-def test_networks_that_cannot_be_told_classes_refuse_to_be_built(name):
+def test_networks_without_support_for_classes_raise_an_error(name):
     with pytest.raises(
         ValueError, match=f'config.model.num_classes must be 0 for {name}.*, got 5'
     ) as error:
@@ -188,7 +201,7 @@ def test_networks_that_cannot_be_told_classes_refuse_to_be_built(name):
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_classes_need_a_network_that_is_told_the_time(name):
+def test_classes_need_a_network_conditioned_on_the_time(name):
     with pytest.raises(
         ValueError, match=f'config.model.conditional must be True for {name}, got False'
     ) as error:

@@ -123,7 +123,7 @@ def test_settings_change_the_network():
         ('ncsn', 'scale_by_sigma', True),
     ],
 )
-def test_values_without_a_meaning_are_refused(name, key, value):
+def test_invalid_values_raise_an_error(name, key, value):
     config = tiny_config(name, **{key: value})
     with pytest.raises(ValueError, match=f'config.model.{key}') as error:
         build(config)

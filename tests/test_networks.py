@@ -86,7 +86,7 @@ def test_other_sizes(name, size, channels):
 
 @pytest.mark.parametrize('name', UNETS)
 @pytest.mark.parametrize('size', [(8, 10), (6, 8), (7, 7)], ids=str)
-def test_sizes_that_do_not_halve_are_refused(name, size):
+def test_sizes_that_cannot_be_halved_raise_an_error(name, size):
     network = build(tiny_config(name, ch_mult=(1, 1, 1)))
     with pytest.raises(ValueError, match='multiples of 4') as error:
         network(torch.rand(2, 3, *size), labels_for(name, 2))
@@ -95,7 +95,7 @@ def test_sizes_that_do_not_halve_are_refused(name, size):
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_labels_of_another_shape_are_refused(name):
+def test_labels_of_another_shape_raise_an_error(name):
     network = build(tiny_config(name))
     for labels in (torch.ones(1), torch.ones(3), torch.ones(2, 1), torch.tensor(1.0)):
         with pytest.raises(ValueError, match='labels must have shape'):
@@ -108,23 +108,25 @@ def test_unconditional(name):
 
     With time conditioning the output changes.
     """
-    told, untold = (
+    conditional, unconditional = (
         build(tiny_config(name, scale_by_sigma=False, conditional=conditional))
         for conditional in (True, False)
     )
-    assert not any(isinstance(module, torch.nn.Linear) for module in untold.all_modules)
+    assert not any(isinstance(module, torch.nn.Linear) for module in unconditional.all_modules)
     x, early, late = torch.rand(2, 3, 8, 8), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 30.0])
-    torch.testing.assert_close(untold(x, early), untold(x, late))
-    assert not torch.allclose(told(x, early), told(x, late), rtol=1e-3)
+    torch.testing.assert_close(unconditional(x, early), unconditional(x, late))
+    assert not torch.allclose(conditional(x, early), conditional(x, late), rtol=1e-3)
 
-    untold(x, early).square().mean().backward()
-    unused = [key for key, p in untold.named_parameters() if p.requires_grad and p.grad is None]
+    unconditional(x, early).square().mean().backward()
+    unused = [
+        key for key, p in unconditional.named_parameters() if p.requires_grad and p.grad is None
+    ]
     # as in the 2021 release, blocks may have an unused layer for the embedding
     assert all('.Dense_0.' in key for key in unused)
 
 
 @pytest.mark.parametrize('name', UNETS)
-def test_attention_stays_where_it_was_built(name):
+def test_attention_remains_at_its_level_for_any_input_size(name):
     """Attention remains at the U-Net level that the config chooses, for any input size."""
     network = build(
         tiny_config(name, dict(image_size=16), attn_resolutions=(8,), ch_mult=(1, 1, 1))
@@ -145,7 +147,7 @@ def test_attention_stays_where_it_was_built(name):
         assert seen == [middle, bottom, middle]  # on the way down, at the bottom, on the way up
 
 
-def test_networks_see_data_of_either_scaling_alike():
+def test_data_of_either_scaling_give_the_same_output():
     """Networks map data in [0, 1] to [-1, 1], unless the data are already in this range."""
     x = torch.rand(2, 3, 16, 16)
     for name in NETWORKS:
@@ -250,7 +252,7 @@ def recorded_labels(network):
         ('ncsn', None, 10),
     ],
 )
-def test_a_discrete_network_meets_its_own_noise_levels(name, module, levels, steps):
+def test_a_discrete_network_gets_the_index_of_the_nearest_noise_level(name, module, levels, steps):
     """The label is the index of the network's noise level nearest to sigma(t).
 
     This holds at every time of an SDE with more or fewer steps than the network has noise levels.
@@ -279,7 +281,7 @@ def test_a_discrete_network_meets_its_own_noise_levels(name, module, levels, ste
 
 
 @pytest.mark.parametrize('steps', [100, 2000])
-def test_a_discrete_vp_network_meets_its_own_noise_levels(steps):
+def test_a_discrete_vp_network_gets_a_position_in_its_chain(steps):
     """The label is a position in the network's chain of 1000 steps.
 
     The score is minus the output, divided by the std of this chain at the label.
@@ -366,6 +368,6 @@ def test_attention_is_its_formula():
     torch.testing.assert_close(block(x), x + h)
 
 
-def test_combine_refuses_an_unknown_method():
+def test_combine_with_an_unknown_method_raises_an_error():
     with pytest.raises(ValueError, match="'product'"):
         layerspp.Combine(3, 8, 'product')

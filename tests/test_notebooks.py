@@ -51,7 +51,7 @@ def test_notebook_was_saved_as_it_ran(path):
         assert images == [(ROOT / 'assets' / f'{name}.png').read_bytes()], f'assets/{name}.png'
 
 
-def test_the_documentation_shows_pictures_that_are_there():
+def test_pictures_of_the_documentation_exist():
     """Pictures of the documentation exist in assets, and notebooks draw some of them."""
     pages = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
     shown = {

@@ -98,7 +98,7 @@ def test_the_error_follows_the_tolerance(method, order):
 
 @pytest.mark.parametrize('method', ['dopri5', 'dopri8', 'RK45'])
 @pytest.mark.parametrize('ends', [(0.0, 1.0), (1.0, 0.0)])
-def test_nothing_is_asked_beyond_the_ends(method, ends):
+def test_f_is_called_only_within_the_interval(method, ends):
     """f is never called outside of the interval, even if the first step would be far longer."""
     seen = []
 
@@ -111,14 +111,14 @@ def test_nothing_is_asked_beyond_the_ends(method, ends):
 
 
 @pytest.mark.parametrize('method', ['dopri5', 'RK45'])
-def test_a_solver_that_gives_up_says_where(method):
+def test_a_solver_that_stops_early_raises_an_error_with_the_time(method):
     with pytest.raises(RuntimeError, match=f'the ODE solver {method} stopped before t=2'):
         # the solution exists only for t < 1
         ode.solve(lambda t, x: (x**2,), (torch.ones(2, dtype=torch.float64),), 0, 2, method=method)
 
 
 @pytest.mark.parametrize('method', ['dopri5', 'RK45'])
-def test_no_way_to_go(method):
+def test_an_interval_of_length_zero(method):
     x = torch.rand(3)
     (end,), nfe = ode.solve(None, (x,), 1.0, 1.0, method=method)
     assert torch.equal(end, x) and nfe == 0

@@ -20,8 +20,8 @@ def slow_upfirdn2d(x, kernel, up, down, pad):
     kh, kw = kernel.shape
     enlarged = np.zeros((batch, channels, height * up, width * up))
     enlarged[:, :, ::up, ::up] = x
-    before, behind = max(pad[0], 0), max(pad[1], 0)
-    enlarged = np.pad(enlarged, [(0, 0), (0, 0), (before, behind), (before, behind)])
+    before, after = max(pad[0], 0), max(pad[1], 0)
+    enlarged = np.pad(enlarged, [(0, 0), (0, 0), (before, after), (before, after)])
     front, back = max(-pad[0], 0), max(-pad[1], 0)
     enlarged = enlarged[:, :, front : enlarged.shape[2] - back, front : enlarged.shape[3] - back]
     rows = range(0, enlarged.shape[2] - kh + 1, down)
@@ -111,7 +111,7 @@ def test_upfirdn2d_derivatives(setting):
 
 
 @pytest.mark.parametrize('up', [1, 2])
-def test_upfirdn2d_refuses_an_image_smaller_than_the_kernel(up):
+def test_upfirdn2d_of_an_image_smaller_than_the_kernel_raises_an_error(up):
     with pytest.raises(ValueError, match='1x6 .*smaller than the 4x4 kernel'):
         upfirdn2d(torch.zeros(1, 1, 1, 6), torch.ones(4, 4), up=up)
 
@@ -128,7 +128,7 @@ def test_upfirdn2d_refuses_an_image_smaller_than_the_kernel(up):
     ],
     ids=['upsample', 'downsample', 'upsample_conv', 'conv_downsample', 'activation'],
 )
-def test_low_precision_stays(resample, dtype):
+def test_low_precision_dtypes_are_kept(resample, dtype):
     x, w = torch.randn(2, 3, 8, 8).to(dtype), torch.randn(4, 3, 3, 3).to(dtype)
     value, exact = resample(x, w), resample(x.double(), w.double())
     assert value.dtype == dtype
@@ -165,7 +165,7 @@ def test_upsampling_keeps_a_constant(k, factor):
 
 @pytest.mark.parametrize('factor', [2, 3])
 @pytest.mark.parametrize('k', [None, FIR, (1, 2, 1), (1, 4, 6, 4, 1)], ids=str)
-def test_resampling_stays_in_place(k, factor):
+def test_resampling_does_not_shift_images(k, factor):
     """A ramp keeps its slope and, for filters symmetric about a pixel's centre, its position."""
     ramp = torch.arange(24, dtype=torch.float64).expand(1, 1, 24, 24)
     value = resampling.downsample_2d(ramp, k, factor=factor)
@@ -266,7 +266,7 @@ def test_conv_downsample_2d_is_convolution_then_downsampling(size, k, factor):
 @pytest.mark.parametrize(
     'k, reason', [(np.ones((2, 3)), 'square'), (np.ones((2, 2, 2)), 'square')], ids=['2x3', '3-D']
 )
-def test_a_filter_that_is_none_is_refused(k, reason):
+def test_a_filter_of_another_shape_raises_an_error(k, reason):
     with pytest.raises(ValueError, match=reason):
         resampling.upsample_2d(torch.zeros(1, 1, 4, 4), k)
 

@@ -218,6 +218,6 @@ def test_resampling(key):
     )
 
 
-def test_no_reference_of_resampling_is_left_out():
+def test_all_references_of_resampling_are_used():
     inputs = {key for key in parity('resampling') if key.startswith('kernel_')} | {'x', 'w'}
     assert parity('resampling').keys() == inputs | set(FILTERED) | RESAMPLERS.keys()

@@ -61,7 +61,7 @@ def test_colours_depths_and_orientation_are_understood(tmp_path):
         assert np.abs(turned - np.rot90(image, -1)).mean() < (2 if name == 'a.jpg' else 1e-9)
 
 
-def test_other_sizes_are_cropped_or_refused(tmp_path):
+def test_other_sizes_are_cropped_or_raise_an_error(tmp_path):
     image = crops(1, 20, 40)[0]
     path = save(tmp_path / 'wide' / 'a.png', image)
     assert np.array_equal(read_one(path, 20), image[:, 10:30])
@@ -77,7 +77,7 @@ def test_other_sizes_are_cropped_or_refused(tmp_path):
     )
 
 
-def test_what_is_transparent_becomes_white(tmp_path):
+def test_transparent_pixels_become_white(tmp_path):
     image = np.zeros((4, 4, 4), np.uint8)
     image[..., 0], image[:2, :, 3] = 200, 255  # red, with a transparent lower half
     save(tmp_path / 'a.png', image)
@@ -111,7 +111,7 @@ def exif_block(kind):
 
 @pytest.mark.filterwarnings('ignore')  # Pillow warns of corrupt EXIF data
 @pytest.mark.parametrize('kind', WITH_EXIF)
-def test_a_picture_whose_exif_data_alone_are_corrupt_is_a_good_picture(kind):
+def test_a_picture_with_corrupt_exif_data_is_read(kind):
     """If any byte of the EXIF data is changed, the pixels remain the same, perhaps rotated."""
     if kind in ('WEBP', 'AVIF') and not features.check(kind.lower()):
         pytest.skip(f'this Pillow has no {kind}')
@@ -135,7 +135,7 @@ def test_exif_pointers_of_tiff_files_are_not_followed():
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_whatever_a_decoder_raises_is_a_corrupt_picture():
+def test_any_error_of_a_decoder_means_a_corrupt_picture():
     """Decode 2,000 files of all formats that Pillow writes, with changed bytes or truncated."""
     Image.init()
     rng, files, decode = np.random.default_rng(0), {}, decoder()
@@ -177,7 +177,7 @@ def test_whatever_a_decoder_raises_is_a_corrupt_picture():
     )
 
 
-def test_other_numbers_than_8_and_16_bits_are_told():
+def test_values_that_are_not_8_or_16_bit_raise_an_error():
     for values, words in (
         (np.full((8, 8), 0.5, np.float32), 'holds floating-point values'),
         (np.full((8, 8), 70000, np.int32), 'has values up to 70000, expected 0 to 65535'),
@@ -187,7 +187,7 @@ def test_other_numbers_than_8_and_16_bits_are_told():
             decoder()(encoded(values, 'TIFF'))
 
 
-def test_several_channels_of_16_bits_are_not_cut_down_in_silence(tmp_path):
+def test_several_channels_of_16_bits_are_not_reduced_silently(tmp_path):
     """Pillow keeps only the upper 8 bits of each channel, which have little of a 12-bit value."""
     tf = tensorflow()
     content = tf.io.encode_png(crops(1, 8)[0].astype(np.uint16) << 4).numpy()

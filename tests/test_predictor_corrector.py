@@ -51,7 +51,7 @@ def test_pc_counts_every_evaluation(predictor, corrector, n_steps, per_step, tar
 
 @pytest.mark.parametrize('predictor', ['euler_maruyama', 'reverse_diffusion', 'ancestral_sampling'])
 @pytest.mark.parametrize('name', ['ve', 'vp'])
-def test_denoise_leaves_out_the_noise_of_the_last_step(name, predictor, target):
+def test_denoise_omits_the_noise_of_the_last_step(name, predictor, target):
     """For one seed the outputs differ by std z, the last draw z times the std of a step at eps."""
     sde, draws, outputs = SDES[name](50), [], []
 
@@ -81,7 +81,7 @@ def test_denoise_leaves_out_the_noise_of_the_last_step(name, predictor, target):
 
 
 @pytest.mark.parametrize('predictor, corrector', [('reverse_diffusion', None), (None, 'ald')])
-def test_none_means_the_same_as_the_name_none(predictor, corrector, target):
+def test_none_equals_the_name_none(predictor, corrector, target):
     sde, outputs = VPSDE(N=30), []
     for names in ((predictor, corrector), (predictor or 'none', corrector or 'none')):
         torch.manual_seed(SEED)
@@ -89,12 +89,12 @@ def test_none_means_the_same_as_the_name_none(predictor, corrector, target):
     assert torch.equal(*outputs)
 
 
-def test_neither_predictor_nor_corrector_is_refused():
+def test_neither_predictor_nor_corrector_raises_an_error():
     with pytest.raises(ValueError, match="^predictor='none' and corrector='none' would"):
         pc_sampler(VPSDE(), None, None)
 
 
-def test_only_predictors_of_the_chain_need_its_steps(target):
+def test_only_predictors_of_the_chain_need_a_valid_number_of_steps(target):
     """A VP chain of 10 steps is undefined (beta_max > N); predictors without the chain work."""
 
     class Still(sampling.Predictor):
@@ -114,12 +114,12 @@ def test_only_predictors_of_the_chain_need_its_steps(target):
             sample(model, (4, 2), Options(method='pc', steps=10, **settings))
 
 
-def test_no_corrector_steps_are_refused():
+def test_zero_corrector_steps_raise_an_error():
     with pytest.raises(ValueError, match='n_steps_each'):
         pc_sampler(VPSDE(), 'reverse_diffusion', 'langevin', n_steps=0)
 
 
-def test_the_callback_sees_every_step(target):
+def test_the_callback_is_called_after_every_step(target):
     sde, seen = VPSDE(N=30), []
     torch.manual_seed(SEED)
     options = Options(
@@ -137,7 +137,7 @@ def test_the_callback_sees_every_step(target):
     assert torch.equal(seen[-1][2], x)  # without noise removal the last state is the sample
 
 
-def test_one_step_functions_are_the_classes_steps(target):
+def test_one_step_functions_equal_the_steps_of_the_classes(target):
     """`shared_*_update_fn` takes the step of a class; with None it takes no step."""
     sde, x, t = VPSDE(N=100), torch.tensor([[0.3, -1.0]]), torch.tensor([0.5])
     network = ExactNetwork(sde, target)
@@ -159,7 +159,7 @@ def test_one_step_functions_are_the_classes_steps(target):
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_correctors_take_the_published_steps(name, target):
+def test_correctors_follow_their_formulas(name, target):
     """x + e s + sqrt(2 e) z with e = 2 alpha (snr |z| / |s|)^2, or e = 2 alpha (snr std)^2 for ALD.
 
     The norms |z| and |s| are averaged over the batch.
@@ -189,7 +189,7 @@ class Published(Predictor):
         return get_predictor('reverse_diffusion')(self.sde, self.score_fn).update_fn(x, t)
 
 
-def test_a_predictor_of_ones_own_steps_along_the_times_of_the_sde():
+def test_a_custom_predictor_uses_the_times_of_the_sde():
     """A predictor needs `step` for another grid; a corrector does not."""
     sde = VPSDE()
     model, drawn = Score(ExactNetwork(sde, planar_mixture()), sde), []
@@ -247,7 +247,7 @@ def test_the_order_of_algorithm_1(name):
 
 @pytest.mark.parametrize('predictor', ['reverse_diffusion', 'ancestral_sampling'])
 @pytest.mark.parametrize('order', predictor_corrector.ORDERS)
-def test_after_the_last_step_there_is_no_noise_left(predictor, order):
+def test_the_last_step_leaves_no_noise(predictor, order):
     """The last step leads to one of two points at distance 1."""
     sde = VESDE(0.01, 10, N=200)
     target = GaussianMixture([0.5, 0.5], [[0.5], [-0.5]], [[[1e-8]], [[1e-8]]])
@@ -256,7 +256,7 @@ def test_after_the_last_step_there_is_no_noise_left(predictor, order):
     assert (x.abs() - 0.5).abs().max() < 1e-3
 
 
-def test_without_a_corrector_the_orders_are_one():
+def test_without_a_corrector_both_orders_are_equal():
     sde = VPSDE(N=40)
     model, drawn = Score(ExactNetwork(sde, planar_mixture()), sde), []
     for order in predictor_corrector.ORDERS:

@@ -75,7 +75,7 @@ ROOT = pathlib.Path(__file__).parents[1]
         ),
     ],
 )
-def test_bad_config_is_one_sentence_that_names_the_key(tmp_path, changes, words):
+def test_a_bad_config_raises_a_one_line_error_with_the_key(tmp_path, changes, words):
     config = digits_ddpmpp_continuous.get_config()
     config.device = 'cpu'
     with config.unlocked():
@@ -92,7 +92,7 @@ def test_bad_config_is_one_sentence_that_names_the_key(tmp_path, changes, words)
     sorted((ROOT / 'configs').glob('*/**/[a-z]*.py')),
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, path):
+def test_every_config_passes_the_checks_and_states_its_result(tmp_path, path):
     module = importlib.import_module('.'.join(path.relative_to(ROOT).with_suffix('').parts))
     config = module.get_config()
     config.device = 'cpu'
@@ -126,9 +126,7 @@ def test_every_config_passes_the_checks_and_says_what_it_reproduces(tmp_path, pa
         ),
     ],
 )
-def test_settings_that_are_hardly_meant_are_warned_of_before_training(
-    tmp_path, caplog, changes, sentence
-):
+def test_unusual_settings_cause_a_warning_before_training(tmp_path, caplog, changes, sentence):
     config = config_for(3)
     config.update_from_flattened_dict({'optim.warmup': 3, 'training.snapshot_freq': 3} | changes)
     with caplog.at_level('WARNING'):

@@ -112,7 +112,7 @@ def test_randomness(tmp_path):
     in_three_processes(_check_randomness, tmp_path)
 
 
-def test_a_single_process_needs_none_of_it(monkeypatch):
+def test_a_single_process_needs_no_process_group(monkeypatch):
     monkeypatch.delenv('WORLD_SIZE', raising=False)
     assert distributed.start('cpu', 1.0) == 'cpu' and not torch.distributed.is_initialized()
     assert (
@@ -129,7 +129,7 @@ def test_a_single_process_needs_none_of_it(monkeypatch):
     assert torch.equal(torch.rand(3), drawn)
 
 
-def test_random_numbers_of_another_device_begin_anew(caplog):
+def test_random_state_of_another_device_is_not_restored(caplog):
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
@@ -145,7 +145,7 @@ def test_random_numbers_of_another_device_begin_anew(caplog):
 
 
 @pytest.mark.parametrize('dequantize', [False, True])
-def test_rows_of_a_batch_make_up_the_batch(dequantize):
+def test_rows_of_the_processes_are_the_batch(dequantize):
     """Each process reads only its images, flipped and dequantized as in the whole batch."""
     rng, read = np.random.default_rng(0), []
 

@@ -190,7 +190,7 @@ def test_likelihoods_and_codes_are_logged(monkeypatch, caplog, tmp_path):
 
 
 @pytest.mark.parametrize('reduce_mean', [False, True])
-def test_training_says_what_it_does(tmp_path, caplog, reduce_mean):
+def test_training_logs_facts_and_progress(tmp_path, caplog, reduce_mean):
     """The log has a block of facts, then lines with loss, its meaning, steps, total and time left.
 
     The lines also contain the mean of the loss per value.

@@ -73,7 +73,7 @@ def test_inpainting_has_the_conditional_distribution(name):
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_without_resampling_what_is_known_is_heard_too_late(name):
+def test_resampling_reduces_the_error_of_the_mean(name):
     """Resampling reduces the error of the conditional mean by more than a third.
 
     A single sweep without a corrector leaves the mean half-way between the unconditional and the
@@ -90,7 +90,7 @@ def test_without_resampling_what_is_known_is_heard_too_late(name):
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_consistency_is_the_other_remedy(name):
+def test_consistency_reduces_the_error_of_the_mean(name):
     """Consistency with weight 1 reduces the error by more than 40 %, without more evaluations."""
     sde, known, means = SDES[name](100), Known((4,), Mask(HALF), 2000), {}
     for consistency in (0.0, 1.0):
@@ -109,7 +109,7 @@ def test_consistency_is_the_other_remedy(name):
 
 
 @pytest.mark.parametrize('name', SDES)
-def test_the_gradient_of_consistency_is_that_of_its_formula(name):
+def test_the_gradient_of_consistency_equals_its_formula(name):
     """For a Gaussian the gradient is (1 - P) J^T P (x_0 - x^_0) (m^2 + std^2) / std^2.
 
     Here x^_0 = mu + J (x - m mu) with J = m C (m^2 C + std^2)^-1. The gradient is zero where
@@ -172,7 +172,7 @@ def test_measured_samples_have_the_conditional_distribution(name, shape, measure
     assert mean < 0.06 and covariance < 0.15
 
 
-def test_the_conditional_distributions_are_told_apart():
+def test_wrong_conditional_samples_are_detected():
     """The tests above would reject three kinds of wrong samples.
 
     The wrong samples are unconditional, conditional on the data of the other half of the batch, or

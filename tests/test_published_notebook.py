@@ -72,7 +72,7 @@ def test_notebook_has_the_averaged_weights(notebook):
     assert all(torch.equal(p, q) for p, q in fixed)
 
 
-def test_a_checkpoint_has_the_published_form(notebook):
+def test_a_checkpoint_has_the_form_of_the_2021_release(notebook):
     content = checkpoints.load(notebook['file'])
     assert content.keys() == {'optimizer', 'model', 'ema', 'step'}
     assert all(key.startswith('module.') for key in content['model'])

@@ -21,7 +21,7 @@ from sde_lib import VESDE, VPSDE, subVPSDE
 SDES = {'ve': VESDE(0.01, 10, N=25), 'vp': VPSDE(N=25), 'subvp': subVPSDE(N=25)}
 
 
-def test_a_block_has_a_stream_of_its_own():
+def test_a_block_has_a_separate_stream():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -83,14 +83,14 @@ def test_means_over_a_batch():
     'predictor', ['euler_maruyama', 'reverse_diffusion', 'ancestral_sampling', 'none']
 )
 @pytest.mark.parametrize('sde', SDES)
-def test_an_image_does_not_depend_on_those_beside_it(sde, predictor, corrector):
+def test_an_image_does_not_depend_on_other_images(sde, predictor, corrector):
     sde = SDES[sde]
     if (
         predictor == corrector == 'none'
         or predictor == 'ancestral_sampling'
         and isinstance(sde, subVPSDE)
     ):
-        pytest.skip('refused: no sampler')
+        pytest.skip('undefined: no sampler')
     network = ExactNetwork(sde, planar_mixture())
 
     def draw(seeds):

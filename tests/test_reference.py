@@ -25,7 +25,7 @@ def config(tmp_path):
     return config
 
 
-def test_weights_that_do_not_reach_the_layer_are_found_out(config):
+def test_weights_that_do_not_reach_the_layer_are_detected(config):
     extractor = evaluation.get_extractor(config)
     dead = extractor._replace(run=lambda images: {'pool_3': np.zeros((len(images), 5), np.float32)})
     with pytest.raises(UserError, match='all the same: the weights do not fit'):
@@ -33,7 +33,7 @@ def test_weights_that_do_not_reach_the_layer_are_found_out(config):
     assert not reference.statistics_path(config, dead, 'train').exists()
 
 
-def test_statistics_are_computed_once_and_say_what_they_are_of(config, monkeypatch):
+def test_statistics_are_computed_once_and_stored_with_their_protocol(config, monkeypatch):
     extractor = evaluation.get_extractor(config)
     first = reference.get_reference(config, extractor, 'train')
     path = reference.statistics_path(config, extractor, 'train')
@@ -56,7 +56,7 @@ def test_statistics_are_computed_once_and_say_what_they_are_of(config, monkeypat
     reference.get_reference(config, extractor, 'train')
 
 
-def test_statistics_of_another_protocol_are_refused(config):
+def test_statistics_of_another_protocol_raise_an_error(config):
     extractor = evaluation.get_extractor(config)
     reference.get_reference(config, extractor, 'train')
     config.eval.stats_samples = 100
@@ -83,7 +83,7 @@ def test_statistics_of_another_protocol_are_refused(config):
         reference.get_reference(config, extractor, 'train')
 
 
-def test_a_published_file_is_taken_without_a_protocol(config, saved_model):
+def test_a_file_of_the_2021_release_needs_no_protocol(config, saved_model):
     config.data.update(dataset='CIFAR10', image_size=32, num_channels=3)
     config.eval.update(metrics_backend='tfgan', inception_path=saved_model[0])
     extractor, published = (
@@ -125,7 +125,7 @@ def test_names_of_statistics(dataset, data, name):
     ).name == name.replace('_stats', '_torch_fidelity_vgg16_fc2_test_stats')
 
 
-def test_missing_published_statistics_name_the_remedy(config):
+def test_missing_statistics_raise_an_error_with_a_remedy(config):
     with pytest.raises(UserError, match='digits_stats.npz.*--mode stats'):
         evaluation.load_dataset_stats(config)
 

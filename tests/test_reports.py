@@ -134,7 +134,7 @@ def summary(output) -> dict:
         return {row['quantity']: row for row in csv.DictReader(file)}
 
 
-def test_numbers_are_those_of_the_files(tmp_path):
+def test_numbers_equal_those_of_the_files(tmp_path):
     folder, values = tmp_path / 'run' / 'eval', np.random.default_rng(0).normal(3, 0.2, (2, 2, 600))
     write_metrics(folder, floor_fid=1.25, floor_n_samples=10000, floor_n_reference=50000)
     write_samples(folder)
@@ -198,7 +198,7 @@ def test_numbers_are_those_of_the_files(tmp_path):
         (FIDELITY | dict(extractor='vgg16', feature='fc2_relu'), 'vgg16'),
     ],
 )
-def test_only_the_inception_features_of_2015_make_an_fid(tmp_path, extractor, space):
+def test_only_the_inception_features_of_2015_give_an_fid(tmp_path, extractor, space):
     write_metrics(tmp_path, extractor=extractor)
     assert [*rows_of(tmp_path)][:2] == (
         [f'Frechet distance, {space}', f'kernel distance, {space}'] if space else ['FID', 'KID']
@@ -231,7 +231,7 @@ def test_only_the_inception_features_of_2015_make_an_fid(tmp_path, extractor, sp
         ),
     ],
 )
-def test_warnings_are_there_when_they_should_be(tmp_path, settings, words):
+def test_warnings_depend_on_the_settings(tmp_path, settings, words):
     write_metrics(tmp_path, **settings)
     write_bits(tmp_path, np.ones((1, 1, 1000)))  # a sufficient number of images
     found = [row[2] for row in reports.evaluation_rows(tmp_path, 1) if not row[0]]
@@ -240,7 +240,7 @@ def test_warnings_are_there_when_they_should_be(tmp_path, settings, words):
     ), found
 
 
-def test_an_incomplete_evaluation_says_so(tmp_path):
+def test_an_incomplete_evaluation_is_marked(tmp_path):
     write_loss(tmp_path, complete=False)
     write_samples(tmp_path)
     write_bits(tmp_path, [[[1, 1], [2, 2]], [[3, 3], None]])
@@ -277,7 +277,7 @@ def test_an_incomplete_evaluation_says_so(tmp_path):
         (dict(method='ddim', churn=7.0, eta=1.0), 'ddim, eta 1, guidance 1'),
     ],
 )
-def test_a_sampler_is_named_with_what_changes_its_samples(tmp_path, settings, words):
+def test_the_name_of_a_sampler_has_the_settings_that_change_samples(tmp_path, settings, words):
     protocol = BASE | dict(
         part='samples',
         sampling=SAMPLING | settings,
@@ -315,7 +315,7 @@ def test_files_of_the_2021_release_are_read(tmp_path):
     ]
 
 
-def test_several_runs_stand_side_by_side_and_the_same_files_give_the_same_bytes(tmp_path):
+def test_several_runs_in_one_report_and_reproducible_bytes(tmp_path):
     for (i, name), k in ((run, k) for run in enumerate('ab') for k in (1, 2)):
         write_metrics(tmp_path / name / 'eval', k, n=50000 - 40000 * i, fid=5.0 - k + i / 4)
         write_loss(
@@ -367,12 +367,12 @@ def test_curves_are_read_without_tensorflow(tmp_path):
     assert '](loss.png)' in reports.write([tmp_path], tmp_path / 'out').read_text()
 
 
-def test_the_command_says_what_is_missing_in_one_line(tmp_path):
+def test_missing_results_raise_a_one_line_error(tmp_path):
     with pytest.raises(SystemExit, match='^error: [^\n]*no results[^\n]*$'):
         main([str(tmp_path), '--output', str(tmp_path / 'out')])
 
 
-def test_settings_stand_beside_the_report_and_each_limit_in_it_once(tmp_path):
+def test_settings_are_in_a_separate_file_and_each_limit_is_stated_once(tmp_path):
     for checkpoint in (1, 2):
         write_metrics(tmp_path / 'run' / 'eval', checkpoint, n=999)
         write_loss(tmp_path / 'run' / 'eval', checkpoint)
@@ -389,7 +389,7 @@ def test_settings_stand_beside_the_report_and_each_limit_in_it_once(tmp_path):
     assert 'Everything else is as in the table of checkpoint 2.' in report
 
 
-def test_settings_in_which_checkpoints_differ_are_in_their_table(tmp_path):
+def test_settings_that_differ_between_checkpoints_are_in_the_table(tmp_path):
     for checkpoint, n in ((1, 50000), (2, 60000)):
         write_metrics(tmp_path / 'run' / 'eval', checkpoint, n=n)
     lines = reports.write([tmp_path / 'run'], tmp_path / 'out').read_text().splitlines()

@@ -56,7 +56,7 @@ def test_transposed_operation():
     ],
     ids=str,
 )
-def test_operation_is_registered_well(setting):
+def test_operation_passes_the_opcheck_of_pytorch(setting):
     """PyTorch's checks of derivatives, of shapes and strides without data, and of compilation."""
     for layout in FORMATS:
         x = numbers((2, 2, 4, 5), torch.float64, layout).requires_grad_()
@@ -77,7 +77,7 @@ def kernels_everywhere(monkeypatch):
     [dict(), dict(up=2, pad=(2, 1)), dict(down=2, pad=(1, 1)), dict(up=2, down=3, pad=(-1, 2))],
     ids=str,
 )
-def test_derivatives_by_way_of_the_operation(kernels_everywhere, setting):
+def test_derivatives_of_the_operation(kernels_everywhere, setting):
     x, kernel = double(2, 2, 4, 5).requires_grad_(), double(3, 2)
     assert torch.autograd.gradcheck(lambda x: upfirdn2d(x, kernel, **setting), x)
     assert torch.autograd.gradgradcheck(lambda x: upfirdn2d(x, kernel, **setting), x)
@@ -107,7 +107,7 @@ def test_compiled_operation_is_eager(way, layout, kernels_everywhere):
     check_compiled_is_eager(way, layout)
 
 
-def test_the_compiler_takes_the_choice_of_kernels_as_constant():
+def test_the_choice_of_kernels_is_constant_for_the_compiler():
     """The mark that torch.compile looks for is the one that PyTorch sets."""
     assert vars(module._has_kernels) == vars(torch.compiler.assume_constant_result(lambda: True))
 
@@ -150,10 +150,10 @@ def test_layers_keep_their_filters(layer, monkeypatch):
 def without_kernels(monkeypatch):
     """Treat CPU tensors as those of a GPU whose kernels cannot be compiled."""
 
-    def refuse(scalar, device):
+    def fail(scalar, device):
         raise RuntimeError('NVRTC is on strike')
 
-    monkeypatch.setattr(module, '_kernels', refuse)
+    monkeypatch.setattr(module, '_kernels', fail)
     monkeypatch.setattr(module, '_reasons', [])
     monkeypatch.setattr(
         module, '_has_kernels', lambda device, dtype: module._loads(SCALARS[dtype], device.index)

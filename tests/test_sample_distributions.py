@@ -69,7 +69,7 @@ def assert_samples(x, target, yardstick, blobs=0.1):
     assert abs(offset) < 4 * yardstick.log_density_std / math.sqrt(SAMPLES) + blobs
 
 
-def refused(sde, predictor, corrector, probability_flow):
+def is_undefined(sde, predictor, corrector, probability_flow):
     """Return whether a combination is undefined.
 
     A sampler without any step is undefined, and ancestral sampling along the ODE or without a
@@ -83,7 +83,7 @@ def refused(sde, predictor, corrector, probability_flow):
 COMBINATIONS = list(itertools.product(SDES, PREDICTORS.names(), CORRECTORS.names(), [False, True]))
 
 
-def test_the_list_of_combinations_is_the_whole():
+def test_the_list_of_combinations_is_complete():
     """The tests below include all registered predictors and correctors automatically."""
     assert {'euler_maruyama', 'reverse_diffusion', 'ancestral_sampling', 'none'} <= set(
         PREDICTORS.names()
@@ -92,11 +92,9 @@ def test_the_list_of_combinations_is_the_whole():
 
 
 @pytest.mark.parametrize(
-    'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if refused(*c)]
+    'name, predictor, corrector, probability_flow', [c for c in COMBINATIONS if is_undefined(*c)]
 )
-def test_combinations_without_a_definition_are_refused(
-    name, predictor, corrector, probability_flow
-):
+def test_undefined_combinations_raise_an_error(name, predictor, corrector, probability_flow):
     """The error is one sentence, raised before any step."""
     with pytest.raises((NotImplementedError, ValueError)) as error:
         pc_sampler(SDES[name](STEPS), predictor, corrector, probability_flow=probability_flow)
@@ -107,7 +105,7 @@ def test_combinations_without_a_definition_are_refused(
 
 @pytest.mark.parametrize(
     'name, predictor, corrector, probability_flow',
-    [c for c in COMBINATIONS if not refused(*c) and c[1] != 'none'],
+    [c for c in COMBINATIONS if not is_undefined(*c) and c[1] != 'none'],
 )
 def test_samples_have_the_targets_distribution(
     name, predictor, corrector, probability_flow, target, yardstick
@@ -125,7 +123,7 @@ def test_samples_have_the_targets_distribution(
     'name, corrector',
     [('ve', 'ald'), ('ve', 'langevin'), ('vp', 'ald'), ('vp', 'langevin'), ('subvp', 'langevin')],
 )
-def test_correctors_alone_sample(name, corrector, target, yardstick):
+def test_correctors_without_a_predictor_sample(name, corrector, target, yardstick):
     """Annealed Langevin dynamics samples without a predictor.
 
     Two steps per noise level with snr 0.35 are enough: each step reduces a deviation by 2 snr^2 =
@@ -139,7 +137,7 @@ def test_correctors_alone_sample(name, corrector, target, yardstick):
     assert_samples(x, target, yardstick, blobs=0.25)
 
 
-def test_ald_alone_with_subvp_stalls_but_stays_close(target):
+def test_ald_without_a_predictor_with_subvp_is_nearly_right(target):
     """With sub-VP the steps become too small before the samples have the right distribution.
 
     They are proportional to std^2, which falls as t^2 while the signal is not yet restored (m < 1).
@@ -176,7 +174,7 @@ def test_ode_samples_have_the_targets_distribution(name, denoise, target, yardst
     assert_samples(x, target, yardstick)
 
 
-def test_the_distributions_are_told_apart(target, yardstick):
+def test_wrong_distributions_are_detected(target, yardstick):
     """The check above rejects other weights, twice the variance, a shift and 15 % more spread."""
     x = target.sample(SAMPLES, seed=5)
     assert_samples(x, target, yardstick)

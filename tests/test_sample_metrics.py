@@ -48,7 +48,7 @@ def report_of(folder, number=0) -> dict:
     return found | {key: value.item() for key, value in found.items() if key != 'protocol'}
 
 
-def test_samples_of_an_evaluation_get_its_numbers(config, tmp_path):
+def test_samples_of_an_evaluation_have_its_numbers(config, tmp_path):
     config.model.update(nf=8, num_res_blocks=1, num_scales=25)
     config.eval.update(num_samples=130, batch_size=130, enable_loss=False, enable_bpd=False)
     checkpoints.save(checkpoints.snapshot_path(tmp_path / 'run', 1), run_lib.create_state(config))
@@ -132,9 +132,7 @@ def test_every_kind_of_file_gives_the_same_numbers(config, tmp_path, digits):
         )
 
 
-def test_a_reference_with_splits_gives_the_split_that_is_asked_for_and_a_floor(
-    config, tmp_path, digits
-):
+def test_a_reference_with_splits_gives_the_chosen_split_and_a_floor(config, tmp_path, digits):
     images, _ = digits
     np.savez(tmp_path / 'samples.npz', samples=images[:100])
     np.savez(tmp_path / 'real.npz', x_train=images[100:700], x_test=images[700:1000])
@@ -256,7 +254,7 @@ def write(path, **arrays):
         'picture size',
     ],
 )
-def test_what_is_expected_is_told_before_any_work(config, tmp_path, make, words):
+def test_unusable_samples_raise_an_error_before_any_work(config, tmp_path, make, words):
     (tmp_path / 'given').mkdir()
     with pytest.raises(UserError, match=words) as caught:
         sample_metrics.measure(config, tmp_path / 'w', str(make(tmp_path / 'given')))
@@ -264,7 +262,7 @@ def test_what_is_expected_is_told_before_any_work(config, tmp_path, make, words)
     assert not [*tmp_path.glob('w/*')] and not (tmp_path / 'stats').exists()
 
 
-def test_a_wrong_reference_is_told_before_any_work(config, tmp_path, digits):
+def test_a_wrong_reference_raises_an_error_before_any_work(config, tmp_path, digits):
     samples = write(tmp_path / 'samples.npz', samples=digits[0][:10])
     for reference, words in (
         (tmp_path / 'nowhere', '--reference=.*nowhere not found: expected a folder'),
@@ -278,7 +276,7 @@ def test_a_wrong_reference_is_told_before_any_work(config, tmp_path, digits):
     assert not [*tmp_path.glob('w/*')] and not (tmp_path / 'stats').exists()
 
 
-def test_with_a_reference_the_data_set_need_not_be_there(config, tmp_path, digits):
+def test_with_a_reference_the_data_set_is_not_needed(config, tmp_path, digits):
     with config.unlocked():
         config.data.update(dataset='NPZ', path=str(tmp_path / 'nowhere.npz'))
     samples, reference = (
@@ -291,7 +289,7 @@ def test_with_a_reference_the_data_set_need_not_be_there(config, tmp_path, digit
         sample_metrics.measure(config, tmp_path, samples)
 
 
-def test_64_pixels_on_the_command_line_take_seconds_and_little_memory(tmp_path):
+def test_images_of_64_pixels_need_little_time_and_memory(tmp_path):
     """The test has 270 reference images and 64 samples of 64x64x3 and includes program start."""
     rng = np.random.default_rng(0)
     for name, n in (('real', 270), ('samples', 64)):
@@ -334,7 +332,7 @@ def test_64_pixels_on_the_command_line_take_seconds_and_little_memory(tmp_path):
     assert report_of(tmp_path / 'w' / 'metrics_samples')['fid'] > 0
 
 
-def test_damaged_samples_are_named_or_skipped(config, tmp_path, digits):
+def test_corrupt_samples_are_named_or_skipped(config, tmp_path, digits):
     for i, image in enumerate(digits[0][:20]):
         (tmp_path / 'given').mkdir(exist_ok=True)
         reports.save_image(tmp_path / 'given' / f'{i}.png', image)

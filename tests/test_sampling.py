@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_samples(method, target):
     assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
 
 
-def test_the_inverse_scaler_comes_last(target):
+def test_the_inverse_scaler_is_applied_at_the_end(target):
     sde, outputs = VPSDE(N=30), []
     for scaler in (identity, lambda x: (x + 1) / 2):
         for sampler in (
@@ -97,7 +97,7 @@ class Located(nn.Module):
 
 @pytest.mark.parametrize('corrector', ['none', 'ald', 'langevin'])
 @pytest.mark.parametrize('name', SDES)
-def test_no_device_means_the_networks(name, corrector):
+def test_the_default_device_is_that_of_the_network(name, corrector):
     """Sampling runs on the network's device, in evaluation mode, without gradients.
 
     The meta device replaces an accelerator: it supports every operation and computes nothing.
@@ -186,7 +186,7 @@ def test_a_config_describes_the_sampler(target):
 @pytest.mark.parametrize(
     'key, value', [('method', 'magic'), ('predictor', 'magic'), ('corrector', 'magic')]
 )
-def test_unknown_names_are_answered_with_the_key_and_the_known_ones(key, value):
+def test_unknown_names_raise_an_error_with_the_key_and_the_known_names(key, value):
     with pytest.raises(ValueError, match=f'{key}.*(must be one of|known are)') as error:
         get_sampling_fn(config(**{key: value}), VPSDE(), (4, 2), identity, 1e-3)
     assert 'magic' in str(error.value)
@@ -196,7 +196,7 @@ def test_unknown_names_are_answered_with_the_key_and_the_known_ones(key, value):
         assert known in str(error.value)
 
 
-def test_an_unknown_ode_method_is_refused():
+def test_an_unknown_ode_method_raises_an_error():
     sde = VPSDE()
     with pytest.raises(ValueError, match='RK45'):
         get_ode_sampler(sde, (1, 2), identity, method='euler')(ExactNetwork(sde, planar_mixture()))

@@ -87,7 +87,7 @@ def test_the_exact_network_gives_the_exact_score(name, continuous):
 
 
 @pytest.mark.parametrize('t', [0.3, torch.tensor([0.3, 0.3]), 1], ids=['float', 'tensor', 'int'])
-def test_methods_of_a_score_take_a_number_or_a_time_each(sde, t):
+def test_methods_of_a_score_accept_one_time_or_one_for_each_image(sde, t):
     """score, noise, denoise and perturb are exact for a number t and for a (B,) tensor."""
     target, x = planar_mixture(), torch.tensor([[0.2, 0.5], [-1.0, 1.0]])
     model = Score(ExactNetwork(sde, target), sde)

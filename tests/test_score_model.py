@@ -181,7 +181,7 @@ def test_seeds_and_batches():
     assert model.sample(5, batch_size=2, **settings).shape == (5, 2)
 
 
-def test_guidance_makes_another_model():
+def test_guidance_returns_another_model():
     sde, target = VPSDE(), planar_mixture()
     model = ScoreModel(ExactConditionalNetwork(sde, target), sde, shape=(2,))
     model.network.num_classes = 3
@@ -233,7 +233,7 @@ def test_measurements():
         (dict(method='pc'), "^predictor='none' and corrector='none' would"),
     ],
 )
-def test_wrong_settings_are_named(settings, sentence):
+def test_invalid_settings_are_named(settings, sentence):
     model = ScoreModel(ExactNetwork(VPSDE(), planar_mixture()), VPSDE(), shape=(2,))
     with pytest.raises(UserError, match=sentence):
         model.sample(2, **settings)
@@ -244,7 +244,7 @@ def test_a_shape_is_needed_to_sample():
         ScoreModel(ExactNetwork(VPSDE(), planar_mixture()), VPSDE()).sample(2)
 
 
-def test_what_is_shown():
+def test_representation_of_a_model():
     network = nn.Linear(2, 2)
     assert repr(ScoreModel(network, VPSDE(), shape=(2,))) == (
         'ScoreModel(VPSDE(beta_min=0.1, beta_max=20, N=1000), shape=(2,), continuous=True, 6 '
@@ -265,7 +265,7 @@ def same(a, b):
     ]
 
 
-def test_every_place_of_a_trained_model(workdir, tmp_path, monkeypatch):
+def test_a_model_is_loaded_from_every_location(workdir, tmp_path, monkeypatch):
     model = ScoreModel.load(workdir)
     averaged = load_averaged_model(small(), workdir / 'checkpoints' / 'checkpoint_1.pth')
     assert all(map(torch.equal, weights(model), averaged.state_dict().values()))
@@ -325,7 +325,7 @@ def test_models_of_the_library_have_names():
 @pytest.mark.parametrize(
     'name', ['nothing', 'runs/x/checkpoint_1.pth', './a/b', 'some/thing.safetensors']
 )
-def test_what_does_not_exist(name):
+def test_a_model_that_does_not_exist_raises_an_error(name):
     with pytest.raises(
         CheckpointError, match=f"^no file, folder or pretrained model is called '{name}' .*mnist-vp"
     ):

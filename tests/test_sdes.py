@@ -92,7 +92,7 @@ def test_an_sde_needs_a_step(sde):
 
 
 @pytest.mark.parametrize('sigmas', [(1, 1), (2, 1), (0, 1)])
-def test_ve_refuses_sigmas_that_do_not_grow(sigmas):
+def test_ve_with_sigmas_that_do_not_increase_raises_an_error(sigmas):
     with pytest.raises(ValueError, match='sigma_min'):
         VESDE(*sigmas)
 
@@ -123,7 +123,7 @@ SHAPED = dict(
     'times', [TIMES, TIMES[3:4], TIMES[:4].float()], ids=['six', 'one', 'float32']
 )
 @pytest.mark.parametrize('name', [*SDES, *SHAPED])
-def test_mean_and_std_are_those_of_the_marginal(name, times):
+def test_mean_and_std_equal_those_of_the_marginal(name, times):
     """This also holds if a user's `marginal_prob` supports only images, or only vectors."""
     sde = SDES[name]() if name in SDES else Own(SHAPED[name])
     x = torch.ones(len(times), *(1,) * (1 if name == 'vectors' else 3), dtype=times.dtype)
@@ -138,7 +138,7 @@ def test_mean_and_std_are_those_of_the_marginal(name, times):
     [lambda v, x: v, lambda v, x: (v * x).sum(), lambda v, x: expand(v, x)[..., None] * x],
     ids=['no x', 'a number', 'a dimension more'],
 )
-def test_a_mean_of_another_shape_is_refused(shape):
+def test_a_mean_of_another_shape_raises_an_error(shape):
     with pytest.raises(
         ValueError, match='Own.marginal_prob must return a mean of the shape of x, got '
     ):
@@ -229,7 +229,7 @@ def test_reverse_drift_and_diffusion(sde):
         assert torch.equal(diffusion, torch.zeros(2, dtype=torch.float64))
 
 
-def test_reverse_is_a_class_of_its_own(sde):
+def test_reverse_returns_a_reverse_sde(sde):
     reverse = sde.reverse(lambda x, t: -x)
     assert isinstance(reverse, ReverseSDE) and (reverse.N, reverse.T) == (sde.N, sde.T)
 

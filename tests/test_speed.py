@@ -86,7 +86,7 @@ def gradients(model, output):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def test_every_registered_network_is_here():
+def test_every_registered_network_is_tested():
     assert {NETWORKS[name]().model.name for name in NETWORKS} == set(mutils.MODELS.names())
 
 
@@ -191,7 +191,7 @@ def test_bfloat16_is_near_float32(name):
         ),
     ],
 )
-def test_settings_without_a_meaning_are_refused(key, value, message, tmp_path):
+def test_invalid_settings_raise_an_error(key, value, message, tmp_path):
     config = digits_ddpmpp_continuous.get_config()
     config.device, config.training[key] = 'cpu', value
     with pytest.raises(UserError, match=message):
@@ -230,7 +230,7 @@ def steps(config, count=3, **settings):
 
 @pytest.mark.parametrize('accumulation', [2, 3, 12])
 @pytest.mark.parametrize('continuous', [True, False])
-def test_parts_of_a_batch_add_up_to_it(continuous, accumulation):
+def test_accumulated_gradients_equal_those_of_the_batch(continuous, accumulation):
     """Times and noise are the same, so losses and, up to rounding, steps are the same."""
     config = digits_ddpmpp_continuous.get_config()
     config.device, config.optim.warmup = 'cpu', 0
@@ -256,7 +256,7 @@ def test_parts_must_be_equal():
 @pytest.mark.parametrize(
     'config', [digits_ddpmpp_continuous, digits_ncsnpp_continuous], ids=['ddpmpp', 'ncsnpp']
 )
-def test_recomputation_keeps_less_and_changes_nothing(config):
+def test_recomputation_saves_memory_and_changes_no_results(config):
     """The results are bit-identical, with dropout."""
     results = []
     for recompute in (False, True):
@@ -316,7 +316,7 @@ def test_the_host_does_not_wait_within_a_step(config):
     assert waiting.found == ['aten._local_scalar_dense.default']
 
 
-def test_a_network_is_not_walked_through_for_every_evaluation():
+def test_modules_are_not_traversed_in_every_evaluation():
     """Setting the mode visits every module, so it is set only if it changes."""
 
     class Counting(torch.nn.Module):

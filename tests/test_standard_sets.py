@@ -89,7 +89,7 @@ def test_cifar10_has_its_images_in_the_order_of_the_files(tmp_path, monkeypatch)
     assert datasets.get_dataset(config, evaluation=True)[2] is None  # there is no builder of TFDS
 
 
-def test_svhn_calls_the_digit_0_by_0(tmp_path, monkeypatch):
+def test_svhn_label_of_the_digit_0_is_0(tmp_path, monkeypatch):
     monkeypatch.setattr(
         vision.SVHN,
         'split_list',
@@ -108,9 +108,7 @@ def test_svhn_calls_the_digit_0_by_0(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('dataset, folder', [('MNIST', 'MNIST'), ('fashionmnist', 'FashionMNIST')])
-def test_mnist_and_fashion_mnist_come_from_torchvision_by_default(
-    tmp_path, monkeypatch, dataset, folder
-):
+def test_mnist_and_fashion_mnist_use_torchvision_by_default(tmp_path, monkeypatch, dataset, folder):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     write_idx(tmp_path / 'datasets', folder)
     config = config_of(dataset, 28, 1)
@@ -159,7 +157,7 @@ def celeba(tmp_path, monkeypatch):
     ), images
 
 
-def test_celeba_is_the_middle_140_pixels_and_has_the_validation_set_for_a_test_set(celeba):
+def test_celeba_is_the_middle_140_pixels_and_tests_on_the_validation_set(celeba):
     config, images = celeba
     train, test = (datasets.get_split(config(size=140), split) for split in ('train', 'test'))
     assert np.array_equal(train.images, images[:4, 39:179, 19:159]) and np.array_equal(
@@ -230,7 +228,7 @@ def no_network(host):
         ('CelebA', 64, 3, 'drive.google.com', 'celeba'),
     ],
 )
-def test_what_cannot_be_downloaded_is_an_error_with_its_remedy(
+def test_a_failed_download_raises_an_error_with_a_remedy(
     tmp_path, monkeypatch, dataset, size, channels, host, files
 ):
     monkeypatch.setattr(torchvision_sets, 'require_network', no_network)
@@ -253,7 +251,7 @@ def test_what_cannot_be_downloaded_is_an_error_with_its_remedy(
     assert '\n' not in message and not [*tmp_path.iterdir()]
 
 
-def test_what_is_missing_is_downloaded(tmp_path, monkeypatch):
+def test_missing_files_are_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision_sets, 'require_network', lambda host: None)
     monkeypatch.setattr(vision.MNIST, 'download', lambda self: write_idx(tmp_path))
     assert len(datasets.get_split(config_of('MNIST', 28, 1, path=str(tmp_path)), 'test')) == 6
@@ -289,12 +287,12 @@ def test_what_is_missing_is_downloaded(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_sources_that_do_not_go_with_a_data_set_are_refused(data, words):
+def test_unsupported_sources_of_a_data_set_raise_an_error(data, words):
     with pytest.raises(UserError, match=words):
         datasets.get_source(load_config('configs.vp.digits_ddpmpp_continuous', data))
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+def test_a_file_instead_of_the_folder_raises_an_error(tmp_path):
     (tmp_path / 'mnist.npz').write_bytes(b'')
     with pytest.raises(
         UserError,
@@ -350,7 +348,7 @@ def test_any_data_set_of_tfds_by_name(tmp_path, labelled):
     assert datasets.get_split(config, 'test').images.shape == (12, 14, 14, 1)
 
 
-def test_data_sets_of_tfds_without_splits_or_images_are_refused(tmp_path):
+def test_data_sets_of_tfds_without_splits_or_images_raise_an_error(tmp_path):
     prepare(tmp_path, 'one_split', splits=('train',))
     with pytest.raises(
         UserError,

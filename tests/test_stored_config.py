@@ -58,7 +58,7 @@ def copied(workdir, folder) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(workdir, folder / 'copy'))
 
 
-def test_the_config_lies_beside_and_within_the_checkpoints(workdir):
+def test_the_config_is_stored_next_to_and_in_the_checkpoints(workdir):
     config = small()
     assert not [*stored.differences(config, stored.get_config(workdir / 'config.json'))]
     for path in (workdir / 'checkpoints' / 'checkpoint_1.pth', checkpoints.resume_path(workdir)):
@@ -90,9 +90,7 @@ def changed(key, **settings):
 
 @pytest.mark.parametrize('mode', WORK)
 @pytest.mark.parametrize('key', OTHERS)
-def test_another_model_than_the_trained_one_is_refused_by_name_and_nothing_is_written(
-    workdir, key, mode
-):
+def test_another_model_than_the_trained_one_raises_an_error(workdir, key, mode):
     value, old = OTHERS[key]
     before = tree(workdir)
     with pytest.raises(
@@ -104,7 +102,7 @@ def test_another_model_than_the_trained_one_is_refused_by_name_and_nothing_is_wr
     assert tree(workdir) == before
 
 
-def test_the_command_line_refuses_another_model_too_and_writes_nothing(workdir):
+def test_another_model_on_the_command_line_writes_nothing(workdir):
     before = tree(workdir)
     done = run(
         workdir.parent,
@@ -122,9 +120,7 @@ def test_the_command_line_refuses_another_model_too_and_writes_nothing(workdir):
     )
 
 
-def test_a_work_directory_without_a_config_refuses_another_model_by_its_checkpoints(
-    workdir, tmp_path
-):
+def test_without_config_json_the_model_is_compared_with_checkpoints(workdir, tmp_path):
     folder = copied(workdir, tmp_path)
     (folder / 'config.json').unlink()
     for work in WORK.values():
@@ -137,9 +133,7 @@ def test_a_work_directory_without_a_config_refuses_another_model_by_its_checkpoi
 
 
 @pytest.mark.parametrize('mode', WORK)
-def test_another_model_is_accepted_with_a_warning_where_it_is_forced(
-    workdir, tmp_path, mode, caplog
-):
+def test_force_config_accepts_another_model_with_a_warning(workdir, tmp_path, mode, caplog):
     folder = copied(workdir, tmp_path)
     WORK[mode](changed('model.beta_max', force_config=True), str(folder))
     found = [
@@ -159,7 +153,7 @@ def test_another_model_is_accepted_with_a_warning_where_it_is_forced(
     )
 
 
-def test_a_checkpoint_that_is_named_is_compared_and_the_work_directory_is_not(workdir, tmp_path):
+def test_a_given_checkpoint_is_compared_instead_of_the_work_directory(workdir, tmp_path):
     """The work directory then only receives the samples."""
     config = changed('model.nf')
     run_lib.train(config, tmp_path / 'other')
@@ -167,7 +161,7 @@ def test_a_checkpoint_that_is_named_is_compared_and_the_work_directory_is_not(wo
     assert sample(config, str(copied(workdir, tmp_path)), checkpoint, 2).is_dir()
 
 
-def test_all_keys_that_differ_are_named_and_unused_ones_pass(tmp_path):
+def test_all_keys_that_differ_are_named_except_unused_ones(tmp_path):
     config, other = small(), small()
     other.model.update(beta_max=8.0, sigma_max=7.0, dropout=0.3, ch_mult=(1, 3))
     other.sampling.steps = 9
@@ -186,7 +180,7 @@ def test_all_keys_that_differ_are_named_and_unused_ones_pass(tmp_path):
     }
 
 
-def test_names_of_classes_may_be_written_in_any_case():
+def test_names_of_classes_can_have_any_case():
     config, other = small(), small()
     other.training.sde, other.model.name = 'VPSDE', 'NCSNpp'
     assert not [*stored.differences(other, config)]
@@ -195,7 +189,7 @@ def test_names_of_classes_may_be_written_in_any_case():
     assert [*stored.differences(other, config)] == [('data.path', 'a', 'A')]
 
 
-def test_what_changes_on_resume_is_logged(workdir, tmp_path, caplog):
+def test_changed_keys_are_logged_on_resume(workdir, tmp_path, caplog):
     checkpoints.resume_path(tmp_path).parent.mkdir()
     checkpoints.resume_path(tmp_path).write_bytes(checkpoints.resume_path(workdir).read_bytes())
     config = small()
@@ -227,7 +221,7 @@ def test_a_checkpoint_without_a_config_loads(workdir, tmp_path):
     load_averaged_model(config, path)
 
 
-def test_a_work_directory_serves_without_a_config(workdir, tmp_path):
+def test_a_work_directory_is_enough_to_sample(workdir, tmp_path):
     done = run(
         tmp_path,
         f'--workdir={workdir}',
@@ -244,7 +238,7 @@ def test_a_work_directory_serves_without_a_config(workdir, tmp_path):
     )
 
 
-def test_data_and_statistics_need_the_work_directory_alone(workdir, tmp_path):
+def test_data_and_statistics_need_only_the_work_directory(workdir, tmp_path):
     folder = copied(workdir, tmp_path)
     done = run(tmp_path, f'--workdir={folder}', '--mode=data')
     assert done.returncode == 0 and '8x8 pixels, 1 channels, 17 grey levels' in done.stderr, (

@@ -8,13 +8,13 @@ import types
 import pytest
 
 from conftest import ROOT
-from runtime.tensorflow import stand_in
+from runtime.tensorflow import stub
 
 STAND_INS = ('tensorboard.compat.notf', 'tensorflow_gan.python.estimator', 'pkg_resources')
 
 
-def test_a_stand_in_lasts_as_long_as_its_block():
-    with pytest.raises(ZeroDivisionError), stand_in('no_such_module', answer=42):
+def test_a_stub_is_removed_after_its_block():
+    with pytest.raises(ZeroDivisionError), stub('no_such_module', answer=42):
         import no_such_module
 
         assert no_such_module.answer == 42
@@ -22,19 +22,19 @@ def test_a_stand_in_lasts_as_long_as_its_block():
     assert 'no_such_module' not in sys.modules
 
 
-def test_a_module_that_was_there_before_stays(monkeypatch):
+def test_a_module_imported_before_is_kept(monkeypatch):
     before = types.ModuleType('present')
     monkeypatch.setitem(sys.modules, 'present', before)
-    with stand_in('present', answer=42):
+    with stub('present', answer=42):
         assert sys.modules['present'] is before and not hasattr(before, 'answer')
     assert sys.modules['present'] is before
 
 
-def test_a_module_that_takes_the_place_of_a_stand_in_stays(monkeypatch):
+def test_a_module_that_replaces_a_stub_is_kept(monkeypatch):
     monkeypatch.setitem(sys.modules, 'replaced', None)
     monkeypatch.delitem(sys.modules, 'replaced')
     after = types.ModuleType('replaced')
-    with stand_in('replaced'):
+    with stub('replaced'):
         sys.modules['replaced'] = after
     assert sys.modules['replaced'] is after
 
@@ -54,7 +54,7 @@ def test_a_module_that_takes_the_place_of_a_stand_in_stays(monkeypatch):
         ('import evaluation\nevaluation._tfgan_module()', 'tensorflow_gan'),
     ],
 )
-def test_imports_leave_no_stand_ins(tmp_path, code, package):
+def test_imports_leave_no_stubs(tmp_path, code, package):
     """Importing TensorBoard or TF-GAN leaves no stubs, in a process that has imported neither."""
     if importlib.util.find_spec(package) is None:
         pytest.skip(f'needs {package}')

@@ -140,7 +140,7 @@ def test_tensorflow_sees_no_gpu_and_its_decoder_names_corrupt_pictures(monkeypat
             decode(content)
 
 
-def test_unprepared_tfds_data_set_is_told_in_one_sentence(tmp_path, monkeypatch):
+def test_a_tfds_data_set_that_is_not_prepared_raises_an_error(tmp_path, monkeypatch):
     """Any error of TFDS becomes one sentence that names the key and the folder.
 
     TFDS is replaced by a stub.

@@ -35,8 +35,8 @@ def test_tfrecords_hold_the_raw_images(tmp_path, name):
     config.data.image_size = 64
     with pytest.raises(
         UserError,
-        match=r'record 0, at byte 0, has shape \[3, 32, 32\]; '
-        r'expected \[3, 64, 64\] from the config',
+        match=r'record 0, at byte 0, has an image of shape \[3, 32, 32\]; '
+        r'expected \[3, 64, 64\] from config.data',
     ):
         everything(config)
     (tmp_path / 'a.txt').write_bytes(bytes(range(256)) * 8)

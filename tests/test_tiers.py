@@ -64,7 +64,7 @@ def run(tmp_path):
     return call
 
 
-def test_the_fast_tier_finds_what_is_not_marked(run, tmp_path):
+def test_the_fast_tier_finds_unmarked_tests(run, tmp_path):
     """One run reports both users of the slow fixture, the slow case, and the import."""
     fast = '-m', 'pytest', '-q', '-rf', '-m', 'not slow and not tensorflow', '--limit=0.2'
     status, said = run(*fast)

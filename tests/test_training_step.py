@@ -244,7 +244,7 @@ def test_evaluation_gives_the_weights_back_after_an_error():
     assert torch.equal(parameters(state), weights)
 
 
-def test_the_optimizer_takes_its_settings():
+def test_the_optimizer_has_the_given_settings():
     settings = config(beta1=0.8, eps=1e-6, weight_decay=0.1)
     group = get_optimizer(settings, Toy().parameters()).param_groups[0]
     assert (group['lr'], group['betas'], group['eps'], group['weight_decay']) == (
@@ -257,7 +257,7 @@ def test_the_optimizer_takes_its_settings():
         get_optimizer(config(optimizer='SGD'), Toy().parameters())
 
 
-def test_a_step_takes_classes():
+def test_a_step_uses_classes():
     """A step passes the classes to the network, and evaluation has the loss of the same seed.
 
     Training then separates data of different classes.
@@ -288,10 +288,10 @@ def test_a_step_takes_classes():
     assert before == of_seed(
         lambda *batch, **c: loss_fn(state['model'], *batch, **c), classes=classes
     )
-    assert torch.equal(state['model'].told[0]['classes'], classes)
+    assert torch.equal(state['model'].conditions[0]['classes'], classes)
     for _ in range(150):
         step_fn(state, batch, classes=classes)
-    assert state['step'] == 150 and torch.equal(state['model'].told[-1]['classes'], classes)
+    assert state['step'] == 150 and torch.equal(state['model'].conditions[-1]['classes'], classes)
     after = [
         of_seed(lambda *batch, **c: evaluate(state, *batch, **c), classes=c)
         for c in (classes, 1 - classes)

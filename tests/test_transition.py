@@ -7,7 +7,7 @@ from published_samplers import ALL_SDES
 
 
 @pytest.mark.parametrize('name', ALL_SDES)
-def test_the_transition_leads_from_one_marginal_to_the_next(name):
+def test_the_transition_maps_one_marginal_to_the_next(name):
     """The transitions from x_0 to s and from s to t give the marginal at t.
 
     Each image has its own s and t; some of them are equal or almost equal.
@@ -26,7 +26,7 @@ def test_the_transition_leads_from_one_marginal_to_the_next(name):
 
 
 @pytest.mark.parametrize('name', ALL_SDES)
-def test_the_transition_is_that_of_the_sde(name):
+def test_the_transition_follows_the_drift_and_the_diffusion(name):
     """The moments obey dm/dt = a m and dv/dt = 2 a v + g^2, where the drift is a x.
 
     They are integrated from 0.3 T to 0.6 T by the midpoint rule, whose error with 20000 steps is
@@ -47,7 +47,7 @@ def test_the_transition_is_that_of_the_sde(name):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('name', ALL_SDES)
-def test_in_no_time_nothing_happens(name, dtype):
+def test_a_transition_of_length_zero_changes_nothing(name, dtype):
     sde, x = ALL_SDES[name](1000), torch.randn(5, 4, dtype=dtype)
     times = sde.T * torch.tensor([1e-5, 1e-3, 0.2, 0.7, 1.0], dtype=dtype)
     mean, std = sde.transition_prob(x, times, times)

@@ -63,7 +63,7 @@ def options(folder, **settings):
     return [part for key, value in given.items() for part in ('--set', f'{key}={value}')]
 
 
-def test_a_report_of_two(pair, tmp_path, capsys):
+def test_a_report_of_two_models(pair, tmp_path, capsys):
     folder, models = pair
     status = main([*models, '--output', str(tmp_path), *options(folder)])
     assert capsys.readouterr().out.strip() == str(tmp_path / 'REPORT.md')
@@ -124,7 +124,7 @@ def test_a_report_of_two(pair, tmp_path, capsys):
     assert (tmp_path / 'summary.csv').read_bytes() == once
 
 
-def test_what_fails_is_told(pair, tmp_path, capsys):
+def test_failures_are_reported(pair, tmp_path, capsys):
     """A NaN weight and a file that does not fit its config fail; a config may appear twice."""
     folder, models = pair
     content = torch.load(folder / 've.pth', weights_only=True)
@@ -151,7 +151,7 @@ def test_what_fails_is_told(pair, tmp_path, capsys):
     assert 'failed**' in text.splitlines()[2]
 
 
-def test_what_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
+def test_missing_results_are_left_out_with_a_reason(tmp_path, monkeypatch):
     """The report of a published config without data set and network connection is incomplete.
 
     It has the paper's numbers, and the reason why ours are missing.
@@ -206,7 +206,7 @@ def test_what_cannot_be_measured_is_left_out(tmp_path, monkeypatch):
     assert status == 0 and 'flax' in text and '2 could not be made' in text
 
 
-def test_the_papers_number_beside_ours():
+def test_the_report_compares_with_the_numbers_of_the_paper():
     """The report has the paper's number and the difference, or why they are not comparable.
 
     Numbers are not comparable if n is too small. The number is missing if the paper has none.
@@ -214,7 +214,7 @@ def test_the_papers_number_beside_ours():
     from reports import Number
     from validation.published import published
 
-    def beside(n, quantity='FID', method='pc', name='vp/cifar10_ddpmpp_continuous', value=2.6):
+    def compared(n, quantity='FID', method='pc', name='vp/cifar10_ddpmpp_continuous', value=2.6):
         number = Number(
             {'FID': 'frechet', 'IS': 'IS'}.get(quantity, quantity),
             quantity,
@@ -230,17 +230,19 @@ def test_the_papers_number_beside_ours():
         model = validate.Model(name, '', None, published(name))
         return report.compared(validate.Result(model, config, about={}), number)
 
-    assert beside(50000) == ('2.55', '+0.05 from the paper') and beside(50000, method='ode') == (
+    assert compared(50000) == ('2.55', '+0.05 from the paper') and compared(
+        50000, method='ode'
+    ) == (
         '3.93',
         '-1.33 from the paper',
     )
-    theirs, reason = beside(500)
+    theirs, reason = compared(500)
     assert theirs == '2.55' and reason.startswith('not comparable: 500 samples (< 50000)')
     assert (
-        beside(50000, 'IS', value=9.6) == ('9.58', '+0.02 from the paper')
-        and beside(50000, 'IS', 'ode')[0] == ''
+        compared(50000, 'IS', value=9.6) == ('9.58', '+0.02 from the paper')
+        and compared(50000, 'IS', 'ode')[0] == ''
     )
-    assert beside(50000, 'FID', name='ve/church_ncsnpp_continuous') == (
+    assert compared(50000, 'FID', name='ve/church_ncsnpp_continuous') == (
         '',
         'not in the paper',
     )
@@ -324,7 +326,7 @@ def test_checks_of_samples_and_numbers():
         ([f'{VP}={ROOT / "README.md"}', '--set', 'model.nf=many'], '--set model.nf=many: '),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(arguments, words, tmp_path, capsys, monkeypatch):
+def test_wrong_arguments_raise_a_one_line_error(arguments, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main([*arguments, '--output', str(tmp_path / 'out')]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
@@ -342,7 +344,7 @@ def test_settings_of_the_command():
         setting('samples')
 
 
-def test_help_says_what_it_does():
+def test_help_describes_the_command():
     done = subprocess.run(
         [sys.executable, '-m', 'validation', '--help'],
         cwd=ROOT,
@@ -355,7 +357,7 @@ def test_help_says_what_it_does():
 
 
 @pytest.mark.parametrize('which', ['raw', 'averaged'])
-def test_numbers_of_another_checkpoint_never_stand_under_this_one(pair, tmp_path, which):
+def test_numbers_of_another_checkpoint_are_not_reported(pair, tmp_path, which):
     """Validate a good checkpoint, then one without results, with the same output folder."""
     folder, _ = pair
     assert (
@@ -382,7 +384,7 @@ def test_numbers_of_another_checkpoint_never_stand_under_this_one(pair, tmp_path
     assert len((tmp_path / 'out' / 'summary.csv').read_text().splitlines()) == 1
 
 
-def test_one_checkpoint_that_does_not_fit_is_an_error(pair, tmp_path):
+def test_a_checkpoint_that_does_not_match_raises_an_error(pair, tmp_path):
     folder, _ = pair
     with pytest.raises(CheckpointError, match='does not match'):
         validate.validate([validate.Model('a', VP, folder / 've.pth')], tmp_path, TINY)

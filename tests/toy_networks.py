@@ -23,8 +23,8 @@ class ToyOfClasses(Toy):
 
     def __init__(self):
         super().__init__()
-        self.shifts, self.told = nn.Parameter(torch.zeros(3, 2)), []
+        self.shifts, self.conditions = nn.Parameter(torch.zeros(3, 2)), []
 
     def forward(self, x, labels, **condition):
-        self.told.append(condition)
+        self.conditions.append(condition)
         return super().forward(x, labels) + (self.shifts[condition['classes']] if condition else 0)

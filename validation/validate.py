@@ -175,7 +175,7 @@ def _validated(model: Model, config: ConfigDict, workdir: pathlib.Path) -> Resul
     state = checkpoints.restore(
         snapshot, run_lib.create_state(config), config.device, optional=('rng', 'optimizer')
     )
-    _forget_others(workdir, snapshot)
+    _remove_others(workdir, snapshot)
     about = _about(model, state)
     result = Result(model, config, about, workdir, number)
     read = f'{about["format"]}, step {about["step"]}, {about["parameters"]:,} parameters'
@@ -208,7 +208,7 @@ def _about(model: Model, state: dict) -> dict:
     )
 
 
-def _forget_others(workdir: pathlib.Path, snapshot: pathlib.Path):
+def _remove_others(workdir: pathlib.Path, snapshot: pathlib.Path):
     """Delete the results of another checkpoint that this work directory had before."""
     for path in (workdir / 'eval').rglob('*.npz'):
         file = results.load(path)

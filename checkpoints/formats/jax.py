@@ -20,7 +20,7 @@ from models.layerspp import GaussianFourierProjection
 from models.ncsnpp import NCSNpp
 from models.unet import UNet
 from models.up_or_down_sampling import Conv2d
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, reason_of
 
 from .layouts import KERNEL_LAST, SAME, TRANSPOSED, Entry, to_ours
 
@@ -104,7 +104,7 @@ def load(path: str | os.PathLike) -> dict:
     except (OSError, ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise CheckpointError(
             f'{path} cannot be read as a flax training state; it may be truncated: '
-            f'{error or type(error).__name__}'
+            f'{reason_of(error)}'
         ) from error
 
 
@@ -163,7 +163,7 @@ def read(path: str | os.PathLike, network: nn.Module, device: str | torch.device
     if not isinstance(network, UNet):
         raise CheckpointError(
             f'{path} is a training state of the JAX release: expected a ddpm, ncsnpp or ddpmpp '
-            f'network, got {type(network).__name__}'
+            f'network in the config, got {type(network).__name__}'
         )
     tree = load(path)
     try:
@@ -174,10 +174,10 @@ def read(path: str | os.PathLike, network: nn.Module, device: str | torch.device
         rate = float(tree['ema_rate'])
         step = int(tree['step'])
         if not isinstance(moments, dict):
-            raise TypeError('optimizer/state')
+            raise TypeError("expected the entry 'optimizer/state' to be a dict")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f'{path} is not a training state of the JAX release: it lacks {error}'
+            f'{path} is not a training state of the JAX release: {reason_of(error)}'
         ) from error
     names = table(network)
     state = dict(
@@ -212,6 +212,6 @@ def _adam(path, network: UNet, names: dict[str, Entry], saved: dict) -> dict:
         }
     except KeyError as error:
         raise CheckpointError(
-            f'{path} does not fit the network of the config: its optimizer lacks {error}'
+            f'{path} does not fit the network of the config: its Adam moments lack {error}'
         ) from error
     return dict(state=state, param_groups=[dict(params=list(range(len(parameters))))])

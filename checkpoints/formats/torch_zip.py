@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, reason_of
 
 # The archive's last record has 22 bytes; the last two are the length of the comment after it.
 END = b'PK\x05\x06'
@@ -73,8 +73,7 @@ def load(path: str | os.PathLike, device: str | torch.device = 'cpu') -> Any:
         imported = re.search(r'GLOBAL ([\w.]+)', str(error))
         raise _contains_code(path, imported[1]) if imported else _unreadable(path) from error
     except READ_ERRORS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _unreadable(path, reason) from error
+        raise _unreadable(path, reason_of(error)) from error
 
 
 def _contains_code(path, imported: str) -> CheckpointError:
@@ -185,7 +184,7 @@ def read(
 def check_state(path: str | os.PathLike, content: Any) -> None:
     """Raise CheckpointError if the content of a file is not a training state."""
     if not isinstance(content, dict) or 'model' not in content:
-        raise CheckpointError(f"{path} is not a training state: it has no 'model'")
+        raise CheckpointError(f"{path} is not a training state: it lacks the entry 'model'")
 
 
 def bare(weights: dict) -> dict:

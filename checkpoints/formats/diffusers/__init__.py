@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from configs import stored
 from models.ncsnpp import NCSNpp
 from models.unet import UNet
-from runtime.errors import CheckpointError, UserError
+from runtime.errors import CheckpointError, UserError, reason_of
 
 from .. import safetensors
 from ..layouts import to_ours, to_theirs
@@ -68,10 +68,15 @@ def config_of(path: str | os.PathLike, with_scheduler: bool = True) -> ConfigDic
     try:
         family = _family_of_settings(unet)
         config = family.config_of(path, unet)
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except ValueError as error:
         raise CheckpointError(f'{path} is not a supported UNet2DModel: {error}') from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise CheckpointError(
+            f'{path} is not a supported UNet2DModel: a setting in its config.json has a wrong type '
+            f'or value ({reason_of(error)})'
+        ) from error
     if with_scheduler:
         _read_noise_levels(path, family, config)
     return config
@@ -125,7 +130,7 @@ def read(
     for attention in spare:
         if not adds_nothing(weights, attention):
             raise CheckpointError(
-                f'{path} does not fit the network of the config: it has {attention}, which needs '
+                f'{path} does not fit the network of the config: the layer {attention} needs '
                 "config.model.up_attention='block'"
             )
     dropped = tuple(f'{attention}.' for attention in spare)

@@ -95,7 +95,7 @@ class Family:
         widths = list(unet.get('block_out_channels', ()))
         size = unet.get('sample_size')
         size = size[0] if isinstance(size, (list, tuple)) else size
-        if not size or any(width % widths[0] for width in widths):
+        if not size or not widths or any(width % widths[0] for width in widths):
             raise ValueError(
                 'expected a sample_size, and block_out_channels that are multiples of the first, '
                 f'got sample_size={size}, block_out_channels={widths}'
@@ -137,7 +137,9 @@ class Family:
             section, name = key.split('.')
             got = config[section][name]
             if (list(got) if isinstance(value, list) else got) != value:
-                faults.append(f'config.{key}={got!r}: its {self.name} blocks have {value!r}')
+                faults.append(
+                    f'config.{key}={got!r}, but {self.name} networks of diffusers have {value!r}'
+                )
         return faults
 
     def unet_config(self, config: ConfigDict) -> dict:

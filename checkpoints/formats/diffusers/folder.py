@@ -66,7 +66,9 @@ def load(path: pathlib.Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f'{folder} has no weights: none of {", ".join(WEIGHTS)}')
     weights = torch_zip.load(file) if file.suffix == '.bin' else safetensors.load(file)[0]
     if not isinstance(weights, dict):
-        raise CheckpointError(f'{file} has no weights by name')
+        raise CheckpointError(
+            f'{file}: expected a dict of weights by name, got {type(weights).__name__}'
+        )
     renamed = {_present_name(name): value for name, value in weights.items()}
     # Older files have the frequencies under both names, or only under the old name.
     old, new = (renamed.get(f'time_proj.{name}') for name in ('W', 'weight'))

@@ -84,8 +84,8 @@ class SkipUNets(Family):
         if groups <= {32}:
             return []
         return [
-            f'config.model.attn_groups={config.model.attn_groups}: around attention diffusers '
-            'has 32 groups, this network has ' + ', '.join(map(str, sorted(groups)))
+            f'config.model.attn_groups={config.model.attn_groups}: normalizations around attention '
+            f'must have 32 groups, got {", ".join(map(str, sorted(groups)))}'
         ]
 
     def written_settings(self, model: ConfigDict) -> dict:
