@@ -271,7 +271,7 @@ def other_files():
         'deep.pth': (archive(data_pkl=deep), UNREAD),
         'list.pth': (saved([1, 2, 3]), 'not a training state'),
         'number.pth': (saved(3.0), 'not a training state'),
-        'other.pth': (saved({'weights': {}}), "no 'model'"),
+        'other.pth': (saved({'weights': {}}), "lacks the entry 'model'"),
         'text.pth': (written(b'hello'), 'cannot be read'),
         'html.pth': (written(b'<!doctype html>'), 'cannot be read'),
         'zeros.pth': (written(bytes(10_000)), 'cannot be read'),

@@ -5,9 +5,9 @@ r"""A small DDPM++ on Fashion-MNIST, with the continuous sub-VP SDE.
 
 torchvision downloads the data set. From an NPZ file with x_train, y_train, x_test and y_test:
 `--config.data.dataset=NPZ --config.data.path=fashion_mnist.npz`. Expect, after 4,158 steps (400 s
-on a quarter of an H200): 2.998 +- 0.075 bits/dim (100 test images), a Frechet distance in pixels of
-5.62 between 500 samples and 10,000 training images (4.52 between 500 test images and these). See
-docs/models/README.md for the weights that come with the library and samples of them.
+on a quarter of an H200): 3.108 +- 0.080 bits/dim (100 test images), and samples of which a
+classifier is sure in 0.726 of the cases (test images: 0.781).
+See docs/models/README.md for the weights that come with the library and samples of them.
 """
 
 from ml_collections import ConfigDict
