@@ -43,6 +43,7 @@ SOLVERS = (
     dict(method='dpmpp_2m_sde', steps=24),
     dict(method='dpmpp_2m_sde', steps=24, skip_type='time_uniform'),
     dict(method='dpmpp_2m_sde', steps=48),
+    dict(method='dpmpp_2m_sde', steps=48, skip_type='time_uniform'),
     dict(method='dpmpp_2m', steps=24),
     dict(method='unipc', steps=12),
     dict(method='unipc', steps=24),
