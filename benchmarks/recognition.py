@@ -1,25 +1,24 @@
-"""Are samples of the pretrained models recognised, new, and as varied as real images?
+"""Are samples of the pretrained models recognised, as varied as real images, and new?
 
     python benchmarks/recognition.py --data FOLDER          # mnist.npz and fashion_mnist.npz in it
     python benchmarks/recognition.py --only solvers -n 300  # one part; torchvision fetches the data
 
 A small convolutional network is trained on the real training images and judges the samples:
 
-samples     the share of images of which it is sure (probability above 0.9), beside that of real
-            test images; the Frechet distance in its 128 features from 10,000 training images,
-            beside that of as many test images; the distance to the nearest training image
-solvers     the same for other solvers and numbers of network evaluations
-classes     how many samples of a class-conditional model show the class asked for
-inpainting  how many test digits with a new right half still show their digit
+samples     the share of images with a class probability above 0.9 ("sure"), for samples and for
+            real test images; the Frechet distance to 10,000 training images in the 128 features
+            of the network, for samples and for the same number of test images; the median
+            distance to the nearest training image
+solvers     these three numbers for other solvers and numbers of network evaluations
+classes     the share of samples of a class-conditional model that show the class asked for
+inpainting  the share of test digits that are recognised after their right halves were replaced
 bits        bits/dim of test images and of training images
 
-Finished rows are kept in recognition.json in --runs; the same command computes those that are
-missing for the current weights.
+Finished rows are kept in recognition.json in --runs; the same command resumes with the others.
 """
 
 import argparse
 import functools
-import hashlib
 import json
 import pathlib
 import time
@@ -32,7 +31,10 @@ from timing import parse_args, print_table
 from torch import Tensor, nn
 
 import datasets
+from checkpoints.trained import locate
+from data.levels import to_uint8
 from metrics.distances import frechet_distance, statistics
+from reports import results
 from score_model import ScoreModel
 
 MODELS = 'mnist-vp', 'fashion-mnist-subvp', 'mnist-ve', 'mnist-vp-classes'
@@ -78,12 +80,13 @@ class Judge:
     """A convolutional network trained on real images.
 
     Args:
-        train: what it is trained on; the first 10,000 images are the reference of distances.
-        path: file of its weights, which are trained if it does not exist.
+        train: the training images; the first 10,000 are the reference of distances.
+        path: file of its weights; if it does not exist, they are trained from seed 0.
         epochs: passes over the training images.
     """
 
     def __init__(self, train: Real, path: pathlib.Path, epochs: int):
+        torch.manual_seed(0)
         self.features = nn.Sequential(
             *self._level(1, 32), *self._level(32, 64), nn.Flatten(), nn.Linear(64 * 49, 128)
         )
@@ -106,11 +109,7 @@ class Judge:
         return *convolutions, nn.MaxPool2d(2), nn.Dropout(0.1)
 
     def _train(self, train: Real, epochs: int, batch: int = 128) -> None:
-        """AdamW with a rate that rises to 0.003 and falls to zero; the seed is 0."""
-        torch.manual_seed(0)
-        for layer in self.network.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                layer.reset_parameters()
+        """Train with AdamW and a learning rate that rises to 0.003 and falls to zero."""
         steps = epochs * (len(train.images) // batch)
         optimizer = torch.optim.AdamW(self.network.parameters(), weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps + 1)
@@ -132,7 +131,7 @@ class Judge:
         return features.double().numpy(), self.last(features).softmax(1)
 
     def scores(self, images: Tensor, labels: Tensor | None = None) -> dict:
-        """The columns 'n', 'sure', 'Frechet' and 'nearest' of images; 'correct' given labels."""
+        """Return the columns 'n', 'sure', 'Frechet' and 'nearest'; with labels also 'correct'."""
         features, probabilities = self.judge(images)
         found = dict(
             n=len(images),
@@ -145,11 +144,11 @@ class Judge:
         return found
 
     def correct(self, images: Tensor, labels: Tensor) -> float:
-        """The share of images that it assigns to their labels."""
+        """Return the share of images that the network assigns to their labels."""
         return (self.judge(images)[1].argmax(1) == labels).float().mean().item()
 
     def nearest(self, images: Tensor) -> Tensor:
-        """The Euclidean distance (N,) to the nearest training image, of values in [0, 1]."""
+        """Return distances (N,) to the nearest training image: Euclidean, values in [0, 1]."""
         known = self.train.images.flatten(1) / 255
         parts = (images.flatten(1) / 255).split(100)
         return torch.cat([torch.cdist(part, known).amin(1) for part in parts])
@@ -165,9 +164,13 @@ class Study:
         self.rows = json.loads(self.path.read_text())['rows'] if self.path.is_file() else []
 
     @functools.cache  # noqa: B019  one study a process
+    def model(self, name: str) -> ScoreModel:
+        return ScoreModel.load(name)
+
+    @functools.cache  # noqa: B019
     def real(self, name: str, split: str) -> Real:
-        """The images of the data set of a model."""
-        config = ScoreModel.load(name).config
+        """Return the images of the data set of a model."""
+        config = self.model(name).config.copy_and_resolve_references()
         key = 'fashion_mnist' if name.startswith('fashion') else 'mnist'
         own = dict(dataset='NPZ', path=f'{self.args.data}/{key}.npz')
         config.data.update(own if self.args.data else dict(dataset=SETS[key], path=''))
@@ -192,24 +195,22 @@ class Study:
         return Judge(self.real(name, 'train'), path, self.args.epochs)
 
     def row(self, name: str, part: str, how: str, compute) -> None:
-        """Compute a row, unless it is known for these weights and this n, and store all rows."""
-        weights = ScoreModel.load(name).network.state_dict()
-        digest = hashlib.sha256()
-        for value in weights.values():
-            digest.update(value.numpy().tobytes())
-        key = dict(model=name, part=part, how=how, asked=self.args.n, weights=digest.hexdigest())
+        """Compute a row and store it, unless it is known for these weights, this n and seed."""
+        weights = results.digest(locate(name))
+        asked = dict(asked=self.args.n, seed=self.args.seed, weights=weights)
+        key = dict(model=name, part=part, how=how) | asked
         if any(key.items() <= row.items() for row in self.rows):
             return
         start = time.perf_counter()
         row = key | compute() | dict(seconds=time.perf_counter() - start)
         self.rows.append(row)
         print('  '.join(text(row)), flush=True)
-        report = dict(machine=machine(), seed=self.args.seed, quick=self.args.quick, rows=self.rows)
+        report = dict(machine=machine(), quick=self.args.quick, rows=self.rows)
         self.path.write_text(json.dumps(report, indent=1) + '\n')
 
     def drawn(self, name: str, labels: Tensor | None = None, **settings) -> dict:
-        """The scores of samples."""
-        model, parts, nfe, n = ScoreModel.load(name), [], 0, self.args.n
+        """Return the scores of samples; labels are 0 to 9 in turn for a class-conditional model."""
+        model, parts, nfe, n = self.model(name), [], 0, self.args.n
         torch.manual_seed(self.args.seed)
         if labels is None and model.num_classes:
             labels = torch.arange(n) % 10
@@ -224,8 +225,8 @@ class Study:
 
 
 def eight_bits(x: Tensor) -> Tensor:
-    """Images in [0, 1] as 8-bit images: level floor(256 x), since training dequantized them."""
-    return (256 * x).floor().clamp(0, 255).byte()
+    """Convert images in [0, 1] to 8-bit images; the training images were dequantized."""
+    return torch.from_numpy(to_uint8(x.cpu().numpy(), dequantized=True))
 
 
 # Parts --------------------------------------------------------------------------------------------
@@ -256,10 +257,10 @@ def classes(study: Study, name: str) -> None:
 
 
 def inpainting(study: Study, name: str) -> None:
-    """The same `n // 5` test images with new right halves."""
+    """Replace the right halves of `n // 5` test images in several ways."""
     if name != 'mnist-vp':
         return
-    model, judge, n = ScoreModel.load(name), study.judge(name), max(1, study.args.n // 5)
+    model, judge, n = study.model(name), study.judge(name), max(1, study.args.n // 5)
     images, labels = study.some(name, 'test', n)
     mean = images.clone()
     mean[..., 14:] = study.real(name, 'train').images.float().mean(0)[..., 14:].byte()
@@ -279,14 +280,14 @@ def inpainting(study: Study, name: str) -> None:
 
 
 def bits(study: Study, name: str) -> None:
-    """Bits/dim of `n // 5` images, dequantized once, dopri5, one probe."""
+    """Compute bits/dim of `n // 5` images, dequantized once, with dopri5 and one probe."""
     for split in ('test', 'train'):
         images = study.some(name, split, max(2, study.args.n // 5)).images
         tolerance = study.args.tolerance
 
         def compute(images=images, tolerance=tolerance):
             how = dict(rtol=tolerance, atol=tolerance, probes=1, seed=study.args.seed)
-            found = ScoreModel.load(name).log_likelihood(images, **how)
+            found = study.model(name).log_likelihood(images, **how)
             error = found.bpd.std().item() / len(images) ** 0.5
             return dict(n=len(images), NFE=found.nfe, bpd=found.bpd.mean().item(), bpd_error=error)
 
@@ -297,7 +298,7 @@ PARTS = dict(samples=samples, classes=classes, bits=bits, inpainting=inpainting,
 
 
 def text(row: dict) -> tuple[str, ...]:
-    """The row of the table."""
+    """Return a row of the table."""
 
     def number(key: str, form: str) -> str:
         return '' if key not in row else format(row[key], form)
@@ -316,7 +317,7 @@ def text(row: dict) -> tuple[str, ...]:
 
 
 def random_images(folder: str) -> None:
-    """Files of the form of the real ones, for quick runs."""
+    """Write random images in the format of the real files, for quick runs."""
     rng = np.random.default_rng(0)
     for name in SETS:
         arrays = {
@@ -337,13 +338,15 @@ def command_line() -> argparse.Namespace:
     )
     parser.add_argument('-n', type=int, default=500, help='samples (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed (default: %(default)s)')
-    parser.add_argument('--only', nargs='+', choices=PARTS, default=[*PARTS], help='parts')
-    parser.add_argument('--models', nargs='+', choices=MODELS, default=MODELS, help='models')
+    parser.add_argument('--only', nargs='+', choices=PARTS, default=[*PARTS], help='parts to run')
+    parser.add_argument(
+        '--models', nargs='+', choices=MODELS, default=MODELS, help='models to judge'
+    )
     parser.set_defaults(
         epochs=4,
         tolerance=1e-3,
         solvers=SOLVERS,
-        weights=(1.0, 1.5, 2.0),
+        weights=(1.5, 2.0),  # the part `samples` has weight 1
         inpainting=INPAINTING,
     )
     return parse_args(
