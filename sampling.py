@@ -132,7 +132,9 @@ def sample(
         NotImplementedError, ValueError: if the options are not defined for this SDE.
     """
     check(model, options, loop)
-    x = _prior(model, shape, device, options.prior_mean) if z is None else _moved(model, z, device)
+    x = _prior(model, shape, options.prior_mean) if z is None else z
+    device = device or getattr(model.parameter(), 'device', None)
+    x = x.to(device) if device else x
     score_fn, counter = model.counted()
     draws = {'pc': predictor_corrector.draw, 'ode': _follow_flow, 'adaptive': adaptive.draw}
     draw = draws.get(options.method.lower(), _take_few_steps)
@@ -143,24 +145,14 @@ def _take_few_steps(sde, score_fn, x, options, loop):
     return options.build_solver(sde, score_fn).draw(x, loop, options.noise_removal)
 
 
-def _prior(model, shape, device, mean):
-    """A draw from the prior, shifted by `mean`, on the sampler's device in the network's dtype.
+def _prior(model, shape, mean):
+    """Return a draw from the prior, shifted by `mean`, in the network's dtype.
 
     It is drawn on the CPU, so that a seed gives the same numbers on every device.
     """
     parameter, x = model.parameter(), prior_sampling(model.sde, shape)
     x = x + (mean.to(x) if torch.is_tensor(mean) else mean)
-    if parameter is not None:
-        x = x.to(device or parameter.device, torch.promote_types(parameter.dtype, torch.float32))
-    return x.to(device) if device else x
-
-
-def _moved(model, z, device):
-    """Return the given state `z` on the device of the sampler."""
-    parameter = model.parameter()
-    if device is None and parameter is not None:
-        device = parameter.device
-    return z if device is None else z.to(device)
+    return x if parameter is None else x.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def _follow_flow(sde, score_fn, x, options, loop):
