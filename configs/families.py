@@ -88,9 +88,9 @@ def mnist(dataset: str = 'MNIST') -> ConfigDict:
 
 
 def folder(image_size: int) -> ConfigDict:
-    """A folder or zip file of your own pictures; the schedule suits thousands of them.
+    """A folder or zip file of your own pictures, with a schedule for thousands of them.
 
-    The network for it is `folder_sized`. `data.path` has no default.
+    `data.path` has no default.
     """
     config = base('FOLDER', image_size)
     config.data.uniform_dequantization = True
@@ -101,7 +101,7 @@ def folder(image_size: int) -> ConfigDict:
         snapshot_freq_for_preemption=1000,
         eval_freq=500,
     )
-    config.optim.update(lr=2e-4, warmup=1000)
+    config.optim.warmup = 1000
     config.eval.update(
         begin_ckpt=1,
         end_ckpt=10,
@@ -287,23 +287,6 @@ def mnist_sized(config: ConfigDict) -> ConfigDict:
         num_res_blocks=2,
         attn_resolutions=(14,),
         dropout=0.05,
-        ema_rate=0.9995,
-    )
-    config.sampling.update(method='dpmpp_2m_sde', steps=24)
-    return config
-
-
-def folder_sized(config: ConfigDict) -> ConfigDict:
-    """The network of `config` for 64 pixels: four resolutions, attention at 16 pixels.
-
-    Samples take 25 network evaluations.
-    """
-    config.model.update(
-        nf=64,
-        ch_mult=(1, 2, 2, 2),
-        num_res_blocks=2,
-        attn_resolutions=(16,),
-        dropout=0.1,
         ema_rate=0.9995,
     )
     config.sampling.update(method='dpmpp_2m_sde', steps=24)

@@ -10,12 +10,13 @@ the overrides for smaller, larger or grey pictures.
 
 from ml_collections import ConfigDict
 
-from configs.families import ddpmpp, folder, folder_sized, vp
+from configs.families import ddpmpp, folder, vp
 
 
 def get_config() -> ConfigDict:
     config = folder(64)
     vp(config, continuous=True)
-    ddpmpp(config)
-    folder_sized(config)
+    ddpmpp(config, num_res_blocks=2)
+    config.model.update(nf=64, ema_rate=0.9995)
+    config.sampling.update(method='dpmpp_2m_sde', steps=24)  # 25 network evaluations
     return config
