@@ -26,6 +26,7 @@ UNITS = {
     'coverage': 'fraction of images',
     'IS': 'score',
 }
+DOTS = ' Dots are means over the test set, from `--mode eval`.'
 CURVES = {'training_loss': ('training set', '-'), 'eval_loss': ('test set, single batches', '--')}
 
 
@@ -142,12 +143,12 @@ def draw_loss(
     return 'loss.png', (
         'Loss against the training step, from the TensorBoard files. Pale lines are single '
         'batches, the others moving averages over 5% of the points. The test loss is that of the '
-        'EMA weights.' + ' Dots are means over the test set, from `--mode eval`.' * any(whole)
+        'EMA weights.' + (DOTS if any(whole) else '')
     )
 
 
 def _whole_losses(run) -> list[tuple[int, float, int]]:
-    """(step, loss, number of images) of each checkpoint whose loss over a test set is complete.
+    """Return (step, loss, number of images) for each checkpoint with a complete test loss.
 
     Steps follow from the config in the work directory. Without one there are none.
     """
